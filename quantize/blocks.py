@@ -1,0 +1,40 @@
+"""The only code that knows what an axis does to memory: weights [OC, IC] to blocks [rows, n_blocks, block_size] and back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantize.types import F32, Array, Axis
+
+
+def to_rows(weight: Array, axis: Axis) -> Array:
+    """[OC, IC] -> [rows, cols] with groups along the last axis (a view): itself for PER_OC, its transpose for PER_IC."""
+    return weight if axis is Axis.PER_OC else weight.T
+
+
+def from_rows(rows: Array, axis: Axis) -> Array:
+    """The inverse of ``to_rows``: [rows, cols] -> [OC, IC] (a view)."""
+    return rows if axis is Axis.PER_OC else rows.T
+
+
+def to_blocks(rows: F32, block_size: int) -> F32:
+    """F32[..., cols] -> F32[..., ceil(cols / block_size), block_size]; a ragged last block is filled with zeros.
+
+    Zeros never widen a range, because every grid's range contains zero.
+    """
+    cols = rows.shape[-1]
+    padding = -cols % block_size
+    if padding:
+        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], padding), rows.dtype)], axis=-1)
+    return rows.reshape(*rows.shape[:-1], -1, block_size)
+
+
+def from_blocks(blocks: Array, cols: int) -> Array:
+    """The inverse of ``to_blocks``: [..., n_blocks, block_size] -> [..., cols], the filling cut off."""
+    return blocks.reshape(*blocks.shape[:-2], -1)[..., :cols]
+
+
+def spread(per_group: F32, group_size: int, cols: int) -> F32:
+    """F32[..., n_blocks, groups] (scales or zeros) -> F32[..., cols]: every weight's own value."""
+    flat = per_group.reshape(*per_group.shape[:-2], -1)
+    return np.repeat(flat, group_size, axis=-1)[..., :cols]

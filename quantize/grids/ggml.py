@@ -1,0 +1,93 @@
+"""ggml's blocks of 32 as grids: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 (ggml-quants.c, ``quantize_row_q*_ref``).
+
+Codes are unsigned here, as the block stores them; Q8_0, whose block stores int8, uses code = int8 + 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantize.types import F32, U8, Params
+
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class GgmlSymmetric:
+    """``w = d * (q - 2**(bits-1))``; params: ``d`` F16[rows, n_blocks]."""
+
+    name: str
+    bits: int
+    bits_per_weight: float
+    signed_extreme: bool = True  # Q4_0 and Q5_0 put the larger extreme on code 0; Q8_0 leaves code 0 unused
+    group_size: int = BLOCK
+    block_size: int = BLOCK
+    symmetric: bool = True
+
+    def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
+        """d from the extreme value, rounded to float16 as the file stores it."""
+        low, high = blocks.min(-1), blocks.max(-1)
+        middle = np.float32(2 ** (self.bits - 1))
+        extreme, code = np.where(-low > high, low, high), -middle
+        if not self.signed_extreme:
+            extreme, code = np.abs(extreme), middle - 1
+        return {"d": (extreme / code).astype(np.float16)}
+
+    def scale_zero(self, params: Params) -> tuple[F32, F32]:
+        """(d, 2**(bits-1)) as F32[..., 1]."""
+        d = params["d"].astype(np.float32)[..., None]
+        return d, np.full_like(d, 2 ** (self.bits - 1))
+
+    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+        """Nearest code; a block whose d is 0 gets the middle."""
+        return np.clip(np.rint(_divide(x, scale)) + zero, 0, 2**self.bits - 1).astype(np.uint8)
+
+    def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
+        """``d * (q - zero)`` (``dequantize_row_q4_0`` and its kin)."""
+        return scale * (codes.astype(np.float32) - zero)
+
+
+@dataclass(frozen=True)
+class GgmlOffset:
+    """``w = d * q + m``; params: ``d`` and ``m`` F16[rows, n_blocks]."""
+
+    name: str
+    bits: int
+    bits_per_weight: float
+    group_size: int = BLOCK
+    block_size: int = BLOCK
+    symmetric: bool = False
+
+    def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
+        """d and m from the extremes, rounded to float16 as the file stores them."""
+        low, high = blocks.min(-1), blocks.max(-1)
+        d = (high - low) / np.float32(2**self.bits - 1)
+        return {"d": d.astype(np.float16), "m": low.astype(np.float16)}
+
+    def scale_zero(self, params: Params) -> tuple[F32, F32]:
+        """(d, m) as F32[..., 1]: here "zero" is the value of code 0."""
+        return params["d"].astype(np.float32)[..., None], params["m"].astype(np.float32)[..., None]
+
+    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+        """Nearest code."""
+        return np.clip(np.rint(_divide(x - zero, scale)), 0, 2**self.bits - 1).astype(np.uint8)
+
+    def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
+        """``d * q + m`` (``dequantize_row_q4_1``), product and sum rounded one after the other."""
+        return scale * codes.astype(np.float32) + zero
+
+
+def _divide(x: F32, scale: F32) -> F32:
+    """x / scale, and 0 where scale is 0."""
+    return np.where(scale == 0, np.float32(0), x / np.where(scale == 0, np.float32(1), scale)).astype(np.float32)
+
+
+GGML_GRIDS = (
+    GgmlSymmetric("q4_0", 4, 4.5),
+    GgmlOffset("q4_1", 4, 5.0),
+    GgmlSymmetric("q5_0", 5, 5.5),
+    GgmlOffset("q5_1", 5, 6.0),
+    GgmlSymmetric("q8_0", 8, 8.5, signed_extreme=False),
+)

@@ -1,0 +1,83 @@
+"""What the project needs to know of a decoder, read from a Hugging Face ``config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantize.errors import CheckpointError
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a Llama-like decoder; ``raw`` is the whole config.json."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position: int
+    raw: Mapping[str, Any]
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
+        """Parse config.json; ``where`` names the file in errors. Raises CheckpointError."""
+        model_type = raw.get("model_type")
+        if model_type not in MODEL_TYPES:
+            raise CheckpointError(f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
+        try:
+            heads = int(raw["num_attention_heads"])
+            rope = raw.get("rope_parameters") or {}
+            return cls(
+                model_type=model_type,
+                hidden_size=int(raw["hidden_size"]),
+                intermediate_size=int(raw["intermediate_size"]),
+                num_layers=int(raw["num_hidden_layers"]),
+                num_heads=heads,
+                num_kv_heads=int(raw.get("num_key_value_heads") or heads),
+                head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
+                vocab_size=int(raw["vocab_size"]),
+                rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+                rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+                max_position=int(raw.get("max_position_embeddings", 2048)),
+                raw=raw,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{where}: {error!r} is missing or not a number; is this a decoder's config.json?") from error
+
+    @property
+    def rope_scaling(self) -> Mapping[str, Any] | None:
+        """The scaling that is asked for, or None; transformers 5 writes it in rope_parameters."""
+        scaling: Mapping[str, Any] = self.raw.get("rope_scaling") or self.raw.get("rope_parameters") or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        return None if kind == "default" else scaling
+
+    def linear_names(self, layer: int) -> tuple[str, ...]:
+        """Weight names of one decoder layer's linears, in the order in which they run."""
+        return tuple(f"model.layers.{layer}.{linear}.weight" for linear in LINEARS)
+
+    def rotary_heads(self, name: str) -> int | None:
+        """Number of heads whose rows llama.cpp's llama interleaves in this tensor (q and k, weight or bias), else None."""
+        if self.model_type not in ("llama", "mistral"):
+            return None
+        return {"q_proj": self.num_heads, "k_proj": self.num_kv_heads}.get(name.split(".")[-2])

@@ -1,0 +1,193 @@
+"""The nouns of the project: what flows between reading, quantizing, writing and checking.
+
+Shapes are written as ``F32[OC, IC]``: a numpy array of that dtype, OC output channels (rows) by IC input channels
+(columns), as in ``torch.nn.Linear.weight``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+Array = NDArray[Any]
+Params = Mapping[str, Array]
+
+
+class Axis(StrEnum):
+    """Which way a group of weights that share a scale runs."""
+
+    PER_OC = "per_oc"  # inside one output channel, along IC: what everybody stores
+    PER_IC = "per_ic"  # inside one input channel, along OC: isolates outlier channels (arXiv 2309.15531)
+
+
+class RowOrder(StrEnum):
+    """Order of the rows of q and k: each head's two rotary halves apart (Hugging Face), or interleaved (llama.cpp's llama)."""
+
+    HF = "hf"
+    GGML = "ggml"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a header says of a tensor, without reading it. ``dtype`` is the container's word: "BF16", "F16", "F32", "Q4_1"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStats:
+    """Second moment of a linear layer's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen."""
+
+    hessian: F32
+    n_tokens: int
+
+
+class Grid(Protocol):
+    """The values that a target format can store. Implementations are frozen dataclasses; algorithms ask nothing else."""
+
+    @property
+    def name(self) -> str:
+        """Key in GRIDS."""
+
+    @property
+    def bits(self) -> int:
+        """Codes are below 2**bits."""
+
+    @property
+    def group_size(self) -> int:
+        """Weights that share one (scale, zero)."""
+
+    @property
+    def block_size(self) -> int:
+        """Weights that are fitted together: group_size, or a super-block."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero is the same for every group."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """As the target stores full groups: codes, scales and zeros."""
+
+    def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
+        """Params for blocks F32[..., block_size], as the file stores them, in its dtypes, each shaped [...]."""
+
+    def scale_zero(self, params: Params) -> tuple[F32, F32]:
+        """What encode and decode use, F32[..., block_size // group_size] each."""
+
+    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+        """The nearest code, elementwise; the three broadcast."""
+
+    def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
+        """The target's own formula, bit for bit, elementwise."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What was decided for one tensor from its header alone. ``grid`` None: stored as floats of ``dtype``.
+
+    ``axes`` are the candidates; more than one means that AdaDim chooses. ``rounder`` is a key of ROUNDERS.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    grid: Grid | None
+    rounder: str = "rtn"
+    axes: tuple[Axis, ...] = (Axis.PER_OC,)
+    dtype: str = "F32"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class AxisChoice:
+    """The axis that won and the loss of every candidate."""
+
+    axis: Axis
+    loss: Mapping[Axis, float]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """The one representation that every packer consumes.
+
+    ``codes`` U8[rows, cols], unpacked, below 2**bits; groups always run along the last axis: PER_OC has rows=OC and
+    cols=IC, PER_IC rows=IC and cols=OC. ``params``: exactly what the file stores, each [rows, ceil(cols / block_size), ...].
+    """
+
+    name: str
+    codes: U8
+    axis: Axis
+    grid: Grid
+    params: Params
+
+    def __post_init__(self) -> None:
+        rows, cols = self.codes.shape
+        blocks = -(-cols // self.grid.block_size)
+        if self.codes.dtype != np.uint8:
+            raise ValueError(f"{self.name}: codes are {self.codes.dtype}, expected uint8")
+        if self.codes.size and int(self.codes.max()) >= 2**self.grid.bits:
+            raise ValueError(f"{self.name}: code {int(self.codes.max())} does not fit {self.grid.bits} bits")
+        for key, value in self.params.items():
+            if value.shape[:2] != (rows, blocks):
+                raise ValueError(f"{self.name}: {key} is {value.shape}, expected {(rows, blocks)} for codes {(rows, cols)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(OC, IC), whatever the axis."""
+        rows, cols = self.codes.shape
+        return (rows, cols) if self.axis is Axis.PER_OC else (cols, rows)
+
+    def take_rows(self, index: NDArray[np.intp] | slice) -> QuantizedTensor:
+        """The same tensor with its stored rows (OC for PER_OC, IC for PER_IC) selected or reordered; scales move along."""
+        return replace(self, codes=self.codes[index], params={key: value[index] for key, value in self.params.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class PlainTensor:
+    """A tensor that is kept as floats: ``values`` F32, F16 or BF16 (as uint16 bits, ``dtype`` says "BF16")."""
+
+    name: str
+    values: Array
+    dtype: str
+
+
+class Target(Protocol):
+    """What a runtime can hold; instances live in ``exporter.targets``, so quantize never names a runtime."""
+
+    @property
+    def name(self) -> str:
+        """The word after --target."""
+
+    @property
+    def row_order(self) -> RowOrder:
+        """The order of q and k rows in which this target wants its weights quantized."""
+
+    @property
+    def default_group_size(self) -> int:
+        """Group size of the int grid when none is asked for."""
+
+    def grid_name(self, bits: int) -> str:
+        """The default grid of that width. Raises ConfigError where the target has none."""
+
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
+        """None if a weight (OC, IC) can be stored so, else the reason with the numbers and what would fit."""
+
+    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
+        """The next grid that fits where ``grid`` does not; None means floats."""
+
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+        """Estimated seconds to multiply one row of activations."""
