@@ -1,0 +1,114 @@
+"""What each runtime can hold and what it costs there: the words after ``--target``.
+
+| target              | PER_OC                        | PER_IC                                                     |
+|---------------------|-------------------------------|------------------------------------------------------------|
+| llama.cpp           | ggml blocks                   | no: every ggml block runs along IC                         |
+| gguf-adadim         | ggml blocks                   | ggml blocks of the transposed weight                       |
+| onnxruntime         | one MatMulNBits               | one MatMulNBits per group of output channels (split form)  |
+| onnxruntime+adadim  | one MatMulAdaDim              | one MatMulAdaDim                                           |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from quantize.errors import ConfigError
+from quantize.types import Axis, Grid, RowOrder, Target
+
+GGML_DEFAULT_GRIDS = {4: "q4_0", 5: "q5_0", 8: "q8_0"}
+GGML_BLOCK = 32
+SPLIT_BLOCK = 32  # K-block of the split form's MatMulNBits, whose scales are all 1 and shared per shape
+
+# A linear cost model of one decoded token, fitted to a SmolLM2 layer in onnxruntime 1.32 on two x86 cores: .069 ms for
+# the seven per-OC linears, .62 and 1.29 ms for their split forms of group 64 and 32. Only ratios are relied on.
+SECONDS_PER_BYTE = 3.1e-11
+SECONDS_PER_NODE = 2.2e-6
+SPLIT_EXTRA_NODES = 5  # beside the slices: Mul, Split, Concat, and MatMul + Add for the zero points
+
+
+@dataclass(frozen=True)
+class GgufTarget:
+    """A GGUF file, whose blocks of 32 cannot be ragged; ``per_ic`` if it may also hold transposed tensors."""
+
+    name: str
+    per_ic: bool
+    row_order: RowOrder = RowOrder.GGML
+    default_group_size: int = GGML_BLOCK
+
+    def grid_name(self, bits: int) -> str:
+        """The scale-only block of that width. Raises ConfigError for 2 and 3 bits."""
+        if bits not in GGML_DEFAULT_GRIDS:
+            known = ", ".join(f"{width} ({grid})" for width, grid in GGML_DEFAULT_GRIDS.items())
+            raise ConfigError(f"--bits {bits}: target {self.name} has no such block format; it has {known}")
+        return GGML_DEFAULT_GRIDS[bits]
+
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
+        """None, or why a weight (OC, IC) cannot be stored so."""
+        if grid.name == "int":
+            return f"target {self.name} stores ggml blocks, not the int grid; drop --grid int"
+        if axis is Axis.PER_IC and not self.per_ic:
+            return f"target {self.name} cannot hold per-IC groups: every ggml block runs along IC; gguf-adadim can"
+        length, side = (shape[1], "IC") if axis is Axis.PER_OC else (shape[0], "OC")
+        if length % grid.block_size:
+            return (
+                f"shape {shape}: {axis} rows run along {side} = {length}, which is no multiple of {grid.name}'s block of "
+                f"{grid.block_size}; {length - length % grid.block_size} or {length + -length % grid.block_size} would fit"
+            )
+        return None
+
+    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
+        """None, that is floats: every grid here has the same block of 32, so where one does not fit none does."""
+        return None
+
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+        """Estimated seconds to multiply one row of activations: the bytes that are read."""
+        return SECONDS_PER_BYTE * _stored_bytes(grid, shape)
+
+
+@dataclass(frozen=True)
+class OnnxTarget:
+    """An ONNX folder, where a ragged last group is legal; ``split``: per-IC needs a node per group of output channels."""
+
+    name: str
+    split: bool
+    row_order: RowOrder = RowOrder.HF
+    default_group_size: int = 64
+
+    def grid_name(self, bits: int) -> str:
+        """``int`` at every width; the grid itself refuses the widths that it has not."""
+        return "int"
+
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
+        """None, or why a weight (OC, IC) cannot be stored so."""
+        if grid.name != "int":
+            return f"target {self.name} stores the int grid, not ggml's {grid.name}; drop --grid {grid.name}"
+        return None
+
+    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
+        """None: no shape is refused, so there is nothing to fall back to but floats."""
+        return None
+
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+        """Estimated seconds to multiply one row of activations: bytes that are read and nodes that are started."""
+        seconds = SECONDS_PER_BYTE * _stored_bytes(grid, shape)
+        if axis is Axis.PER_OC or not self.split:
+            return seconds + SECONDS_PER_NODE
+        slices = math.ceil(shape[0] / grid.group_size)
+        # Shared unit scales are read again for every slice that uses them: 4 bytes per K-block of every output channel.
+        scales = 4 * shape[0] * math.ceil(shape[1] / SPLIT_BLOCK)
+        return seconds + SECONDS_PER_BYTE * scales + SECONDS_PER_NODE * (slices + SPLIT_EXTRA_NODES)
+
+
+def _stored_bytes(grid: Grid, shape: tuple[int, int]) -> float:
+    return grid.bits_per_weight * shape[0] * shape[1] / 8
+
+
+TARGETS: dict[str, Target] = {
+    "llama.cpp": GgufTarget("llama.cpp", per_ic=False),
+    "gguf-adadim": GgufTarget("gguf-adadim", per_ic=True),
+    "onnxruntime": OnnxTarget("onnxruntime", split=True),
+    "onnxruntime+adadim": OnnxTarget("onnxruntime+adadim", split=False),
+}
+GGUF_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(target, GgufTarget))
+ONNX_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(target, OnnxTarget))
