@@ -1,0 +1,59 @@
+"""Arrows go one way, runtime_checks -> exporter -> quantize, and what is heavy is imported in one place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("quantize", "exporter", "runtime_checks")
+MAY_IMPORT = {"quantize": {"quantize"}, "exporter": {"quantize", "exporter"}, "runtime_checks": set(OURS)}
+COMPOSITION_ROOT = "exporter/cli.py"
+RUNS_TORCH_MODELS = "quantize/source_model.py"
+FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of every module that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_packages_are_found():
+    assert {relative(path).split("/")[0] for path in FILES} == set(OURS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_arrows(path):
+    package = relative(path).split("/")[0]
+    allowed = set(OURS) if relative(path) == COMPOSITION_ROOT else MAY_IMPORT[package]
+    ours = {name.split(".")[0] for name in imports(path)} & set(OURS)
+    assert ours <= allowed
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name.startswith("reference")], ids=relative)
+def test_the_reference_stands_alone(path):
+    ours = {name for name in imports(path) if name.split(".")[0] in OURS}
+    assert not {name for name in ours if not name.split(".")[-1].startswith("reference")}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if relative(path).startswith("quantize/")], ids=relative)
+def test_only_source_model_runs_torch(path):
+    heavy = {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
+    assert not heavy or relative(path) == RUNS_TORCH_MODELS
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if relative(path).startswith("exporter/")], ids=relative)
+def test_the_exporter_needs_no_torch(path):
+    assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}

@@ -1,0 +1,41 @@
+"""``__all__`` is the public surface: sorted, complete, importable without the heavy libraries."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+PACKAGES = ("quantize", "exporter", "runtime_checks")
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_all_names_exist_and_are_sorted(name):
+    package = importlib.import_module(name)
+    assert list(package.__all__) == sorted(package.__all__)
+    assert all(hasattr(package, item) for item in package.__all__)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_everything_public_is_documented(name):
+    package = importlib.import_module(name)
+    items = {item: getattr(package, item) for item in package.__all__}
+    assert not [item for item, value in items.items() if callable(value) and not inspect.getdoc(value)]
+
+
+def test_the_steps_of_the_command_line_are_there():
+    import exporter
+    import quantize
+
+    assert {"QuantizeConfig", "open_checkpoint", "quantize_checkpoint"} <= set(quantize.__all__)
+    assert {"TARGETS", "inspect", "write_gguf", "write_onnx"} <= set(exporter.__all__)
+
+
+@pytest.mark.parametrize("name", ["quantize", "exporter", "exporter.cli"])
+def test_importing_pulls_in_no_runtime(name):
+    code = f"import {name}, sys; print([m for m in ('torch', 'transformers', 'onnxruntime', 'mobius') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "[]"

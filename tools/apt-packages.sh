@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs what Debian must provide and is missing here: Python with venv, make, gcc and two runtime libraries.
+set -euo pipefail
+
+missing=()
+need() { # need PACKAGE... -- COMMAND...: the packages are missing if the command fails
+  local packages=()
+  while [ "$1" != -- ]; do packages+=("$1"); shift; done
+  shift
+  "$@" >/dev/null 2>&1 || missing+=("${packages[@]}")
+}
+library() { ldconfig -p | grep -q "$1"; }
+python_with_venv() { "$(command -v python3.11 || command -v python3)" -c 'import ensurepip, venv'; }
+
+PATH=$PATH:/sbin:/usr/sbin
+need python3 python3-venv -- python_with_venv
+need make -- command -v make
+need gcc -- command -v gcc
+need libgomp1 -- library libgomp.so.1
+need libstdc++6 -- library libstdc++.so.6
+
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+echo "installing ${missing[*]}"
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
+"${as_root[@]}" apt-get update -q
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
