@@ -14,11 +14,10 @@ import math
 from dataclasses import dataclass
 
 from quantize.errors import ConfigError
-from quantize.types import Axis, Grid, RowOrder, Target
+from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
-SPLIT_BLOCK = 32  # K-block of the split form's MatMulNBits, whose scales are all 1 and shared per shape
 
 # A linear cost model of one decoded token, fitted to a SmolLM2 layer in onnxruntime 1.32 on two x86 cores: .069 ms for
 # the seven per-OC linears, .62 and 1.29 ms for their split forms of group 64 and 32. Only ratios are relied on.
@@ -61,9 +60,17 @@ class GgufTarget:
         """None, that is floats: every grid here has the same block of 32, so where one does not fit none does."""
         return None
 
+    def stored_bits(self, grid: Grid, axis: Axis) -> float:
+        """Bits a weight in the file: ggml's blocks cost the same on both axes."""
+        return grid.bits_per_weight
+
+    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+        """llama.cpp multiplies by one tensor at a time."""
+        return 1
+
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
-        return SECONDS_PER_BYTE * _stored_bytes(grid, shape)
+        return SECONDS_PER_BYTE * self.stored_bits(grid, axis) / 8 * shape[0] * shape[1]
 
 
 @dataclass(frozen=True)
@@ -89,22 +96,28 @@ class OnnxTarget:
         """None: no shape is refused, so there is nothing to fall back to but floats."""
         return None
 
+    def stored_bits(self, grid: Grid, axis: Axis) -> float:
+        """Bits a weight in the file. MatMulNBits has no 3 bits: they ride in 4. The split form's zero points are bytes."""
+        if not self.split:
+            return grid.bits_per_weight
+        bits = grid.bits_per_weight + (1 if grid.bits == 3 else 0)
+        if axis is Axis.PER_IC and not grid.symmetric:
+            bits += (8 - grid.bits) / grid.group_size
+        return bits
+
+    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+        """Graph nodes that one linear becomes."""
+        if axis is Axis.PER_OC or not self.split:
+            return 1
+        return math.ceil(shape[0] / grid.group_size) + SPLIT_EXTRA_NODES
+
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
         """Estimated seconds to multiply one row of activations: bytes that are read and nodes that are started."""
-        seconds = SECONDS_PER_BYTE * _stored_bytes(grid, shape)
-        if axis is Axis.PER_OC or not self.split:
-            return seconds + SECONDS_PER_NODE
-        slices = math.ceil(shape[0] / grid.group_size)
-        # Shared unit scales are read again for every slice that uses them: 4 bytes per K-block of every output channel.
-        scales = 4 * shape[0] * math.ceil(shape[1] / SPLIT_BLOCK)
-        return seconds + SECONDS_PER_BYTE * scales + SECONDS_PER_NODE * (slices + SPLIT_EXTRA_NODES)
+        read = self.stored_bits(grid, axis) / 8 * shape[0] * shape[1]
+        return SECONDS_PER_BYTE * read + SECONDS_PER_NODE * self.nodes(grid, axis, shape)
 
 
-def _stored_bytes(grid: Grid, shape: tuple[int, int]) -> float:
-    return grid.bits_per_weight * shape[0] * shape[1] / 8
-
-
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, GgufTarget | OnnxTarget] = {
     "llama.cpp": GgufTarget("llama.cpp", per_ic=False),
     "gguf-adadim": GgufTarget("gguf-adadim", per_ic=True),
     "onnxruntime": OnnxTarget("onnxruntime", split=True),

@@ -31,7 +31,7 @@ def test_the_steps_of_the_command_line_are_there():
     import quantize
 
     assert {"QuantizeConfig", "open_checkpoint", "quantize_checkpoint"} <= set(quantize.__all__)
-    assert {"TARGETS", "inspect", "write_gguf", "write_onnx"} <= set(exporter.__all__)
+    assert {"TARGETS", "write_gguf", "write_onnx"} <= set(exporter.__all__)
 
 
 @pytest.mark.parametrize("name", ["quantize", "exporter", "exporter.cli"])

@@ -1,0 +1,24 @@
+"""From a QuantizedStore to files. A writer is imported when it is first asked for: each needs libraries that the other does not.
+
+``exporter.inspect.inspect`` tells what a file holds; it is not repeated here, where the name is its module's.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from exporter.gguf_file import write_gguf
+    from exporter.onnx_file import write_onnx
+    from exporter.targets import TARGETS
+
+__all__ = ["TARGETS", "write_gguf", "write_onnx"]
+
+_HOMES = {"TARGETS": "targets", "write_gguf": "gguf_file", "write_onnx": "onnx_file"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'exporter' has no attribute {name!r}")
+    return getattr(import_module(f"exporter.{_HOMES[name]}"), name)

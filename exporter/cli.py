@@ -1,0 +1,202 @@
+"""The command ``adadim``: argparse -> one call each. The composition root, the only file that may import everything.
+
+Exit codes: 0 done; 1 ``verify`` (alone or in ``run``) found a miss; 2 bad input, said in one line; 130 interrupted.
+What a command needs is imported inside it: ``adadim --help`` is quick, and nothing asks for a library that it does not use.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
+from exporter.progress import ProgressBars
+from exporter.summary import inspect_summary, store_summary, table
+from exporter.targets import GGUF_TARGETS, TARGETS
+from quantize.errors import AdaDimError, OutputError, StoreError
+from quantize.progress import silence
+
+if TYPE_CHECKING:
+    from quantize.checkpoint import Checkpoint
+    from quantize.store import QuantizedStore
+
+EXTRAS = {  # top-level module -> the extra that brings it
+    **dict.fromkeys(("torch", "transformers"), "torch"),
+    **dict.fromkeys(("onnx", "onnx_ir", "mobius"), "onnx"),
+    **dict.fromkeys(("onnxruntime", "onnxruntime_genai", "xllamacpp"), "runtimes"),
+}
+SHOWN_MISSES = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(argv)
+    if getattr(args, "quiet", False):
+        silence()
+    try:
+        return COMMANDS[args.command](args)
+    except AdaDimError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _fail(f"{package} is not installed; pip install 'adadim-edge[{EXTRAS[package]}]'")
+    except OSError as error:
+        where = error.filename or getattr(args, "out", None) or getattr(args, "json", None) or args.command
+        return _fail(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
+    except KeyboardInterrupt:
+        print("adadim: interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"adadim: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _quantize(args: Namespace) -> int:
+    from quantize import open_checkpoint
+
+    store = _make_store(args, open_checkpoint(args.source), args.target, args.out)
+    print(store_summary(store))
+    return 0
+
+
+def _make_store(args: Namespace, source: Checkpoint, target: str, out: Path) -> QuantizedStore:
+    from quantize import quantize_checkpoint
+
+    return quantize_checkpoint(source, out, quantize_config(args), TARGETS[target], args.force)
+
+
+def _export(args: Namespace) -> int:
+    from quantize.store import QuantizedStore
+
+    store = QuantizedStore(args.store)
+    if (args.format == "gguf") != (store.target in GGUF_TARGETS):
+        raise StoreError(
+            f"{args.store}: was quantized for target {store.target}, which `export {args.format}` does not write; "
+            "quantize again with another --target"
+        )
+    print(_size_line(_write(args, store, args.out)))
+    return 0
+
+
+def _write(args: Namespace, store: QuantizedStore, out: Path) -> Path:
+    if store.target in GGUF_TARGETS:
+        from exporter.gguf_file import write_gguf
+
+        return write_gguf(store, out, tokenizer_pre=args.tokenizer_pre, force=args.force)
+    from exporter.onnx_file import write_onnx
+
+    return write_onnx(store, out, accuracy_level=args.accuracy_level, context=args.context, force=args.force)
+
+
+def _size_line(path: Path) -> str:
+    from exporter.inspect import inspect
+
+    totals = inspect(path)["totals"]
+    return table(str(path), [(key.replace("_", " "), f"{value:,.10g}") for key, value in totals.items()])
+
+
+def _verify(args: Namespace) -> int:
+    from quantize import open_checkpoint
+    from quantize.store import QuantizedStore
+
+    store = None if args.store is None else QuantizedStore(args.store)
+    report = _run_checks(args.path, open_checkpoint(args.source), store, args.quiet)
+    if args.json is not None:
+        _write_json(args.json, report)
+    return 0 if report["ok"] else 1
+
+
+def _run_checks(path: Path, source: Checkpoint, store: QuantizedStore | None, quiet: bool) -> dict[str, Any]:
+    """Verify, print what missed and a line of totals; returns the report with its fixed keys."""
+    from runtime_checks.verify import verify
+
+    checks = verify(path, source, store, ProgressBars(quiet))
+    misses = [check for check in checks if not check.ok]
+    for check in misses[:SHOWN_MISSES]:
+        print(f"MISS {check.name}: {check.tensor}: {check.error:.6g}, allowed {check.tolerance:.6g}")
+    if len(misses) > SHOWN_MISSES:
+        print(f"... and {len(misses) - SHOWN_MISSES} more misses")
+    ok = bool(checks) and not misses
+    print(f"{path}: {'ok' if ok else 'NOT ok'}, {len(checks) - len(misses)} of {len(checks)} checks hold")
+    return {"ok": ok, "checks": [check.to_json() for check in checks]}
+
+
+def _eval(args: Namespace) -> int:
+    from quantize import open_checkpoint
+    from quantize.calibration import load_text
+    from runtime_checks.evaluate import EvalOptions, evaluate
+
+    options = EvalOptions(args.context, args.chunks, args.weights_only)
+    text = load_text(str(args.text)).text
+    report = evaluate(args.path, open_checkpoint(args.source), text, options, ProgressBars(args.quiet))
+    print(
+        table(
+            str(args.path), [(key, f"{value:,.10g}" if isinstance(value, float) else str(value)) for key, value in report.items()]
+        )
+    )
+    if args.json is not None:
+        _write_json(args.json, report)
+    return 0
+
+
+def _inspect(args: Namespace) -> int:
+    from exporter.inspect import inspect
+
+    report = inspect(args.path)
+    print(json.dumps(report, indent=1) if args.json else inspect_summary(report, str(args.path)))
+    return 0
+
+
+def _run(args: Namespace) -> int:
+    from quantize import open_checkpoint
+
+    targets = dict.fromkeys(args.target or DEFAULT_RUN_TARGETS)
+    for folder in (args.out / target for target in targets):
+        if folder.exists() and not args.force:
+            raise OutputError(f"{folder}: exists already; name another --out or pass --force")
+    source, ok = open_checkpoint(args.source), True
+    for target in targets:
+        ok &= _run_target(args, source, target)
+    return 0 if ok else 1
+
+
+def _run_target(args: Namespace, source: Checkpoint, target: str) -> bool:
+    """DIR/TARGET/store, DIR/TARGET/model.gguf or DIR/TARGET/onnx, DIR/TARGET/verify.json."""
+    folder = args.out / target
+    store = _make_store(args, source, target, folder / "store")
+    print(store_summary(store))
+    path = _write(args, store, folder / ("model.gguf" if target in GGUF_TARGETS else "onnx"))
+    print(_size_line(path))
+    report = _run_checks(path, source, store, args.quiet)
+    _write_json(folder / "verify.json", report)
+    return bool(report["ok"])
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "quantize": _quantize,
+    "export": _export,
+    "verify": _verify,
+    "eval": _eval,
+    "inspect": _inspect,
+    "run": _run,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The command line as argparse knows it: commands, options, defaults and one example each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from exporter.targets import TARGETS
+from quantize.grids import GRIDS
+from quantize.plan import METHODS, WHOLE_CHANNEL, QuantizeConfig
+
+DEFAULTS = QuantizeConfig()
+DEFAULT_TARGET = "llama.cpp"
+DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
+BITS = (2, 3, 4, 5, 8)
+Subparsers: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, not under a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> OneLineParser:
+    """The parser of ``adadim``; ``args.command`` names the command, ``args.format`` the writer of ``export``."""
+    parser = OneLineParser(
+        prog="adadim",
+        description="Quantize a language model with AdaDim for llama.cpp or ONNX Runtime, write the file, prove it equal.",
+        epilog="example: adadim run ./SmolLM2-135M --out ./phone     # every step at once; adadim COMMAND --help tells more",
+    )
+    parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run):
+        add(commands)
+    return parser
+
+
+def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
+    """The options of ``quantize`` and ``run`` as a config; they are named alike. Raises ConfigError."""
+    return QuantizeConfig(**{item.name: getattr(args, item.name) for item in fields(QuantizeConfig)})
+
+
+def _command(commands: Subparsers, name: str, summary: str, example: str) -> OneLineParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_quantize(commands: Subparsers) -> None:
+    example = "adadim quantize ./SmolLM2-135M --out ./store --target onnxruntime --method gptq-ada --bits 4"
+    parser = _command(commands, "quantize", "quantize a checkpoint into a store", example)
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    parser.add_argument("--out", metavar="STORE", type=Path, required=True, help="directory to write")
+    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
+    _add_config_options(parser)
+    _add_common(parser)
+
+
+def _add_run(commands: Subparsers) -> None:
+    example = "adadim run ./SmolLM2-135M --out ./phone --target llama.cpp --target onnxruntime"
+    parser = _command(commands, "run", "quantize, export and verify for each target", example)
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write; one folder per target")
+    parser.add_argument(
+        "--target", choices=tuple(TARGETS), action="append", help=f"may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)})"
+    )
+    _add_config_options(parser)
+    _add_gguf_options(parser)
+    _add_onnx_options(parser)
+    _add_common(parser)
+
+
+def _add_config_options(parser: OneLineParser) -> None:
+    _add_grid_options(parser.add_argument_group("what the weights become"))
+    _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
+
+
+def _add_grid_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--method", choices=METHODS, default=DEFAULTS.method, help="rounding and axis (default: %(default)s)")
+    group.add_argument(
+        "--bits", type=int, choices=BITS, default=DEFAULTS.bits, help="5 on ggml grids only (default: %(default)s)"
+    )
+    group.add_argument("--grid", metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)")
+    group.add_argument(
+        "--group-size",
+        type=_group_size,
+        metavar="N",
+        default=DEFAULTS.group_size,
+        help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX)",
+    )
+    group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
+    group.add_argument("--embedding", metavar="source|GRID", help="grid, or int4, int8 on ONNX (default: 8 bits of the target)")
+    group.add_argument("--head", metavar="tied|source|GRID", help="(default: tied if the source is, else as the embedding)")
+    group.add_argument("--recipe", type=Path, metavar="FILE.toml", help="rules for single tensors (default: none)")
+    group.add_argument(
+        "--allow-fallback", action="store_true", help="where a shape fits no block, take what fits and list it (default: refuse)"
+    )
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibration", metavar="FILE|builtin", default=DEFAULTS.calibration, help="UTF-8 text (default: %(default)s)"
+    )
+    group.add_argument(
+        "--calibration-tokens", type=int, metavar="N", default=DEFAULTS.calibration_tokens, help="(default: %(default)s)"
+    )
+    group.add_argument(
+        "--selection",
+        choices=("scope", "hessian"),
+        default=DEFAULTS.selection,
+        help="AdaDim's loss: output of the attention or MLP around the layer, or of the layer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--token-weight", choices=("unit", "none"), default=DEFAULTS.token_weight, help="scaling of tokens (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-slowdown",
+        type=float,
+        metavar="X",
+        default=DEFAULTS.max_slowdown,
+        help="how much slower than all per-OC AdaDim may make decoding (default: %(default)s)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.seed, help="(default: %(default)s)")
+
+
+def _add_export(commands: Subparsers) -> None:
+    example = "adadim export gguf ./store --out model.gguf"
+    formats = _command(commands, "export", "write a store as a file for a runtime", example).add_subparsers(
+        dest="format", required=True, metavar="FORMAT"
+    )
+    gguf = _command(formats, "gguf", "write a GGUF for llama.cpp", example)
+    gguf.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
+    gguf.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
+    _add_gguf_options(gguf)
+    onnx = _command(
+        formats, "onnx", "write an ONNX folder for onnxruntime and onnxruntime-genai", "adadim export onnx ./store --out ./onnx"
+    )
+    onnx.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
+    onnx.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    _add_onnx_options(onnx)
+    for parser in (gguf, onnx):
+        _add_common(parser)
+
+
+def _add_gguf_options(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified from tokenizer.json)"
+    )
+
+
+def _add_onnx_options(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=range(5),
+        default=4,
+        help="MatMulNBits activations: 4 int8 and fast, 0 or 1 float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=_positive,
+        metavar="N",
+        default=4096,
+        help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
+    )
+
+
+def _add_verify(commands: Subparsers) -> None:
+    example = "adadim verify model.gguf --source ./SmolLM2-135M --store ./store"
+    parser = _command(commands, "verify", "check a written file in its runtime; exit code 1 on any miss", example)
+    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
+    parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
+    parser.add_argument("--store", type=Path, help="also compare every code and scale with this store (default: none)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every check here (default: none)")
+    _add_quiet(parser)
+
+
+def _add_eval(commands: Subparsers) -> None:
+    example = "adadim eval model.gguf --source ./SmolLM2-135M --text held-out.txt --chunks 12"
+    parser = _command(commands, "eval", "measure perplexity and KL divergence to the source, in the file's runtime", example)
+    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
+    parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
+    parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8 text that was not calibrated on")
+    parser.add_argument("--context", type=_positive, default=512, metavar="N", help="tokens a chunk (default: %(default)s)")
+    parser.add_argument("--chunks", type=_positive, metavar="N", help="(default: the whole text)")
+    parser.add_argument("--weights-only", action="store_true", help="run the decoded weights in torch (default: the runtime)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here (default: none)")
+    _add_quiet(parser)
+
+
+def _add_inspect(commands: Subparsers) -> None:
+    parser = _command(commands, "inspect", "show what a file or a store holds, from its headers", "adadim inspect model.gguf")
+    parser.add_argument("path", metavar="FILE.gguf|DIR|STORE", type=Path, help="what to look at")
+    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+
+
+def _add_common(parser: OneLineParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace an existing output (default: refuse)")
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: OneLineParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars (default: shown on stderr)")
+
+
+def _group_size(word: str) -> int:
+    if word in ("channel", str(WHOLE_CHANNEL)):
+        return WHOLE_CHANNEL
+    return _positive(word)
+
+
+def _number(minimum: int) -> Callable[[str], int]:
+    def parse(word: str) -> int:
+        if not word.isdecimal() or int(word) < minimum:
+            raise argparse.ArgumentTypeError(f"{word!r} is no whole number of at least {minimum}")
+        return int(word)
+
+    return parse
+
+
+_positive = _number(1)
