@@ -1,0 +1,130 @@
+"""An exported ONNX folder in onnxruntime: prompt pass, greedy decoding, and the same graph at another accuracy level."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from quantize.errors import FileFormatError
+from quantize.types import F32
+from runtime_checks.divergence import I64
+
+ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+LEVEL = "accuracy_level"
+
+
+class OnnxRunner:
+    """DIR/model.onnx on the CPU provider; ``accuracy_level`` overrides that of every node (0: activations stay float32).
+
+    Raises FileFormatError if the folder has no model or onnxruntime refuses it.
+    """
+
+    def __init__(self, folder: Path, accuracy_level: int | None = None) -> None:
+        self.name = f"onnxruntime {ort.__version__}"
+        model: Path | onnx.ModelProto = model_path(folder)
+        if accuracy_level is not None:
+            model = load_graph(folder)
+            set_accuracy_level(model, accuracy_level)
+        self._session = open_session(model, folder)
+        self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
+
+    def logits(self, tokens: I64) -> F32:
+        """F32[n, vocab] for a prompt of I64[n] tokens, from an empty cache."""
+        out, _ = self._step(tokens, len(tokens), self._empty_cache())
+        return out
+
+    def greedy(self, tokens: I64, count: int) -> list[int]:
+        """The ``count`` most likely tokens that follow I64[n] ``tokens``, one at a time over the cache."""
+        chosen: list[int] = []
+        step, cache = tokens, self._empty_cache()
+        for total in range(len(tokens), len(tokens) + count):
+            out, cache = self._step(step, total, cache)
+            chosen.append(int(out[-1].argmax()))
+            step = np.array(chosen[-1:], np.int64)
+        return chosen
+
+    def speed(self, count: int) -> float:
+        """Tokens per second of decoding ``count`` tokens, one at a time over the cache."""
+        return greedy_speed(self.greedy, count)
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        del self._session
+
+    def _empty_cache(self) -> dict[str, ort.OrtValue]:
+        out = {}
+        for name in self._past:
+            _, heads, _, size = self._inputs[name].shape
+            out[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), ELEMENTS[self._inputs[name].type]))
+        return out
+
+    def _step(self, tokens: I64, total: int, cache: dict[str, ort.OrtValue]) -> tuple[F32, dict[str, ort.OrtValue]]:
+        """Run ``tokens``, the last of ``total``; logits of those positions and the grown cache."""
+        arrays = {
+            "input_ids": tokens[None],
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(total - len(tokens), total, dtype=np.int64)[None],
+        }
+        feeds = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in arrays.items() if name in self._inputs}
+        values = dict(zip(self._outputs, self._session.run_with_ort_values(self._outputs, feeds | cache), strict=True))
+        grown = {name: values[name.replace("past_key_values", "present")] for name in self._past}
+        return values["logits"].numpy()[0].astype(np.float32, copy=False), grown
+
+
+def greedy_speed(greedy: Callable[[I64, int], list[int]], count: int) -> float:
+    """Tokens per second after a prompt of one token, so that every step decodes one; a first step warms up."""
+    prompt = np.zeros(1, np.int64)
+    greedy(prompt, 1)
+    start = time.perf_counter()
+    greedy(prompt, count)
+    return count / (time.perf_counter() - start)
+
+
+def model_path(folder: Path) -> Path:
+    """DIR/model.onnx. Raises FileFormatError if it is not there."""
+    path = folder / "model.onnx"
+    if not path.is_file():
+        raise FileFormatError(f"{path}: not there; give the folder that `adadim export onnx` wrote")
+    return path
+
+
+def load_graph(folder: Path) -> onnx.ModelProto:
+    """The graph of DIR/model.onnx without its external data. Raises FileFormatError if it is damaged."""
+    path = model_path(folder)
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError; its class moved between versions
+        raise FileFormatError(f"{path}: not an ONNX model ({_line(error)}); export it again") from error
+
+
+def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
+    """Set ``accuracy_level`` on every node that carries it; weights and shapes stay as they are."""
+    nodes: Iterable[onnx.NodeProto] = [*model.graph.node, *(node for body in model.functions for node in body.node)]
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.name == LEVEL and not attribute.ref_attr_name:
+            attribute.i = level
+
+
+def open_session(model: Path | onnx.ModelProto, folder: Path) -> ort.InferenceSession:
+    """A CPU session on a file, or on a graph whose external data lies in ``folder``. Raises FileFormatError."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # A DequantizeLinear that feeds a MatMul is fused at level 4 unless told otherwise; what the file says must decide.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base below Exception
+        raise FileFormatError(f"{folder}: onnxruntime refuses it ({_line(error)}); export it again") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
