@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.progress import ProgressBars
-from exporter.summary import inspect_summary, store_summary, table
+from exporter.summary import inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.errors import AdaDimError, OutputError, StoreError
 from quantize.progress import silence
@@ -82,7 +82,7 @@ def _export(args: Namespace) -> int:
             f"{args.store}: was quantized for target {store.target}, which `export {args.format}` does not write; "
             "quantize again with another --target"
         )
-    print(_size_line(_write(args, store, args.out)))
+    print(_totals(_write(args, store, args.out)))
     return 0
 
 
@@ -96,11 +96,10 @@ def _write(args: Namespace, store: QuantizedStore, out: Path) -> Path:
     return write_onnx(store, out, accuracy_level=args.accuracy_level, context=args.context, force=args.force)
 
 
-def _size_line(path: Path) -> str:
+def _totals(path: Path) -> str:
     from exporter.inspect import inspect
 
-    totals = inspect(path)["totals"]
-    return table(str(path), [(key.replace("_", " "), f"{value:,.10g}") for key, value in totals.items()])
+    return table(str(path), totals_rows(inspect(path)))
 
 
 def _verify(args: Namespace) -> int:
@@ -174,7 +173,7 @@ def _run_target(args: Namespace, source: Checkpoint, target: str) -> bool:
     store = _make_store(args, source, target, folder / "store")
     print(store_summary(store))
     path = _write(args, store, folder / ("model.gguf" if target in GGUF_TARGETS else "onnx"))
-    print(_size_line(path))
+    print(_totals(path))
     report = _run_checks(path, source, store, args.quiet)
     _write_json(folder / "verify.json", report)
     return bool(report["ok"])

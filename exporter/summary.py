@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from exporter.targets import TARGETS
-from quantize.model_config import LINEARS
-from quantize.store import QuantizedStore, TensorRecord
-from quantize.types import Axis
+from quantize.grids import make_grid
+from quantize.model_config import EMBEDDING, HEAD, LINEARS
+from quantize.store import QuantizedStore
+from quantize.types import Axis, Grid
 
 Row = tuple[str, str]
 
 
-def store_summary(store: QuantizedStore) -> str:
-    """Several lines about a finished store."""
-    records = [record for record in store.records.values() if record.name.removesuffix(".weight").endswith(LINEARS)]
-    linears = [record for record in records if record.grid is not None]
-    header = store.header
-    rows = [("target", f"{store.target}, method {header['config']['method']}")]
-    rows += _calibration_rows(header.get("calibration") or {})
-    if linears:
-        rows += _linear_rows(linears, store.target)
-    rows += [
-        (name, _storage(store.records[name])) for name in ("model.embed_tokens.weight", "lm_head.weight") if name in store.records
-    ]
-    if store.tied:
-        rows.append(("lm_head.weight", "tied to the embedding"))
-    return table(str(store.path), rows + [("note", note) for note in header.get("notes", ())])
+class Linear(NamedTuple):
+    """A quantized linear layer as far as its cost goes."""
+
+    grid: Grid
+    axis: Axis
+    shape: tuple[int, int]
 
 
 def table(title: str, rows: Iterable[Row]) -> str:
@@ -38,60 +30,105 @@ def table(title: str, rows: Iterable[Row]) -> str:
     return "\n".join([title, *(f"  {name:{width}}  {text}" for name, text in rows)])
 
 
+def store_summary(store: QuantizedStore) -> str:
+    """Several lines about a finished store."""
+    header = store.header
+    rows = [("target", f"{store.target}, method {header['config']['method']}"), *_calibration_rows(header.get("calibration"))]
+    linears = [
+        Linear(record.grid, record.axis, (record.shape[0], record.shape[1]))
+        for record in store.records.values()
+        if record.grid is not None and _is_linear(record.name)
+    ]
+    rows += _linear_rows(linears, store.target)
+    for name in (EMBEDDING, HEAD):
+        if name in store.records:
+            grid = store.records[name].grid
+            text = store.records[name].dtype if grid is None else f"{_grid_name(grid)}, {grid.bits_per_weight:.3f} bits a weight"
+            rows.append((name, text))
+    if store.tied:
+        rows.append((HEAD, "tied to the embedding"))
+    return table(str(store.path), rows + [("note", note) for note in header.get("notes", ())])
+
+
 def inspect_summary(report: dict[str, Any], title: str) -> str:
-    """The report of ``exporter.inspect`` as a table."""
+    """The report of ``exporter.inspect`` as a table, totals last."""
+    return table(title, [*((item["name"], _tensor_text(item)) for item in report["tensors"]), *totals_rows(report)])
+
+
+def totals_rows(report: dict[str, Any]) -> list[Row]:
+    """The totals of a report of ``exporter.inspect``."""
     totals = report["totals"]
     rows = [
-        (item["name"], f"{item['grid']:8} {item['bits']} bits, group {item['group_size']}, {item['axis']}, {item['shape']}")
-        for item in report["tensors"]
+        ("bytes", f"{totals['bytes']:,}"),
+        ("weights", f"{totals['weights']:,}"),
+        ("linears", f"{totals['bits_per_weight']:.3f} bits a weight"),
     ]
-    rows += [
-        (key.replace("_", " "), f"{value:,.3f}" if isinstance(value, float) else f"{value:,}") for key, value in totals.items()
-    ]
-    return table(title, rows)
+    if "nodes" in report:
+        rows.append(("graph", f"{report['nodes']:,} nodes"))
+    if "target" in report:
+        items = [item for item in report["tensors"] if item["axis"] is not None and _is_linear(item["name"])]
+        grids = [make_grid(item["grid"], item["bits"], item["group_size"], item.get("symmetric", False)) for item in items]
+        linears = [Linear(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
+        rows += _cost_rows(linears, report["target"])
+    return rows
 
 
-def _calibration_rows(calibration: dict[str, Any]) -> list[Row]:
-    if not calibration:
-        return []
-    poor = calibration.get("rank_poor", [])
-    rows = [("calibration", f"{calibration['text']}, {calibration['tokens']:,} tokens")]
-    return rows + [("rank-poor", site) for site in poor]
+def _is_linear(name: str) -> bool:
+    return name.removesuffix(".weight").endswith(LINEARS)
 
 
-def _linear_rows(linears: list[TensorRecord], target_name: str) -> list[Row]:
+def _calibration_rows(calibration: dict[str, Any] | None) -> list[Row]:
+    if calibration is None:
+        return [("calibration", "none needed")]
+    poor = [("rank-poor", site) for site in calibration["rank_poor"]]
+    return [("calibration", f"{calibration['text']}, {calibration['tokens']:,} tokens"), *poor]
+
+
+def _linear_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
+    if not linears:
+        return [("linears", "none quantized")]
     target = TARGETS[target_name]
-    weights = bits = nodes = seconds = 0.0
-    plain_nodes = plain_seconds = 0.0
-    for record in linears:
-        shape = (record.shape[0], record.shape[1])
-        assert record.grid is not None
-        weights += shape[0] * shape[1]
-        bits += target.stored_bits(record.grid, record.axis) * shape[0] * shape[1]
-        nodes += target.nodes(record.grid, record.axis, shape)
-        seconds += target.decode_cost(record.grid, record.axis, shape)
-        plain_nodes += target.nodes(record.grid, Axis.PER_OC, shape)
-        plain_seconds += target.decode_cost(record.grid, Axis.PER_OC, shape)
-    axes = Counter(str(record.axis) for record in linears)
-    grids = Counter(_grid_name(record) for record in linears)
+    weights = sum(shape[0] * shape[1] for _, _, shape in linears)
+    bits = sum(target.stored_bits(grid, axis) * shape[0] * shape[1] for grid, axis, shape in linears) / weights
+    rows = [
+        ("linears", f"{len(linears)} tensors, {weights:,} weights at {bits:.3f} bits a weight"),
+        ("grids", _counts(_grid_name(linear.grid) for linear in linears)),
+        ("axes", _counts(str(linear.axis) for linear in linears)),
+    ]
+    if any(grid.bits == 3 and target.stored_bits(grid, axis) >= 4 for grid, axis, _ in linears):
+        rows.append(("note", "3-bit codes ride in 4-bit nodes: MatMulNBits has no 3 bits"))
+    return rows + _cost_rows(linears, target_name)
+
+
+def _cost_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
+    """Nodes and decode time of the linears beside what they were if all were per-OC."""
+    target = TARGETS[target_name]
+    as_chosen = [(target.nodes(*linear), target.decode_cost(*linear)) for linear in linears]
+    all_per_oc = [
+        (target.nodes(grid, Axis.PER_OC, shape), target.decode_cost(grid, Axis.PER_OC, shape)) for grid, _, shape in linears
+    ]
+    nodes, plain_nodes = (sum(node for node, _ in costs) for costs in (as_chosen, all_per_oc))
+    time, plain_time = (1e3 * sum(seconds for _, seconds in costs) for costs in (as_chosen, all_per_oc))
     return [
-        ("linears", f"{len(linears)} tensors, {weights:,.0f} weights at {bits / weights:.3f} bits a weight"),
-        ("grids", ", ".join(f"{count} {grid}" for grid, count in sorted(grids.items()))),
-        ("axes", ", ".join(f"{count} {axis}" for axis, count in sorted(axes.items()))),
-        ("nodes", f"{nodes:,.0f} for the linears ({plain_nodes:,.0f} if all were per_oc)"),
-        (
-            "decode",
-            f"linears about {seconds * 1e3:.2f} ms a token ({plain_seconds * 1e3:.2f} ms if all were per_oc), by a cost model",
-        ),
+        ("nodes", f"{nodes:,} for the linears, {plain_nodes:,} if all were per_oc"),
+        ("decode", f"about {time:.2f} ms a token for the linears, {plain_time:.2f} ms if all were per_oc (cost model)"),
     ]
 
 
-def _grid_name(record: TensorRecord) -> str:
-    assert record.grid is not None
-    if record.grid.name != "int":
-        return record.grid.name
-    return f"int{record.grid.bits} group {record.grid.group_size}{' symmetric' if record.grid.symmetric else ''}"
+def _grid_name(grid: Grid) -> str:
+    if grid.name != "int":
+        return grid.name
+    return f"int{grid.bits} group {grid.group_size}{' symmetric' if grid.symmetric else ''}"
 
 
-def _storage(record: TensorRecord) -> str:
-    return record.dtype if record.grid is None else f"{_grid_name(record)}, {record.grid.bits_per_weight:.3f} bits a weight"
+def _tensor_text(item: dict[str, Any]) -> str:
+    shape = "x".join(map(str, item["shape"]))
+    if item["axis"] is None:
+        return f"{shape}  {item['grid']}  {item['bytes']:,} bytes"
+    loss = "".join(f"  {axis} {value:.3g}" for axis, value in item.get("loss", {}).items())
+    grid = f"{item['grid']} {item['bits']} bits group {item['group_size']}"
+    return f"{shape}  {grid}  {item['axis']}  {item['bytes']:,} bytes{'  loss' if loss else ''}{loss}"
+
+
+def _counts(words: Iterable[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in sorted(Counter(words).items()))
