@@ -1,0 +1,97 @@
+"""A config.json for a GGUF's metadata: what transformers would need to build the same decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from quantize.checkpoint.rope import llama3_factors
+from quantize.errors import CheckpointError
+from quantize.types import F32
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+FACTOR_TOLERANCE = 1e-4  # relative: stored factors are float32, and some writers round the parameters
+
+
+def config_from_gguf(metadata: Mapping[str, Any], vocab_size: int, rope_factors: F32 | None, where: str) -> dict[str, Any]:
+    """``metadata``: decoded key-values; ``rope_factors``: rope_freqs.weight F32[head_dim / 2]. Raises CheckpointError."""
+    arch = metadata.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        raise CheckpointError(f"{where}: architecture {arch!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    try:
+        config = _sizes(metadata, str(arch))
+    except KeyError as error:
+        raise CheckpointError(f"{where}: metadata key {error} is missing; download the file again") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: a size in the metadata is not a number ({error}); download it again") from error
+    if metadata.get(f"{arch}.expert_count"):
+        raise CheckpointError(f"{where}: a mixture of experts is not supported; supported: dense {', '.join(ARCHITECTURES)}")
+    if metadata.get(f"{arch}.rope.dimension_count", config["head_dim"]) != config["head_dim"]:
+        raise CheckpointError(f"{where}: rotary dimensions differ from head_dim {config['head_dim']}; not supported")
+    config["vocab_size"] = vocab_size
+    for kind in ("bos", "eos", "padding"):
+        if (token := metadata.get(f"tokenizer.ggml.{kind}_token_id")) is not None:
+            config[f"{'pad' if kind == 'padding' else kind}_token_id"] = token
+    scaling = _rope_scaling(metadata, str(arch), where)
+    if rope_factors is not None:
+        scaling = _llama3_scaling(rope_factors, config["head_dim"], config["rope_theta"], where)
+    return config | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _sizes(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    hidden, heads = int(metadata[f"{arch}.embedding_length"]), int(metadata[f"{arch}.attention.head_count"])
+    return {
+        "architectures": [ARCHITECTURES[arch]],
+        "model_type": arch,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": int(metadata[f"{arch}.feed_forward_length"]),
+        "num_hidden_layers": int(metadata[f"{arch}.block_count"]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(metadata.get(f"{arch}.attention.head_count_kv", heads)),
+        "head_dim": int(metadata.get(f"{arch}.attention.key_length", hidden // heads)),
+        "max_position_embeddings": int(metadata[f"{arch}.context_length"]),
+        "rms_norm_eps": _decimal(metadata[f"{arch}.attention.layer_norm_rms_epsilon"]),
+        "rope_theta": _decimal(metadata.get(f"{arch}.rope.freq_base", 10000.0)),
+    }
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is this float32: 1e-5, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _rope_scaling(metadata: Mapping[str, Any], arch: str, where: str) -> dict[str, Any] | None:
+    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise CheckpointError(f"{where}: rope scaling {kind!r} is not supported; supported: none, linear, yarn, llama3")
+    scaling = {"rope_type": kind, "factor": _decimal(metadata.get(f"{arch}.rope.scaling.factor", 1.0))}
+    original = metadata.get(f"{arch}.rope.scaling.original_context_length")
+    return scaling | ({"original_max_position_embeddings": int(original)} if original and kind == "yarn" else {})
+
+
+def _llama3_scaling(factors: F32, head_dim: int, theta: float, where: str) -> dict[str, Any] | None:
+    """The parameters whose factors these are: between the plateaus 1 and ``factor`` the inverse is linear in the frequency.
+
+    1 / f = (1 - s) / factor + s with s = (original * frequency / 2 pi - low) / (high - low): a line gives two of the
+    three unknowns, so low = 1, as every Llama 3 has it.
+    """
+    factor = float(factors.max())
+    if factor == 1:
+        return None
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
+    inside = (factors > 1) & (factors < factor)
+    params = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    params["original_max_position_embeddings"] = 8192
+    if inside.sum() >= 2:
+        smooth = (1 / factors[inside].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+        slope, offset = np.polyfit(frequency[inside], smooth, 1)
+        params["high_freq_factor"] = round(float(1 - 1 / offset), 2)
+        params["original_max_position_embeddings"] = round(float(slope * -1 / offset))
+    if factors.shape != frequency.shape or not np.allclose(llama3_factors(params, head_dim, theta), factors, FACTOR_TOLERANCE, 0):
+        raise CheckpointError(f"{where}: rope_freqs.weight does not follow Llama 3's scaling; use the Hugging Face model instead")
+    return params

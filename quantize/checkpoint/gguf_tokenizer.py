@@ -1,0 +1,124 @@
+"""A tokenizer.json for a GGUF's vocabulary, so that whoever has no llama.cpp gets the same ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from quantize.checkpoint.pre_tokenizers import BY_NAME
+from quantize.errors import CheckpointError
+
+KEY = "tokenizer.ggml."
+SPECIAL_IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+SPACE = "\u2581"
+
+
+def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
+    """tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja (if there is one).
+
+    ``metadata``: decoded key-values. Raises CheckpointError for a tokenizer that is not known exactly.
+    """
+    model = metadata.get(f"{KEY}model")
+    try:
+        tokens, types = metadata[f"{KEY}tokens"], metadata.get(f"{KEY}token_type")
+        types = types or [int(TokenType.NORMAL)] * len(tokens)
+        if model == "gpt2":
+            tokenizer = _byte_level(metadata, _vocabulary(tokens, types), where)
+        elif model == "llama":
+            tokenizer = _sentence_piece(metadata, _vocabulary(tokens, types), types)
+        else:
+            raise CheckpointError(f"{where}: tokenizer model {model!r} is not supported; supported: gpt2, llama")
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(f"{where}: metadata key or token {error} is missing; download the file again") from error
+    _add_special(tokenizer, tokens, types)
+    if adds_bos(metadata):
+        _add_bos(tokenizer, tokens, metadata[f"{KEY}bos_token_id"])
+    out = {"tokenizer.json": tokenizer.to_str(pretty=True).encode(), **_configs(metadata, tokens)}
+    template = metadata.get("tokenizer.chat_template")
+    return out | ({} if template is None else {"chat_template.jinja": template.encode()})
+
+
+def adds_bos(metadata: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp begins a text with the BOS token: the key, or else its default for the tokenizer."""
+    row = BY_NAME.get(metadata.get(f"{KEY}pre", "default"))
+    default = metadata[f"{KEY}model"] == "llama" or (row is not None and row.adds_bos)
+    return bool(metadata.get(f"{KEY}add_bos_token", default)) and f"{KEY}bos_token_id" in metadata
+
+
+def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
+    """Token -> id without the padding that writers add up to the embedding's rows."""
+    return {
+        token: index
+        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if not (kind == TokenType.UNUSED and token == f"[PAD{index}]")
+    }
+
+
+def _byte_level(metadata: Mapping[str, Any], vocabulary: dict[str, int], where: str) -> Tokenizer:
+    name = metadata.get(f"{KEY}pre", "default")
+    row = BY_NAME.get(name)
+    if row is None:
+        raise CheckpointError(f"{where}: pre-tokenizer {name!r} is not known; use the Hugging Face model instead")
+    merges = [_pair(merge) for merge in metadata[f"{KEY}merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=row.ignore_merges))
+    raw = json.loads(tokenizer.to_str()) | {"pre_tokenizer": row.to_json()}
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    """ "a b" -> ("a", "b"); a token may itself begin with a space, as llama.cpp allows."""
+    cut = merge.index(" ", 1)
+    return merge[:cut], merge[cut + 1 :]
+
+
+def _sentence_piece(metadata: Mapping[str, Any], vocabulary: dict[str, int], types: list[int]) -> Tokenizer:
+    """SentencePiece's BPE: the scores rank the merges, bytes stand in for what has no token."""
+    scores = metadata[f"{KEY}scores"]
+    prefix = bool(metadata.get(f"{KEY}add_space_prefix", True))
+    unknown = metadata[f"{KEY}tokens"][metadata.get(f"{KEY}unknown_token_id", 0)]
+    merges = _ranked_merges(vocabulary, scores, types)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    replace = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), replace]) if prefix else replace
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    return tokenizer
+
+
+def _ranked_merges(vocabulary: dict[str, int], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, best score first (``llm_tokenizer_spm``); ties by id, then by the cut."""
+    pieces = {token: index for token, index in vocabulary.items() if types[index] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
+    found = []
+    for token, index in pieces.items():
+        for cut in range(1, len(token)):
+            if token[:cut] in pieces and token[cut:] in pieces:
+                found.append((-scores[index], index, cut, token))
+    return [(token[:cut], token[cut:]) for _, _, cut, token in sorted(found)]
+
+
+def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    for token, kind in zip(tokens, types, strict=True):
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif kind == TokenType.USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+
+
+def _add_bos(tokenizer: Tokenizer, tokens: list[str], bos: int) -> None:
+    single, pair = f"{tokens[bos]}:0 $A:0", f"{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1"
+    tokenizer.post_processor = processors.TemplateProcessing(single, pair, [(tokens[bos], bos)])
+
+
+def _configs(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, bytes]:
+    ids = {name: metadata[f"{KEY}{key}_token_id"] for name, key in SPECIAL_IDS.items() if f"{KEY}{key}_token_id" in metadata}
+    tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    tokenizer |= {name: tokens[index] for name, index in ids.items()} | {"add_bos_token": adds_bos(metadata)}
+    generation = {f"{name}_id": index for name, index in ids.items() if name != "unk_token"}
+    files = {"tokenizer_config.json": tokenizer, "generation_config.json": generation}
+    return {name: (json.dumps(data, indent=2) + "\n").encode() for name, data in files.items()}

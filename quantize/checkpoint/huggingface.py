@@ -1,0 +1,136 @@
+"""A Hugging Face directory of safetensors as a source: headers first, then one mapped tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.checkpoint.expected import check_config, check_specs
+from quantize.checkpoint.floats import CHUNK, check_finite, to_f32
+from quantize.checkpoint.safetensors_file import StoredTensor, read_header
+from quantize.errors import CheckpointError
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig
+from quantize.types import F32, PlainTensor, TensorSpec
+
+ASSETS = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TO_CONVERT = "transformers' AutoModelForCausalLM.from_pretrained('{}').save_pretrained('NEW_DIR') writes safetensors"
+
+
+class HuggingFaceCheckpoint:
+    """See ``Checkpoint``. Raises CheckpointError at once for a missing, malformed or unknown model."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        where = str(path / "config.json")
+        self.config = ModelConfig.from_hf(_read_json(path / "config.json"), where)
+        check_config(self.config, where)
+        stored = _read_headers(path)
+        self.specs: Mapping[str, TensorSpec] = check_specs({n: t.spec for n, t in stored.items()}, self.config, str(path))
+        self._stored = stored
+        self.tied = HEAD not in stored or self._same(HEAD, EMBEDDING)
+        if self.tied:
+            self.specs = {name: spec for name, spec in self.specs.items() if name != HEAD}
+
+    def read(self, name: str) -> F32:
+        """The tensor as F32; a read-only map where the file holds F32."""
+        values = self.raw(name)
+        return to_f32(values.values, values.dtype)
+
+    def read_rows(self, name: str, start: int, stop: int) -> F32:
+        """Rows [start, stop) as F32."""
+        stored = self._stored[name]
+        rows = stored.map()[start:stop]
+        check_finite(rows, stored.spec.dtype, name, str(stored.file))
+        return to_f32(rows, stored.spec.dtype)
+
+    def raw(self, name: str) -> PlainTensor:
+        """The tensor as a read-only map in the file's own dtype."""
+        stored = self._stored[name]
+        values = stored.map()
+        check_finite(values, stored.spec.dtype, name, str(stored.file))
+        return PlainTensor(name, values, stored.spec.dtype)
+
+    def assets(self) -> dict[str, bytes]:
+        """The small files that are there."""
+        return {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest over names, sizes and bytes of the assets and the weights."""
+        digest = hashlib.sha256()
+        weights = {tensor.file for tensor in self._stored.values()}
+        assets = {self.path / name for name in ASSETS if (self.path / name).is_file()}
+        for path in sorted(weights | assets):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def _same(self, left: str, right: str) -> bool:
+        """Whether two matrices hold the same values, compared a few rows at a time."""
+        one, two = self._stored[left], self._stored[right]
+        rows, columns = one.spec.shape
+        step = max(1, CHUNK // columns)
+        a, b = one.map(), two.map()
+        return all(
+            np.array_equal(to_f32(a[i : i + step], one.spec.dtype), to_f32(b[i : i + step], two.spec.dtype))
+            for i in range(0, rows, step)
+        )
+
+
+def _read_headers(path: Path) -> dict[str, StoredTensor]:
+    if (path / INDEX).is_file():
+        return _read_shards(path)
+    if (path / WHOLE).is_file():
+        return read_header(path / WHOLE)
+    if any(path.glob("*.safetensors")):
+        found = sorted(item.name for item in path.glob("*.safetensors"))
+        raise CheckpointError(f"{path}: {found[0]} without {INDEX}; download the Hugging Face layout of this model whole")
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise CheckpointError(f"{path}: only pickled weights, which are never loaded; convert them: {TO_CONVERT.format(path)}")
+    raise CheckpointError(f"{path}: no {WHOLE} and no {INDEX}; is this a Hugging Face model directory?")
+
+
+def _read_shards(path: Path) -> dict[str, StoredTensor]:
+    weight_map = _read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{path / INDEX}: no weight_map of names to files; download it again")
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{path / INDEX}: {file!r} is not a plain file name; get the model from its own source")
+        for name, tensor in read_header(path / file).items():
+            if name in tensors:
+                raise CheckpointError(f"{path}: {name} is in {tensors[name].file.name} and in {file}; download it again")
+            tensors[name] = tensor
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise CheckpointError(f"{path / file}: {name} is not in it, though {INDEX} says so; download it again")
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a Hugging Face model directory?") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error}); download it again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: not a JSON object; download it again")
+    return data
