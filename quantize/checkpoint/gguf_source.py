@@ -128,7 +128,7 @@ class GgufCheckpoint:
 
 def _parse(data: U8, path: Path) -> GgufHeader:
     try:
-        return parse_header(memoryview(data))
+        return parse_header(data.data)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; download it again") from error
 

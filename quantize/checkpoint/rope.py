@@ -18,4 +18,5 @@ def llama3_factors(params: Mapping[str, Any], head_dim: int, theta: float) -> F3
     factor, low, high = (float(params[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = params["original_max_position_embeddings"] * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
     smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    factors: F32 = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return factors
