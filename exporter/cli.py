@@ -158,24 +158,26 @@ def _run(args: Namespace) -> int:
     from quantize import open_checkpoint
 
     targets = dict.fromkeys(args.target or DEFAULT_RUN_TARGETS)
-    for folder in (args.out / target for target in targets):
-        if folder.exists() and not args.force:
-            raise OutputError(f"{folder}: exists already; name another --out or pass --force")
-    source, ok = open_checkpoint(args.source), True
-    for target in targets:
-        ok &= _run_target(args, source, target)
-    return 0 if ok else 1
+    for path in (path for target in targets for path in _outputs(args.out / target, target)):
+        if path.exists() and not args.force:
+            raise OutputError(f"{path}: exists already; name another --out or pass --force")
+    source = open_checkpoint(args.source)
+    verdicts = [_run_target(args, source, target) for target in targets]
+    return 0 if all(verdicts) else 1
+
+
+def _outputs(folder: Path, target: str) -> tuple[Path, Path, Path]:
+    """The store, the file or folder for the runtime, and the report of ``verify``."""
+    return folder / "store", folder / ("model.gguf" if target in GGUF_TARGETS else "onnx"), folder / "verify.json"
 
 
 def _run_target(args: Namespace, source: Checkpoint, target: str) -> bool:
-    """DIR/TARGET/store, DIR/TARGET/model.gguf or DIR/TARGET/onnx, DIR/TARGET/verify.json."""
-    folder = args.out / target
-    store = _make_store(args, source, target, folder / "store")
+    store_path, path, report_path = _outputs(args.out / target, target)
+    store = _make_store(args, source, target, store_path)
     print(store_summary(store))
-    path = _write(args, store, folder / ("model.gguf" if target in GGUF_TARGETS else "onnx"))
-    print(_totals(path))
+    print(_totals(_write(args, store, path)))
     report = _run_checks(path, source, store, args.quiet)
-    _write_json(folder / "verify.json", report)
+    _write_json(report_path, report)
     return bool(report["ok"])
 
 

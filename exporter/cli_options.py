@@ -11,7 +11,7 @@ from typing import NoReturn, TypeAlias
 
 from exporter.targets import TARGETS
 from quantize.grids import GRIDS
-from quantize.plan import METHODS, WHOLE_CHANNEL, QuantizeConfig
+from quantize.plan import DEFAULT_BITS, METHODS, WHOLE_CHANNEL, QuantizeConfig
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
@@ -89,7 +89,7 @@ def _add_config_options(parser: OneLineParser) -> None:
 def _add_grid_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", choices=METHODS, default=DEFAULTS.method, help="rounding and axis (default: %(default)s)")
     group.add_argument(
-        "--bits", type=int, choices=BITS, default=DEFAULTS.bits, help="5 on ggml grids only (default: %(default)s)"
+        "--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=f"5 on ggml grids only (default: {DEFAULT_BITS})"
     )
     group.add_argument("--grid", metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)")
     group.add_argument(

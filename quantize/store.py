@@ -90,7 +90,10 @@ class StoreWriter:
         known = self._records.get(record.name, record)
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
         contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        save_file(contiguous, self._partial / "tensors" / _file_name(record.name, known.chunks))
+        try:
+            save_file(contiguous, self._partial / "tensors" / _file_name(record.name, known.chunks))
+        except SafetensorError as error:  # the library's word for an OSError
+            raise OutputError(f"{self.path}: {record.name} cannot be written ({error}); check the free space") from error
         self._records[record.name] = replace(known, chunks=known.chunks + 1)
 
     def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:

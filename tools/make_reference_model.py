@@ -21,8 +21,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from safetensors.numpy import save_file
 
-from exporter.gguf_names import to_hf_name
 from quantize import open_checkpoint
+from quantize.checkpoint.gguf_names import to_hf_name
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.types import F32
 
