@@ -1,0 +1,147 @@
+"""A QuantizedStore as a GGUF file: the whole file is planned from sizes, then poured one chunk of a tensor at a time."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from exporter.gguf_blocks import block_type, pack_blocks
+from exporter.gguf_metadata import build_metadata
+from exporter.targets import TARGETS
+from quantize.checkpoint.floats import to_f32
+from quantize.checkpoint.gguf_container import TensorInfo, Value, alignment_of, encode_header, padded
+from quantize.checkpoint.gguf_names import WEIGHT_IC, to_gguf_name
+from quantize.checkpoint.gguf_source import ROPE_FREQS
+from quantize.checkpoint.rope import llama3_factors
+from quantize.checkpoint.row_order import ggml_row_index
+from quantize.errors import ExportError, OutputError
+from quantize.model_config import ModelConfig
+from quantize.progress import track
+from quantize.store import QuantizedStore, TensorRecord
+from quantize.types import F32, Axis, PlainTensor, QuantizedTensor, RowOrder
+
+MAX_NAME = 63  # bytes; ggml's GGML_MAX_NAME with its end
+
+
+def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = None, force: bool = False) -> Path:
+    """Write ``store`` to ``out`` and return it; the same store gives the same bytes.
+
+    ``tokenizer_pre`` overrides the name of the pre-tokenizer. Raises ExportError for a store that no GGUF holds,
+    OutputError for an output that exists (without ``force``) or cannot be written.
+    """
+    metadata = build_metadata(store, tokenizer_pre)
+    plan = _plan(store, alignment_of(metadata))
+    with _new_file(out, force) as file:
+        _pour(store, plan, metadata, file)
+    return out
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One tensor of the file; ``record`` None for rope_freqs.weight, which is computed."""
+
+    info: TensorInfo
+    record: TensorRecord | None
+
+
+def _plan(store: QuantizedStore, alignment: int) -> list[_Planned]:
+    items: list[tuple[str, GGMLQuantizationType, tuple[int, ...], TensorRecord | None]] = []
+    if _has_rope_freqs(store.config):
+        items.append((ROPE_FREQS, GGMLQuantizationType.F32, (store.config.head_dim // 2,), None))
+    for record in store.records.values():
+        items.append((*_stored_form(store, record), record))
+    offset, plan = 0, []
+    for name, kind, shape, record_or_none in items:
+        info = TensorInfo(name, kind, shape, offset)
+        plan.append(_Planned(info, record_or_none))
+        offset += padded(info.nbytes, alignment)
+    return plan
+
+
+def _stored_form(store: QuantizedStore, record: TensorRecord) -> tuple[str, GGMLQuantizationType, tuple[int, ...]]:
+    """Name, type and shape (outermost first) in the file."""
+    name = to_gguf_name(record.name)
+    if len(name.encode()) > MAX_NAME:
+        raise ExportError(f"{store.path}: {name} is longer than GGUF's {MAX_NAME} bytes")
+    if record.grid is None:
+        return name, GGMLQuantizationType[record.dtype if len(record.shape) > 1 else "F32"], record.shape
+    kind = block_type(record.grid.name, f"{store.path}: {record.name}")
+    if record.axis is Axis.PER_OC:
+        return name, kind, record.shape
+    reason = TARGETS[store.target].refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))
+    if reason is not None:
+        raise ExportError(f"{store.path}: {record.name}: {reason}")
+    return f"{name.rpartition('.')[0]}.{WEIGHT_IC}", kind, record.shape[::-1]
+
+
+def _has_rope_freqs(config: ModelConfig) -> bool:
+    scaling = config.rope_scaling or {}
+    return bool(scaling.get("rope_type", scaling.get("type")) == "llama3")
+
+
+def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Value], file: BinaryIO) -> None:
+    alignment = alignment_of(metadata)
+    start = file.write(encode_header(metadata, [item.info for item in plan]))
+    for item in track(plan, "writing GGUF"):
+        written = sum(file.write(data) for data in _tensor_bytes(store, item.record))
+        assert written == item.info.nbytes, f"{item.info.name}: {written} bytes, planned {item.info.nbytes}"
+        file.write(bytes(padded(written, alignment) - written))
+    assert file.tell() == start + sum(padded(item.info.nbytes, alignment) for item in plan)
+
+
+def _tensor_bytes(store: QuantizedStore, record: TensorRecord | None) -> Iterator[bytes]:
+    if record is None:
+        config = store.config
+        yield llama3_factors(config.rope_scaling or {}, config.head_dim, config.rope_theta).tobytes()
+        return
+    for chunk in _chunks(store, record):
+        if isinstance(chunk, QuantizedTensor):
+            yield pack_blocks(chunk).tobytes()
+        else:
+            yield (chunk.values if chunk.values.ndim > 1 else _f32(chunk)).tobytes()
+
+
+def _chunks(store: QuantizedStore, record: TensorRecord) -> Iterator[QuantizedTensor | PlainTensor]:
+    """The stored rows, in llama.cpp's order where it differs from the store's."""
+    heads = store.config.rotary_heads(record.name)
+    if heads is None or store.row_order is RowOrder.GGML:
+        yield from store.chunks(record.name)
+        return
+    if record.axis is Axis.PER_IC and record.grid is not None:
+        raise ExportError(f"{store.path}: {record.name} has groups across rows that GGUF orders otherwise; quantize for a GGUF")
+    index = ggml_row_index(record.shape[0], heads)
+    whole = store.read(record.name)
+    if isinstance(whole, QuantizedTensor):
+        yield whole.take_rows(index)
+    else:
+        yield replace(whole, values=whole.values[index])
+
+
+def _f32(tensor: PlainTensor) -> F32:
+    return np.ascontiguousarray(to_f32(tensor.values, tensor.dtype))
+
+
+@contextmanager
+def _new_file(out: Path, force: bool) -> Iterator[BinaryIO]:
+    """A sibling that takes the name ``out`` once it is complete, and is removed if that never comes."""
+    if out.is_dir() or (out.exists() and not force):
+        raise OutputError(f"{out}: exists already; name another --out" + ("" if out.is_dir() else " or pass --force"))
+    partial = out.with_name(out.name + ".partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(out)
+    except OSError as error:
+        full = "; free some space" if error.errno == errno.ENOSPC else "; choose a place that can be written to"
+        raise OutputError(f"{out}: cannot be written ({error.strerror}){full}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

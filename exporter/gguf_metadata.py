@@ -1,0 +1,147 @@
+"""The metadata of a GGUF file: from a GGUF source verbatim, from a Hugging Face model by llama.cpp's key names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.gguf_tokenizer import Metadata, tokenizer_metadata
+from quantize.checkpoint.gguf_container import Value, ValueType, parse_header
+from quantize.checkpoint.gguf_source import METADATA_ASSET
+from quantize.errors import ExportError, StoreError
+from quantize.model_config import EMBEDDING, ModelConfig
+from quantize.store import QuantizedStore
+from quantize.types import Axis
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# general.file_type (llama.cpp's llama_ftype) by the type of most weights
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9}
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}
+SCALING_KEYS = {
+    "linear": {"factor"},
+    "yarn": {"factor", "original_max_position_embeddings"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+}
+FORMAT_VERSION = 1  # of docs/gguf-adadim.md
+
+
+def build_metadata(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
+    """Every key-value of the file. Raises ExportError for what llama.cpp cannot be told, StoreError for a damaged store."""
+    if METADATA_ASSET in store.asset_names():
+        out = _from_gguf(store, tokenizer_pre)
+    else:
+        rows = store.records[EMBEDDING].shape[0]
+        out = _from_config(store) | tokenizer_metadata(store.path / "assets", rows, tokenizer_pre)
+    out["general.file_type"] = _u32(_file_type(store))
+    out["general.quantization_version"] = _u32(QUANTIZATION_VERSION)
+    return out | _provenance(store)
+
+
+def _from_gguf(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
+    if tokenizer_pre is not None:
+        raise ExportError(f"{store.path}: from a GGUF, whose tokenizer is kept as it is; drop --tokenizer-pre {tokenizer_pre}")
+    try:
+        return dict(parse_header(store.asset(METADATA_ASSET)).metadata)
+    except ValueError as error:
+        raise StoreError(f"{store.path / 'assets' / METADATA_ASSET}: {error}; quantize again") from error
+
+
+def _from_config(store: QuantizedStore) -> Metadata:
+    config = store.config
+    arch = ARCHITECTURES[config.model_type]
+    _check_biases(store, arch)
+    attention = f"{arch}.attention"
+    return {
+        "general.architecture": _text(arch),
+        "general.type": _text("model"),
+        "general.name": _text(str(store.header["source"]["name"])),
+        f"{arch}.vocab_size": _u32(store.records[EMBEDDING].shape[0]),
+        f"{arch}.context_length": _u32(config.max_position),
+        f"{arch}.embedding_length": _u32(config.hidden_size),
+        f"{arch}.block_count": _u32(config.num_layers),
+        f"{arch}.feed_forward_length": _u32(config.intermediate_size),
+        f"{attention}.head_count": _u32(config.num_heads),
+        f"{attention}.head_count_kv": _u32(config.num_kv_heads),
+        f"{attention}.key_length": _u32(config.head_dim),
+        f"{attention}.value_length": _u32(config.head_dim),
+        f"{attention}.layer_norm_rms_epsilon": _f32(config.rms_norm_eps),
+        f"{arch}.rope.dimension_count": _u32(config.head_dim),
+        f"{arch}.rope.freq_base": _f32(config.rope_theta),
+    } | _rope_scaling(config, arch, str(store.path))
+
+
+def _check_biases(store: QuantizedStore, arch: str) -> None:
+    """llama.cpp's qwen graphs read q, k and v biases (qwen2) or none (qwen3); its llama graph reads all."""
+    allowed = {"llama": ("proj.bias",), "qwen2": ("q_proj.bias", "k_proj.bias", "v_proj.bias"), "qwen3": ()}[arch]
+    for name in store.records:
+        if name.endswith(".bias") and not name.endswith(allowed):
+            raise ExportError(f"{store.path}: llama.cpp's {arch} has no {name}; this model cannot be a GGUF")
+
+
+def _rope_scaling(config: ModelConfig, arch: str, where: str) -> Metadata:
+    """Key-values of a scaling; Llama 3's is a tensor instead and needs none."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {}
+    kind = str(scaling.get("rope_type", scaling.get("type")))
+    given = {key: value for key, value in scaling.items() if YARN_DEFAULTS.get(key) != value and value is not None}
+    unknown = set(given) - SCALING_KEYS.get(kind, set()) - {"rope_type", "type", "rope_theta"}
+    if kind not in SCALING_KEYS or unknown or (kind == "llama3" and arch != "llama"):
+        raise ExportError(f"{where}: llama.cpp cannot be told rope scaling {kind} {sorted(unknown)}; remove it from config.json")
+    if kind == "llama3":
+        return {}
+    prefix = f"{arch}.rope.scaling"
+    out = {f"{prefix}.type": _text(kind), f"{prefix}.factor": _f32(float(scaling["factor"]))}
+    if kind == "yarn":
+        original = int(scaling.get("original_max_position_embeddings", config.max_position))
+        out[f"{prefix}.original_context_length"] = _u32(original)
+    return out
+
+
+def _file_type(store: QuantizedStore) -> int:
+    weights: dict[str, int] = {}
+    for record in store.records.values():
+        if record.name.startswith("model.layers.") and len(record.shape) == 2:
+            kind = record.dtype if record.grid is None else record.grid.name
+            weights[kind] = weights.get(kind, 0) + record.shape[0] * record.shape[1]
+    return FILE_TYPES[max(weights, key=lambda kind: weights[kind])]
+
+
+def _provenance(store: QuantizedStore) -> Metadata:
+    """The ``adadim.*`` keys of docs/gguf-adadim.md."""
+    header = store.header
+    config, calibration = _mapping(header.get("config")), _mapping(header.get("calibration"))
+    texts = {
+        "version": header.get("version"),
+        "target": store.target,
+        "method": config.get("method"),
+        "selection": config.get("selection"),
+        "token_weight": config.get("token_weight"),
+        "source.name": _mapping(header.get("source")).get("name"),
+        "source.sha256": _mapping(header.get("source")).get("sha256"),
+        "calibration.name": calibration.get("text"),
+        "calibration.sha256": calibration.get("sha256"),
+    }
+    numbers = {"seed": config.get("seed"), "calibration.tokens": calibration.get("tokens")}
+    out = {f"adadim.{key}": _text(str(value)) for key, value in texts.items() if value is not None}
+    out |= {f"adadim.{key}": Value.encode(ValueType.U64, int(value)) for key, value in numbers.items() if value is not None}
+    if any(record.grid is not None and record.axis is Axis.PER_IC for record in store.records.values()):
+        out["adadim.format_version"] = _u32(FORMAT_VERSION)
+    return out
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 - JSON
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: str) -> Value:
+    return Value.encode(ValueType.STRING, value)
+
+
+def _u32(value: int) -> Value:
+    return Value.encode(ValueType.U32, value)
+
+
+def _f32(value: float) -> Value:
+    return Value.encode(ValueType.F32, value)
