@@ -1,0 +1,286 @@
+"""The weights of an exported ONNX folder, read from its bytes: the protobuf through ``onnx``, external data by ourselves.
+
+What holds a weight is told by nodes, which are named ``<weight's name without .weight>/<role>``::
+
+    MatMulNBits           B U8[N, ceil(K / block), block * bits / 8], scales F32[N, ceil(K / block)],
+                          zero points packed U8[N, ceil(n_blocks * bits / 8)], or absent: 2**(bits - 1)
+    GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
+    MatMulAdaDim          docs/matmul-adadim.md
+    MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
+                          F32[groups, 1, 1, K] multiplies its input; zero_point U4 or U8 of the same shape
+
+Packed values lie low bits first; only MatMulAdaDim's 3-bit ones cross bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from runtime_checks.reference import F32, U8, Array, DamagedFileError, decode_affine, decode_floats, unpack
+
+FLOATS: dict[int, tuple[str, str]] = {
+    TensorProto.FLOAT: ("F32", "<f4"),
+    TensorProto.FLOAT16: ("F16", "<f2"),
+    TensorProto.BFLOAT16: ("BF16", "<u2"),
+}
+INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
+CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
+TRANSPARENT = ("Reshape", "Unsqueeze", "Cast", "Identity")  # operators that leave the values as they are
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxCodes:
+    """codes U8[rows, cols]; scale F32 and zero_point U8 [rows, n_groups]; rows are OC if ``per_oc``, else IC."""
+
+    codes: U8
+    scale: F32
+    zero_point: U8
+    group_size: int
+    per_oc: bool
+
+    def decode(self) -> F32:
+        """F32[OC, IC], (q - z) * s."""
+        rows = decode_affine(self.codes, self.scale, self.zero_point, self.group_size)
+        return rows if self.per_oc else rows.T
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxTensor:
+    """One weight under its Hugging Face name. ``form``: a key of READERS, or "float"."""
+
+    name: str
+    form: str
+    dtype: str  # "F32", "F16", "BF16" of a float tensor, else "U8"
+    read_codes: Callable[[], OnnxCodes] | None = None
+    read_floats: Callable[[], Array] | None = None
+
+    def codes(self) -> OnnxCodes:
+        """The stored integers of a quantized tensor. Raises DamagedFileError."""
+        assert self.read_codes is not None, f"{self.name} is stored as floats"
+        try:
+            return self.read_codes()
+        except (KeyError, IndexError, ValueError) as error:
+            raise DamagedFileError(f"{self.name}: its {self.form} nodes are not as they should be ({error})") from error
+
+    def values(self) -> Array:
+        """The stored floats of a float tensor (BF16 as uint16 bits)."""
+        assert self.read_floats is not None, f"{self.name} is quantized"
+        return self.read_floats()
+
+    def decode(self) -> F32:
+        """The weight as F32[OC, IC] (or F32[n])."""
+        if self.read_floats is None:
+            return self.codes().decode()
+        stored = self.read_floats()
+        return decode_floats(self.dtype, stored.reshape(-1).view(np.uint8)).reshape(stored.shape)
+
+
+def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
+    """Every weight of DIR/model.onnx by its Hugging Face name; a tied head is none. Raises DamagedFileError."""
+    graph = _Graph(folder)
+    tensors: dict[str, OnnxTensor] = {}
+    for name, tensor in graph.initializers.items():
+        if name.endswith((".weight", ".bias")) and tensor.data_type in FLOATS:
+            kind = FLOATS[tensor.data_type][0]
+            tensors[name] = OnnxTensor(name, "float", kind, read_floats=partial(graph.array, tensor))
+    owners: dict[str, str] = {}
+    for stem, nodes in graph.linears().items():
+        name = f"{stem}.weight"
+        held = graph.resolve(nodes[0].input[CODES_INPUT[nodes[0].op_type]]).name
+        if owners.setdefault(held, name) != name:
+            continue  # the head over the embedding's initializer
+        if name in tensors:
+            raise DamagedFileError(f"{graph.path}: {name} is there as floats and as codes")
+        form = "split" if _is_slice(nodes[0]) else FORMS[nodes[0].op_type]
+        tensors[name] = OnnxTensor(name, form, "U8", read_codes=partial(READERS[form], graph, nodes))
+    return tensors
+
+
+class _Graph:
+    """The model without its data, and its data on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "model.onnx"
+        try:
+            self.model = onnx.load(self.path, load_external_data=False)
+        except Exception as error:  # protobuf's DecodeError; its class moved between versions
+            raise DamagedFileError(f"{self.path}: is no ONNX model ({error})") from error
+        graph = self.model.graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        if len(self.initializers) != len(graph.initializer):
+            raise DamagedFileError(f"{self.path}: two initializers have one name")
+        self.producers = {output: node for node in graph.node for output in node.output}
+
+    def linears(self) -> dict[str, list[onnx.NodeProto]]:
+        """Nodes that hold codes, by the part of their name before the role, embedding first."""
+        out: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.model.graph.node:
+            if node.op_type in CODES_INPUT:
+                out.setdefault(_stem(node), []).append(node)
+        return dict(sorted(out.items(), key=lambda item: item[1][0].op_type != "GatherBlockQuantized"))
+
+    def named(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes of that name: one or none."""
+        return [node for node in self.model.graph.node if node.name == name]
+
+    def resolve(self, name: str) -> TensorProto:
+        """The initializer behind an input, looking through what leaves its values as they are."""
+        while name in self.producers and self.producers[name].op_type in TRANSPARENT:
+            name = self.producers[name].input[0]
+        if name not in self.initializers:
+            raise DamagedFileError(f"{self.path}: {name} should be an initializer")
+        tensor: TensorProto = self.initializers[name]
+        return tensor
+
+    def read(self, name: str) -> Array:
+        """The values of the initializer behind an input."""
+        return self.array(self.resolve(name))
+
+    def array(self, tensor: TensorProto) -> Array:
+        """Stored values in their shape: BF16 as uint16 bits, 4-bit integers one in a byte."""
+        shape = tuple(tensor.dims)
+        size = int(np.prod(shape, dtype=np.int64))
+        data = self._bytes(tensor)
+        if tensor.data_type == TensorProto.UINT4 and data.size == -(-size // 2):
+            return unpack(data, 4, size).reshape(shape)
+        kind = FLOATS[tensor.data_type][1] if tensor.data_type in FLOATS else INTEGERS.get(tensor.data_type, "V")
+        dtype = np.dtype(kind)
+        if data.size != size * dtype.itemsize:
+            wanted = TensorProto.DataType.Name(tensor.data_type)
+            raise DamagedFileError(f"{self.path}: {tensor.name} has {data.size} bytes for {wanted}{list(shape)}")
+        return data.view(dtype).reshape(shape)
+
+    def _bytes(self, tensor: TensorProto) -> U8:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            raw = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+            return np.frombuffer(raw, np.uint8)
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = PurePosixPath(entries["location"])
+        if location.is_absolute() or ".." in location.parts:
+            raise DamagedFileError(f"{self.path}: {tensor.name} points outside of the folder, to {location}")
+        file = self.folder / location
+        if not file.is_file():
+            raise DamagedFileError(f"{file}: missing, {tensor.name} is in it")
+        data = np.asarray(np.memmap(file, np.uint8, "r"))
+        start = int(entries.get("offset", 0))
+        stop = start + int(entries["length"]) if "length" in entries else data.size
+        if not 0 <= start <= stop <= data.size:
+            raise DamagedFileError(f"{file}: {tensor.name} is at [{start}, {stop}) of {data.size} bytes; the file is truncated")
+        return data[start:stop]
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _stem(node: onnx.NodeProto) -> str:
+    return node.name.rpartition("/")[0]
+
+
+def _is_slice(node: onnx.NodeProto) -> bool:
+    return node.op_type == "MatMulNBits" and node.name.rpartition("/")[2] != "MatMulNBits"
+
+
+def _nbits(graph: _Graph, node: onnx.NodeProto) -> OnnxCodes:
+    """One MatMulNBits as it is."""
+    a = _attributes(node)
+    bits, block, n, k = a.get("bits", 4), a["block_size"], a["N"], a["K"]
+    groups = -(-k // block)
+    codes = unpack(graph.read(node.input[1]).reshape(n, -1), bits, groups * block)[:, :k]
+    scale = graph.read(node.input[2]).reshape(n, groups).astype(np.float32)
+    zero = _zero_points(graph, node, (n, groups), bits)
+    return OnnxCodes(codes, scale, zero, block, True)
+
+
+def _read_matmul(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+    (node,) = nodes
+    return _nbits(graph, node)
+
+
+def _read_gather(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+    """GatherBlockQuantized over [rows, n_blocks, bytes of a block]; a Slice behind it cuts the filling of the last block."""
+    (node,) = nodes
+    a = _attributes(node)
+    bits, block, packed = a.get("bits", 4), a["block_size"], graph.read(node.input[0])
+    rows, groups, _ = packed.shape
+    cols = groups * block
+    for cut in graph.named(f"{_stem(node)}/Slice"):
+        cols = int(graph.read(cut.input[2]).item())
+    codes = unpack(packed.reshape(rows, -1), bits, groups * block)[:, :cols]
+    scale = graph.read(node.input[2]).reshape(rows, groups).astype(np.float32)
+    zero = np.full(scale.shape, 1 << bits - 1, np.uint8)
+    if len(node.input) > 3:
+        zero = graph.read(node.input[3]).reshape(rows, groups)
+    return OnnxCodes(codes, scale, zero, block, True)
+
+
+def _read_split(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+    """One MatMulNBits for each group of output channels, in the order in which Concat joins them."""
+    by_output = {node.output[0]: node for node in nodes}
+    (concat,) = [node for node in graph.model.graph.node if node.op_type == "Concat" and set(node.input) == set(by_output)]
+    ordered = [by_output[name] for name in concat.input]
+    parts = [_nbits(graph, node) for node in ordered]
+    if any((part.scale != 1).any() for part in parts):
+        raise DamagedFileError(f"{graph.path}: {concat.name} joins nodes whose scales are not 1")
+    rows = [_scale_row(graph, node.input[0]) for node in ordered]
+    (held,) = {name for name, _ in rows}
+    order = np.array([row for _, row in rows])
+    scale = graph.read(held)[order, 0, 0].T
+    zero = np.stack([part.zero_point[0, 0] for part in parts])[None].repeat(scale.shape[0], axis=0)
+    for node in graph.named(f"{_stem(concat)}/Sub"):  # mid - z, where mid is what every part subtracts already
+        if any((part.zero_point != graph.read(node.input[0])).any() for part in parts):
+            raise DamagedFileError(f"{graph.path}: {node.name} and the zero points of {concat.name} do not cancel")
+        zero = graph.read(node.input[1])[order, 0, 0].T
+    return OnnxCodes(np.concatenate([part.codes for part in parts]).T, scale, zero, len(parts[0].codes), False)
+
+
+def _scale_row(graph: _Graph, name: str) -> tuple[str, int]:
+    """Which row of which initializer multiplies the activations that arrive as ``name``: back through Split, Mul, Split."""
+    node, row = graph.producers[name], 0
+    if node.op_type == "Split":
+        row = list(node.output).index(name)
+        node = graph.producers[node.input[0]]
+    held = node.input[1]
+    if held in graph.producers:
+        cut = graph.producers[held]
+        row += int(graph.read(cut.input[1])[: list(cut.output).index(held)].sum())
+        held = cut.input[0]
+    return held, row
+
+
+def _read_adadim(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+    """MatMulAdaDim, by its specification."""
+    (node,) = nodes
+    a = _attributes(node)
+    if a["layout"] != 0:
+        raise DamagedFileError(f"{graph.path}: {node.name} has layout {a['layout']}, which is not specified")
+    rows, cols = (a["N"], a["K"]) if a["per_oc"] else (a["K"], a["N"])
+    groups = -(-cols // a["group_size"])
+    codes = unpack(graph.read(node.input[1]).reshape(rows, -1), a["bits"], cols)
+    scale = graph.read(node.input[2]).reshape(rows, groups)
+    zero = unpack(graph.read(node.input[3]), a["bits"], groups)
+    return OnnxCodes(codes, scale, np.broadcast_to(zero, (rows, groups)), a["group_size"], bool(a["per_oc"]))
+
+
+def _zero_points(graph: _Graph, node: onnx.NodeProto, shape: tuple[int, int], bits: int) -> U8:
+    """MatMulNBits's zero points U8[rows, groups], or the middle where there are none."""
+    if len(node.input) < 4 or not node.input[3]:
+        return np.full(shape, 1 << bits - 1, np.uint8)
+    return unpack(graph.read(node.input[3]).reshape(shape[0], -1), bits, shape[1])
+
+
+FORMS = {"MatMulNBits": "matmulnbits", "GatherBlockQuantized": "gather", "MatMulAdaDim": "matmul_adadim"}
+READERS: dict[str, Callable[[_Graph, list[onnx.NodeProto]], OnnxCodes]] = {
+    "matmulnbits": _read_matmul,
+    "gather": _read_gather,
+    "matmul_adadim": _read_adadim,
+    "split": _read_split,
+}
