@@ -25,7 +25,7 @@ class OnnxRunner:
     """
 
     def __init__(self, folder: Path, accuracy_level: int | None = None) -> None:
-        self.name = f"onnxruntime {ort.__version__}"
+        self.name, self._folder = f"onnxruntime {ort.__version__}", folder
         model: Path | onnx.ModelProto = model_path(folder)
         if accuracy_level is not None:
             model = load_graph(folder)
@@ -73,7 +73,11 @@ class OnnxRunner:
             "position_ids": np.arange(total - len(tokens), total, dtype=np.int64)[None],
         }
         feeds = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in arrays.items() if name in self._inputs}
-        values = dict(zip(self._outputs, self._session.run_with_ort_values(self._outputs, feeds | cache), strict=True))
+        try:
+            results = self._session.run_with_ort_values(self._outputs, feeds | cache)
+        except Exception as error:  # onnxruntime's own exceptions share no base below Exception
+            raise FileFormatError(f"{self._folder}: onnxruntime cannot run it ({_line(error)}); export it again") from error
+        values = dict(zip(self._outputs, results, strict=True))
         grown = {name: values[name.replace("past_key_values", "present")] for name in self._past}
         return values["logits"].numpy()[0].astype(np.float32, copy=False), grown
 
@@ -93,6 +97,12 @@ def model_path(folder: Path) -> Path:
     if not path.is_file():
         raise FileFormatError(f"{path}: not there; give the folder that `adadim export onnx` wrote")
     return path
+
+
+def exported_context(folder: Path) -> int | None:
+    """Positions for which the graph has rotary tables, or None if it has none. Raises FileFormatError."""
+    tables = [tensor.dims[0] for tensor in load_graph(folder).graph.initializer if tensor.name.endswith("cos_cache")]
+    return min(tables, default=None)
 
 
 def load_graph(folder: Path) -> onnx.ModelProto:

@@ -1,0 +1,178 @@
+"""What a GGUF, an ONNX folder or a store holds, from its headers alone: no weight is read.
+
+The report of all three::
+
+    {"totals":  {"bytes", "weights", "bits_per_weight"},
+     "tensors": [{"name", "grid", "bits", "group_size", "axis", "shape", "bytes"}, ...]}
+
+``totals.bytes`` is the whole file (for a folder: model.onnx and its external data), ``totals.weights`` counts every tensor's
+weights, and ``totals.bits_per_weight`` speaks of the decoder's linear layers alone, from the bytes that they take in the file.
+A tensor of floats has its dtype as grid, and no group size and axis (None). Shapes are (OC, IC) as in ``nn.Linear``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from exporter.targets import TARGETS
+from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
+from quantize.errors import FileFormatError
+from quantize.grids import GRIDS
+from quantize.model_config import LINEARS
+from quantize.store import QuantizedStore, TensorRecord
+from quantize.types import Axis
+
+Report = dict[str, Any]
+FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}
+ONNX_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def inspect(path: Path) -> Report:
+    """The report of FILE.gguf, an ONNX folder or a store. Raises FileFormatError or StoreError.
+
+    An ONNX folder's report has ``nodes`` too, the number of nodes in the graph. A store's has ``target`` and, per quantized
+    tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are those that the target will
+    take, because codes lie unpacked in a store.
+    """
+    if (path / "plan.json").is_file():
+        return _inspect_store(path)
+    if path.is_dir():
+        return _inspect_onnx(path)
+    if not path.is_file():
+        raise FileFormatError(f"{path}: not there; give a GGUF, an ONNX folder or a store")
+    return _inspect_gguf(path)
+
+
+def _report(tensors: list[Report], total_bytes: int) -> Report:
+    linears = [item for item in tensors if item["linear"]]
+    weights = sum(_size(item) for item in linears)
+    bits = 8 * sum(item["bytes"] for item in linears) / weights if weights else 0.0
+    totals = {"bytes": total_bytes, "weights": sum(_size(item) for item in tensors), "bits_per_weight": bits}
+    return {"totals": totals, "tensors": [{key: value for key, value in item.items() if key != "linear"} for item in tensors]}
+
+
+def _size(item: Report) -> int:
+    size = 1
+    for length in item["shape"]:
+        size *= length
+    return size
+
+
+def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:
+    """A tensor of floats until its grid is filled in; ``linear`` is taken out by ``_report``."""
+    linear = hf_name.removesuffix(".weight").endswith(LINEARS) and hf_name.endswith(".weight")
+    keys = {"grid": None, "bits": None, "group_size": None, "axis": None}
+    return {"name": name, **keys, "shape": list(shape), "bytes": stored, "linear": linear}
+
+
+def _inspect_store(path: Path) -> Report:
+    store = QuantizedStore(path)
+    tensors = [_store_item(record, store.target) for record in store.records.values()]
+    return _report(tensors, sum(item["bytes"] for item in tensors)) | {"target": store.target}
+
+
+def _store_item(record: TensorRecord, target: str) -> Report:
+    grid, item = record.grid, _item(record.name, record.name, record.shape, 0)
+    if grid is None:
+        bits = FLOAT_BITS[record.dtype]
+        return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
+    oc, ic = record.shape
+    rows, cols = (oc, ic) if record.axis is Axis.PER_OC else (ic, oc)
+    per_group = (TARGETS[target].stored_bits(grid, record.axis) - grid.bits) * grid.group_size
+    stored_bits = rows * (cols * grid.bits + -(-cols // grid.group_size) * per_group)
+    item |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(record.axis)}
+    return item | {"bytes": round(stored_bits / 8), "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
+
+
+def _inspect_gguf(path: Path) -> Report:
+    from gguf import GGUFReader
+
+    try:
+        stored = GGUFReader(path).tensors
+    except Exception as error:  # gguf-py raises ValueError, IndexError or KeyError, by where the damage is
+        raise FileFormatError(f"{path}: not a GGUF, or a damaged one ({error}); export it again") from error
+    return _report([_gguf_item(tensor) for tensor in stored], path.stat().st_size)
+
+
+def _gguf_item(tensor: Any) -> Report:  # noqa: ANN401 - gguf-py has no types
+    name, kind = str(tensor.name), str(tensor.tensor_type.name)
+    shape = [int(length) for length in reversed(tensor.shape)]
+    transposed = name.endswith(WEIGHT_IC)
+    try:
+        hf_name = to_hf_name(name)
+    except KeyError:  # rope_freqs.weight, or a tensor of another tool's model
+        hf_name = name
+    item = _item(name, hf_name, reversed(shape) if transposed else shape, int(tensor.n_bytes))
+    grid = GRIDS.get(kind.lower())
+    if grid is None or isinstance(grid, type):
+        return item | {"grid": kind.lower(), "bits": FLOAT_BITS.get(kind)}
+    axis = Axis.PER_IC if transposed else Axis.PER_OC
+    return item | {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(axis)}
+
+
+def _inspect_onnx(folder: Path) -> Report:
+    model, described = _load_onnx(folder)
+    stored: dict[str, int] = defaultdict(int)
+    for tensor in model.graph.initializer:
+        stored[_owner(tensor.name)] += _initializer_bytes(tensor)
+    for node in model.graph.node:  # the split form's nodes are part of what a weight costs
+        stored[node.name.rpartition("/")[0] + ".weight"] += node.ByteSize()
+    known = {entry["name"] for entry in described}
+    tensors = [_described_item(entry, stored[entry["name"]]) for entry in described]
+    tensors += [
+        _float_item(tensor, stored[tensor.name])
+        for tensor in model.graph.initializer
+        if tensor.name.endswith((".weight", ".bias")) and tensor.name not in known
+    ]
+    files = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    total = sum((folder / name).stat().st_size for name in {"model.onnx", *files})
+    return _report(tensors, total) | {"nodes": len(model.graph.node)}
+
+
+def _load_onnx(folder: Path) -> tuple[Any, list[Report]]:
+    """The graph without its external data, and what its writer says of the weights. Raises FileFormatError."""
+    import onnx
+
+    path = folder / "model.onnx"
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise FileFormatError(
+            f"{folder}: no model.onnx and no plan.json in it; give a GGUF, an ONNX folder or a store"
+        ) from error
+    except Exception as error:  # protobuf's DecodeError; its class moved between versions
+        raise FileFormatError(f"{path}: not an ONNX model ({error}); export it again") from error
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        return model, json.loads(metadata["adadim.tensors"])
+    except (KeyError, ValueError) as error:
+        raise FileFormatError(f"{path}: no adadim.tensors in its metadata; `adadim export onnx` writes it") from error
+
+
+def _described_item(entry: Report, stored: int) -> Report:
+    item = _item(entry["name"], entry["name"], entry["shape"], stored)
+    return item | {key: entry.get(key) for key in ("grid", "bits", "group_size", "axis")}
+
+
+def _float_item(tensor: Any, stored: int) -> Report:  # noqa: ANN401
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    item = _item(tensor.name, tensor.name, tensor.dims, stored)
+    return item | {"grid": ONNX_FLOATS.get(str(dtype), str(dtype)), "bits": 8 * dtype.itemsize}
+
+
+def _owner(initializer: str) -> str:
+    """The weight that an initializer belongs to: NAME.weight for NAME.weight.codes, NAME.weight.scale and their like."""
+    name, part, _ = initializer.partition(".weight.")
+    return name + ".weight" if part else initializer
+
+
+def _initializer_bytes(tensor: Any) -> int:  # noqa: ANN401
+    """Its bytes in the external file, or in the graph."""
+    lengths = [int(entry.value) for entry in tensor.external_data if entry.key == "length"]
+    return lengths[0] if lengths else int(tensor.ByteSize())

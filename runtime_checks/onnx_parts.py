@@ -1,0 +1,93 @@
+"""One weight's nodes cut out of an exported graph, so that onnxruntime itself says what it decodes to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from quantize.errors import FileFormatError
+from quantize.types import F32
+from runtime_checks.onnx_runner import load_graph, open_session, set_accuracy_level
+
+CHUNK_BYTES = 1 << 26  # of a linear's output per call
+CHUNK_ROWS = 1 << 12  # of an embedding per call
+
+
+class OnnxParts:
+    """The graph of an ONNX folder at accuracy level 0, ready to be cut: nodes of a weight are named ``<its name>/...``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._model = folder, load_graph(folder)
+        set_accuracy_level(self._model, 0)
+        graph = self._model.graph
+        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._sites: dict[str, list[int]] = defaultdict(list)
+        self._readers: dict[str, list[int]] = defaultdict(list)
+        self._constant_nodes: dict[str, int] = {}  # value made from initializers alone -> its node
+        for index, node in enumerate(graph.node):
+            self._sites[node.name.partition("/")[0]].append(index)
+            for name in node.input:
+                self._readers[name].append(index)
+            if all(name in self._initializers or name in self._constant_nodes for name in node.input if name):
+                self._constant_nodes.update(dict.fromkeys(node.output, index))
+        self._results = {value.name for value in graph.output}
+
+    def sites(self) -> list[str]:
+        """Prefixes of node names, in the order of the graph."""
+        return list(self._sites)
+
+    def linear(self, site: str, shape: tuple[int, int]) -> Iterator[tuple[int, F32]]:
+        """What the site's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
+
+        Yields (first input channel, F32[count, OC]). Raises FileFormatError if onnxruntime refuses the nodes.
+        """
+        session, given, wanted = self._cut(site, TensorProto.FLOAT)
+        oc, ic = shape
+        step = max(1, CHUNK_BYTES // (4 * oc))
+        for start in range(0, ic, step):
+            identity = np.eye(min(step, ic - start), ic, start, np.float32)
+            yield start, session.run([wanted], {given: identity[None]})[0][0]
+
+    def embedding(self, site: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
+        """What the site's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
+        session, given, wanted = self._cut(site, TensorProto.INT64)
+        for start in range(0, vocabulary, CHUNK_ROWS):
+            ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
+            yield start, session.run([wanted], {given: ids[None]})[0][0]
+
+    def _cut(self, site: str, kind: int) -> tuple[ort.InferenceSession, str, str]:
+        """A session on the site's nodes and whatever constants they need; the value they read and the one that others read."""
+        model, graph = self._model, self._model.graph
+        mine = sorted(self._with_constants(self._sites[site]))
+        made = {name for index in mine for name in graph.node[index].output}
+        read = {name for index in mine for name in graph.node[index].input if name} - made
+        given = sorted(read - self._initializers.keys())
+        outside = (name for name in made if name in self._results or not set(self._readers[name]) <= set(mine))
+        wanted = sorted(name for name in outside if name not in self._constant_nodes)
+        if len(given) != 1 or len(wanted) != 1:
+            raise FileFormatError(f"{self._folder}: nodes {site}/... read {given} and make {wanted}, expected one value each")
+        part = helper.make_graph(
+            [graph.node[index] for index in mine],
+            site,
+            [helper.make_tensor_value_info(given[0], kind, None)],
+            [helper.make_tensor_value_info(wanted[0], TensorProto.FLOAT, None)],
+            [self._initializers[name] for name in sorted(read & self._initializers.keys())],
+        )
+        small = helper.make_model(part, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
+        return open_session(small, self._folder), given[0], wanted[0]
+
+    def _with_constants(self, nodes: list[int]) -> set[int]:
+        """These nodes, and those that make their inputs from initializers alone."""
+        found, waiting = set[int](), list(nodes)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                inputs = self._model.graph.node[index].input
+                waiting += [self._constant_nodes[name] for name in inputs if name in self._constant_nodes]
+        return found

@@ -1,0 +1,45 @@
+"""Every check that a file has to pass, in one call: bytes, runtimes, tokenizer, and the whole model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from quantize.checkpoint.protocol import Checkpoint
+from quantize.errors import FileFormatError
+from quantize.store import QuantizedStore
+from runtime_checks.gguf_check import check_gguf
+from runtime_checks.model_check import check_model, check_source
+from runtime_checks.onnx_check import check_onnx
+from runtime_checks.results import Check
+from runtime_checks.tokenizer_check import check_tokenizer
+
+Progress = Callable[[str, int, int], None]
+
+
+def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None, progress: Progress | None = None) -> list[Check]:
+    """Check a GGUF or an ONNX folder against ``source`` and, if given, against the ``store`` it was written from.
+
+    A runtime that refuses the file is a failed check. Raises FileFormatError if there is no such file at all.
+    """
+    if not (path / "model.onnx" if path.is_dir() else path).is_file():
+        raise FileFormatError(f"{path}: not there, or no model.onnx in it; give what `adadim export` wrote")
+    tensors = check_onnx if path.is_dir() else check_gguf
+    steps: dict[str, Callable[[], list[Check]]] = {
+        "tensors": lambda: tensors(path, store),
+        "source": lambda: check_source(path, source),
+        "tokenizer": lambda: check_tokenizer(path, source),
+        "model": lambda: check_model(path, source),
+    }
+    checks = []
+    for index, (name, step) in enumerate(steps.items()):
+        if progress:
+            progress("verify", index, len(steps))
+        try:
+            checks += step()
+        except FileFormatError as error:
+            checks.append(Check(f"{name}: the file can be read and run", str(error), math.inf, 0.0, False))
+    if progress:
+        progress("verify", len(steps), len(steps))
+    return checks
