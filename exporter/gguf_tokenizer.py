@@ -97,15 +97,19 @@ def _plain_type(token: str, spm: bool) -> TokenType:
 
 
 def _scores(model: Mapping[str, Any], tokens: list[str], where: str) -> list[float]:
-    """Minus the rank of the first merge that makes a token: SentencePiece merges by the token's score, not by the pair."""
-    ranks: dict[str, int] = {}
-    last = ""
-    for merge in model["merges"]:
-        token = "".join(merge) if isinstance(merge, list) else merge.replace(" ", "")
-        if token != last and token in ranks:
-            raise ExportError(f"{where}: merges of {token!r} are not together, so no score ranks them; not SentencePiece's order")
-        ranks.setdefault(token, len(ranks))
-        last = token
+    """Minus the rank of a token among those that merges make: SentencePiece ranks tokens, not pairs.
+
+    So every pair that makes a token has to be a merge, and a token's merges have to stand together.
+    """
+    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in model["merges"]]
+    made = ["".join(merge) for merge in merges]
+    ranks = {token: rank for rank, token in enumerate(dict.fromkeys(made))}
+    vocabulary, pairs = model["vocab"], set(merges)
+    together = sum(token != before for token, before in zip(made, ["", *made], strict=False)) == len(ranks)
+    for token in ranks:
+        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if not together or any(left in vocabulary and right in vocabulary and (left, right) not in pairs for left, right in cuts):
+            raise ExportError(f"{where}: the merges that make {token!r} are not SentencePiece's; this model cannot be a GGUF")
     return [-float(ranks.get(token, len(ranks))) for token in tokens]
 
 

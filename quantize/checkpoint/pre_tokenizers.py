@@ -16,8 +16,11 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 REST_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+START = r"[^\r\n\p{L}\p{N}]?"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+CASED = f"{START}{UPPER}*{LOWER}+", f"{START}{UPPER}+{LOWER}*"
+UPPER_GGML, LOWER_GGML = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"  # no \p{M}: combining marks stand apart there
+CASED_GGML = f"{START}{UPPER_GGML}*{LOWER_GGML}+", f"{START}{UPPER_GGML}+{LOWER_GGML}*"
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
@@ -27,6 +30,10 @@ def _split(regex: str) -> Step:
 
 def _bytes(use_regex: bool) -> Step:
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _cased(words: tuple[str, str], suffix: str, digits: str) -> tuple[Step, ...]:
+    return _split(f"{words[0]}{suffix}|{words[1]}{suffix}|{digits}|{REST_SLASH}"), _bytes(False)
 
 
 DIGITS: Step = {"type": "Digits", "individual_digits": True}
@@ -40,10 +47,12 @@ class PreTokenizer:
     ignore_merges: bool = False
     adds_bos: bool = False  # llama.cpp's default where tokenizer.ggml.add_bos_token is missing
     aliases: tuple[str, ...] = ()  # other names for the same cuts
+    spelled: tuple[Step, ...] = ()  # what llama.cpp does, where that differs from the models' own files
 
     def to_json(self) -> dict[str, Any]:
-        """The pre_tokenizer section of tokenizer.json."""
-        return dict(self.steps[0]) if len(self.steps) == 1 else {"type": "Sequence", "pretokenizers": list(map(dict, self.steps))}
+        """The pre_tokenizer section of tokenizer.json that cuts as llama.cpp does."""
+        steps = self.spelled or self.steps
+        return dict(steps[0]) if len(steps) == 1 else {"type": "Sequence", "pretokenizers": list(map(dict, steps))}
 
 
 _LLAMA3 = _split(rf"{CONTRACTIONS}|{WORD}|\p{{N}}{{1,3}}|{REST}")
@@ -58,10 +67,11 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         (_split(rf"{CONTRACTIONS}|{WORD}|\p{{N}}|{REST}"), _bytes(False)),
         aliases=("deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"),
     ),
-    "tekken": PreTokenizer((_split(rf"{CASED[0]}|{CASED[1]}|\p{{N}}|{REST_SLASH}"), _bytes(False)), True, True),
+    "tekken": PreTokenizer(_cased(CASED, "", r"\p{N}"), True, True, spelled=_cased(CASED_GGML, "", r"\p{N}")),
     "gpt-4o": PreTokenizer(
-        (_split(rf"{CASED[0]}{CONTRACTIONS}?|{CASED[1]}{CONTRACTIONS}?|\p{{N}}{{1,3}}|{REST_SLASH}"), _bytes(False)),
+        _cased(CASED, f"{CONTRACTIONS}?", r"\p{N}{1,3}"),
         aliases=("llama4",),
+        spelled=_cased(CASED_GGML, f"{CONTRACTIONS}?", r"\p{N}{1,3}"),
     ),
     "seed-coder": PreTokenizer(
         (
@@ -86,7 +96,8 @@ def identify(tokenizer: Mapping[str, Any]) -> str | None:
     steps = _steps(tokenizer.get("pre_tokenizer"))
     merges = bool(tokenizer["model"].get("ignore_merges", False))
     for name, row in PRE_TOKENIZERS.items():
-        if steps == list(map(_essence, row.steps)) and merges == row.ignore_merges:
+        known = [list(map(_essence, row.steps)), list(map(_essence, row.spelled or row.steps))]
+        if steps in known and merges == row.ignore_merges:
             return name
     return None
 
@@ -112,7 +123,8 @@ def _essence(step: Step) -> tuple[Any, ...]:
         case "ByteLevel":
             return "ByteLevel", step.get("use_regex", True), step.get("add_prefix_space", True)
         case "Split":
-            return "Split", step["pattern"].get("Regex"), step["behavior"], step["invert"]
+            regex = step["pattern"].get("Regex", "").replace("\r", r"\r").replace("\n", r"\n")  # some files hold the bare control
+            return "Split", regex, step["behavior"], step["invert"]
         case "Digits":
             return "Digits", step["individual_digits"]
         case kind:
