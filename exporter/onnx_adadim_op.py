@@ -1,19 +1,18 @@
 """``ai.adadim::MatMulAdaDim``: codes of 2, 3, 4 or 8 bits on both axes, and the function that runs it without a kernel.
 
-docs/matmul-adadim.md is the specification. The packing::
-
-    bits = 3, one row of codes a b c d ...   (a little-endian bit stream: code i sits at bits [3i, 3i + 3))
-    byte 0:  c1 c0 b2 b1 b0 a2 a1 a0
-    byte 1:  .. .. .. .. d2 d1 d0 c2         (at 2, 4 and 8 bits no code crosses a byte)
+docs/matmul-adadim.md is the specification.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import onnx.parser
-from onnx import FunctionProto
+from collections.abc import Iterator
 
-from quantize.types import U8
+import onnx.parser
+from onnx import FunctionProto, TensorProto
+
+from exporter.onnx_tensors import Form, Piece, Planned, Wire, check_affine, node, pack_bits, packed_size, scale_and_zero, site
+from quantize.store import TensorRecord
+from quantize.types import Axis, QuantizedTensor
 
 DOMAIN = "ai.adadim"
 OP_TYPE = "MatMulAdaDim"
@@ -103,17 +102,40 @@ _TAIL = """
 """
 
 
-def pack_bits(codes: U8, bits: int) -> U8:
-    """U8[rows, count] below 2**bits -> U8[rows, ceil(count * bits / 8)]: each row one little-endian bit stream."""
-    rows, count = codes.shape
-    stream = (codes[:, :, None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
-    return np.packbits(stream.reshape(rows, count * bits), axis=-1, bitorder="little")
-
-
 def adadim_function() -> FunctionProto:
     """The portable body as a model-local function."""
-    codes, zeros = (
-        _UNPACK.format(x="q", source="codes", count="padded"),
-        _UNPACK.format(x="z", source="zero_points", count="groups"),
-    )
+    codes = _UNPACK.format(x="q", source="codes", count="padded")
+    zeros = _UNPACK.format(x="z", source="zero_points", count="groups")
     return onnx.parser.parse_function(_HEAD + codes + zeros + _TAIL)
+
+
+def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
+    """A linear on either axis as one node. Raises ExportError for a grid that is not affine."""
+    check_affine(record)
+    grid, name = record.grid, record.name
+    assert grid is not None
+    oc, ic = record.shape
+    rows, cols = (oc, ic) if record.axis is Axis.PER_OC else (ic, oc)
+    size = min(grid.group_size, cols)
+    code_bytes, groups = packed_size(cols, grid.bits), -(-cols // size)
+    zero_bytes = packed_size(groups, grid.bits)
+    planned = (
+        Planned(f"{name}.codes", TensorProto.UINT8, (rows, code_bytes)),
+        Planned(f"{name}.scale", TensorProto.FLOAT, (rows, groups)),
+        Planned(f"{name}.zero_point", TensorProto.UINT8, (1 if grid.symmetric else rows, zero_bytes)),
+    )
+    sizes = {"K": ic, "N": oc, "bits": grid.bits, "group_size": size, "per_oc": int(record.axis is Axis.PER_OC)}
+    inputs = [wire.x, *(tensor.name for tensor in planned)]
+    role = f"{site(name)}/{OP_TYPE}"
+    op = node(OP_TYPE, inputs, [wire.y], role, domain=DOMAIN, **sizes, accuracy_level=accuracy_level, layout=0)
+
+    def pour(first: int, chunk: QuantizedTensor) -> Iterator[Piece]:
+        scale, zero = scale_and_zero(chunk)
+        yield f"{name}.codes", first * code_bytes, pack_bits(chunk.codes, grid.bits).tobytes()
+        yield f"{name}.scale", first * groups * 4, scale.tobytes()
+        if not grid.symmetric:
+            yield f"{name}.zero_point", first * zero_bytes, pack_bits(zero, grid.bits).tobytes()
+        elif first == 0:
+            yield f"{name}.zero_point", 0, pack_bits(zero[:1], grid.bits).tobytes()
+
+    return Form("matmul_adadim", [op], planned, pour)

@@ -1,0 +1,82 @@
+"""genai_config.json and the tokenizer files: what makes the folder run in onnxruntime-genai as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantize.model_config import ModelConfig
+from quantize.store import QuantizedStore
+
+MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def write_genai_files(store: QuantizedStore, directory: Path, context: int) -> None:
+    """Write genai_config.json and copy the store's tokenizer files, byte for byte, into ``directory``."""
+    config = json.dumps(genai_config(store, context), indent=2) + "\n"
+    (directory / "genai_config.json").write_text(config, encoding="utf-8")
+    for name in store.asset_names():
+        if name in TOKENIZER_FILES:
+            (directory / name).write_bytes(store.asset(name))
+
+
+def genai_config(store: QuantizedStore, context: int) -> dict[str, Any]:
+    """The configuration as onnxruntime-genai reads it (its ``src/config.cpp``): greedy, a KV cache of MAX_LENGTH tokens."""
+    return {
+        "model": {
+            **_special_ids(store),
+            "type": store.config.model_type,
+            "vocab_size": store.config.vocab_size,
+            "context_length": context,
+            "decoder": _decoder(store.config),
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": min(context, MAX_LENGTH),
+            "min_length": 0,
+            "num_beams": 1,
+            "past_present_share_buffer": True,
+        },
+    }
+
+
+def _decoder(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "filename": "model.onnx",
+        "head_size": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+    }
+
+
+def _special_ids(store: QuantizedStore) -> dict[str, Any]:
+    """bos, eos (one or several) and pad ids: generation_config.json's where it has them, else config.json's."""
+    known = dict(store.config.raw)
+    if "generation_config.json" in store.asset_names():
+        known |= json.loads(store.asset("generation_config.json"))
+    ids = {key: known[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if known.get(key) is not None}
+    eos = ids.get("eos_token_id")
+    if eos is not None and "pad_token_id" not in ids:
+        ids["pad_token_id"] = eos[0] if isinstance(eos, list) else eos  # genai wants one; nothing is padded for a single text
+    return ids

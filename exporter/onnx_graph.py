@@ -1,0 +1,113 @@
+"""The decoder graph, built by mobius-onnx from config.json alone: no weights, no network.
+
+Attention is GroupQueryAttention with rotary embedding inside and three separate inputs (mobius's own ``cpu`` graph packs q, k
+and v into one MatMul, whose parts could not choose their axes). Inputs: input_ids, attention_mask and
+past_key_values.N.key/value; outputs: logits and present.N.key/value.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, helper
+
+from quantize.errors import ExportError
+from quantize.model_config import EMBEDDING, ModelConfig
+from quantize.types import Array, RowOrder
+
+ROPE_TYPES = ("linear", "llama3", "yarn")
+PROVIDER = "adadim"
+HOLE = "adadim.hole"
+HEAD_DIM_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """``model`` without initializers. A weight matrix's nodes are one ``Gather`` or ``MatMul`` of the domain HOLE, with inputs
+    (activations, weight name), to be replaced by the nodes that hold the quantized weight; ``weights`` are the names of all
+    weights that it needs; ``constants`` is what mobius computed."""
+
+    model: ModelProto
+    weights: frozenset[str]
+    constants: Mapping[str, Array]
+
+
+def exported_context(config: ModelConfig, wanted: int) -> int:
+    """The context that is written: no longer than the model's own, nor than its sliding window, inside which there is none."""
+    limits = [wanted, config.max_position]
+    window = config.raw.get("sliding_window")
+    if window and config.raw.get("use_sliding_window", True):
+        limits.append(int(window))
+    return min(limits)
+
+
+def build_decoder(config: ModelConfig, tied: bool, context: int, row_order: RowOrder) -> Decoder:
+    """The graph of a model, its rotary tables cut to ``context`` positions.
+
+    Raises ExportError for a rotary scaling that depends on the length of the text, and for heads that the kernel refuses.
+    """
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        needs = f"onnxruntime's GroupQueryAttention needs a multiple of {HEAD_DIM_MULTIPLE}"
+        raise ExportError(f"config.json: head_dim {config.head_dim}: {needs}; export this model to GGUF")
+    scaling = config.rope_scaling
+    kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type"))
+    if kind not in (*ROPE_TYPES, "default"):
+        raise ExportError(f"config.json: rope scaling {kind!r} cannot be written to ONNX; supported: {', '.join(ROPE_TYPES)}")
+    model, constants = _mobius_model(config, tied)
+    constants = {
+        name: value[:context] if name.endswith(("cos_cache", "sin_cache")) else value for name, value in constants.items()
+    }
+    interleaved = row_order is RowOrder.GGML and config.rotary_heads("model.layers.0.self_attn.q_proj.weight") is not None
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "GroupQueryAttention" and attribute.name == "rotary_interleaved":
+                attribute.i = int(interleaved)
+    return _cut_holes(model, constants)
+
+
+def _cut_holes(model: ModelProto, constants: Mapping[str, Array]) -> Decoder:
+    graph = model.graph
+    made = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    weights = {name for node in graph.node for name in node.input if name} - made - set(constants)
+    transposed = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights
+    }
+    kept = []
+    for node in graph.node:
+        del node.metadata_props[:]
+        if node.op_type == "MatMul" and node.input[1] in transposed:
+            kept.append(helper.make_node("MatMul", [node.input[0], transposed[node.input[1]]], node.output, domain=HOLE))
+        elif node.op_type == "Gather" and node.input[0] == EMBEDDING:
+            kept.append(helper.make_node("Gather", [node.input[1], EMBEDDING], node.output, domain=HOLE))
+        elif not (node.output and node.output[0] in transposed):
+            kept.append(node)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(kept)
+    return Decoder(model, frozenset(weights), constants)
+
+
+def _mobius_model(config: ModelConfig, tied: bool) -> tuple[ModelProto, dict[str, Array]]:
+    """mobius's graph as a proto, and its constants, which are taken out."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import mobius  # imports torch, which only this step needs
+    import onnx_ir as ir
+
+    if PROVIDER not in mobius.ep_registry:
+        mobius.register_ep(mobius.EpCapabilities(name=PROVIDER, gqa_dtypes=frozenset({ir.DataType.FLOAT})))
+    dropped = ("quantization_config", "auto_map", "attention_bias" if config.model_type == "qwen2" else "")
+    raw: dict[str, Any] = {key: value for key, value in config.raw.items() if key not in dropped}
+    raw |= {"tie_word_embeddings": tied, "sliding_window": None}
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "config.json").write_text(json.dumps(raw), encoding="utf-8")
+        built = mobius.build(directory, load_weights=False, dtype="f32", execution_provider=PROVIDER)["model"]
+    built.graph.name, graph = config.model_type, built.graph
+    known = {name: value.const_value.numpy() for name, value in graph.initializers.items() if value.const_value is not None}
+    graph.initializers.clear()
+    built.functions.clear()  # the body of a fused norm, for runtimes without it: GroupQueryAttention has none either
+    return ir.serde.serialize_model(built), known

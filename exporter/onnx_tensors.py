@@ -1,0 +1,152 @@
+"""QuantizedTensor -> the bytes of ONNX initializers, and what the graph has to know of them before any byte is read.
+
+A linear is first a ``Form``: nodes, and initializers of which only name, type and shape are known (``Planned``). When the
+whole file is planned, each form pours the store's chunks into its initializers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from quantize.errors import ExportError
+from quantize.store import TensorRecord
+from quantize.types import F32, U8, Array, QuantizedTensor
+
+ITEM_BITS: dict[int, int] = {
+    TensorProto.FLOAT: 32,
+    TensorProto.FLOAT16: 16,
+    TensorProto.BFLOAT16: 16,
+    TensorProto.UINT8: 8,
+    TensorProto.UINT4: 4,
+}
+FASTEST_2_BIT_BLOCK = 128  # onnxruntime's 2-bit MatMulNBits is 100 times slower at 256 and refuses more
+SMALLEST_FAST_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An initializer whose bytes come later; ``data_type`` is a TensorProto.DataType."""
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the data file."""
+        return -(-int(np.prod(self.shape, dtype=np.int64)) * ITEM_BITS[self.data_type] // 8)
+
+
+# Where bytes go: (initializer, offset in it, bytes).
+Piece = tuple[str, int, bytes]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The value that a linear reads and the one that it makes."""
+
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """One tensor of the store as a part of the graph.
+
+    ``constants`` are small and shared: linears of the same shape name the same ones. ``pour(first_row, chunk)`` turns
+    a chunk of stored rows into pieces.
+    """
+
+    form: str
+    nodes: list[NodeProto]
+    planned: tuple[Planned, ...]
+    pour: Callable[[int, Any], Iterator[Piece]]  # a chunk is a QuantizedTensor where the record has a grid, else a PlainTensor
+    constants: Mapping[str, Array] = field(default_factory=dict)
+
+
+def node(op: str, inputs: list[str], outputs: list[str], name: str, domain: str = "", **attributes: int | list[int]) -> NodeProto:
+    """``onnx.helper.make_node`` for integer attributes, typed."""
+    proto = helper.make_node(op, inputs, outputs, name=name, domain=domain)
+    proto.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+    return proto
+
+
+def site(name: str) -> str:
+    """Prefix of the names of a tensor's nodes: the tensor's name without ``.weight``."""
+    return name.removesuffix(".weight")
+
+
+def pack_bits(values: U8, bits: int) -> U8:
+    """U8[..., count] below 2**bits -> U8[..., ceil(count * bits / 8)]: each row one little-endian bit stream.
+
+    ::
+
+        bits = 4, a b c    byte 0: bbbb aaaa   byte 1: 0000 cccc      (MatMulNBits: the low bits first)
+        bits = 3, a b c    byte 0: cc bbb aaa  byte 1: ....... c      (MatMulAdaDim: a code may straddle two bytes)
+    """
+    if bits == 8:
+        return values
+    if 8 % bits:
+        stream = (values[..., None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
+        return np.packbits(stream.reshape(*values.shape[:-1], -1), axis=-1, bitorder="little")
+    per_byte = 8 // bits
+    packed = pad_last(values, per_byte)[..., ::per_byte].copy()
+    for index in range(1, per_byte):
+        packed[..., : -(-(values.shape[-1] - index) // per_byte)] |= values[..., index::per_byte] << np.uint8(bits * index)
+    return packed
+
+
+def pad_last(values: U8, multiple: int) -> U8:
+    """Zeros appended to the last axis up to a multiple."""
+    padding = -values.shape[-1] % multiple
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, padding)]) if padding else values
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of a packed row of ``count`` values."""
+    return -(-count * bits // 8)
+
+
+def node_bits(bits: int) -> int:
+    """Width at which MatMulNBits and GatherBlockQuantized store codes: 3 bits ride in 4."""
+    return 4 if bits == 3 else bits
+
+
+def block_size(bits: int, group_size: int, length: int) -> int:
+    """The block that MatMulNBits stores rows of ``length`` in: the group, or a part of it that takes fewer bytes.
+
+    Codes are padded to whole blocks, so one block of 1024 for a whole channel of 576 would cost 3 bits a weight more than
+    blocks of 64 that repeat its scale.
+    """
+    width = node_bits(bits)
+    limit = min(group_size, FASTEST_2_BIT_BLOCK) if width == 2 else group_size
+    sizes = [limit >> shift for shift in range(limit.bit_length()) if limit >> shift >= min(group_size, SMALLEST_FAST_BLOCK)]
+    return min(sizes, key=lambda size: -(-length // size) * (size * width + 32 + width))
+
+
+def check_affine(record: TensorRecord) -> None:
+    """Raise ExportError for a grid that is not scale times (code - integer zero point) in a width that ONNX stores."""
+    grid = record.grid
+    assert grid is not None
+    if grid.bits not in (2, 3, 4, 8) or not (grid.name == "int" or grid.symmetric):
+        known = "the int grid, q4_0 and q8_0"
+        raise ExportError(
+            f"{record.name}: grid {grid.name} ({grid.bits} bits) has no ONNX form, which {known} have; quantize again"
+        )
+
+
+def scale_and_zero(q: QuantizedTensor) -> tuple[F32, U8]:
+    """(scale F32, zero point U8), [rows, groups] each, of a grid that ``check_affine`` lets pass."""
+    scale, zero = q.grid.scale_zero(q.params)
+    return scale[..., 0], zero[..., 0].astype(np.uint8)
+
+
+def repeat_groups(values: Array, record: TensorRecord, size: int, blocks: int) -> Array:
+    """[rows, groups] -> [rows, blocks]: each group's value for every block that it is cut into."""
+    assert record.grid is not None
+    return np.repeat(values, record.grid.group_size // size, axis=1)[:, :blocks]
