@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from quantize.errors import ExportError
 # gguf-py's word for a special token -> the key's; "seperator" is how that key is spelled
 ID_KEYS = {word: word for word in ("bos", "eos", "eot", "eom", "mask")} | {"unk": "unknown", "sep": "seperator", "pad": "padding"}
 Metadata = dict[str, Value]
+logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of every template for pairs, which no decoder uses
 
 
 def tokenizer_metadata(assets: Path, rows: int, pre: str | None) -> Metadata:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # no
     if dtype not in FLOATS:
         raise CheckpointError(f"{path}: {name} is {dtype}; supported: {', '.join(FLOATS)}; convert it, or use the original model")
     spec = TensorSpec(name, dtype, shape)
-    if not sound or end - begin != spec.size * FLOATS[dtype].itemsize:
+    if not sound or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
         raise CheckpointError(f"{path}: {name}: {dtype} {shape} does not fit bytes {begin} to {end}; {AGAIN}")
     return StoredTensor(spec, path, data + begin, data + end)
 

@@ -1,0 +1,228 @@
+"""Hugging Face directories: what is read, and every way in which one can lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from quantize.checkpoint import open_checkpoint
+from quantize.errors import CheckpointError
+from quantize.model_config import EMBEDDING, HEAD
+from tests.tiny import DTYPES, Sizes, make_tiny_model, tiny_weights, write_weights
+
+SIZES = Sizes(64, 4, 2, 16, 96, 2, 320)
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_tiny_model(tmp_path / "m")
+
+
+def edit_config(path, **changes):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({k: v for k, v in (config | changes).items() if v is not ...}))
+
+
+def edit_weights(path, change, **kwargs):
+    weights = tiny_weights(SIZES, "llama", True, 0)
+    change(weights)
+    write_weights(path, weights, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_values_are_exact(tmp_path, model_type, dtype):
+    source = open_checkpoint(make_tiny_model(tmp_path / "m", model_type, dtype=dtype, tied=False, seed=3))
+    expected = tiny_weights(SIZES, model_type, False, 3)
+    assert list(source.specs) == sorted(source.specs, key=list(source.specs).index) and set(source.specs) == set(expected)
+    for name, weight in expected.items():
+        stored = weight.astype(DTYPES[dtype][1])
+        np.testing.assert_array_equal(source.read(name), stored.astype(np.float32))
+        np.testing.assert_array_equal(source.read_rows(name, 3, 9), stored[3:9].astype(np.float32))
+        raw = source.raw(name)
+        assert raw.dtype == dtype == source.specs[name].dtype
+        bits = raw.values.view(ml_dtypes.bfloat16) if dtype == "BF16" else raw.values
+        np.testing.assert_array_equal(bits, stored)
+
+
+def test_order_is_the_model_s(model):
+    names = list(open_checkpoint(model).specs)
+    assert (names[0], names[1], names[-1]) == (EMBEDDING, "model.layers.0.input_layernorm.weight", "model.norm.weight")
+
+
+def test_shards_hold_the_same(tmp_path):
+    whole = open_checkpoint(make_tiny_model(tmp_path / "a"))
+    parts = open_checkpoint(make_tiny_model(tmp_path / "b", shards=3))
+    assert whole.specs == parts.specs
+    assert all(np.array_equal(whole.read(name), parts.read(name)) for name in whole.specs)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_tied_is_decided_by_the_tensors(model, flag):
+    edit_config(model, tie_word_embeddings=flag)
+    edit_weights(model, lambda w: w.update({HEAD: w[EMBEDDING].copy()}))
+    source = open_checkpoint(model)
+    assert source.tied and HEAD not in source.specs
+    edit_weights(model, lambda w: w.update({HEAD: np.roll(w[EMBEDDING], 1)}))
+    assert not open_checkpoint(model).tied
+
+
+def test_digest_follows_content(tmp_path):
+    first, again, other = (make_tiny_model(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    digests = [open_checkpoint(path).sha256 for path in (first, again, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_assets_are_verbatim(model):
+    assets = open_checkpoint(model).assets()
+    assert set(assets) == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert all(data == (model / name).read_bytes() for name, data in assets.items())
+
+
+def test_old_buffers_are_ignored(model):
+    edit_weights(model, lambda w: w.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}))
+    assert not [name for name in open_checkpoint(model).specs if "inv_freq" in name]
+
+
+def header_of(path):
+    data = (path / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_header(path, header, data):
+    text = header if isinstance(header, str) else json.dumps(header)
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text.encode() + data)
+
+
+def lie_about(**changes):
+    def spoil(path):
+        header, data = header_of(path)
+        header[Q_PROJ] |= changes
+        write_header(path, header, data)
+
+    return spoil
+
+
+def name_twice(path):
+    header, data = header_of(path)
+    text = json.dumps(header)
+    write_header(path, text[:-1] + f', "{Q_PROJ}": ' + json.dumps(header[Q_PROJ]) + "}", data)
+
+
+def truncate(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def pickled(path):
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def lose_shard(path):
+    make_tiny_model(path, shards=2)
+    (path / "model-00002-of-00002.safetensors").unlink()
+
+
+def wrong_index(path):
+    make_tiny_model(path, shards=2)
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    index["weight_map"][Q_PROJ] = "model-00002-of-00002.safetensors"
+    index["weight_map"]["model.norm.weight"] = "model-00001-of-00002.safetensors"
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def escaping_index(path):
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {Q_PROJ: "../m/model.safetensors"}}))
+
+
+def tensor_in_two_shards(path):
+    make_tiny_model(path, shards=2)
+    shutil.copy(path / "model-00001-of-00002.safetensors", path / "model-00002-of-00002.safetensors")
+
+
+LIES = {
+    "no config": (lambda p: (p / "config.json").unlink(), "config.json: cannot be read"),
+    "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
+    "config no object": (lambda p: (p / "config.json").write_text("[]"), "not a JSON object"),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index.json"),
+    "unknown type": (lambda p: edit_config(p, model_type="mamba"), "'mamba' is not supported"),
+    "no size": (lambda p: edit_config(p, hidden_size=...), "hidden_size"),
+    "other activation": (lambda p: edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "quantized": (lambda p: edit_config(p, quantization_config={"bits": 4}), "quantized already"),
+    "heads": (lambda p: edit_config(p, num_key_value_heads=3), "3 key-value heads"),
+    "pickles": (pickled, "pickled weights, which are never loaded; convert them"),
+    "truncated": (truncate, "model.safetensors: truncated"),
+    "empty file": (lambda p: (p / "model.safetensors").write_bytes(b""), "truncated or no safetensors file"),
+    "huge header": (lambda p: (p / "model.safetensors").write_bytes(b"\xff" * 64), "truncated or no safetensors file"),
+    "header no json": (lambda p: write_header(p, "{]", b""), "header is not JSON"),
+    "header no object": (lambda p: write_header(p, "[]", b""), "header is not a JSON object"),
+    "deep header": (lambda p: write_header(p, "[" * 200_000, b""), "header is not JSON"),
+    "unknown dtype": (lie_about(dtype="F8_E4M3"), f"{Q_PROJ} is F8_E4M3; supported: F32, F16, BF16"),
+    "wrong bytes": (lie_about(shape=[64, 65]), f"{Q_PROJ}: F32 (64, 65) does not fit"),
+    "overflow": (lie_about(shape=[2**70]), f"{Q_PROJ}: F32 (1180591620717411303424,) does not fit"),
+    "negative": (lie_about(shape=[-64, -64]), f"{Q_PROJ}: F32 (-64, -64) does not fit"),
+    "no shape": (lie_about(shape=None), f"{Q_PROJ}: damaged header entry"),
+    "overlap": (lie_about(data_offsets=[0, 16384]), "begins at byte"),
+    "out of bounds": (lie_about(data_offsets=[10**9, 10**9 + 16384]), "begins at byte"),
+    "named twice": (name_twice, f"{Q_PROJ} is in the header twice"),
+    "wrong shape": (lambda p: edit_config(p, intermediate_size=128), "has shape (96, 64), config.json says (128, 64)"),
+    "missing tensor": (lambda p: edit_weights(p, lambda w: w.pop(Q_PROJ)), f"{Q_PROJ} is missing"),
+    "missing head": (lambda p: edit_config(p, tie_word_embeddings=False), "lm_head.weight is missing"),
+    "missing layers": (lambda p: edit_config(p, num_hidden_layers=9), "and 60 more are missing"),
+    "unexpected tensor": (lambda p: edit_weights(p, lambda w: w.update({"x.bias": w[Q_PROJ]})), "x.bias is not part of a llama"),
+    "missing shard": (lose_shard, "model-00002-of-00002.safetensors: cannot be read"),
+    "bad index": (lambda p: (p / "model.safetensors.index.json").write_text("{}"), "no weight_map"),
+    "lying index": (wrong_index, "though model.safetensors.index.json says so"),
+    "escaping index": (escaping_index, "'../m/model.safetensors' is not a plain file name"),
+    "two shards": (tensor_in_two_shards, "and in model-00002-of-00002.safetensors"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_is_one_line_that_names_the_file(model, lie):
+    spoil, expected = LIES[lie]
+    spoil(model)
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(model)
+    assert expected in str(error.value) and str(model) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_is_refused_when_read(model, dtype, bad):
+    def spoil(weights):
+        weights[Q_PROJ][5, 7] = bad
+        weights["model.norm.weight"][9] = bad
+
+    edit_weights(model, spoil, dtype=dtype)
+    source = open_checkpoint(model)
+    for read in (source.read, source.raw, lambda name: source.read_rows(name, 5, 10)):
+        with pytest.raises(CheckpointError, match=rf"{Q_PROJ} holds NaN or infinity \(first at row \d, column 7\)"):
+            read(Q_PROJ)
+    with pytest.raises(CheckpointError, match=r"model.norm.weight holds NaN or infinity \(first at row 9\)"):
+        source.read("model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("someone/some-model", "hf download someone/some-model --local-dir some-model"),
+        ("nowhere/at/all", "no such file or directory"),
+        ("model.bin", "pickled weights are never loaded"),
+        ("model.safetensors", "name the directory that holds it"),
+        ("notes.txt", "neither a GGUF file nor a Hugging Face directory"),
+    ],
+)
+def test_paths_that_are_no_model(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    if "/" not in name:
+        (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(type(tmp_path)(name))

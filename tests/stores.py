@@ -1,0 +1,30 @@
+"""From a tiny model to a store in one line, without calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from exporter.targets import TARGETS
+from quantize.blocks import dequantize
+from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.floats import to_f32
+from quantize.checkpoint.row_order import hf_row_index
+from quantize.pipeline import quantize_checkpoint
+from quantize.plan import QuantizeConfig
+from quantize.store import QuantizedStore
+from quantize.types import QuantizedTensor, RowOrder
+
+
+def rtn_store(source: Path, out: Path, target: str = "llama.cpp", method: str = "rtn-oc", **config) -> QuantizedStore:
+    """Quantize the model at ``source``; ``config``: fields of QuantizeConfig."""
+    return quantize_checkpoint(open_checkpoint(source), out, QuantizeConfig(method=method, **config), TARGETS[target])
+
+
+def stored_weight(store: QuantizedStore, name: str) -> np.ndarray:
+    """What the store holds, as F32 in Hugging Face row order."""
+    tensor = store.read(name)
+    weight = dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)
+    heads = store.config.rotary_heads(name)
+    return weight if heads is None or store.row_order is RowOrder.HF else weight[hf_row_index(len(weight), heads)]
