@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.types import F32, Array, Axis
+from quantize.types import F32, Array, Axis, QuantizedTensor
 
 
 def to_rows(weight: Array, axis: Axis) -> Array:
@@ -38,3 +38,11 @@ def spread(per_group: F32, group_size: int, cols: int) -> F32:
     """F32[..., n_blocks, groups] (scales or zeros) -> F32[..., cols]: every weight's own value."""
     flat = per_group.reshape(*per_group.shape[:-2], -1)
     return np.repeat(flat, group_size, axis=-1)[..., :cols]
+
+
+def dequantize(tensor: QuantizedTensor) -> F32:
+    """What the codes stand for, F32[OC, IC], by the grid's own formula."""
+    cols = tensor.codes.shape[1]
+    scale, zero = (spread(value, tensor.grid.group_size, cols) for value in tensor.grid.scale_zero(tensor.params))
+    values: F32 = from_rows(tensor.grid.decode(tensor.codes, scale, zero), tensor.axis)
+    return values

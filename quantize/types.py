@@ -7,7 +7,7 @@ Shapes are written as ``F32[OC, IC]``: a numpy array of that dtype, OC output ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -98,16 +98,16 @@ class Grid(Protocol):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What was decided for one tensor from its header alone. ``grid`` None: stored as floats of ``dtype``.
+    """What was decided for one tensor from its header alone.
 
-    ``axes`` are the candidates; more than one means that AdaDim chooses. ``rounder`` is a key of ROUNDERS.
+    ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of
+    ``dtype``. ``rounder`` is a key of ROUNDERS.
     """
 
     name: str
     shape: tuple[int, ...]
-    grid: Grid | None
+    candidates: Mapping[Axis, Grid] = field(default_factory=dict)
     rounder: str = "rtn"
-    axes: tuple[Axis, ...] = (Axis.PER_OC,)
     dtype: str = "F32"
     note: str = ""
 

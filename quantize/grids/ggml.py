@@ -9,9 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.grids.search import least_error
 from quantize.types import F32, U8, Params
 
 BLOCK = 32
+# What a search tries after min-max: the extreme on another (fractional) code, or the range cut at either end. Coarse on purpose.
+SEARCH_SHIFTS: F32 = np.array([[0], [-0.8], [-0.4], [0.4], [0.8], [1.2], [1.6]], np.float32)
+SEARCH_CUTS: F32 = np.array([[0, 0], [0.03, 0], [0, 0.03], [0.03, 0.03], [0.06, 0], [0, 0.06], [0.06, 0.06]], np.float32)[
+    ..., None
+]
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,18 @@ class GgmlSymmetric:
     symmetric: bool = True
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
-        """d from the extreme value, rounded to float16 as the file stores it."""
+        """``d`` from the extreme value; with ``importance`` the best of several, rounded to float16 as the file stores it."""
+        if importance is None or not self.signed_extreme:
+            return self._from_extreme(blocks)
+        return least_error(self, blocks, importance, lambda x: self._from_extreme(x, SEARCH_SHIFTS))
+
+    def _from_extreme(self, blocks: F32, shifts: F32 | float = 0.0) -> Params:
+        """The extreme stands on the lowest code plus ``shifts`` (Q8_0: the larger magnitude on 127)."""
         low, high = blocks.min(-1), blocks.max(-1)
         middle = np.float32(2 ** (self.bits - 1))
-        extreme, code = np.where(-low > high, low, high), -middle
         if not self.signed_extreme:
-            extreme, code = np.abs(extreme), middle - 1
-        return {"d": (extreme / code).astype(np.float16)}
+            return {"d": (np.maximum(-low, high) / (middle - 1)).astype(np.float16)}
+        return {"d": (np.where(-low > high, low, high) / (shifts - middle)).astype(np.float16)}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, 2**(bits-1)) as F32[..., 1]."""
@@ -61,8 +72,17 @@ class GgmlOffset:
     symmetric: bool = False
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
-        """d and m from the extremes, rounded to float16 as the file stores them."""
+        """``d`` and ``m`` from the extremes; with ``importance`` from the best of several narrower ranges."""
+        if importance is None:
+            return self._from_range(blocks)
+        return least_error(self, blocks, importance, lambda x: self._from_range(x, SEARCH_CUTS))
+
+    def _from_range(self, blocks: F32, cuts: F32 | None = None) -> Params:
+        """The range from minimum to maximum, cut by shares F32[candidates, 2, 1] of its width."""
         low, high = blocks.min(-1), blocks.max(-1)
+        if cuts is not None:
+            width = high - low
+            low, high = low + width * cuts[:, 0], high - width * cuts[:, 1]
         d = (high - low) / np.float32(2**self.bits - 1)
         return {"d": d.astype(np.float16), "m": low.astype(np.float16)}
 

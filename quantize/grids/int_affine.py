@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantize.errors import ConfigError
-from quantize.types import F32, U8, Params
+from quantize.grids.search import least_error
+from quantize.types import F32, U8, Array, Params
 
 BITS = (2, 3, 4, 8)
 MIN_GROUP_SIZE = 16
+# Shares of the range's two ends that a search tries after min-max (OmniQuant's learned clipping as a coarse grid).
+SEARCH_RANGES: F32 = np.array(
+    [[1, 1], [0.93, 1], [1, 0.93], [0.93, 0.93], [0.86, 0.93], [0.93, 0.86], [0.86, 0.86], [0.78, 0.78]], np.float32
+)[..., None]
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,18 @@ class IntAffine:
         return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.group_size
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
-        """Min-max range widened to contain zero (the paper's does not, and clips one-sided groups)."""
+        """Min-max range widened to contain zero (the paper's does not, and clips one-sided groups).
+
+        With ``importance`` F32[..., group_size] (it broadcasts): the best of several narrower ranges.
+        """
+        if importance is None:
+            return self._from_range(blocks, 1, 1)
+        return least_error(self, blocks, importance, lambda x: self._from_range(x, SEARCH_RANGES[:, 0], SEARCH_RANGES[:, 1]))
+
+    def _from_range(self, blocks: F32, keep_low: F32 | int, keep_high: F32 | int) -> Params:
+        """The range with shares of its two ends kept; shares F32[candidates, 1] give params a leading axis."""
+        low, high = keep_low * np.minimum(blocks.min(-1), 0), keep_high * np.maximum(blocks.max(-1), 0)
         top, middle = 2**self.bits - 1, 2 ** (self.bits - 1)
-        low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
         if self.symmetric:
             extreme = np.where(-low > high, low, high)
             return {"scale": _nonzero(extreme / np.float32(-middle)), "zero_point": np.full(low.shape, middle, np.uint8)}
@@ -71,7 +85,7 @@ class IntAffine:
         return (codes.astype(np.float32) - zero) * scale
 
 
-def _nonzero(scale: F32) -> F32:
+def _nonzero(scale: Array) -> F32:
     """A group of zeros gets scale 1, so that its codes stand at the zero point and nothing divides by zero."""
     tiny = np.abs(scale) < np.finfo(np.float32).tiny
     return np.where(tiny, np.float32(1), scale).astype(np.float32)

@@ -1,0 +1,31 @@
+"""Checkpoint -> QuantizedStore: AdaDim on RTN or GPTQ. Imports nothing of the other packages."""
+
+from __future__ import annotations
+
+from quantize.blocks import dequantize
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.errors import AdaDimError
+from quantize.grids import GRIDS, make_grid
+from quantize.pipeline import quantize_checkpoint
+from quantize.plan import QuantizeConfig, build_plan
+from quantize.rounding import ROUNDERS
+from quantize.store import QuantizedStore
+from quantize.types import Axis, PlainTensor, QuantizedTensor, Target
+
+__all__ = [
+    "GRIDS",
+    "ROUNDERS",
+    "AdaDimError",
+    "Axis",
+    "Checkpoint",
+    "PlainTensor",
+    "QuantizeConfig",
+    "QuantizedStore",
+    "QuantizedTensor",
+    "Target",
+    "build_plan",
+    "dequantize",
+    "make_grid",
+    "open_checkpoint",
+    "quantize_checkpoint",
+]

@@ -1,0 +1,109 @@
+"""From a text to tokens to calibrate on, and what can be said of their coverage."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.errors import CalibrationError
+from quantize.types import LayerStats
+
+BUILTIN = "builtin"
+SEQUENCE = 512  # tokens that attend to one another, as in the paper
+HELD_OUT_CHARACTERS = 100_000  # the end of the built-in text, never calibrated on: what demonstrations measure
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """A text and where it came from; ``sha256`` of its UTF-8 bytes goes into the store."""
+
+    name: str
+    text: str
+    sha256: str
+
+
+@dataclass
+class Coverage:
+    """What the statistics rest on: goes into the store and the summary."""
+
+    text: str
+    sha256: str
+    tokens: int
+    sequence: int
+    rank_poor: list[str] = field(default_factory=list)  # input sites with fewer tokens than channels, or dead channels
+
+    def add(self, stats: dict[str, LayerStats]) -> None:
+        """Note the sites of one decoder layer whose Hessian cannot have full rank."""
+        seen = set[int]()
+        for name, stat in stats.items():
+            if id(stat) in seen:
+                continue
+            seen.add(id(stat))
+            channels = len(stat.hessian)
+            dead = int(np.count_nonzero(np.diag(stat.hessian) <= 0))
+            if stat.n_tokens < channels or dead:
+                self.rank_poor.append(f"{name}: {stat.n_tokens} tokens for {channels} channels, {dead} never active")
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store's header."""
+        return asdict(self)
+
+
+def load_text(source: str) -> CalibrationText:
+    """A UTF-8 file, or "builtin": Python's own pydoc_data.topics without its held-out end. Raises CalibrationError."""
+    if source == BUILTIN:
+        text = _pydoc_topics()[:-HELD_OUT_CHARACTERS]
+        return CalibrationText("builtin (pydoc_data.topics)", text, _sha256(text))
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{source}: cannot be read ({error.strerror}); name a text file or `builtin`") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{source}: not UTF-8 at byte {error.start}; convert it, or name `builtin`") from error
+    return CalibrationText(Path(source).name, text, _sha256(text))
+
+
+def held_out_text() -> str:
+    """The end of the built-in text that ``load_text("builtin")`` leaves out, for measuring."""
+    return _pydoc_topics()[-HELD_OUT_CHARACTERS:]
+
+
+def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
+    """Token ids I64[n] without added special tokens. ``where`` names the model in errors."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise CalibrationError(f"{where}: tokenizer.json cannot be read ({error})") from error
+    return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+
+
+def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str) -> NDArray[np.int64]:
+    """Cut I64[n] into I64[sequences, SEQUENCE] and draw enough of them for ``tokens``, spread over the whole text by ``seed``.
+
+    Raises CalibrationError if the text is shorter than one sequence or than what was asked for.
+    """
+    available, wanted = len(ids) // SEQUENCE, max(1, tokens // SEQUENCE)
+    if available < wanted:
+        raise CalibrationError(
+            f"{where}: {len(ids)} tokens, but {wanted} sequences of {SEQUENCE} are needed; give a longer text"
+            + (f", or --calibration-tokens {available * SEQUENCE}" if available else "")
+        )
+    chosen = np.sort(np.random.default_rng(seed).permutation(available)[:wanted])
+    return ids[: available * SEQUENCE].reshape(available, SEQUENCE)[chosen]
+
+
+def _pydoc_topics() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[key] for key in sorted(topics))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,206 @@
+"""The loop: plan, then tensor by tensor (decoder layer by decoder layer where data is needed) into the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
+from quantize.blocks import dequantize
+from quantize.calibration import SEQUENCE, Coverage, choose_sequences, load_text, tokenize
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
+from quantize.errors import CalibrationError, PlanError
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.plan import QuantizeConfig, build_plan, plan_notes
+from quantize.progress import track
+from quantize.rounding import ROUNDERS
+from quantize.store import QuantizedStore, StoreWriter, TensorRecord
+from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, RowOrder, Target
+
+if TYPE_CHECKING:
+    from quantize.source_model import LayerRun
+
+VERSION = "0.1.0"
+SCOPE_SEQUENCES = 4  # 2,048 tokens judge a scope loss; the paper uses all, at 14 more passes through the layer
+
+Piece = tuple[QuantizedTensor | PlainTensor, TensorRecord]
+
+
+def quantize_checkpoint(
+    source: Checkpoint, out: Path, config: QuantizeConfig, target: Target, force: bool = False
+) -> QuantizedStore:
+    """Quantize ``source`` for ``target`` into a store at ``out``; the same inputs give the same bytes.
+
+    Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
+    """
+    plans = build_plan(source.specs, config, target)
+    with StoreWriter(out, force) as writer:
+        job = _Job(source, config, target, plans)
+        for tensor, record in job.pieces():
+            writer.append(tensor, record)
+        writer.finish(job.header(), source.assets())
+    return QuantizedStore(out)
+
+
+@dataclass
+class _Job:
+    source: Checkpoint
+    config: QuantizeConfig
+    target: Target
+    plans: list[LayerPlan]
+    coverage: Coverage | None = None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every tensor, or chunk of its rows, in model order: embedding, decoder layers, the rest."""
+        layers: dict[int, list[LayerPlan]] = {}
+        outside: list[LayerPlan] = []
+        for plan in self.plans:
+            index = _layer_index(plan.name)
+            (outside if index is None else layers.setdefault(index, [])).append(plan)
+        outside.sort(key=lambda plan: (plan.name != EMBEDDING, plan.name == HEAD))
+        for plan in outside[:1]:
+            yield from self._table(plan)
+        walk = self._walk() if any(_needs_data(plan) for plan in self.plans) else None
+        for index in track(sorted(layers), "quantizing"):
+            run = None if walk is None else next(walk)
+            yield from self._layer(layers[index], run)
+        for plan in outside[1:]:
+            yield from self._table(plan)
+
+    def header(self) -> dict[str, Any]:
+        """What plan.json says of the whole."""
+        return {
+            "version": VERSION,
+            "target": self.target.name,
+            "row_order": str(self.target.row_order),
+            "source": {"name": self.source.path.name, "sha256": self.source.sha256},
+            "config": self.config.to_json(),
+            "calibration": None if self.coverage is None else self.coverage.to_json(),
+            "notes": plan_notes(self.plans, self.config, self.target),
+        }
+
+    def _walk(self) -> Iterator[LayerRun]:
+        """The source in torch, imported only here: RTN without calibration never needs it."""
+        from quantize.source_model import walk_layers
+
+        text = load_text(self.config.calibration)
+        assets = self.source.assets()
+        if "tokenizer.json" not in assets:
+            raise CalibrationError(
+                f"{self.source.path}: no tokenizer.json, so no text can be tokenized; use an rtn-oc or rtn-ic method"
+            )
+        ids = tokenize(text.text, assets["tokenizer.json"], str(self.source.path))
+        tokens = choose_sequences(ids, self.config.calibration_tokens, self.config.seed, text.name)
+        self.coverage = Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
+        scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
+        unit_norm = self.config.token_weight == "unit"
+        return walk_layers(self.source.config, self.source.read, tokens, unit_norm, SCOPE_SEQUENCES if scoped else 0)
+
+    def _table(self, plan: LayerPlan) -> Iterator[Piece]:
+        """Embedding, head, final norm: in chunks of rows no larger than a decoder layer."""
+        name = plan.name if plan.name in self.source.specs else EMBEDDING  # a head split off a tied embedding
+        if len(plan.shape) == 1:
+            yield self._plain(plan, self._rows(plan.name))
+            return
+        config = self.source.config
+        step = max(1, 4 * config.hidden_size * (config.hidden_size + config.intermediate_size) // plan.shape[1])
+        for start in range(0, plan.shape[0], step):
+            rows = self.source.read_rows(name, start, min(start + step, plan.shape[0]))
+            yield self._round(plan, rows, Axis.PER_OC, None) if plan.candidates else self._plain(plan, rows)
+
+    def _layer(self, plans: list[LayerPlan], run: LayerRun | None) -> Iterator[Piece]:
+        """One decoder layer: choose the axes of all its linears, then round them."""
+        quantized = [plan for plan in plans if plan.candidates]
+        weights = {plan.name: self._rows(plan.name) for plan in quantized}
+        stats: dict[str, LayerStats] = {} if run is None else run.stats
+        if self.coverage is not None:
+            self.coverage.add(stats)
+        choices = self._choose_axes(quantized, weights, run)
+        for plan in plans:
+            if not plan.candidates:
+                yield self._plain(plan, self._rows(plan.name))
+                continue
+            tensor, record = self._round(plan, weights[plan.name], choices[plan.name].axis, stats.get(plan.name))
+            loss = {str(axis): value for axis, value in choices[plan.name].loss.items()}
+            yield tensor, replace(record, loss=loss)
+
+    def _choose_axes(self, plans: list[LayerPlan], weights: dict[str, F32], run: LayerRun | None) -> dict[str, AxisChoice]:
+        """AdaDim over one decoder layer; siblings count as quantized once their axis is chosen."""
+        choices, cost = dict[str, AxisChoice](), dict[str, dict[Axis, float]]()
+        for plan in plans:
+            shape = (plan.shape[0], plan.shape[1])
+            cost[plan.name] = {axis: self.target.decode_cost(grid, axis, shape) for axis, grid in plan.candidates.items()}
+            if len(plan.candidates) == 1:
+                choices[plan.name] = AxisChoice(next(iter(plan.candidates)), {})
+                continue
+            assert run is not None
+            weight = weights[plan.name]
+            rounded = {
+                axis: dequantize(ROUNDERS["rtn"](plan.name, weight, grid, axis, None)) for axis, grid in plan.candidates.items()
+            }
+            if self.config.selection == "hessian":
+                loss = {axis: layer_loss(weight, value, run.stats[plan.name]) for axis, value in rounded.items()}
+            else:
+                in_source_order = [self._to_source_order(plan.name, value) for value in rounded.values()]
+                loss = dict(zip(rounded, run.scope_loss(plan.name, in_source_order), strict=True))
+            choices[plan.name] = choose_axis(loss)
+            run.commit(plan.name, self._to_source_order(plan.name, rounded[choices[plan.name].axis]))
+        return within_slowdown(choices, cost, self.config.max_slowdown)
+
+    def _round(self, plan: LayerPlan, weight: F32, axis: Axis, stats: LayerStats | None) -> Piece:
+        """The planned rounder's result, or RTN's where that has the lower layer loss."""
+        grid = plan.candidates[axis]
+        tensor, rounder = ROUNDERS[plan.rounder](plan.name, weight, grid, axis, stats), plan.rounder
+        if stats is not None and rounder != "rtn":
+            plain = ROUNDERS["rtn"](plan.name, weight, grid, axis, None)
+            if layer_loss(weight, dequantize(plain), stats) < layer_loss(weight, dequantize(tensor), stats):
+                tensor, rounder = plain, "rtn"
+        for key, value in tensor.params.items():
+            if not np.isfinite(value).all():
+                raise PlanError(
+                    f"{plan.name}: its weights overflow the {value.dtype} {key} of grid {grid.name}; choose --grid int"
+                )
+        return tensor, TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounder, note=plan.note)
+
+    def _plain(self, plan: LayerPlan, values: F32) -> Piece:
+        record = TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note)
+        return PlainTensor(plan.name, _FLOATS[plan.dtype](values), plan.dtype), record
+
+    def _rows(self, name: str) -> F32:
+        """The whole tensor in the target's row order."""
+        values, heads = self.source.read(name), self.source.config.rotary_heads(name)
+        if heads is None or self.target.row_order is RowOrder.HF:
+            return values
+        return values[ggml_row_index(len(values), heads)]
+
+    def _to_source_order(self, name: str, values: F32) -> F32:
+        heads = self.source.config.rotary_heads(name)
+        if heads is None or self.target.row_order is RowOrder.HF:
+            return values
+        return values[hf_row_index(len(values), heads)]
+
+
+def _bfloat16_bits(values: F32) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Exact for values that came from BF16, which are the only ones kept as such."""
+    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+_FLOATS: dict[str, Callable[[F32], Any]] = {
+    "F32": lambda values: np.asarray(values, np.float32),
+    "F16": lambda values: np.asarray(values, np.float16),
+    "BF16": _bfloat16_bits,
+}
+
+
+def _layer_index(name: str) -> int | None:
+    parts = name.split(".")
+    return int(parts[2]) if name.startswith("model.layers.") else None
+
+
+def _needs_data(plan: LayerPlan) -> bool:
+    return bool(plan.candidates) and (plan.rounder != "rtn" or len(plan.candidates) > 1)
