@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from exporter.gguf_file import write_gguf
+from exporter.targets import TARGETS
+from quantize.checkpoint import open_checkpoint
+from quantize.errors import FileFormatError
+from quantize.pipeline import quantize_checkpoint
+from quantize.plan import QuantizeConfig
+from quantize.store import QuantizedStore
+from quantize.types import RowOrder
+from runtime_checks.gguf_check import check_gguf
+from tests.stores import rtn_store
+from tests.tiny import make_tiny_model
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("gguf_check")
+
+
+def exported(folder: Path, model: Path, **options) -> tuple[Path, QuantizedStore]:
+    name = "-".join([model.name, "store", *map(str, options.values())])
+    store = rtn_store(model, folder / name, **options)
+    return write_gguf(store, folder / f"{name}.gguf"), store
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return exported(folder, make_tiny_model(folder / "tied"), grid="q4_1")
+
+
+@pytest.fixture(scope="module")
+def transposed(folder):
+    return exported(folder, make_tiny_model(folder / "tied_ic"), target="gguf-adadim", method="rtn-ic")
+
+
+def failures(checks) -> set[tuple[str, str]]:
+    assert checks
+    return {(check.name, check.tensor) for check in checks if not check.ok}
+
+
+def edited(path: Path, out: Path, edit) -> Path:
+    """A copy whose tensors (name -> writable array) ``edit`` has changed."""
+    shutil.copy(path, out)
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out, "r+").tensors}
+    edit(tensors)
+    for data in tensors.values():
+        data.flush()
+    return out
+
+
+@pytest.mark.parametrize("grid", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
+def test_every_grid_passes(folder, tmp_path, grid):
+    path, store = exported(tmp_path, make_tiny_model(folder / "tied"), grid=grid)
+    assert not failures(check_gguf(path, store))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tied", "dtype", "embedding"),
+    [("llama", False, "BF16", "source"), ("qwen2", False, "F16", "source"), ("qwen3", True, "F32", "q8_0")],
+)
+def test_every_architecture_passes(tmp_path, model_type, tied, dtype, embedding):
+    model = make_tiny_model(tmp_path / model_type, model_type, tied=tied, dtype=dtype)
+    path, store = exported(tmp_path, model, embedding=embedding)
+    assert not failures(check_gguf(path, store))
+
+
+def test_transposed_tensors_go_through_libggml(transposed):
+    checks = check_gguf(*transposed)
+    assert not failures(checks)
+    assert sum(check.name == "ggml_out_prod = reference" for check in checks) == 14
+
+
+def test_without_a_store_only_the_decoders_speak(plain):
+    names = {check.name for check in check_gguf(plain[0])}
+    assert names == {"reference = gguf-py", "reference = our grid"}
+
+
+def test_one_flipped_code_is_found(plain, tmp_path):
+    def flip(tensors):
+        tensors["blk.1.ffn_up.weight"][3, 7] ^= 0x10
+
+    checks = check_gguf(edited(plain[0], tmp_path / "f.gguf", flip), plain[1])
+    assert failures(checks) == {("codes = store's", "blk.1.ffn_up.weight")}
+    assert max(check.error for check in checks) == 1
+
+
+def test_two_swapped_scales_are_found(plain, tmp_path):
+    def swap(tensors):
+        row = tensors["blk.0.attn_v.weight"][5]
+        row[:2], row[20:22] = row[20:22].copy(), row[:2].copy()
+
+    checks = check_gguf(edited(plain[0], tmp_path / "f.gguf", swap), plain[1])
+    assert failures(checks) == {("d = store's", "blk.0.attn_v.weight")}
+    assert max(check.error for check in checks) == 2
+
+
+def test_swapped_gate_and_up_are_found(plain, tmp_path):
+    def swap(tensors):
+        gate, up = tensors["blk.0.ffn_gate.weight"], tensors["blk.0.ffn_up.weight"]
+        gate[:], up[:] = up.copy(), gate.copy()
+
+    found = failures(check_gguf(edited(plain[0], tmp_path / "f.gguf", swap), plain[1]))
+    assert {tensor for _, tensor in found} == {"blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"}
+
+
+def test_one_changed_norm_is_found(plain, tmp_path):
+    def nudge(tensors):
+        tensors["output_norm.weight"][9] = np.nextafter(tensors["output_norm.weight"][9], np.float32(9))
+
+    found = failures(check_gguf(edited(plain[0], tmp_path / "f.gguf", nudge), plain[1]))
+    assert found == {("values = store's", "output_norm.weight")}
+
+
+def test_rows_of_q_and_k_have_llama_cpps_order(plain):
+    """The same bytes, called rows in Hugging Face order: every head's halves are in the wrong places."""
+    path, store = plain
+    said = QuantizedStore(store.path)
+    said.row_order = RowOrder.HF
+    found = {tensor for _, tensor in failures(check_gguf(path, said))}
+    assert found == {f"blk.{layer}.attn_{part}.weight" for layer in (0, 1) for part in "qk"}
+
+
+def test_hugging_face_rows_are_put_in_order(folder, tmp_path):
+    """The writer permutes a store in Hugging Face order; the check has a permutation of its own."""
+    source = open_checkpoint(make_tiny_model(folder / "qk"))
+    target = replace(TARGETS["llama.cpp"], row_order=RowOrder.HF)
+    store = quantize_checkpoint(source, tmp_path / "hf", QuantizeConfig(method="rtn-oc"), target)
+    assert store.row_order is RowOrder.HF
+    assert not failures(check_gguf(write_gguf(store, tmp_path / "hf.gguf"), store))
+
+
+def test_a_missing_and_an_unknown_tensor_are_found(plain):
+    path, store = plain
+    said = QuantizedStore(store.path)
+    said.records["model.layers.0.self_attn.q_proj.bias"] = said.records.pop("model.norm.weight")
+    name = "in the file and in the store, once"
+    assert failures(check_gguf(path, said)) == {(name, "blk.0.attn_q.bias"), (name, "output_norm.weight")}
+
+
+def test_a_type_that_the_store_does_not_have(plain):
+    path, store = plain
+    said = QuantizedStore(store.path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    grid = next(record.grid for record in said.records.values() if record.grid is not None and record.grid.name == "q8_0")
+    said.records[name] = replace(said.records[name], grid=grid)
+    (found,) = failures(check_gguf(path, said))
+    assert found == ("codes = store's", "blk.0.ffn_up.weight")
+
+
+def test_llama3_frequencies(folder, tmp_path):
+    model = make_tiny_model(tmp_path / "llama3", rope_scaling=LLAMA3)
+    path, store = exported(tmp_path, model)
+    assert not failures(check_gguf(path, store))
+
+    def stretch(tensors):
+        tensors["rope_freqs.weight"][1] *= np.float32(1.001)
+
+    found = failures(check_gguf(edited(path, tmp_path / "f.gguf", stretch), store))
+    assert found == {("rope_freqs = the config's", "rope_freqs.weight")}
+
+
+def test_no_gguf_at_all(tmp_path):
+    (tmp_path / "f.gguf").write_bytes(b"GGUF" + bytes(20))
+    with pytest.raises(FileFormatError, match="version 0"):
+        check_gguf(tmp_path / "f.gguf")
