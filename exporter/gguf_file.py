@@ -36,8 +36,9 @@ def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = 
     ``tokenizer_pre`` overrides the name of the pre-tokenizer. Raises ExportError for a store that no GGUF holds,
     OutputError for an output that exists (without ``force``) or cannot be written.
     """
+    forms = _forms(store)
     metadata = build_metadata(store, tokenizer_pre)
-    plan = _plan(store, alignment_of(metadata))
+    plan = _lay_out(forms, alignment_of(metadata))
     with _new_file(out, force) as file:
         _pour(store, plan, metadata, file)
     return out
@@ -51,34 +52,37 @@ class _Planned:
     record: TensorRecord | None
 
 
-def _plan(store: QuantizedStore, alignment: int) -> list[_Planned]:
-    items: list[tuple[str, GGMLQuantizationType, tuple[int, ...], TensorRecord | None]] = []
-    if _has_rope_freqs(store.config):
-        items.append((ROPE_FREQS, GGMLQuantizationType.F32, (store.config.head_dim // 2,), None))
-    for record in store.records.values():
-        items.append((*_stored_form(store, record), record))
+def _forms(store: QuantizedStore) -> list[_Planned]:
+    """Every tensor of the file, not laid out yet."""
+    forms = [_Planned(_stored_form(store, record), record) for record in store.records.values()]
+    if not _has_rope_freqs(store.config):
+        return forms
+    return [_Planned(TensorInfo(ROPE_FREQS, GGMLQuantizationType.F32, (store.config.head_dim // 2,), 0), None), *forms]
+
+
+def _lay_out(forms: list[_Planned], alignment: int) -> list[_Planned]:
+    """The same tensors one after another, each padded to the alignment."""
     offset, plan = 0, []
-    for name, kind, shape, record_or_none in items:
-        info = TensorInfo(name, kind, shape, offset)
-        plan.append(_Planned(info, record_or_none))
-        offset += padded(info.nbytes, alignment)
+    for form in forms:
+        plan.append(replace(form, info=replace(form.info, offset=offset)))
+        offset += padded(form.info.nbytes, alignment)
     return plan
 
 
-def _stored_form(store: QuantizedStore, record: TensorRecord) -> tuple[str, GGMLQuantizationType, tuple[int, ...]]:
+def _stored_form(store: QuantizedStore, record: TensorRecord) -> TensorInfo:
     """Name, type and shape (outermost first) in the file."""
     name = to_gguf_name(record.name)
     if len(name.encode()) > MAX_NAME:
         raise ExportError(f"{store.path}: {name} is longer than GGUF's {MAX_NAME} bytes")
     if record.grid is None:
-        return name, GGMLQuantizationType[record.dtype if len(record.shape) > 1 else "F32"], record.shape
+        return TensorInfo(name, GGMLQuantizationType[record.dtype if len(record.shape) > 1 else "F32"], record.shape, 0)
     kind = block_type(record.grid.name, f"{store.path}: {record.name}")
     if record.axis is Axis.PER_OC:
-        return name, kind, record.shape
+        return TensorInfo(name, kind, record.shape, 0)
     reason = TARGETS[store.target].refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))
     if reason is not None:
         raise ExportError(f"{store.path}: {record.name}: {reason}")
-    return f"{name.rpartition('.')[0]}.{WEIGHT_IC}", kind, record.shape[::-1]
+    return TensorInfo(f"{name.rpartition('.')[0]}.{WEIGHT_IC}", kind, record.shape[::-1], 0)
 
 
 def _has_rope_freqs(config: ModelConfig) -> bool:

@@ -30,6 +30,7 @@ NASTY = (
     "  \u2028x\u2029 y\x0b\x0c z\x85w",
 )
 SPACE = "\u2581"
+TEXT = "the quick brown fox jumps over the lazy dog and the quiet model answers that the other one does not"
 
 
 def uncut_tokenizer() -> dict:
@@ -49,7 +50,7 @@ def uncut_tokenizer() -> dict:
 
 def sentence_piece_vocabulary() -> tuple[list[str], list[float], list[int]]:
     """Tokens, scores and types as a SentencePiece BPE has them: unknown, control, bytes, pieces by falling score, letters."""
-    text = "the quick brown fox jumps over the lazy dog and the quiet model answers that the other one does not".split()
+    text = TEXT.split()
     pieces: list[str] = []
     for word in dict.fromkeys(text):
         for start in range(len(word)):

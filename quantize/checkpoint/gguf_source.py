@@ -110,7 +110,8 @@ class GgufCheckpoint:
         if info.type.name in FLOATS:
             return to_f32(np.ascontiguousarray(data).view(FLOATS[info.type.name]), info.type.name)
         try:
-            values: F32 = dequantize(np.ascontiguousarray(data), info.type)
+            with np.errstate(all="ignore"):  # what is not finite is refused by whoever reads it
+                values: F32 = dequantize(np.ascontiguousarray(data), info.type)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: {info.name}: type {info.type.name} cannot be decoded; use another file"

@@ -1,0 +1,237 @@
+"""Whole GGUF files: they load and run in llama.cpp, hold the store exactly, and come out the same twice."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from exporter.gguf_file import write_gguf
+from quantize.blocks import dequantize
+from quantize.checkpoint.gguf_container import parse_header
+from quantize.checkpoint.gguf_names import to_gguf_name
+from quantize.errors import ExportError, FileFormatError, OutputError
+from quantize.source_model import build_model, logits
+from quantize.store import QuantizedStore
+from quantize.types import Axis, QuantizedTensor
+from runtime_checks.llama_cpp import LlamaModel
+from tests.stores import rtn_store, stored_weight
+from tests.tiny import make_tiny_model
+
+TEXT = "The quick brown fox 123 jumps over it"
+MAX_KL = 0.012  # llama.cpp rounds activations to 8 bits per block of 32
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+MODELS = {
+    "llama tied": ("llama", {}, {}),
+    "llama untied": ("llama", {"tied": False}, {}),
+    "llama wide heads": ("llama", {"head_dim": 32}, {"embedding": "q4_0"}),
+    "llama bf16": ("llama", {"dtype": "BF16"}, {"embedding": "source"}),
+    "llama f16 sharded": ("llama", {"dtype": "F16", "shards": 3}, {"embedding": "source", "grid": "q5_1", "bits": 5}),
+    "llama3 scaling": ("llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 16}}, {}),
+    "llama linear scaling": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, {"grid": "q4_1"}),
+    "mistral": ("mistral", {"tied": False, "vocab": 352}, {"grid": "q8_0", "bits": 8}),
+    "qwen2": ("qwen2", {}, {}),
+    "qwen3": ("qwen3", {"head_dim": 32}, {"grid": "q5_0", "bits": 5}),
+    "qwen3 one kv head": ("qwen3", {"head_dim": 32, "kv_heads": 1, "tied": False}, {}),
+    "qwen3 yarn": ("qwen3", {"rope_scaling": YARN}, {}),
+}
+
+
+def metadata_of(path):
+    return {key: value.decode() for key, value in parse_header(path.read_bytes()).metadata.items()}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_llama_cpp_computes_what_torch_does(tmp_path, case):
+    model_type, sizes, config = MODELS[case]
+    store = rtn_store(make_tiny_model(tmp_path / "m", model_type, **sizes), tmp_path / "s", **config)
+    with LlamaModel(write_gguf(store, tmp_path / "m.gguf"), n_ctx=64, threads=1) as model:
+        ids = np.array(model.tokenize(TEXT, add_special=True), np.int32)
+        ours = torch.from_numpy(model.logits(ids)).log_softmax(-1)
+        assert len(model.generate_greedy(ids.tolist(), 4)) >= 1
+    source = build_model(store.config, lambda name: stored_weight(store, name), store.tied)
+    reference = torch.from_numpy(logits(source, ids[None].astype(np.int64))[0]).log_softmax(-1)
+    assert (reference.exp() * (reference - ours)).sum(-1).mean() < MAX_KL
+
+
+@pytest.mark.parametrize("method", ["rtn-oc", "rtn-ic"])
+def test_every_tensor_once_and_exact(tmp_path, method):
+    target = "llama.cpp" if method == "rtn-oc" else "gguf-adadim"
+    store = rtn_store(make_tiny_model(tmp_path / "m", tied=False), tmp_path / "s", target, method)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(write_gguf(store, tmp_path / "m.gguf")).tensors}
+    assert len(tensors) == len(store.records)
+    for name, record in store.records.items():
+        tensor, stored = tensors[_file_name(record)], store.read(name)
+        decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
+        expected = dequantize(stored) if isinstance(stored, QuantizedTensor) else stored.values
+        assert decoded.shape == (expected.T if record.axis is Axis.PER_IC else expected).shape
+        np.testing.assert_array_equal(decoded, expected.T if record.axis is Axis.PER_IC else expected)
+
+
+def _file_name(record):
+    name = to_gguf_name(record.name)
+    return name + "_ic" if record.grid is not None and record.axis is Axis.PER_IC else name
+
+
+def test_a_stock_loader_stops_at_transposed_tensors(tmp_path):
+    store = rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s", "gguf-adadim", "rtn-ic")
+    out = write_gguf(store, tmp_path / "m.gguf")
+    assert metadata_of(out)["adadim.format_version"] == 1
+    with pytest.raises(FileFormatError, match=r"blk\.0\.attn_q\.weight"):
+        LlamaModel(out, n_ctx=32)
+
+
+def test_hf_row_order_is_permuted_exactly(tmp_path):
+    """A store made in the other row order gives the same file: rows move with their scales."""
+    source = make_tiny_model(tmp_path / "m", tied=False)
+    ggml = rtn_store(source, tmp_path / "ggml")
+    plan = ggml.path / "plan.json"
+    first = write_gguf(ggml, tmp_path / "a.gguf")
+    hf = rtn_store(source, tmp_path / "hf")
+    for name in hf.records:
+        if hf.config.rotary_heads(name):
+            _reorder(hf, name)
+    header = json.loads(plan.read_text()) | {"row_order": "hf"}
+    (hf.path / "plan.json").write_text(json.dumps(header))
+    assert write_gguf(QuantizedStore(hf.path), tmp_path / "b.gguf").read_bytes() == first.read_bytes()
+
+
+def _reorder(store, name):
+    from safetensors.numpy import load_file, save_file
+
+    from quantize.checkpoint.row_order import hf_row_index
+
+    file = next((store.path / "tensors").glob(f"{name}.*"))
+    arrays = load_file(file)
+    index = hf_row_index(len(arrays["codes"]), store.config.rotary_heads(name))
+    save_file({key: np.ascontiguousarray(value[index]) for key, value in arrays.items()}, file)
+
+
+def test_the_same_store_gives_the_same_bytes(tmp_path):
+    source = make_tiny_model(tmp_path / "m")
+    one, two = (write_gguf(rtn_store(source, tmp_path / name), tmp_path / f"{name}.gguf") for name in "ab")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_chunks_are_poured_one_after_another(tmp_path):
+    """The embedding here is larger than a decoder layer, so the store holds it in pieces."""
+    store = rtn_store(make_tiny_model(tmp_path / "m", hidden=32, ffn=32, vocab=2000), tmp_path / "s")
+    assert store.records["model.embed_tokens.weight"].chunks > 1
+    out = write_gguf(store, tmp_path / "m.gguf")
+    tensor = next(t for t in gguf.GGUFReader(out).tensors if t.name == "token_embd.weight")
+    decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
+    np.testing.assert_array_equal(decoded, stored_weight(store, "model.embed_tokens.weight"))
+
+
+def test_metadata_of_a_hugging_face_source(tmp_path):
+    source = make_tiny_model(tmp_path / "tiny", "qwen3", head_dim=32)
+    metadata = metadata_of(write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf"))
+    expected = {
+        "general.architecture": "qwen3",
+        "general.name": "tiny",
+        "general.file_type": gguf.LlamaFileType.MOSTLY_Q4_0,
+        "general.quantization_version": 2,
+        "qwen3.block_count": 2,
+        "qwen3.context_length": 512,
+        "qwen3.embedding_length": 64,
+        "qwen3.feed_forward_length": 96,
+        "qwen3.attention.head_count": 4,
+        "qwen3.attention.head_count_kv": 2,
+        "qwen3.attention.key_length": 32,
+        "qwen3.attention.value_length": 32,
+        "qwen3.rope.dimension_count": 32,
+        "qwen3.rope.freq_base": 10000.0,
+        "qwen3.vocab_size": 320,
+        "adadim.target": "llama.cpp",
+        "adadim.method": "rtn-oc",
+        "adadim.source.name": "tiny",
+    }
+    assert expected.items() <= metadata.items() and len(metadata["adadim.source.sha256"]) == 64
+    assert metadata["qwen3.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+    assert not [key for key in metadata if key.startswith("adadim.calibration")]
+
+
+def test_metadata_of_a_gguf_source_is_verbatim(tmp_path):
+    params = LLAMA3 | {"original_max_position_embeddings": 64}
+    first = rtn_store(make_tiny_model(tmp_path / "m", head_dim=64, rope_scaling=params), tmp_path / "s", grid="q4_1")
+    source = write_gguf(first, tmp_path / "source.gguf")
+    again = write_gguf(rtn_store(source, tmp_path / "t"), tmp_path / "again.gguf")
+    before, after = (parse_header(path.read_bytes()).metadata for path in (source, again))
+    changed = {key for key in before if before[key] != after[key] and not key.startswith("adadim.")}
+    assert changed == {"general.file_type"} and set(after) == set(before)
+    tensors = [{t.name: t.data for t in gguf.GGUFReader(path).tensors} for path in (source, again)]
+    np.testing.assert_allclose(tensors[1]["rope_freqs.weight"], tensors[0]["rope_freqs.weight"], rtol=1e-6)
+    with pytest.raises(ExportError, match="tokenizer is kept as it is; drop --tokenizer-pre olmo"):
+        write_gguf(QuantizedStore(tmp_path / "t"), tmp_path / "x.gguf", tokenizer_pre="olmo")
+
+
+def test_file_types_are_gguf_py_s():
+    from exporter.gguf_metadata import FILE_TYPES
+
+    names = {"F32": "ALL_F32"} | {key: f"MOSTLY_{key.upper()}" for key in FILE_TYPES if key != "F32"}
+    assert {key: getattr(gguf.LlamaFileType, names[key]).value for key in FILE_TYPES} == FILE_TYPES
+
+
+@pytest.fixture
+def store(tmp_path):
+    return rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s")
+
+
+def test_an_existing_file_needs_force(tmp_path, store):
+    out = tmp_path / "m.gguf"
+    out.write_text("precious")
+    with pytest.raises(OutputError, match=r"m.gguf: exists already; name another --out or pass --force"):
+        write_gguf(store, out)
+    assert out.read_text() == "precious"
+    write_gguf(store, out, force=True)
+    assert out.read_bytes()[:4] == b"GGUF"
+    with pytest.raises(OutputError, match="exists already; name another --out"):
+        write_gguf(store, tmp_path, force=True)
+
+
+def test_nothing_is_left_of_what_fails(tmp_path, store):
+    next((store.path / "tensors").glob("model.norm*")).unlink()
+    out = tmp_path / "out" / "m.gguf"
+    with pytest.raises(Exception, match=r"model.norm.weight"):
+        write_gguf(store, out)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")  # noqa: PTH110
+def test_a_full_disk_is_one_line(tmp_path, store):
+    (tmp_path / "m.gguf.partial").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"m.gguf: cannot be written \(No space left on device\); free some space"):
+        write_gguf(store, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_an_unwritable_place_is_one_line(tmp_path, store):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_gguf(store, tmp_path / "file" / "m.gguf")
+
+
+def test_the_int_grid_is_refused(tmp_path):
+    store = rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s", "onnxruntime")
+    with pytest.raises(ExportError, match=r"grid int is no ggml block; quantize again with --target llama.cpp or gguf-adadim"):
+        write_gguf(store, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling dynamic"),
+        ("qwen3", {"rope_scaling": YARN | {"attention_factor": 1.5}}, r"rope scaling yarn \['attention_factor'\]"),
+        ("qwen2", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}}, "rope scaling llama3"),
+    ],
+)
+def test_what_llama_cpp_cannot_be_told_is_refused(tmp_path, model_type, changes, message):
+    store = rtn_store(make_tiny_model(tmp_path / "m", model_type, **changes), tmp_path / "s")
+    with pytest.raises(ExportError, match=message):
+        write_gguf(store, tmp_path / "m.gguf")
