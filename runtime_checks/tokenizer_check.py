@@ -46,6 +46,7 @@ STRINGS = (
     "https://x.y/z?a=1&b=%20#q <b>bold</b> <s></s> [INST] <|im_start| <unk>",
     "_____-----=====.....!!!!!",
     "a" * 70,
+    "".join(map(chr, range(32, 127))),
 )
 # onnxruntime-genai's own tokenizer goes astray here whatever the file says: a text ends at its first NUL, and a space stays
 # with a numeral that is no decimal digit, where the source's pre-tokenizer cuts it off.
