@@ -12,6 +12,7 @@ import torch
 
 from exporter.gguf_file import write_gguf
 from quantize.blocks import dequantize
+from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.gguf_names import to_gguf_name
 from quantize.errors import ExportError, FileFormatError, OutputError
@@ -57,6 +58,19 @@ def test_llama_cpp_computes_what_torch_does(tmp_path, case):
     source = build_model(store.config, lambda name: stored_weight(store, name), store.tied)
     reference = torch.from_numpy(logits(source, ids[None].astype(np.int64))[0]).log_softmax(-1)
     assert (reference.exp() * (reference - ours)).sum(-1).mean() < MAX_KL
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_rows_stand_where_llama_cpp_wants_them(tmp_path, model_type):
+    """The file, its rows is the source permuted as llama.cpp's own converter does."""
+    source = open_checkpoint(make_tiny_model(tmp_path / "m", model_type))
+    out = write_gguf(rtn_store(source.path, tmp_path / "s", grid="q8_0", bits=8), tmp_path / "m.gguf")
+    tensors = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(out).tensors}
+    for name, heads in (("q_proj", 4), ("k_proj", 2)):
+        expected = source.read(f"model.layers.1.self_attn.{name}.weight")
+        if model_type != "qwen2":  # convert_hf_to_gguf's LlamaModel.permute
+            expected = expected.reshape(heads, 2, -1, 64).swapaxes(1, 2).reshape(expected.shape)
+        np.testing.assert_allclose(tensors[f"blk.1.attn_{name[0]}.weight"], expected, atol=0.02)
 
 
 @pytest.mark.parametrize("method", ["rtn-oc", "rtn-ic"])
