@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import onnx.parser
 from onnx import FunctionProto, TensorProto
 
-from exporter.onnx_tensors import Form, Piece, Planned, Wire, check_affine, node, pack_bits, packed_size, scale_and_zero, site
+from exporter.onnx_cost import packed_size
+from exporter.onnx_tensors import Form, Piece, Planned, Wire, check_affine, node, pack_bits, scale_and_zero, site
 from quantize.store import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 

@@ -8,7 +8,6 @@ past_key_values.N.key/value; outputs: logits and present.N.key/value.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,13 +93,12 @@ def _cut_holes(model: ModelProto, constants: Mapping[str, Array]) -> Decoder:
 
 def _mobius_model(config: ModelConfig, tied: bool) -> tuple[ModelProto, dict[str, Array]]:
     """mobius's graph as a proto, and its constants, which are taken out."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import mobius  # imports torch, which only this step needs
     import onnx_ir as ir
 
     if PROVIDER not in mobius.ep_registry:
         mobius.register_ep(mobius.EpCapabilities(name=PROVIDER, gqa_dtypes=frozenset({ir.DataType.FLOAT})))
-    dropped = ("quantization_config", "auto_map", "attention_bias" if config.model_type == "qwen2" else "")
+    dropped = ("quantization_config", "auto_map", "layer_types", "attention_bias" if config.model_type == "qwen2" else "")
     raw: dict[str, Any] = {key: value for key, value in config.raw.items() if key not in dropped}
     raw |= {"tie_word_embeddings": tied, "sliding_window": None}
     with tempfile.TemporaryDirectory() as directory:

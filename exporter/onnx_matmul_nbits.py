@@ -10,17 +10,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from exporter.onnx_cost import block_size, node_bits, packed_size
 from exporter.onnx_tensors import (
     Form,
     Piece,
     Planned,
     Wire,
-    block_size,
     check_affine,
     node,
-    node_bits,
     pack_bits,
-    packed_size,
     pad_last,
     repeat_groups,
     scale_and_zero,
@@ -118,7 +116,10 @@ def _gather_nodes(layout: _Layout, wire: Wire, zeros: tuple[Planned, ...]) -> tu
     constants = {"adadim.axis_2": np.array([2], np.int64), f"adadim.columns_{columns}": np.array([0, 0, columns], np.int64)}
     params = [layout.scale().name, *(zero.name for zero in zeros)]
     blockwise = [f"{name}.blockwise" for name in params]
-    nodes = [node("Unsqueeze", [a, "adadim.axis_2"], [b], f"{b}/Unsqueeze") for a, b in zip(params, blockwise, strict=True)]
+    nodes = [
+        node("Unsqueeze", [name, "adadim.axis_2"], [column], f"{prefix}/Unsqueeze_{index:05d}")
+        for index, (name, column) in enumerate(zip(params, blockwise, strict=True))
+    ]
     inputs = [layout.codes().name, wire.x, *blockwise]
     sizes = {"bits": layout.bits, "block_size": layout.size, "gather_axis": 0, "quantize_axis": 2}
     last, cut = f"{prefix}.blocks", columns != layout.ic

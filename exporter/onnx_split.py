@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from exporter.onnx_cost import SPLIT_K_BLOCK, groups_per_mul, node_bits
 from exporter.onnx_matmul_nbits import CONTRIB
 from exporter.onnx_tensors import (
     Form,
@@ -24,7 +25,6 @@ from exporter.onnx_tensors import (
     Wire,
     check_affine,
     node,
-    node_bits,
     pack_bits,
     pad_last,
     scale_and_zero,
@@ -32,22 +32,6 @@ from exporter.onnx_tensors import (
 )
 from quantize.store import TensorRecord
 from quantize.types import Array, QuantizedTensor
-
-K_BLOCK = 32  # the kernel rounds activations to 8 bits per block: the smallest fast one is the most accurate
-FOLDED = {"Cast", "Sub", "Mul zero", "Reshape zero", "Transpose", "Split scales"}  # roles of nodes on constants alone
-SCALED_VALUES = 1 << 15  # most values of x * s per token and Mul: 64 MiB for a prompt of 512 tokens
-
-
-def groups_per_mul(groups: int, ic: int) -> int:
-    """How many of ``groups`` one Mul scales the activations for, evenly spread over the Muls."""
-    muls = -(-groups // max(1, SCALED_VALUES // ic))
-    return -(-groups // muls)
-
-
-def split_nodes(record: TensorRecord) -> int:
-    """Nodes that run for each call, after onnxruntime has folded the constants at load."""
-    split = _Split(record, Wire("x", "y"), 0)
-    return sum(each.name.rpartition("/")[2] not in FOLDED for each in split.nodes())
 
 
 def split_form(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
@@ -67,14 +51,14 @@ class _Split:
         self.bits, self.middle, self.zeros = node_bits(grid.bits), 2 ** (grid.bits - 1), not grid.symmetric
         self.size = min(grid.group_size, self.oc)
         self.widths = [min(self.size, self.oc - start) for start in range(0, self.oc, self.size)]
-        self.groups, self.blocks = len(self.widths), -(-self.ic // K_BLOCK)
+        self.groups, self.blocks = len(self.widths), -(-self.ic // SPLIT_K_BLOCK)
         self.zero_type = TensorProto.UINT8 if grid.bits == 8 else TensorProto.UINT4
         self.constants: dict[str, Array] = {}
 
     def planned(self) -> tuple[Planned, ...]:
         per_group = (self.groups, 1, 1, self.ic)
         codes = [
-            Planned(self._codes(j), TensorProto.UINT8, (width, self.blocks, K_BLOCK * self.bits // 8))
+            Planned(self._codes(j), TensorProto.UINT8, (width, self.blocks, SPLIT_K_BLOCK * self.bits // 8))
             for j, width in enumerate(self.widths)
         ]
         zeros = [Planned(f"{self.name}.zero_point", self.zero_type, per_group)] if self.zeros else []
@@ -89,7 +73,7 @@ class _Split:
             yield f"{self.name}.zero_point", 0, pack_bits(zero.T.reshape(1, -1), 8 if self.bits == 8 else 4).tobytes()
         for j, width in enumerate(self.widths):
             rows = np.ascontiguousarray(chunk.codes[:, j * self.size : j * self.size + width].T)
-            yield self._codes(j), 0, pack_bits(pad_last(rows, K_BLOCK), self.bits).tobytes()
+            yield self._codes(j), 0, pack_bits(pad_last(rows, SPLIT_K_BLOCK), self.bits).tobytes()
 
     def nodes(self) -> list[NodeProto]:
         scaled, nodes = self._scale_activations()
@@ -132,7 +116,7 @@ class _Split:
             middle = pack_bits(np.full((width, self.blocks), self.middle, np.uint8), self.bits)
             inputs.append(f"adadim.zero_point_{self.middle}_{width}x{self.blocks}")
             self.constants[inputs[-1]] = middle
-        sizes = {"K": self.ic, "N": width, "bits": self.bits, "block_size": K_BLOCK, "accuracy_level": self.accuracy_level}
+        sizes = {"K": self.ic, "N": width, "bits": self.bits, "block_size": SPLIT_K_BLOCK, "accuracy_level": self.accuracy_level}
         name = f"{self.prefix}/MatMulNBits_{j:05d}"
         return node("MatMulNBits", inputs, [y], name, domain=CONTRIB, **sizes)
 

@@ -24,8 +24,6 @@ ITEM_BITS: dict[int, int] = {
     TensorProto.UINT8: 8,
     TensorProto.UINT4: 4,
 }
-FASTEST_2_BIT_BLOCK = 128  # onnxruntime's 2-bit MatMulNBits is 100 times slower at 256 and refuses more
-SMALLEST_FAST_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -105,28 +103,6 @@ def pad_last(values: U8, multiple: int) -> U8:
     """Zeros appended to the last axis up to a multiple."""
     padding = -values.shape[-1] % multiple
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, padding)]) if padding else values
-
-
-def packed_size(count: int, bits: int) -> int:
-    """Bytes of a packed row of ``count`` values."""
-    return -(-count * bits // 8)
-
-
-def node_bits(bits: int) -> int:
-    """Width at which MatMulNBits and GatherBlockQuantized store codes: 3 bits ride in 4."""
-    return 4 if bits == 3 else bits
-
-
-def block_size(bits: int, group_size: int, length: int) -> int:
-    """The block that MatMulNBits stores rows of ``length`` in: the group, or a part of it that takes fewer bytes.
-
-    Codes are padded to whole blocks, so one block of 1024 for a whole channel of 576 would cost 3 bits a weight more than
-    blocks of 64 that repeat its scale.
-    """
-    width = node_bits(bits)
-    limit = min(group_size, FASTEST_2_BIT_BLOCK) if width == 2 else group_size
-    sizes = [limit >> shift for shift in range(limit.bit_length()) if limit >> shift >= min(group_size, SMALLEST_FAST_BLOCK)]
-    return min(sizes, key=lambda size: -(-length // size) * (size * width + 32 + width))
 
 
 def check_affine(record: TensorRecord) -> None:

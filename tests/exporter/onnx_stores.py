@@ -1,0 +1,92 @@
+"""Stores made by rounding tiny models to nearest, and their ONNX folders run in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from quantize import Axis, PlainTensor, QuantizedStore, QuantizedTensor, dequantize, open_checkpoint
+from quantize.blocks import from_blocks, to_blocks, to_rows
+from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig
+from quantize.store import StoreWriter, TensorRecord
+from quantize.types import F32, Grid, RowOrder
+from tests.tiny import make_tiny_model
+
+EMBEDDING_ROWS = 100  # a chunk: the last one is shorter
+
+
+def rtn(name: str, weight: F32, grid: Grid, axis: Axis) -> QuantizedTensor:
+    rows = to_rows(weight, axis)
+    blocks = to_blocks(rows, grid.block_size)
+    params = grid.fit(blocks)
+    codes = from_blocks(grid.encode(blocks, *grid.scale_zero(params)), rows.shape[1])
+    return QuantizedTensor(name, np.ascontiguousarray(codes), axis, grid, params)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``axis_of``: axis of a linear by its name; ``embedding`` None keeps the source's floats."""
+
+    grid: Grid
+    axis_of: Callable[[str], Axis]
+    embedding: Grid | None
+    target: str = "onnxruntime"
+    row_order: RowOrder = RowOrder.HF
+
+
+def make_store(source: Path, out: Path, recipe: Recipe) -> tuple[QuantizedStore, dict[str, F32]]:
+    """The store, and the weights that it stands for, in Hugging Face row order."""
+    checkpoint, weights = open_checkpoint(source), dict[str, F32]()
+    config = checkpoint.config
+    with StoreWriter(out, force=True) as writer:
+        for name, spec in checkpoint.specs.items():
+            heads = config.rotary_heads(name) if recipe.row_order is RowOrder.GGML else None
+            values = checkpoint.read(name)
+            if heads:
+                values = values[ggml_row_index(len(values), heads)]
+            grid = recipe.embedding if name in (EMBEDDING, HEAD) else recipe.grid
+            if values.ndim == 1:
+                writer.append(PlainTensor(name, values, "F32"), TensorRecord(name, spec.shape))
+            elif grid is None:
+                plain = checkpoint.raw(name)
+                writer.append(plain, TensorRecord(name, spec.shape, dtype=plain.dtype))
+            else:
+                axis = Axis.PER_OC if name in (EMBEDDING, HEAD) else recipe.axis_of(name)
+                q = rtn(name, values, grid, axis)
+                rows = EMBEDDING_ROWS if name in (EMBEDDING, HEAD) else len(q.codes)
+                for start in range(0, len(q.codes), rows):
+                    writer.append(q.take_rows(slice(start, start + rows)), TensorRecord(name, spec.shape, grid, axis=axis))
+                values = dequantize(q)
+            weights[name] = values[hf_row_index(len(values), heads)] if heads else values
+        header = {"target": recipe.target, "row_order": str(recipe.row_order), "config": {}, "source": {"sha256": "0"}}
+        writer.finish(header, checkpoint.assets())
+    return QuantizedStore(out), weights
+
+
+def tiny_store(path: Path, recipe: Recipe, model_type: str = "llama", **sizes: object) -> tuple[QuantizedStore, dict[str, F32]]:
+    return make_store(make_tiny_model(path / "source", model_type, **sizes), path / "store", recipe)  # type: ignore[arg-type]
+
+
+class Session:
+    """A folder in onnxruntime, with the KV cache that is left from the last call."""
+
+    def __init__(self, folder: Path, config: ModelConfig, batch: int) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        self.mask = np.zeros((batch, 0), np.int64)
+        empty = np.zeros((batch, config.num_kv_heads, 0, config.head_dim), np.float32)
+        self.past = {f"{i}.{part}": empty for i in range(config.num_layers) for part in ("key", "value")}
+
+    def __call__(self, ids: np.ndarray) -> F32:
+        self.mask = np.concatenate([self.mask, np.ones_like(ids)], 1)
+        past = {f"past_key_values.{key}": value for key, value in self.past.items()}
+        names = ["logits", *(f"present.{key}" for key in self.past)]
+        logits, *present = self.session.run(names, {"input_ids": ids, "attention_mask": self.mask, **past})
+        self.past = dict(zip(self.past, present, strict=True))
+        return logits

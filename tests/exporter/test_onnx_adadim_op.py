@@ -1,0 +1,61 @@
+"""The portable body of MatMulAdaDim in onnxruntime, which has no kernel of that name."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from exporter.onnx_adadim_op import DOMAIN, adadim_function, matmul_adadim
+from exporter.onnx_tensors import Wire
+from quantize import Axis, dequantize, make_grid
+from quantize.store import TensorRecord
+from tests.exporter.onnx_stores import rtn
+
+FLOAT_SUM = 1e-5  # two float32 summation orders over at most 100 products
+SHAPES = [(50, 70, 16), (96, 64, 32), (36, 100, 128)]  # OC, IC, group: ragged, even, shorter than a group
+
+
+def one_node_model(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, np.ndarray]:
+    record = TensorRecord("w.weight", weight.shape, grid, axis=axis)
+    q = rtn(record.name, weight, grid, axis)
+    form = matmul_adadim(record, Wire("x", "y"), 4)
+    data = {planned.name: bytearray(planned.nbytes) for planned in form.planned}
+    for first in range(0, len(q.codes), 30):
+        for name, offset, piece in form.pour(first, q.take_rows(slice(first, first + 30))):
+            data[name][offset : offset + len(piece)] = piece
+    tensors = [helper.make_tensor(p.name, p.data_type, p.shape, bytes(data[p.name]), raw=True) for p in form.planned]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", weight.shape[1]])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(form.nodes, "one", [x], [y], tensors)
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, functions=[adadim_function()], opset_imports=opsets, ir_version=11), dequantize(q)
+
+
+@pytest.mark.parametrize("level", [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("axis", Axis)
+def test_the_body_multiplies_by_the_decoded_weight(axis, bits, symmetric, level):
+    rng = np.random.default_rng(bits)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    for oc, ic, group_size in SHAPES:
+        model, decoded = one_node_model(
+            rng.normal(size=(oc, ic)).astype(np.float32), make_grid("int", bits, group_size, symmetric), axis
+        )
+        x = rng.normal(size=(2, 3, ic)).astype(np.float32)
+        (y,) = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
+        np.testing.assert_allclose(y, x @ decoded.T, atol=FLOAT_SUM * np.abs(y).max(), rtol=0)
+
+
+@pytest.mark.parametrize("axis", Axis)
+def test_onnxruntime_keeps_the_weights_packed(axis, tmp_path):
+    weight = np.random.default_rng(0).normal(size=(256, 512)).astype(np.float32)
+    model, _ = one_node_model(weight, make_grid("int", 3, 64), axis)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(model.SerializeToString(), options)
+    size = (tmp_path / "optimized.onnx").stat().st_size
+    assert size < 1.3 * model.ByteSize() < weight.nbytes / 5
