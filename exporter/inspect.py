@@ -80,12 +80,9 @@ def _store_item(record: TensorRecord, target: str) -> Report:
     if grid is None:
         bits = FLOAT_BITS[record.dtype]
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
-    oc, ic = record.shape
-    rows, cols = (oc, ic) if record.axis is Axis.PER_OC else (ic, oc)
-    per_group = (TARGETS[target].stored_bits(grid, record.axis) - grid.bits) * grid.group_size
-    stored_bits = rows * (cols * grid.bits + -(-cols // grid.group_size) * per_group)
+    stored = TARGETS[target].stored_bytes(grid, record.axis, (record.shape[0], record.shape[1]))
     item |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(record.axis)}
-    return item | {"bytes": round(stored_bits / 8), "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
+    return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
 
 
 def _inspect_gguf(path: Path) -> Report:

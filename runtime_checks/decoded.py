@@ -72,7 +72,11 @@ class OnnxWeights:
         """See Weights."""
         if name not in self._tensors:
             raise FileFormatError(f"{self._folder}: tensor {name} is missing; export it again")
-        weight, heads = self._tensors[name].decode(), self._config.rotary_heads(name)
+        try:
+            weight = self._tensors[name].decode()
+        except DamagedFileError as error:
+            raise FileFormatError(f"{error}; export it again") from error
+        heads = self._config.rotary_heads(name)
         ordered: F32 = weight[hf_row_index(len(weight), heads)] if self._interleaved and heads else weight
         return ordered
 

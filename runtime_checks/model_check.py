@@ -18,8 +18,8 @@ from runtime_checks.runners import Runner, decoded_runner, exported_runner, sour
 # 1 - cosine between a decoded weight and the source's. Nearest rounding never moves a weight by more than its own size, so
 # even 2 bits over whole channels with outliers stay above .3; another tensor, or rows in another order, gives about 0.
 SOURCE_TOLERANCE = 0.7
-# float32 against float32, sums in another order: the largest difference of a logit over the largest logit.
-LOGITS_TOLERANCE = 1e-3
+# float32 against float32, sums in another order: the largest difference of a logit over the largest logit, 8e-6 after 30 layers.
+LOGITS_TOLERANCE = 1e-4
 # Mean KL in nats and share of changed favourites, caused by activations in 8 bits: llama.cpp and MatMulNBits at level 4
 # measured .004 to .006 and .04 on a real model whose activations have large outliers.
 KL_TOLERANCE = 0.012

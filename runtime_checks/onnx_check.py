@@ -33,70 +33,69 @@ def check_onnx(folder: Path, store: QuantizedStore | None = None) -> list[Check]
     Raises FileFormatError for a folder that is no ONNX model, or whose nodes onnxruntime refuses.
     """
     tensors, parts = open_onnx(folder), OnnxParts(folder)
-    checks = []
-    for tensor in tensors.values():
-        if tensor.form != FLOAT:
-            checks += _check_decoders(tensor, parts)
-    head, embedding = HEAD.removesuffix(".weight"), tensors.get(EMBEDDING)
-    if HEAD not in tensors and embedding is not None and embedding.form != FLOAT and head in parts.sites():
-        checks.append(_check_runtime(HEAD, embedding.codes(), parts, SPLIT_TOLERANCE if embedding.form == SPLIT else EXACT))
-    return checks if store is None else checks + _check_store(tensors, store)
-
-
-def _check_decoders(tensor: OnnxTensor, parts: OnnxParts) -> list[Check]:
-    held = tensor.codes()
-    grid = IntAffine(8, held.group_size)  # decodes every width: codes of fewer bits lie below 256 too
-    ours = QuantizedTensor(
-        tensor.name,
-        held.codes,
-        Axis.PER_OC if held.per_oc else Axis.PER_IC,
-        grid,
-        {"scale": held.scale, "zero_point": held.zero_point},
-    )
-    return [
-        within("reference = our grid", tensor.name, _differ(held.decode(), dequantize(ours)), EXACT),
-        _check_runtime(tensor.name, held, parts, SPLIT_TOLERANCE if tensor.form == SPLIT else EXACT),
-    ]
-
-
-def _check_runtime(name: str, held: OnnxCodes, parts: OnnxParts, tolerance: float) -> Check:
-    """The tensor through its own nodes in onnxruntime: values that differ, or for the split form the error in grid steps."""
-    expected, site = held.decode(), name.removesuffix(".weight")
-    error = 0.0
-    if name == EMBEDDING:
-        for start, rows in parts.embedding(site, expected.shape[0]):
-            error += _differ_in_value(rows, expected[start : start + len(rows)])
-        return within("onnxruntime = reference", name, error, tolerance)
-    step = np.repeat(np.abs(held.scale), held.group_size, axis=1)[:, : held.codes.shape[1]]
-    step = step if held.per_oc else step.T
-    for start, rows in parts.linear(site, (expected.shape[0], expected.shape[1])):
-        part = slice(start, start + len(rows))
-        if tolerance == EXACT:
-            error += _differ_in_value(rows.T, expected[:, part])
-        else:
-            error = max(error, float((np.abs(rows.T - expected[:, part]) / step[:, part]).max()))
-    return within("onnxruntime = reference", name, error, tolerance)
-
-
-def _check_store(tensors: dict[str, OnnxTensor], store: QuantizedStore) -> list[Check]:
-    """Each tensor of the store once, none besides, and the numbers of each."""
-    names = [*store.records, *(name for name in tensors if name not in store.records)]
-    checks = [
-        within("in the file and in the store, once", name, float((name in tensors) != (name in store.records)), EXACT)
-        for name in names
-    ]
-    for name in store.records:
-        if name in tensors:
-            checks += _compare(tensors[name], store)
+    checks = [] if store is None else _check_presence(set(tensors), set(store.records))
+    for name, tensor in tensors.items():
+        held = tensor.values() if tensor.form == FLOAT else tensor.codes()
+        if isinstance(held, OnnxCodes):
+            sites = [name, HEAD] if name == EMBEDDING and HEAD not in tensors and parts.has(HEAD) else [name]
+            checks += _check_decoders(tensor, held, parts, sites)
+        if store is not None and name in store.records:
+            checks += _compare(tensor, held, store)
     return checks
 
 
-def _compare(tensor: OnnxTensor, store: QuantizedStore) -> list[Check]:
+def _check_presence(in_file: set[str], in_store: set[str]) -> list[Check]:
+    """Each tensor of the store once, and none besides (that a name is there twice, the reference refuses)."""
+    names = sorted(in_file | in_store)
+    return [
+        within("in the file and in the store, once", name, float((name in in_file) != (name in in_store)), EXACT)
+        for name in names
+    ]
+
+
+def _check_decoders(tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts, sites: list[str]) -> list[Check]:
+    """The reference against our grid and against onnxruntime, at each of the ``sites`` whose nodes read these codes."""
+    grid = IntAffine(8, held.group_size)  # decodes every width: codes of fewer bits lie below 256 too
+    params: dict[str, Array] = {"scale": held.scale, "zero_point": held.zero_point}
+    ours = QuantizedTensor(tensor.name, held.codes, Axis.PER_OC if held.per_oc else Axis.PER_IC, grid, params)
+    expected = held.decode()
+    checks = [within("reference = our grid", tensor.name, _differ(expected, dequantize(ours)), EXACT)]
+    for name in sites:
+        if name == EMBEDDING:
+            error, tolerance = _embedding_error(expected, parts), EXACT
+        elif tensor.form == SPLIT:
+            error, tolerance = _split_error(name, held, expected, parts), SPLIT_TOLERANCE
+        else:
+            error, tolerance = _linear_error(name, expected, parts), EXACT
+        checks.append(within("onnxruntime = reference", name, error, tolerance))
+    return checks
+
+
+def _embedding_error(expected: F32, parts: OnnxParts) -> float:
+    """How many values of the rows that onnxruntime looks up differ."""
+    rows = parts.embedding(EMBEDDING, len(expected))
+    return sum(_differ_in_value(part, expected[start : start + len(part)]) for start, part in rows)
+
+
+def _linear_error(name: str, expected: F32, parts: OnnxParts) -> float:
+    """How many values differ of the weight that onnxruntime multiplies by."""
+    columns = parts.linear(name, expected.shape)
+    return sum(_differ_in_value(part.T, expected[:, start : start + len(part)]) for start, part in columns)
+
+
+def _split_error(name: str, held: OnnxCodes, expected: F32, parts: OnnxParts) -> float:
+    """The largest difference of a weight, in steps of its group."""
+    step = np.repeat(np.abs(held.scale), held.group_size, axis=1)[:, : held.codes.shape[1]]
+    distance = np.full(expected.shape, np.inf, np.float32)
+    for start, part in parts.linear(name, expected.shape):
+        distance[:, start : start + len(part)] = np.abs(part.T - expected[:, start : start + len(part)])
+    return float((distance / (step if held.per_oc else step.T)).max())
+
+
+def _compare(tensor: OnnxTensor, held: OnnxCodes | Array, store: QuantizedStore) -> list[Check]:
     """Codes, scales and zero points of one tensor, or its floats, as counts of what differs; infinity for another kind."""
-    record = store.records[tensor.name]
-    if (tensor.form == FLOAT) != (record.grid is None):
+    if isinstance(held, OnnxCodes) != (store.records[tensor.name].grid is not None):
         return [within("kind = store's", tensor.name, math.inf, EXACT)]
-    held = tensor.values() if record.grid is None else tensor.codes()
     errors: dict[str, float] = {}
     start = 0
     for part in store.chunks(tensor.name):

@@ -37,25 +37,25 @@ class OnnxParts:
                 self._constant_nodes.update(dict.fromkeys(node.output, index))
         self._results = {value.name for value in graph.output}
 
-    def sites(self) -> list[str]:
-        """Prefixes of node names, in the order of the graph."""
-        return list(self._sites)
+    def has(self, name: str) -> bool:
+        """Whether any node was made for the weight ``name``."""
+        return _site(name) in self._sites
 
-    def linear(self, site: str, shape: tuple[int, int]) -> Iterator[tuple[int, F32]]:
-        """What the site's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
+    def linear(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[int, F32]]:
+        """What the weight's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
 
         Yields (first input channel, F32[count, OC]). Raises FileFormatError if onnxruntime refuses the nodes.
         """
-        session, given, wanted = self._cut(site, TensorProto.FLOAT)
+        session, given, wanted = self._cut(_site(name), TensorProto.FLOAT)
         oc, ic = shape
         step = max(1, CHUNK_BYTES // (4 * oc))
         for start in range(0, ic, step):
             identity = np.eye(min(step, ic - start), ic, start, np.float32)
             yield start, session.run([wanted], {given: identity[None]})[0][0]
 
-    def embedding(self, site: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
-        """What the site's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
-        session, given, wanted = self._cut(site, TensorProto.INT64)
+    def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
+        """What the weight's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
+        session, given, wanted = self._cut(_site(name), TensorProto.INT64)
         for start in range(0, vocabulary, CHUNK_ROWS):
             ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
             yield start, session.run([wanted], {given: ids[None]})[0][0]
@@ -91,3 +91,7 @@ class OnnxParts:
                 inputs = self._model.graph.node[index].input
                 waiting += [self._constant_nodes[name] for name in inputs if name in self._constant_nodes]
         return found
+
+
+def _site(name: str) -> str:
+    return name.removesuffix(".weight")

@@ -12,6 +12,7 @@ from quantize.store import QuantizedStore
 from runtime_checks.gguf_check import check_gguf
 from runtime_checks.model_check import check_model, check_source
 from runtime_checks.onnx_check import check_onnx
+from runtime_checks.reference import DamagedFileError
 from runtime_checks.results import Check
 from runtime_checks.tokenizer_check import check_tokenizer
 
@@ -21,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None, progress: Progress | None = None) -> list[Check]:
     """Check a GGUF or an ONNX folder against ``source`` and, if given, against the ``store`` it was written from.
 
-    A runtime that refuses the file is a failed check. Raises FileFormatError if there is no such file at all.
+    Damage, or a runtime that refuses the file, is a failed check. Raises FileFormatError if there is no such file at all.
     """
     if not (path / "model.onnx" if path.is_dir() else path).is_file():
         raise FileFormatError(f"{path}: not there, or no model.onnx in it; give what `adadim export` wrote")
@@ -38,7 +39,7 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None, 
             progress("verify", index, len(steps))
         try:
             checks += step()
-        except FileFormatError as error:
+        except (FileFormatError, DamagedFileError) as error:
             checks.append(Check(f"{name}: the file can be read and run", str(error), math.inf, 0.0, False))
     if progress:
         progress("verify", len(steps), len(steps))

@@ -1,0 +1,37 @@
+"""Tiny exported files for the checks: a source, a store and the file, by target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.gguf_file import write_gguf
+from exporter.onnx_file import write_onnx
+from exporter.targets import GGUF_TARGETS, TARGETS
+from quantize import Checkpoint, QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
+from tests.tiny import make_tiny_model
+
+FORMS = {  # what the files can hold, with the cheapest method that gives it
+    "llama.cpp": ("llama.cpp", QuantizeConfig(method="rtn-oc")),
+    "gguf-adadim": ("gguf-adadim", QuantizeConfig(method="rtn-ic")),
+    "onnx-oc": ("onnxruntime", QuantizeConfig(method="rtn-oc", group_size=32)),
+    "onnx-split": ("onnxruntime", QuantizeConfig(method="rtn-ic", group_size=32)),
+    "onnx-adadim": ("onnxruntime+adadim", QuantizeConfig(method="rtn-ic", bits=3, group_size=32)),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    source: Checkpoint
+    store: QuantizedStore
+    file: Path
+
+
+def make(folder: Path, form: str, model_type: str = "llama", *, tied: bool = True) -> Made:
+    """``folder``/model, /store and the exported file."""
+    target, config = FORMS[form]
+    source = open_checkpoint(make_tiny_model(folder / "model", model_type, tied=tied))
+    store = quantize_checkpoint(source, folder / "store", config, TARGETS[target])
+    file = folder / ("file.gguf" if target in GGUF_TARGETS else "onnx")
+    write = write_gguf if target in GGUF_TARGETS else write_onnx
+    return Made(source, store, write(store, file))
