@@ -30,7 +30,7 @@ SCOPES = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "
 
 def build_model(config: ModelConfig, read: Read, tied: bool) -> nn.Module:
     """The whole model in float32, in eval mode; ``read`` gives each tensor by its Hugging Face name and row order."""
-    model = _skeleton(config)
+    model = _skeleton(config, tied)
     for name, parameter in list(model.named_parameters()):
         if not (tied and name == HEAD):
             _put(model, name, read(name), parameter.shape)
@@ -80,7 +80,7 @@ class LayerRun:
         reference = self._scope_outputs(name)
         losses = []
         for candidate in candidates:
-            linear.weight.data = torch.from_numpy(np.ascontiguousarray(candidate))
+            linear.weight.data = torch.from_numpy(np.array(candidate, np.float32))
             pairs = zip(self._scope_outputs(name), reference, strict=True)
             losses.append(float(np.mean([(out - ref).square().mean().item() for out, ref in pairs])))
             linear.weight.data = original
@@ -109,7 +109,7 @@ def walk_layers(config: ModelConfig, read: Read, tokens: I64, unit_norm: bool, s
     scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it.
     ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept).
     """
-    model = _skeleton(config)
+    model = _skeleton(config, tied=True)
     rotary = type(model.model.rotary_emb)(model.config)
     embedding = read(EMBEDDING)
     hidden = torch.from_numpy(embedding[tokens.ravel()].reshape(*tokens.shape, config.hidden_size).astype(np.float32))
@@ -182,11 +182,12 @@ class _Recorder:
         return hooks
 
 
-def _skeleton(config: ModelConfig) -> Any:  # noqa: ANN401 - transformers has no types
-    """The transformers model without memory for its weights."""
+def _skeleton(config: ModelConfig, tied: bool) -> Any:  # noqa: ANN401 - transformers has no types
+    """The transformers model without memory for its weights; tied as the tensors are, whatever config.json says."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     raw = {key: value for key, value in config.raw.items() if key not in ("model_type", "auto_map", "quantization_config")}
+    raw["tie_word_embeddings"] = tied
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config.model_type, **raw), dtype=torch.float32, attn_implementation="sdpa"

@@ -71,10 +71,12 @@ class StoreWriter:
     """Writes ``path`` through a sibling ``path.partial`` that takes its name only at ``finish``; use as a context manager."""
 
     def __init__(self, path: Path, force: bool = False) -> None:
-        self.path, self._records, self._force = path, dict[str, TensorRecord](), force
+        self.path, self._records = path, dict[str, TensorRecord]()
         self._partial = path.with_name(path.name + ".partial")
         if path.exists() and not force:
             raise OutputError(f"{path}: exists already; name another --out or pass --force")
+        if path.exists() and not (path / "plan.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise OutputError(f"{path}: is no store, so --force does not replace it; name another --out")
         shutil.rmtree(self._partial, ignore_errors=True)
         (self._partial / "tensors").mkdir(parents=True)
         (self._partial / "assets").mkdir()
@@ -102,7 +104,7 @@ class StoreWriter:
             (self._partial / "assets" / name).write_bytes(data)
         plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in self._records.values()]}
         (self._partial / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        if self.path.is_dir() and self._force:
+        if self.path.is_dir():
             shutil.rmtree(self.path)
         self._partial.replace(self.path)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantize.grids.search import least_error
-from quantize.types import F32, U8, Params
+from quantize.types import F32, U8, Array, Params
 
 BLOCK = 32
 # What a search tries after min-max: the extreme on another (fractional) code, or the range cut at either end. Coarse on purpose.
@@ -43,8 +43,8 @@ class GgmlSymmetric:
         low, high = blocks.min(-1), blocks.max(-1)
         middle = np.float32(2 ** (self.bits - 1))
         if not self.signed_extreme:
-            return {"d": (np.maximum(-low, high) / (middle - 1)).astype(np.float16)}
-        return {"d": (np.where(-low > high, low, high) / (shifts - middle)).astype(np.float16)}
+            return {"d": _float16(np.maximum(-low, high) / (middle - 1))}
+        return {"d": _float16(np.where(-low > high, low, high) / (shifts - middle))}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, 2**(bits-1)) as F32[..., 1]."""
@@ -84,7 +84,7 @@ class GgmlOffset:
             width = high - low
             low, high = low + width * cuts[:, 0], high - width * cuts[:, 1]
         d = (high - low) / np.float32(2**self.bits - 1)
-        return {"d": d.astype(np.float16), "m": low.astype(np.float16)}
+        return {"d": _float16(d), "m": _float16(low)}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, m) as F32[..., 1]: here "zero" is the value of code 0."""
@@ -97,6 +97,12 @@ class GgmlOffset:
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``d * q + m`` (``dequantize_row_q4_1``), product and sum rounded one after the other."""
         return scale * codes.astype(np.float32) + zero
+
+
+def _float16(values: Array) -> Array:
+    """Rounded as the file stores it; what overflows becomes infinite, and the pipeline refuses that by name."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
 
 
 def _divide(x: F32, scale: F32) -> F32:

@@ -1,0 +1,45 @@
+"""The data that tests run over: every grid, both axes, shapes that divide evenly and shapes that do not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantize.grids import make_grid
+from quantize.types import Axis, Grid, LayerStats
+
+INT_GRIDS = [
+    make_grid("int", bits, group, symmetric)
+    for bits, group, symmetric in [
+        (2, 16, False),
+        (3, 32, False),
+        (4, 32, False),
+        (4, 64, True),
+        (8, 128, False),
+        (4, 256, False),
+    ]
+]
+GGML_GRIDS = [make_grid(name, bits, 32) for name, bits in [("q4_0", 4), ("q4_1", 4), ("q5_0", 5), ("q5_1", 5), ("q8_0", 8)]]
+GRIDS = INT_GRIDS + GGML_GRIDS
+AXES = list(Axis)
+SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)
+
+
+def grid_id(grid: Grid) -> str:
+    """A readable pytest id."""
+    return f"{grid.name}-{grid.bits}-g{grid.group_size}" + ("-sym" if grid.name == "int" and grid.symmetric else "")
+
+
+def weight_of(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Heavy-tailed weights with two outlier input channels."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_t(4, shape).astype(np.float32) * np.float32(0.05)
+    weight[:, rng.integers(0, shape[1], 2)] *= 8
+    return weight
+
+
+def stats_of(channels: int, tokens: int = 512, seed: int = 1) -> LayerStats:
+    """Second moments of correlated activations with one massive channel."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((tokens, channels)) @ (np.eye(channels) + 0.3 * rng.standard_normal((channels, channels)))
+    x[:, channels // 3] *= 10
+    return LayerStats((x.T @ x / tokens).astype(np.float32), tokens)

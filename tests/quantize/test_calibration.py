@@ -1,0 +1,116 @@
+"""Texts, sequences, the layer walk and its statistics, against a whole-model run in torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from quantize.calibration import SEQUENCE, Coverage, choose_sequences, held_out_text, load_text, tokenize
+from quantize.checkpoint import open_checkpoint
+from quantize.errors import CalibrationError
+from quantize.source_model import build_model, greedy, logits, walk_layers
+from quantize.types import LayerStats
+from tests.tiny import make_tiny_model
+
+NAME = "model.layers.{}.{}.weight"
+
+
+def test_builtin_text_and_its_held_out_end_do_not_overlap():
+    text = load_text("builtin")
+    assert len(text.text) > 300_000 and len(text.sha256) == 64
+    assert held_out_text()[:2000] not in text.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read .*No such file"), (b"\xff\xfe\x00", "not UTF-8 at byte 0")]
+)
+def test_bad_texts(tmp_path, content, message):
+    path = tmp_path / "t.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        load_text(str(path))
+
+
+def test_sequences_are_drawn_by_seed_from_the_whole_text():
+    ids = np.arange(20 * SEQUENCE + 7)
+    first, again, other = (choose_sequences(ids, 4 * SEQUENCE, seed, "t") for seed in (0, 0, 1))
+    assert first.shape == (4, SEQUENCE) and np.array_equal(first, again) and not np.array_equal(first, other)
+    assert (np.diff(first, axis=1) == 1).all() and (first[:, 0] % SEQUENCE == 0).all()
+    assert first.max() > 5 * SEQUENCE
+
+
+def test_a_text_too_short_says_how_long_it_is():
+    with pytest.raises(CalibrationError, match=r"t: 1100 tokens, but 4 sequences of 512 are needed.*--calibration-tokens 1024"):
+        choose_sequences(np.arange(1100), 2048, 0, "t")
+    with pytest.raises(CalibrationError, match="t: 5 tokens, but 1 sequences"):
+        choose_sequences(np.arange(5), 100, 0, "t")
+
+
+def test_coverage_names_rank_poor_sites_once():
+    poor, good, dead = LayerStats(np.eye(8), 4), LayerStats(np.eye(8), 100), LayerStats(np.diag([1.0, 0, 1, 1]), 100)
+    coverage = Coverage("t", "0", 100, 512)
+    coverage.add({"q": poor, "k": poor, "o": good, "down": dead})
+    assert coverage.rank_poor == [
+        "q: 4 tokens for 8 channels, 0 never active",
+        "down: 100 tokens for 4 channels, 1 never active",
+    ]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])
+def source(request, tmp_path_factory):
+    return open_checkpoint(make_tiny_model(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@pytest.fixture(scope="module")
+def tokens(source):
+    text = "def add(left, right): return 1984 " * 400
+    ids = tokenize(text, source.assets()["tokenizer.json"], "tiny")
+    return ids[: 6 * 64].reshape(6, 64)
+
+
+def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
+    model = build_model(source.config, source.read, source.tied)
+    seen = {}
+    for index in range(source.config.num_layers):
+        for site in ("self_attn.k_proj", "mlp.down_proj"):
+            module = model.get_submodule(f"model.layers.{index}.{site}")
+            module.register_forward_pre_hook(
+                lambda _m, args, key=NAME.format(index, site): seen.__setitem__(
+                    key, args[0].reshape(-1, args[0].shape[-1]).numpy()
+                )
+            )
+    logits(model, tokens)
+    for unit_norm in (True, False):
+        for run in walk_layers(source.config, source.read, tokens, unit_norm, 0):
+            for name in (NAME.format(run.index, site) for site in ("self_attn.k_proj", "mlp.down_proj")):
+                x = seen[name] / (np.linalg.norm(seen[name], axis=1, keepdims=True) if unit_norm else 1)
+                np.testing.assert_allclose(run.stats[name].hessian, x.T @ x / len(x), rtol=2e-3, atol=1e-5)
+                assert run.stats[name].n_tokens == tokens.size
+
+
+def test_scope_losses(source, tokens):
+    """Zero for the weight itself; the layer's own squared error for down; siblings count once they are committed."""
+    run = next(walk_layers(source.config, source.read, tokens, False, 4))
+    q, o, down = (NAME.format(0, site) for site in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"))
+    weight, changed = source.read(down), source.read(down) * np.float32(1.01)
+    assert run.scope_loss(down, [weight]) == [0.0]
+    error = weight - changed
+    four = next(walk_layers(source.config, source.read, tokens[:4], False, 0)).stats[down]
+    expected = float(np.sum(error @ four.hessian * error) / len(error))
+    assert run.scope_loss(down, [changed])[0] == pytest.approx(expected, rel=1e-3)
+    before = run.scope_loss(q, [source.read(q) * np.float32(0.5)])
+    run.commit(o, np.zeros_like(source.read(o)))
+    after = run.scope_loss(q, [source.read(q) * np.float32(0.5)])
+    assert before[0] > 0 and after == [0.0]  # with o silenced, no change of q reaches the attention's output
+
+
+def test_greedy_follows_the_logits(source, tokens):
+    model = build_model(source.config, source.read, source.tied)
+    prompt, expected = tokens[0, :16], list[int]()
+    for _ in range(6):
+        row = logits(model, np.concatenate([prompt, np.array(expected, np.int64)])[None])[0, -1]
+        expected.append(int(row.argmax()))
+    assert greedy(model, prompt, 6) == expected
+    assert torch.is_inference_mode_enabled() is False

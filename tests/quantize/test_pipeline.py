@@ -1,0 +1,123 @@
+"""From a source to a store, every method and target: what is chosen, what is kept, and that it repeats byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from exporter.targets import TARGETS
+from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
+from quantize.checkpoint.row_order import ggml_row_index
+from quantize.errors import CalibrationError, PlanError
+from quantize.plan import METHODS
+from quantize.types import PlainTensor, QuantizedTensor
+from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
+
+QUICK = {"calibration_tokens": 1024}
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return open_checkpoint(make_tiny_model(tmp_path_factory.mktemp("tiny"), dtype="F16"))
+
+
+def run(source, out, target, **config):
+    return quantize_checkpoint(source, out, QuantizeConfig(**QUICK | config), TARGETS[target])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", ["gguf-adadim", "onnxruntime", "onnxruntime+adadim"])
+def test_every_method_on_every_target_that_holds_both_axes(source, tmp_path, target, method):
+    store = run(source, tmp_path / "s", target, method=method, max_slowdown=1e9)
+    assert set(store.records) == set(source.specs) and store.tied
+    axes = {record.axis for record in store.records.values() if record.loss or record.rounder == "gptq"}
+    if method.endswith("-ic"):
+        assert axes <= {Axis.PER_IC}
+    for name, record in store.records.items():
+        tensor = store.read(name)
+        if isinstance(tensor, PlainTensor):
+            assert np.array_equal(tensor.values, source.read(name))
+            continue
+        assert tensor.shape == record.shape
+        assert (len(record.loss) == 2) == (method.endswith("-ada") and name.startswith("model.layers"))
+        if record.loss and record.loss["per_ic"] < record.loss["per_oc"]:
+            assert record.axis is Axis.PER_IC
+
+
+def test_weights_come_close_and_q_and_k_are_in_the_targets_row_order(source, tmp_path):
+    for target, permuted in (("llama.cpp", True), ("onnxruntime", False)):
+        store = run(source, tmp_path / target, target, method="rtn-oc", bits=8)
+        weight = source.read(Q)
+        weight = weight[ggml_row_index(64, 4)] if permuted else weight
+        tensor = store.read(Q)
+        assert isinstance(tensor, QuantizedTensor)
+        assert np.abs(dequantize(tensor) - weight).max() < 0.02 * np.abs(weight).max()
+
+
+@pytest.mark.parametrize("selection", ["scope", "hessian"])
+def test_selection_in_ggml_row_order_judges_the_same_layer(source, tmp_path, selection):
+    """The order of q's rows must not change the losses of per-OC candidates."""
+    ggml = run(source, tmp_path / "a", "gguf-adadim", method="rtn-ada", grid="q4_0", selection=selection)
+    hf = run(source, tmp_path / "b", "onnxruntime", method="rtn-ada", symmetric=True, group_size=32, selection=selection)
+    for name in (Q, Q.replace("q_proj", "v_proj")):
+        assert ggml.records[name].loss["per_oc"] == pytest.approx(hf.records[name].loss["per_oc"], rel=0.02)
+
+
+def test_two_runs_give_the_same_bytes(source, tmp_path):
+    def digest(folder):
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    for name in ("a", "b"):
+        run(source, tmp_path / name, "onnxruntime")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_the_header_says_what_was_done(source, tmp_path):
+    store = run(source, tmp_path / "s", "llama.cpp")
+    assert store.header["calibration"]["tokens"] == 1024
+    assert store.header["calibration"]["sha256"] and store.header["source"]["sha256"] == source.sha256
+    assert store.header["config"]["method"] == "gptq-ada"
+    assert any("means gptq-oc here" in note for note in store.header["notes"])
+
+
+def test_a_slowdown_of_one_leaves_no_split_layer(source, tmp_path):
+    store = run(source, tmp_path / "s", "onnxruntime", method="rtn-ada", max_slowdown=1.0)
+    assert all(record.axis is Axis.PER_OC for record in store.records.values())
+    assert any(len(record.loss) == 2 for record in store.records.values())
+
+
+def test_rtn_without_calibration_never_imports_torch(source, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from exporter.targets import TARGETS; from quantize import *\n"
+        f"quantize_checkpoint(open_checkpoint(Path({str(source.path)!r})), Path({str(tmp_path / 's')!r}), "
+        "QuantizeConfig(method='rtn-oc'), TARGETS['llama.cpp'])\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_missing_tokenizer_is_named_before_the_slow_part(tmp_path):
+    folder = make_tiny_model(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CalibrationError, match=r"no tokenizer\.json.*rtn-oc"):
+        run(open_checkpoint(folder), tmp_path / "s", "onnxruntime")
+    assert not (tmp_path / "s").exists()
+
+
+def test_weights_beyond_float16_are_refused_by_ggml_grids(tmp_path):
+    folder, sizes = make_tiny_model(tmp_path / "m"), Sizes(64, 4, 2, 16, 96, 2, 320)
+    weights = tiny_weights(sizes, "llama", True, 0)
+    weights[Q][0, 0] = 1e7
+    write_weights(folder, weights)
+    with pytest.raises(PlanError, match=r"q_proj\.weight: its weights overflow the float16 d of grid q4_0"):
+        run(open_checkpoint(folder), tmp_path / "s", "llama.cpp", method="rtn-oc")
+    assert run(open_checkpoint(folder), tmp_path / "t", "onnxruntime", method="rtn-oc").records[Q].grid is not None

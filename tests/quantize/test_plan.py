@@ -1,0 +1,140 @@
+"""Plans are made from headers alone, and say everything that is not as asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporter.targets import TARGETS
+from quantize.errors import ConfigError, PlanError
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.plan import QuantizeConfig, build_plan, plan_notes
+from quantize.types import Axis, TensorSpec
+
+Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+
+
+def specs_of(q=(64, 64), down=(64, 96), head=False):
+    shapes = {EMBEDDING: (320, 64), NORM: (64,), Q: q, DOWN: down} | ({HEAD: (320, 64)} if head else {})
+    return {name: TensorSpec(name, "F16", shape) for name, shape in shapes.items()}
+
+
+def plan_of(target, specs=None, **config):
+    plans = build_plan(specs or specs_of(), QuantizeConfig(**config), TARGETS[target])
+    return {plan.name: plan for plan in plans}
+
+
+@pytest.mark.parametrize(
+    ("target", "config", "grid", "axes"),
+    [
+        ("llama.cpp", {}, ("q4_0", 4, 32), [Axis.PER_OC]),
+        ("llama.cpp", {"bits": 5}, ("q5_0", 5, 32), [Axis.PER_OC]),
+        ("llama.cpp", {"grid": "q8_0", "method": "rtn-oc"}, ("q8_0", 8, 32), [Axis.PER_OC]),
+        ("gguf-adadim", {"grid": "q4_1"}, ("q4_1", 4, 32), [Axis.PER_OC, Axis.PER_IC]),
+        ("onnxruntime", {}, ("int", 4, 64), [Axis.PER_OC, Axis.PER_IC]),
+        ("onnxruntime", {"method": "gptq-ic", "bits": 3, "group_size": 32}, ("int", 3, 32), [Axis.PER_IC]),
+        ("onnxruntime+adadim", {"bits": 2, "method": "rtn-oc"}, ("int", 2, 64), [Axis.PER_OC]),
+    ],
+)
+def test_linears(target, config, grid, axes):
+    plan = plan_of(target, **config)[Q]
+    assert list(plan.candidates) == axes
+    for candidate in plan.candidates.values():
+        assert (candidate.name, candidate.bits, candidate.group_size) == grid
+
+
+def test_whole_channel_is_one_group_whichever_way_it_runs():
+    down = plan_of("onnxruntime", group_size=0)[DOWN]
+    assert {axis: grid.group_size for axis, grid in down.candidates.items()} == {Axis.PER_OC: 128, Axis.PER_IC: 64}
+
+
+@pytest.mark.parametrize(("target", "grid"), [("llama.cpp", "q8_0"), ("onnxruntime", "int")])
+def test_embedding_defaults_to_eight_bits_and_norms_stay_floats(target, grid):
+    plans = plan_of(target)
+    embedding = plans[EMBEDDING].candidates[Axis.PER_OC]
+    assert (embedding.name, embedding.bits) == (grid, 8)
+    assert not plans[NORM].candidates and plans[NORM].dtype == "F32"
+
+
+def test_embedding_kept_as_source_and_head_split_off():
+    plans = plan_of("llama.cpp", embedding="source")
+    assert not plans[EMBEDDING].candidates and plans[EMBEDDING].dtype == "F16" and HEAD not in plans
+    split = plan_of("llama.cpp", embedding="source", head="q8_0")
+    assert split[HEAD].shape == (320, 64) and split[HEAD].candidates[Axis.PER_OC].name == "q8_0"
+    untied = plan_of("llama.cpp", specs_of(head=True), head="source")
+    assert untied[EMBEDDING].candidates and not untied[HEAD].candidates
+
+
+def test_per_ic_for_llama_cpp_is_an_error_and_ada_means_per_oc():
+    with pytest.raises(ConfigError, match=r"--method gptq-ic: .*q_proj.*cannot hold per-IC groups.*choose gptq-oc or gptq-ada"):
+        plan_of("llama.cpp", method="gptq-ic")
+    config, target = QuantizeConfig(), TARGETS["llama.cpp"]
+    notes = plan_notes(build_plan(specs_of(), config, target), config, target)
+    assert notes == ["llama.cpp holds no per-IC groups: gptq-ada means gptq-oc here"]
+
+
+def test_a_shape_that_does_not_fit_is_an_error_with_its_numbers():
+    with pytest.raises(PlanError, match=r"q_proj.weight 64x80: per_oc .*80.*32.*--allow-fallback"):
+        plan_of("llama.cpp", specs_of(q=(64, 80)))
+
+
+def test_a_fallback_is_listed():
+    config, target = QuantizeConfig(allow_fallback=True), TARGETS["llama.cpp"]
+    plans = build_plan(specs_of(q=(64, 80)), config, target)
+    assert next(plan for plan in plans if plan.name == Q).dtype == "F16"
+    assert any(Q in note and "kept as F16" in note for note in plan_notes(plans, config, target))
+
+
+def test_an_axis_that_does_not_fit_is_no_candidate_and_is_listed():
+    config, target = QuantizeConfig(), TARGETS["gguf-adadim"]
+    plans = build_plan(specs_of(q=(80, 64)), config, target)
+    plan = next(plan for plan in plans if plan.name == Q)
+    assert list(plan.candidates) == [Axis.PER_OC]
+    assert any(Q in note and "no candidate: per_ic" in note for note in plan_notes(plans, config, target))
+
+
+def test_recipe_changes_what_it_matches(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[rule]]\nmatch = "*.mlp.down_proj"\nbits = 8\nmethod = "rtn-oc"\n')
+    plans = plan_of("onnxruntime", recipe=recipe)
+    assert [grid.bits for grid in plans[DOWN].candidates.values()] == [8] and plans[DOWN].rounder == "rtn"
+    assert plans[Q].candidates[Axis.PER_OC].bits == 4 and plans[Q].rounder == "gptq"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[rule]]\nmatch = "*.nothing"\n', "rule 1, match '\\*.nothing', names no linear"),
+        ('[[rule]]\nmatch = "*"\nbit = 3\n', "rule 1: .*bit"),
+        ("[[rule]]\nbits = 3\n", "rule 1: no match"),
+        ("[[rule]\n", "not a readable recipe"),
+        ('[[rule]]\nmatch = "*"\nmethod = "awq"\n', "method 'awq'; choose one of rtn-oc"),
+        ('[[rule]]\nmatch = "*"\nbits = "four"\n', "bits"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, message):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        plan_of("onnxruntime", recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"method": "awq"}, "--method awq: choose one of"),
+        ({"selection": "luck"}, "--selection luck"),
+        ({"token_weight": "x"}, "--token-weight x"),
+        ({"calibration_tokens": 0}, "--calibration-tokens 0"),
+        ({"max_slowdown": 0.5}, "--max-slowdown 0.5"),
+        ({"max_slowdown": float("nan")}, "--max-slowdown nan"),
+        ({"embedding": "int3"}, "--embedding int3: choose source"),
+        ({"head": "tied"}, "--head tied: this model's head differs"),
+        ({"grid": "q4_1", "symmetric": True, "target": "llama.cpp"}, "q4_1 is not symmetric"),
+        ({"bits": 3, "target": "llama.cpp"}, "--bits 3"),
+    ],
+)
+def test_contradictions(config, message):
+    target = config.pop("target", "onnxruntime")
+    with pytest.raises(ConfigError, match=message):
+        plan_of(target, specs_of(head=True), **config)

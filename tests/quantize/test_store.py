@@ -1,0 +1,111 @@
+"""The store: what is appended comes back, nothing stands half-written under its final name, damage is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from quantize.errors import OutputError, StoreError
+from quantize.rounding.rtn import rtn
+from quantize.store import QuantizedStore, StoreWriter, TensorRecord
+from quantize.types import Axis, PlainTensor, QuantizedTensor
+from tests.cases import AXES, GRIDS, grid_id, weight_of
+from tests.tiny import Sizes, tiny_config
+
+CONFIG = json.dumps(tiny_config(Sizes(64, 4, 2, 16, 96, 2, 320), "llama", True, "F32")).encode()
+HEADER = {"target": "onnxruntime", "row_order": "hf"}
+
+
+def write(path, pieces, force=False):
+    with StoreWriter(path, force) as writer:
+        for tensor, record in pieces:
+            writer.append(tensor, record)
+        writer.finish(HEADER, {"config.json": CONFIG})
+    return QuantizedStore(path)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+def test_quantized_tensors_come_back(tmp_path, grid, axis):
+    tensor = rtn("w", weight_of((64, 96)), grid, axis)
+    loss = {"per_oc": 1.0, "per_ic": 0.1 + 0.2}
+    record = TensorRecord("w", (64, 96), grid, axis=axis, rounder="rtn", loss=loss)
+    store = write(tmp_path / "s", [(tensor, record)])
+    back = store.read("w")
+    assert isinstance(back, QuantizedTensor)
+    assert (back.grid, back.axis, store.records["w"].loss) == (grid, axis, loss)
+    assert np.array_equal(back.codes, tensor.codes)
+    for key, value in tensor.params.items():
+        assert back.params[key].dtype == value.dtype and np.array_equal(back.params[key], value)
+
+
+def test_chunks_join_in_order(tmp_path):
+    grid, weight = GRIDS[0], weight_of((64, 32))
+    record = TensorRecord("w", (64, 32), grid, rounder="rtn")
+    pieces = [(rtn("w", weight[i : i + 10], grid, Axis.PER_OC), record) for i in range(0, 64, 10)]
+    store = write(tmp_path / "s", pieces)
+    assert store.records["w"].chunks == 7 and len(list(store.chunks("w"))) == 7
+    whole, joined = rtn("w", weight, grid, Axis.PER_OC), store.read("w")
+    assert np.array_equal(joined.codes, whole.codes) and np.array_equal(joined.params["scale"], whole.params["scale"])
+
+
+def test_plain_tensors_keep_their_bits(tmp_path):
+    bits = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    store = write(tmp_path / "s", [(PlainTensor("e", bits, "BF16"), TensorRecord("e", (3, 4), dtype="BF16"))])
+    back = store.read("e")
+    assert isinstance(back, PlainTensor) and back.dtype == "BF16" and np.array_equal(back.values, bits)
+
+
+def norm():
+    return PlainTensor("n", np.ones(4, np.float32), "F32"), TensorRecord("n", (4,))
+
+
+def test_an_interrupted_store_leaves_no_trace(tmp_path):
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s") as writer:
+        writer.append(*norm())
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_is_kept_unless_forced(tmp_path):
+    write(tmp_path / "s", [norm()])
+    with pytest.raises(OutputError, match=r"s: exists already; name another --out or pass --force"):
+        StoreWriter(tmp_path / "s")
+    assert list(write(tmp_path / "s", [norm()], force=True).records) == ["n"]
+
+
+def test_force_replaces_a_store_but_never_another_directory(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(OutputError, match="photos: is no store"):
+        StoreWriter(tmp_path / "photos", force=True)
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "plan.json").unlink(), r"not a store .*plan\.json is missing.*adadim quantize"),
+        (lambda path: (path / "plan.json").write_text("{"), "plan.json is damaged"),
+        (lambda path: (path / "plan.json").write_text('{"format": 99}'), "store format 99"),
+        (lambda path: (path / "plan.json").write_text('{"format": 1, "tensors": [{}]}'), "plan.json is damaged"),
+        (lambda path: (path / "assets" / "config.json").unlink(), r"config\.json is missing"),
+    ],
+)
+def test_damaged_plans_are_named(tmp_path, damage, message):
+    write(tmp_path / "s", [norm()])
+    damage(tmp_path / "s")
+    with pytest.raises(StoreError, match=message):
+        QuantizedStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.write_bytes(b"")]
+)
+def test_damaged_tensors_are_named(tmp_path, damage):
+    store = write(tmp_path / "s", [norm()])
+    damage(tmp_path / "s" / "tensors" / "n.00000.safetensors")
+    with pytest.raises(StoreError, match=r"n\.00000\.safetensors: cannot be read"):
+        store.read("n")
