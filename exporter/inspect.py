@@ -34,9 +34,9 @@ ONNX_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 def inspect(path: Path) -> Report:
     """The report of FILE.gguf, an ONNX folder or a store. Raises FileFormatError or StoreError.
 
-    An ONNX folder's report has ``nodes`` too, the number of nodes in the graph. A store's has ``target`` and, per quantized
-    tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are those that the target will
-    take, because codes lie unpacked in a store.
+    An ONNX folder's report has ``target`` too, and ``nodes``, the number of nodes in the graph. A store's has ``target`` and,
+    per quantized tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are those that the
+    target will take, because codes lie unpacked in a store.
     """
     if (path / "plan.json").is_file():
         return _inspect_store(path)
@@ -82,6 +82,7 @@ def _store_item(record: TensorRecord, target: str) -> Report:
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
     stored = TARGETS[target].stored_bytes(grid, record.axis, (record.shape[0], record.shape[1]))
     item |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(record.axis)}
+    item |= {"symmetric": grid.symmetric}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
 
 
@@ -112,7 +113,8 @@ def _gguf_item(tensor: Any) -> Report:  # noqa: ANN401 - gguf-py has no types
 
 
 def _inspect_onnx(folder: Path) -> Report:
-    model, described = _load_onnx(folder)
+    model, metadata = _load_onnx(folder)
+    described = metadata["tensors"]
     stored: dict[str, int] = defaultdict(int)
     for tensor in model.graph.initializer:
         stored[_owner(tensor.name)] += _initializer_bytes(tensor)
@@ -127,11 +129,11 @@ def _inspect_onnx(folder: Path) -> Report:
     ]
     files = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
     total = sum((folder / name).stat().st_size for name in {"model.onnx", *files})
-    return _report(tensors, total) | {"nodes": len(model.graph.node)}
+    return _report(tensors, total) | {"nodes": len(model.graph.node), "target": metadata["target"]}
 
 
-def _load_onnx(folder: Path) -> tuple[Any, list[Report]]:
-    """The graph without its external data, and what its writer says of the weights. Raises FileFormatError."""
+def _load_onnx(folder: Path) -> tuple[Any, Report]:
+    """The graph without its external data; the target and the tensors that its writer names. Raises FileFormatError."""
     import onnx
 
     path = folder / "model.onnx"
@@ -145,14 +147,16 @@ def _load_onnx(folder: Path) -> tuple[Any, list[Report]]:
         raise FileFormatError(f"{path}: not an ONNX model ({error}); export it again") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        return model, json.loads(metadata["adadim.tensors"])
+        return model, {"target": metadata["adadim.target"], "tensors": json.loads(metadata["adadim.tensors"])}
     except (KeyError, ValueError) as error:
-        raise FileFormatError(f"{path}: no adadim.tensors in its metadata; `adadim export onnx` writes it") from error
+        raise FileFormatError(
+            f"{path}: no adadim.tensors and adadim.target in its metadata; `adadim export onnx` writes it"
+        ) from error
 
 
 def _described_item(entry: Report, stored: int) -> Report:
     item = _item(entry["name"], entry["name"], entry["shape"], stored)
-    return item | {key: entry.get(key) for key in ("grid", "bits", "group_size", "axis")}
+    return item | {key: entry.get(key) for key in ("grid", "bits", "group_size", "symmetric", "axis")}
 
 
 def _float_item(tensor: Any, stored: int) -> Report:  # noqa: ANN401

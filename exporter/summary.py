@@ -43,8 +43,7 @@ def store_summary(store: QuantizedStore) -> str:
     for name in (EMBEDDING, HEAD):
         if name in store.records:
             grid = store.records[name].grid
-            text = store.records[name].dtype if grid is None else f"{_grid_name(grid)}, {grid.bits_per_weight:.3f} bits a weight"
-            rows.append((name, text))
+            rows.append((name, store.records[name].dtype if grid is None else _grid_name(grid)))
     if store.tied:
         rows.append((HEAD, "tied to the embedding"))
     return table(str(store.path), rows + [("note", note) for note in header.get("notes", ())])
@@ -89,13 +88,13 @@ def _linear_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
         return [("linears", "none quantized")]
     target = TARGETS[target_name]
     weights = sum(shape[0] * shape[1] for _, _, shape in linears)
-    bits = sum(target.stored_bits(grid, axis) * shape[0] * shape[1] for grid, axis, shape in linears) / weights
+    bits = 8 * sum(target.stored_bytes(*linear) for linear in linears) / weights
     rows = [
         ("linears", f"{len(linears)} tensors, {weights:,} weights at {bits:.3f} bits a weight"),
         ("grids", _counts(_grid_name(linear.grid) for linear in linears)),
         ("axes", _counts(str(linear.axis) for linear in linears)),
     ]
-    if any(grid.bits == 3 and target.stored_bits(grid, axis) >= 4 for grid, axis, _ in linears):
+    if target_name == "onnxruntime" and any(linear.grid.bits == 3 for linear in linears):
         rows.append(("note", "3-bit codes ride in 4-bit nodes: MatMulNBits has no 3 bits"))
     return rows + _cost_rows(linears, target_name)
 

@@ -13,17 +13,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from exporter.onnx_cost import SECONDS_PER_BYTE, SECONDS_PER_NODE, linear_bytes, linear_nodes, linear_seconds, packed_size
 from quantize.errors import ConfigError
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
-
-# A linear cost model of one decoded token, fitted to a SmolLM2 layer in onnxruntime 1.32 on two x86 cores: .069 ms for
-# the seven per-OC linears, .62 and 1.29 ms for their split forms of group 64 and 32. Only ratios are relied on.
-SECONDS_PER_BYTE = 3.1e-11
-SECONDS_PER_NODE = 2.2e-6
-SPLIT_EXTRA_NODES = 5  # beside the slices: Mul, Split, Concat, and MatMul + Add for the zero points
 
 
 @dataclass(frozen=True)
@@ -60,9 +55,9 @@ class GgufTarget:
         """None, that is floats: every grid here has the same block of 32, so where one does not fit none does."""
         return None
 
-    def stored_bits(self, grid: Grid, axis: Axis) -> float:
-        """Bits a weight in the file: ggml's blocks cost the same on both axes."""
-        return grid.bits_per_weight
+    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+        """Bytes in the file: ggml's blocks cost the same on both axes."""
+        return round(grid.bits_per_weight * shape[0] * shape[1] / 8)
 
     def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
         """llama.cpp multiplies by one tensor at a time."""
@@ -70,7 +65,7 @@ class GgufTarget:
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
-        return SECONDS_PER_BYTE * self.stored_bits(grid, axis) / 8 * shape[0] * shape[1]
+        return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
 
 
 @dataclass(frozen=True)
@@ -96,25 +91,24 @@ class OnnxTarget:
         """None: no shape is refused, so there is nothing to fall back to but floats."""
         return None
 
-    def stored_bits(self, grid: Grid, axis: Axis) -> float:
-        """Bits a weight in the file. MatMulNBits has no 3 bits: they ride in 4. The split form's zero points are bytes."""
-        if not self.split:
-            return grid.bits_per_weight
-        bits = grid.bits_per_weight + (1 if grid.bits == 3 else 0)
-        if axis is Axis.PER_IC and not grid.symmetric:
-            bits += (8 - grid.bits) / grid.group_size
-        return bits
+    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+        """Bytes of codes, scales and zero points in the file."""
+        if self.split:
+            return linear_bytes(grid, axis, shape)
+        rows, cols = shape if axis is Axis.PER_OC else shape[::-1]
+        groups = math.ceil(cols / grid.group_size)
+        zero_points = packed_size(groups, grid.bits) * (1 if grid.symmetric else rows)
+        return rows * (packed_size(cols, grid.bits) + 4 * groups) + zero_points
 
     def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
         """Graph nodes that one linear becomes."""
-        if axis is Axis.PER_OC or not self.split:
-            return 1
-        return math.ceil(shape[0] / grid.group_size) + SPLIT_EXTRA_NODES
+        return linear_nodes(grid, axis, shape) if self.split else 1
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
-        """Estimated seconds to multiply one row of activations: bytes that are read and nodes that are started."""
-        read = self.stored_bits(grid, axis) / 8 * shape[0] * shape[1]
-        return SECONDS_PER_BYTE * read + SECONDS_PER_NODE * self.nodes(grid, axis, shape)
+        """Estimated seconds for one row of activations; MatMulAdaDim's kernel is taken to be as fast as MatMulNBits."""
+        if self.split:
+            return linear_seconds(grid, axis, shape)
+        return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE
 
 
 TARGETS: dict[str, GgufTarget | OnnxTarget] = {

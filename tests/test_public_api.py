@@ -1,4 +1,4 @@
-"""``__all__`` is the public surface: sorted, complete, importable without the heavy libraries."""
+"""``__all__`` is the public surface: real, documented, importable without the heavy libraries (ruff keeps it sorted)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PACKAGES = ("quantize", "exporter", "runtime_checks")
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_all_names_exist_and_are_sorted(name):
+def test_all_names_exist_once(name):
     package = importlib.import_module(name)
-    assert list(package.__all__) == sorted(package.__all__)
+    assert len(package.__all__) == len(set(package.__all__))
     assert all(hasattr(package, item) for item in package.__all__)
 
 
