@@ -18,7 +18,7 @@ from runtime_checks.llama_library import Batch, InitParams, last_words, library
 
 I32 = NDArray[np.int32]
 THREADS = 2
-BATCH_ROWS = 32  # under 64 llama.cpp takes the kernels of one-by-one decoding, and gives its logits to the bit
+BATCH_ROWS = 128  # twice as fast as 32; llama.cpp then holds 77 MB of logits for 150,000 tokens
 GGML_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
 GGML_BLOCKS = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34)}  # weights, bytes
 
