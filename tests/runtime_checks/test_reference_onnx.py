@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter import onnx_split
+from exporter import onnx_cost
 from exporter.onnx_file import write_onnx
 from quantize.types import Axis, QuantizedTensor
 from runtime_checks.reference import DamagedFileError, unpack
@@ -236,7 +236,7 @@ def test_bfloat16_values(tmp_path):
 
 def test_a_split_form_in_several_pieces(tmp_path, monkeypatch):
     """Many groups are scaled by several Muls, each over a slice of the scales."""
-    monkeypatch.setattr(onnx_split, "SCALED_VALUES", 192)
+    monkeypatch.setattr(onnx_cost, "SCALED_VALUES", 192)
     store = rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s", target="onnxruntime", method="rtn-ic", group_size=16)
     folder = write_onnx(store, tmp_path / "onnx")
     assert any(
