@@ -156,6 +156,8 @@ def _load_onnx(folder: Path) -> tuple[Any, Report]:
 
 def _described_item(entry: Report, stored: int) -> Report:
     item = _item(entry["name"], entry["name"], entry["shape"], stored)
+    if entry["grid"] in FLOAT_BITS:
+        return item | {"grid": entry["grid"].lower(), "bits": FLOAT_BITS[entry["grid"]]}
     return item | {key: entry.get(key) for key in ("grid", "bits", "group_size", "symmetric", "axis")}
 
 

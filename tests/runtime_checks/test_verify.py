@@ -17,6 +17,7 @@ from quantize.errors import FileFormatError
 from runtime_checks.results import Check
 from runtime_checks.verify import verify
 from tests.runtime_checks.made import FORMS, Made, make
+from tests.tiny import make_tiny_model
 
 GATE, UP, QUERY = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
 
@@ -192,8 +193,6 @@ def test_large_spoils_are_seen_without_the_store(made, tmp_path, form, spoil):
 
 
 def test_another_source_is_seen(made, tmp_path):
-    from tests.tiny import make_tiny_model
-
     other = open_checkpoint(make_tiny_model(tmp_path / "other", seed=1))
     assert misses(verify(made("onnx-oc").file, other))
 

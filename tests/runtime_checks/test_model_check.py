@@ -1,0 +1,109 @@
+"""The whole-model checks: what they let pass and what they catch, one step of them at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime_checks import model_check
+from runtime_checks.model_check import KL_TOLERANCE, LOGITS_TOLERANCE, TIE, check_model, check_source
+from runtime_checks.onnx_runner import OnnxRunner
+from runtime_checks.runners import decoded_runner, source_tokens
+from tests.runtime_checks.made import Made, make
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory) -> Made:
+    return make(tmp_path_factory.mktemp("model"), "onnx-oc")
+
+
+def test_levels_differ_and_only_the_exact_one_equals_torch(onnx):
+    tokens = source_tokens(onnx.source, model_check.TEXT)[:64]
+    base = decoded_runner(onnx.file, onnx.source).logits(tokens)
+    errors = {}
+    for level in (0, None):
+        runner = OnnxRunner(onnx.file, level)
+        errors[level] = np.abs(runner.logits(tokens) - base).max() / np.abs(base).max()
+    assert errors[0] < LOGITS_TOLERANCE < errors[None]
+
+
+def test_decoding_over_the_cache_equals_the_prompt_pass(onnx):
+    tokens = source_tokens(onnx.source, model_check.TEXT)[:16]
+    runner = OnnxRunner(onnx.file, 0)
+    chosen = runner.greedy(tokens, 8)
+    again = runner.logits(np.array([*tokens, *chosen], np.int64))[len(tokens) - 1 : -1].argmax(-1)
+    assert chosen == again.tolist()
+    assert chosen == decoded_runner(onnx.file, onnx.source).greedy(tokens, 8)
+
+
+class FixedRunner:
+    """Always the same logits, so that greedy decoding repeats one token."""
+
+    name = "fixed"
+
+    def __init__(self, logits: list[float]) -> None:
+        self._row = np.array(logits, np.float32)
+
+    def logits(self, tokens):
+        return np.tile(self._row, (len(tokens), 1))
+
+    def greedy(self, tokens, count):
+        return [int(self._row.argmax())] * count
+
+
+@pytest.mark.parametrize(("other", "ok"), [([3.0, 0.0, -1.0], True), ([2.9, 3.0, 0.0], False)])
+def test_greedy_tokens_have_to_be_equal(tmp_path, other, ok):
+    check = model_check._check_greedy(tmp_path, FixedRunner([3.0, 2.0, 0.0]), FixedRunner(other), np.zeros(2, np.int64))
+    assert check.ok is ok
+    assert check.error == pytest.approx(0 if ok else 1 / 3)
+
+
+def test_a_tie_may_go_either_way(tmp_path):
+    reference = FixedRunner([3.0, 3.0 - 3e-5, 0.0])
+    assert model_check._check_greedy(tmp_path, reference, FixedRunner([2.0, 3.0, 0.0]), np.zeros(2, np.int64)).ok
+
+
+def test_ties_are_no_changed_favourites(tmp_path):
+    """Two thirds of the positions are ties, all of which flip; the third is decided and stays."""
+    base = RNG.standard_normal((31, 8)).astype(np.float32)
+    base[:, :2] = 6.0
+    base[::3, 0] += 2 * TIE
+    shipped = base.copy()
+    shipped[:, 1] += 0.01
+    kl, changed = model_check._check_distribution(tmp_path, base, shipped, np.zeros(31, np.int64))
+    assert kl.ok and changed.ok and changed.error == 0
+    shipped[::3, 1] += 3 * TIE
+    kl, changed = model_check._check_distribution(tmp_path, base, shipped, np.zeros(31, np.int64))
+    assert changed.error == 1 and not changed.ok
+
+
+def test_logits_that_are_nan_are_a_miss(tmp_path):
+    base = RNG.standard_normal((9, 8)).astype(np.float32)
+    broken = base.copy()
+    broken[4, 2] = np.nan
+    assert not model_check._check_logits(tmp_path, base, broken).ok
+    kl, _ = model_check._check_distribution(tmp_path, base, broken, np.zeros(9, np.int64))
+    assert not kl.ok
+
+
+def test_other_weights_than_the_runtime_has_are_a_miss(onnx, tmp_path, monkeypatch):
+    """The reference decodes another file than the one that runs."""
+    other = make(tmp_path, "onnx-adadim")
+    monkeypatch.setattr(model_check, "decoded_runner", lambda path, source: decoded_runner(other.file, source))
+    misses = {check.name for check in check_model(onnx.file, onnx.source) if not check.ok}
+    assert "logits at accuracy level 0 = torch" in misses
+    assert "mean KL to torch, as shipped" in misses
+
+
+def test_the_text_is_long_enough_to_measure():
+    assert len(model_check.TEXT) > 4 * model_check.TOKENS
+    assert KL_TOLERANCE < TIE
+
+
+def test_every_weight_is_compared_with_the_source(onnx):
+    checks = check_source(onnx.file, onnx.source)
+    assert {check.tensor for check in checks} == set(onnx.source.specs)
+    assert all(check.ok for check in checks)
+    assert max(check.error for check in checks) > 0
