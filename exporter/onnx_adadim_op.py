@@ -21,7 +21,7 @@ VERSION = 1
 
 # The body works for every width and both axes. It starts at DequantizeLinear (scale 1), which onnxruntime never folds: after
 # it nothing is constant, so the weights stay packed in memory. Scales are broadcast over groups and never spread to rows of
-# weights, because from constants that would be folded. A group that ends early reads garbage codes that Slice cuts off.
+# weights, because from constants that would be folded. A last group that ends early is filled up and cut off again.
 _HEAD = """
 <opset_import: ["" : 24], domain: "ai.adadim">
 MatMulAdaDim <K, N, bits, group_size, per_oc, accuracy_level, layout> (A, codes, scales, zero_points) => (Y)
@@ -34,15 +34,28 @@ MatMulAdaDim <K, N, bits, group_size, per_oc, accuracy_level, layout> (A, codes,
   zero = Constant <value_int: int = 0> ()
   one = Constant <value_int: int = 1> ()
   eight = Constant <value_int: int = 8> ()
-  one_byte = Cast <to = 2> (one)
-  seven_byte = Constant <value = uint8 {7}> ()
   unit = Constant <value_float: float = 1.0> ()
   from0 = Constant <value_ints: ints = [0]> ()
   axis1 = Constant <value_ints: ints = [1]> ()
   axis2 = Constant <value_ints: ints = [2]> ()
   any = Constant <value_ints: ints = [-1]> ()
-  masks = Constant <value = uint8[9] {0, 1, 3, 7, 15, 31, 63, 127, 255}> ()
+  masks = Constant <value = uint32[9] {0, 0, 3, 7, 15, 0, 0, 0, 255}> ()
   mask = Gather (masks, width)
+  word_bytes = Constant <value = int64[9] {0, 0, 1, 3, 1, 0, 0, 0, 1}> ()
+  word = Gather (word_bytes, width)
+  word1 = Reshape (word, any)
+  word_bits = Mul (word, eight)
+  values = Div (word_bits, width)
+  value_indices = Range (zero, values, one)
+  value_shifts = Mul (value_indices, width)
+  value_column = Unsqueeze (value_shifts, axis1)
+  value_places = Cast <to = 12> (value_column)
+  three_places = Constant <value_floats: floats = [1.0, 256.0, 65536.0]> ()
+  places = Slice (three_places, from0, word1, from0)
+  byte_places = Unsqueeze (places, axis1)
+  word_shape = Concat <axis = 0> (from0, any, word1)
+  across_shape = Concat <axis = 0> (from0, axis1, any)
+  row_shape = Concat <axis = 0> (from0, any)
   k_minus_n = Sub (k, n)
   k_minus_n_or_0 = Mul (k_minus_n, oc)
   cols = Add (n, k_minus_n_or_0)
@@ -58,29 +71,30 @@ MatMulAdaDim <K, N, bits, group_size, per_oc, accuracy_level, layout> (A, codes,
   padded1 = Reshape (padded, any)
 """
 
-# {x} unsigned integers of `width` bits, {count} in a row, from the packed rows {source}: a code may straddle two bytes.
+# {x} as floats, {count} in a row, from the packed rows {source}. A word is the fewest bytes that whole values fill: 3 bytes at
+# 3 bits (8 values), else 1. Its bytes are summed up as floats, which is exact below 2**24, then shifted and masked; words come
+# last while that happens, because broadcasts over a long last axis are fast.
 _UNPACK = """
-  {x}_float = DequantizeLinear ({source}, unit)
-  {x}_bytes = Cast <to = 2> ({x}_float)
+  {x}_bytes = DequantizeLinear ({source}, unit)
+  {x}_count_plus = Add ({count}, values)
+  {x}_count_up = Sub ({x}_count_plus, one)
+  {x}_words = Div ({x}_count_up, values)
+  {x}_wanted = Mul ({x}_words, word)
   {x}_size = Shape <start = 1> ({source})
-  {x}_last = Sub ({x}_size, one)
-  {x}_index = Range (zero, {count}, one)
-  {x}_bit = Mul ({x}_index, width)
-  {x}_byte = Div ({x}_bit, eight)
-  {x}_next = Add ({x}_byte, one)
-  {x}_low_at = Min ({x}_byte, {x}_last)
-  {x}_high_at = Min ({x}_next, {x}_last)
-  {x}_shift64 = Mod ({x}_bit, eight)
-  {x}_shift = Cast <to = 2> ({x}_shift64)
-  {x}_unshift = Sub (seven_byte, {x}_shift)
-  {x}_low_byte = Gather <axis = 1> ({x}_bytes, {x}_low_at)
-  {x}_high_byte = Gather <axis = 1> ({x}_bytes, {x}_high_at)
-  {x}_low = BitShift <direction = "RIGHT"> ({x}_low_byte, {x}_shift)
-  {x}_high7 = BitShift <direction = "LEFT"> ({x}_high_byte, {x}_unshift)
-  {x}_high = BitShift <direction = "LEFT"> ({x}_high7, one_byte)
-  {x}_both = BitwiseOr ({x}_low, {x}_high)
-  {x}_masked = BitwiseAnd ({x}_both, mask)
-  {x} = Cast <to = 1> ({x}_masked)
+  {x}_missing = Sub ({x}_wanted, {x}_size)
+  {x}_pads = Concat <axis = 0> (from0, from0, from0, {x}_missing)
+  {x}_filled = Pad ({x}_bytes, {x}_pads)
+  {x}_by_word = Reshape ({x}_filled, word_shape)
+  {x}_sums = MatMul ({x}_by_word, byte_places)
+  {x}_integers = Cast <to = 12> ({x}_sums)
+  {x}_across = Reshape ({x}_integers, across_shape)
+  {x}_shifted = BitShift <direction = "RIGHT"> ({x}_across, value_places)
+  {x}_masked = BitwiseAnd ({x}_shifted, mask)
+  {x}_floats = Cast <to = 1> ({x}_masked)
+  {x}_in_order = Transpose <perm = [0, 2, 1]> ({x}_floats)
+  {x}_rows = Reshape ({x}_in_order, row_shape)
+  {x}_end = Reshape ({count}, any)
+  {x} = Slice ({x}_rows, from0, {x}_end, axis1)
 """
 
 _TAIL = """
