@@ -2,7 +2,8 @@
 
 Attention is GroupQueryAttention with rotary embedding inside and three separate inputs (mobius's own ``cpu`` graph packs q, k
 and v into one MatMul, whose parts could not choose their axes). Inputs: input_ids, attention_mask and
-past_key_values.N.key/value; outputs: logits and present.N.key/value.
+past_key_values.N.key/value; outputs: logits and present.N.key/value. Texts of a batch are padded on the right (the mask's sum is
+their length), as onnxruntime-genai does.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 from exporter.onnx_file import write_onnx
 from exporter.onnx_graph import exported_context
 from quantize import Axis, make_grid
-from quantize.errors import ExportError, OutputError
+from quantize.errors import ExportError, OutputError, StoreError
 from quantize.model_config import EMBEDDING
 from quantize.source_model import build_model, logits
 from quantize.types import RowOrder
@@ -168,6 +168,14 @@ def test_an_unwritable_place_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_onnx(store, tmp_path / "file" / "out")
+
+
+def test_a_damaged_store_leaves_nothing(tmp_path):
+    store, _ = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
+    (store.path / "tensors" / "model.norm.weight.00000.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"model\.norm\.weight.*quantize again"):
+        write_onnx(store, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "store"]
 
 
 @pytest.mark.parametrize(
