@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class _Channels:
 def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None) -> QuantizedTensor:
     """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
     assert stats is not None, f"{name}: GPTQ needs statistics"
-    order, factor = _inverse_factor(stats.hessian)
+    order, factor = _inverse_factor(stats)
     channels = _static_groups(weight, grid, np.diag(stats.hessian)) if axis is Axis.PER_OC else _groups_at_turn(weight, grid)
     work = np.ascontiguousarray(weight.T[order])  # [IC in visiting order, OC]: a channel is one contiguous row
     codes = np.empty((weight.shape[1], weight.shape[0]), np.uint8)
@@ -55,11 +56,12 @@ def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | Non
     return QuantizedTensor(name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, channels.params())
 
 
-def _inverse_factor(hessian: F32) -> tuple[NDArray[np.intp], F32]:
+@lru_cache(maxsize=1)  # q, k and v come one after the other and share their statistics; so do gate and up
+def _inverse_factor(stats: LayerStats) -> tuple[NDArray[np.intp], F32]:
     """Visiting order of the input channels and the upper Cholesky factor of the damped inverse in that order."""
-    diagonal = np.diag(hessian).astype(np.float64)
+    diagonal = np.diag(stats.hessian).astype(np.float64)
     order = np.argsort(-diagonal, kind="stable")
-    damped = hessian[np.ix_(order, order)].astype(np.float64)
+    damped = stats.hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     return order, np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
 

@@ -70,17 +70,20 @@ def tokens(source):
     return ids[: 6 * 64].reshape(6, 64)
 
 
+def remember(seen, key):
+    def hook(_module, args):
+        seen[key] = args[0].reshape(-1, args[0].shape[-1]).numpy()
+
+    return hook
+
+
 def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
     model = build_model(source.config, source.read, source.tied)
     seen = {}
     for index in range(source.config.num_layers):
         for site in ("self_attn.k_proj", "mlp.down_proj"):
             module = model.get_submodule(f"model.layers.{index}.{site}")
-            module.register_forward_pre_hook(
-                lambda _m, args, key=NAME.format(index, site): seen.__setitem__(
-                    key, args[0].reshape(-1, args[0].shape[-1]).numpy()
-                )
-            )
+            module.register_forward_pre_hook(remember(seen, NAME.format(index, site)))
     logits(model, tokens)
     for unit_norm in (True, False):
         for run in walk_layers(source.config, source.read, tokens, unit_norm, 0):
