@@ -17,7 +17,7 @@ from runtime_checks.onnx_runner import exported_context
 from runtime_checks.runners import Runner, decoded_runner, exported_runner, source_runner, source_tokens
 
 MIN_CONTEXT = 8
-SPEED_TOKENS = 32  # decoded one at a time for the speed
+SPEED_TOKENS = 16  # decoded one at a time for the speed
 
 
 @dataclass(frozen=True)
