@@ -29,8 +29,12 @@ class Made:
 
 def make(folder: Path, form: str, model_type: str = "llama", *, tied: bool = True) -> Made:
     """``folder``/model, /store and the exported file."""
+    return make_from(open_checkpoint(make_tiny_model(folder / "model", model_type, tied=tied)), folder, form)
+
+
+def make_from(source: Checkpoint, folder: Path, form: str) -> Made:
+    """``folder``/store and the exported file."""
     target, config = FORMS[form]
-    source = open_checkpoint(make_tiny_model(folder / "model", model_type, tied=tied))
     store = quantize_checkpoint(source, folder / "store", config, TARGETS[target])
     file = folder / ("file.gguf" if target in GGUF_TARGETS else "onnx")
     write = write_gguf if target in GGUF_TARGETS else write_onnx

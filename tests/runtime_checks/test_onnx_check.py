@@ -81,6 +81,21 @@ def test_nodes_that_compute_something_else_are_seen(folder):
     assert [(check.name, check.tensor) for check in misses] == [("scales = store's", "model.layers.0.mlp.gate_proj.weight")]
 
 
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.gate_proj", "model.embed_tokens", "lm_head"])
+def test_onnxruntime_is_asked_and_not_only_the_bytes(folder, name):
+    """The codes are right and read rightly, but the weight's nodes go on to change the sign."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        last = [index for index, node in enumerate(graph.node) if node.name.startswith(f"{name}/")][-1]
+        output = graph.node[last].output[0]
+        graph.node[last].output[0] = f"{output}.plus"
+        graph.node.insert(last + 1, onnx.helper.make_node("Neg", [f"{output}.plus"], [output], name=f"{name}/Neg"))
+
+    edit(folder, change)
+    misses = [check for check in check_onnx(folder) if not check.ok]
+    assert [(check.name, check.tensor) for check in misses] == [("onnxruntime = reference", f"{name}.weight")]
+
+
 def test_a_weight_that_is_missing_or_new_is_seen(folder):
     def change(graph: onnx.GraphProto) -> None:
         for tensor in graph.initializer:

@@ -16,7 +16,7 @@ from quantize import open_checkpoint
 from quantize.errors import FileFormatError
 from runtime_checks.results import Check
 from runtime_checks.verify import verify
-from tests.runtime_checks.made import FORMS, Made, make
+from tests.runtime_checks.made import FORMS, Made, make, make_from
 from tests.tiny import make_tiny_model
 
 GATE, UP, QUERY = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"
@@ -63,6 +63,12 @@ def test_a_good_file_passes(made, form):
 @pytest.mark.parametrize("form", ["llama.cpp", "onnx-split"])
 def test_other_architectures_untied(tmp_path, model_type, form):
     item = make(tmp_path, form, model_type, tied=False)
+    assert not misses(verify(item.file, item.source, item.store))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_gguf_as_source(made, tmp_path, form):
+    item = make_from(open_checkpoint(made("llama.cpp").file), tmp_path, form)
     assert not misses(verify(item.file, item.source, item.store))
 
 
