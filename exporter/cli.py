@@ -17,7 +17,7 @@ from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_con
 from exporter.progress import ProgressBars
 from exporter.summary import inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
-from quantize.errors import AdaDimError, OutputError, StoreError
+from quantize.errors import AdaDimError, CalibrationError, OutputError, StoreError
 from quantize.progress import silence
 
 if TYPE_CHECKING:
@@ -135,7 +135,11 @@ def _eval(args: Namespace) -> int:
 
     options = EvalOptions(args.context, args.chunks, args.weights_only)
     text = load_text(str(args.text)).text
-    report = evaluate(args.path, open_checkpoint(args.source), text, options, ProgressBars(args.quiet))
+    source = open_checkpoint(args.source)
+    try:
+        report = evaluate(args.path, source, text, options, ProgressBars(args.quiet))
+    except CalibrationError as error:  # evaluate is given the text, not its name
+        raise CalibrationError(f"{args.text}: {error}") from error
     print(
         table(
             str(args.path), [(key, f"{value:,.10g}" if isinstance(value, float) else str(value)) for key, value in report.items()]

@@ -244,6 +244,26 @@ def test_not_there(tmp_path, capsys, command):
     assert "nothing" in fails(capsys, *command.format(tmp_path / "nothing", tmp_path / "nothing").split())
 
 
+def test_evaluation_text_too_short(model, tmp_path, capsys):
+    store, gguf, text = tmp_path / "store", tmp_path / "model.gguf", tmp_path / "short.txt"
+    assert main(["quantize", str(model), "--out", str(store), "--method", "rtn-oc", "--quiet"]) == 0
+    assert main(["export", "gguf", str(store), "--out", str(gguf), "--quiet"]) == 0
+    text.write_text("Too short.")
+    line = fails(capsys, "eval", gguf, "--source", model, "--text", text, "--json", tmp_path / "eval.json")
+    assert "short.txt" in line
+    assert "tokens" in line
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_existing_and_unwritable_files_of_export(model, tmp_path, capsys):
+    store, gguf = tmp_path / "store", tmp_path / "model.gguf"
+    assert main(["quantize", str(model), "--out", str(store), "--method", "rtn-oc", "--quiet"]) == 0
+    gguf.write_bytes(b"precious")
+    assert "--force" in fails(capsys, "export", "gguf", store, "--out", gguf)
+    assert gguf.read_bytes() == b"precious"
+    assert str(gguf) in fails(capsys, "export", "gguf", store, "--out", gguf / "inside")
+
+
 def test_damaged_store(model, tmp_path, capsys):
     store = tmp_path / "store"
     assert main(["quantize", str(model), "--out", str(store), "--method", "rtn-oc", "--quiet"]) == 0
