@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
-from exporter.progress import ProgressBars
 from exporter.summary import inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.errors import AdaDimError, CalibrationError, OutputError, StoreError
@@ -107,17 +106,17 @@ def _verify(args: Namespace) -> int:
     from quantize.store import QuantizedStore
 
     store = None if args.store is None else QuantizedStore(args.store)
-    report = _run_checks(args.path, open_checkpoint(args.source), store, args.quiet)
+    report = _run_checks(args.path, open_checkpoint(args.source), store)
     if args.json is not None:
         _write_json(args.json, report)
     return 0 if report["ok"] else 1
 
 
-def _run_checks(path: Path, source: Checkpoint, store: QuantizedStore | None, quiet: bool) -> dict[str, Any]:
+def _run_checks(path: Path, source: Checkpoint, store: QuantizedStore | None) -> dict[str, Any]:
     """Verify, print what missed and a line of totals; returns the report with its fixed keys."""
     from runtime_checks.verify import verify
 
-    checks = verify(path, source, store, ProgressBars(quiet))
+    checks = verify(path, source, store)
     misses = [check for check in checks if not check.ok]
     for check in misses[:SHOWN_MISSES]:
         print(f"MISS {check.name}: {check.tensor}: {check.error:.6g}, allowed {check.tolerance:.6g}")
@@ -137,7 +136,7 @@ def _eval(args: Namespace) -> int:
     text = load_text(str(args.text)).text
     source = open_checkpoint(args.source)
     try:
-        report = evaluate(args.path, source, text, options, ProgressBars(args.quiet))
+        report = evaluate(args.path, source, text, options)
     except CalibrationError as error:  # evaluate is given the text, not its name
         raise CalibrationError(f"{args.text}: {error}") from error
     print(
@@ -180,7 +179,7 @@ def _run_target(args: Namespace, source: Checkpoint, target: str) -> bool:
     store = _make_store(args, source, target, store_path)
     print(store_summary(store))
     print(_totals(_write(args, store, path)))
-    report = _run_checks(path, source, store, args.quiet)
+    report = _run_checks(path, source, store)
     _write_json(report_path, report)
     return bool(report["ok"])
 

@@ -74,14 +74,14 @@ def held_out_text() -> str:
 
 
 def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
-    """Token ids I64[n] without added special tokens. ``where`` names the model in errors."""
+    """Token ids I64[n], with the BOS that the tokenizer puts first, if it does. ``where`` names the model in errors."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_buffer(tokenizer_json)
     except Exception as error:  # the library raises bare Exception
         raise CalibrationError(f"{where}: tokenizer.json cannot be read ({error})") from error
-    return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    return np.array(tokenizer.encode(text).ids, np.int64)
 
 
 def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str) -> NDArray[np.int64]:

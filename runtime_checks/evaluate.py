@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError, ConfigError
+from quantize.progress import track
 from runtime_checks.decoded import exported_bytes
 from runtime_checks.divergence import I64, Scores, compare, join
 from runtime_checks.onnx_runner import exported_context
@@ -35,13 +35,7 @@ class EvalOptions:
             raise ConfigError(f"--chunks {self.chunks}: must be at least 1")
 
 
-def evaluate(
-    path: Path,
-    source: Checkpoint,
-    text: str,
-    options: EvalOptions | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, Any]:
+def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | None = None) -> dict[str, Any]:
     """Score a GGUF or an ONNX folder on ``text`` against ``source``, in the file's own runtime or on its decoded weights.
 
     The text is tokenized by the source's tokenizer and cut into chunks of ``options.context`` tokens; the second half of
@@ -61,11 +55,7 @@ def evaluate(
         decoded_runner(path, source) if options.weights_only else exported_runner(path, max(options.context, SPEED_TOKENS + 1))
     )
     base = source_runner(source)
-    parts = []
-    for index, tokens in enumerate(chunks):
-        parts.append(_score(base, other, tokens))
-        if progress:
-            progress("eval", index + 1, len(chunks))
+    parts = [_score(base, other, tokens) for tokens in track(chunks, "evaluating", len(chunks))]
     base.close()
     report = _summary(join(parts)) | {
         "bytes": exported_bytes(path),

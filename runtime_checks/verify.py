@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import FileFormatError
+from quantize.progress import track
 from quantize.store import QuantizedStore
 from runtime_checks.gguf_check import check_gguf
 from runtime_checks.model_check import check_model, check_source
@@ -16,10 +17,8 @@ from runtime_checks.reference import DamagedFileError
 from runtime_checks.results import Check
 from runtime_checks.tokenizer_check import check_tokenizer
 
-Progress = Callable[[str, int, int], None]
 
-
-def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None, progress: Progress | None = None) -> list[Check]:
+def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) -> list[Check]:
     """Check a GGUF or an ONNX folder against ``source`` and, if given, against the ``store`` it was written from.
 
     Damage, or a runtime that refuses the file, is a failed check. Raises FileFormatError if there is no such file at all.
@@ -34,13 +33,9 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None, 
         "model": lambda: check_model(path, source),
     }
     checks = []
-    for index, (name, step) in enumerate(steps.items()):
-        if progress:
-            progress("verify", index, len(steps))
+    for name, step in track(steps.items(), "verifying", len(steps)):
         try:
             checks += step()
         except (FileFormatError, DamagedFileError) as error:
             checks.append(Check(f"{name}: the file can be read and run", str(error), math.inf, 0.0, False))
-    if progress:
-        progress("verify", len(steps), len(steps))
     return checks

@@ -80,13 +80,6 @@ def test_the_runtime_is_near_its_own_weights(made):
     assert report["bytes"] == sum(file.stat().st_size for file in on_disk)
 
 
-def test_every_chunk_is_reported(made):
-    _, item, _ = made
-    seen: list[tuple[str, int, int]] = []
-    evaluate(item.file, item.source, TEXT, WEIGHTS_ONLY, lambda *step: seen.append(step))
-    assert seen == [("eval", done, CHUNKS) for done in range(1, CHUNKS + 1)]
-
-
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory) -> Made:
     return make(tmp_path_factory.mktemp("onnx"), "onnx-oc")
