@@ -18,6 +18,7 @@ from quantize.store import TensorRecord
 from quantize.types import F32, U8, Array, QuantizedTensor
 
 ITEM_BITS: dict[int, int] = {
+    TensorProto.INT64: 64,
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16,

@@ -58,6 +58,12 @@ def test_every_grid_gives_the_logits_of_its_decoded_weights(bits, group_size, sy
     assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
 
 
+def test_the_groups_of_a_wide_ragged_layer_are_kept_outside_the_graph(tmp_path):
+    recipe = Recipe(make_grid("int", 4, 64), per_ic, INT8, "onnxruntime")
+    store, weights = tiny_store(tmp_path, recipe, ffn=160)  # 160 int64 group numbers: more than the protobuf takes in
+    assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_floats_of_the_source_are_stored_as_they_are(dtype, tied, tmp_path):
