@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from fetch_smollm2 import fetch
-from generate import PROMPT
+from generate import QUESTION
 
 from exporter.inspect import inspect
 from quantize.calibration import held_out_text
@@ -97,7 +97,7 @@ def main(folder: Path) -> None:
     print(f"\n{ABOUT_THE_MODEL}\n")
     print(f"{ABOUT_THE_TEXT}\n")
     print(markdown(rows(source, measured)))
-    print(f"\nContinued from {PROMPT!r}:")
+    print(f"\nAsked {QUESTION!r}, each file answered in its runtime:")
     for path, sentence in spoken.items():
         print(f"  {path}: {sentence.strip()}")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

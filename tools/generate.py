@@ -1,34 +1,45 @@
 #!/usr/bin/env python3
-"""Continue a prompt greedily with a written file in its own runtime: a GGUF in llama.cpp, a folder in onnxruntime-genai.
+"""Ask a written file something in its own runtime, through its own chat template: a GGUF in llama.cpp, a folder in genai.
 
-usage: generate.py FILE.gguf|DIR [PROMPT]
+The answer is greedy, so it is the same each time.
+
+usage: generate.py FILE.gguf|DIR [QUESTION]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
-PROMPT = "The capital of France is"
-TOKENS = 24
+QUESTION = "Write one sentence about the sea."
+TOKENS = 48
 
 
-def with_llama_cpp(path: Path, prompt: str, count: int) -> str:
-    """The continuation by llama.cpp, through the C API that the xllamacpp wheel exports."""
+def with_llama_cpp(path: Path, question: str) -> str:
+    """llama.cpp's answer, through the C API that the xllamacpp wheel exports."""
+    from runtime_checks.chat_template import render
     from runtime_checks.llama_cpp import LlamaModel
 
     with LlamaModel(path) as model:
-        return model.detokenize(model.generate_greedy(model.tokenize(prompt), count))
+        prompt = question
+        template = model.chat_template()
+        if template is not None:
+            specials = {"bos_token": model.bos(), "eos_token": model.eos()}
+            prompt = render(template.decode(), ({"role": "user", "content": question},), specials) or question
+        tokens = model.generate_greedy(model.tokenize(prompt), TOKENS)
+        return model.detokenize([token for token in tokens if not model.is_end(token)])
 
 
-def with_genai(path: Path, prompt: str, count: int) -> str:
-    """The continuation by onnxruntime-genai, which finds everything in the folder's genai_config.json."""
+def with_genai(path: Path, question: str) -> str:
+    """onnxruntime-genai's answer; it finds everything in the folder's genai_config.json."""
     import onnxruntime_genai as genai
 
     model = genai.Model(str(path))
     tokenizer, params = genai.Tokenizer(model), genai.GeneratorParams(model)
+    prompt = tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": question}]), add_generation_prompt=True)
     ids = tokenizer.encode(prompt)
-    params.set_search_options(do_sample=False, max_length=len(ids) + count)
+    params.set_search_options(do_sample=False, max_length=len(ids) + TOKENS)
     generator = genai.Generator(model, params)
     generator.append_tokens(ids)
     while not generator.is_done():
@@ -36,10 +47,10 @@ def with_genai(path: Path, prompt: str, count: int) -> str:
     return str(tokenizer.decode(generator.get_sequence(0)[len(ids) :]))
 
 
-def main(path: Path, prompt: str = PROMPT) -> None:
-    """Print prompt and continuation as one line."""
-    text = (with_genai if path.is_dir() else with_llama_cpp)(path, prompt, TOKENS)
-    print(prompt + text.replace("\n", " "))
+def main(path: Path, question: str = QUESTION) -> None:
+    """Print the answer as one line."""
+    answer = (with_genai if path.is_dir() else with_llama_cpp)(path, question)
+    print(" ".join(answer.split()))
 
 
 if __name__ == "__main__":
