@@ -26,11 +26,12 @@ def within_slowdown(
 ) -> dict[str, AxisChoice]:
     """Take back the PER_IC choices that buy least per second until one decoder layer's decode time fits.
 
-    ``cost``: estimated seconds per tensor and axis. The bound is ``max_slowdown`` times the layer's time with all axes
-    PER_OC. Losses are compared across tensors, so they should be of one kind.
+    ``cost``: estimated seconds per tensor and candidate axis. The bound is ``max_slowdown`` times the layer's time with
+    every axis PER_OC that may be. Scope losses compare across tensors: each is the error of what attention or MLP adds
+    to the residual stream. Layer losses compare only roughly.
     """
     kept = dict(choices)
-    budget = max_slowdown * sum(per_axis[Axis.PER_OC] for per_axis in cost.values() if Axis.PER_OC in per_axis)
+    budget = max_slowdown * sum(per_axis.get(Axis.PER_OC, min(per_axis.values())) for per_axis in cost.values())
 
     def total() -> float:
         return sum(cost[name][choice.axis] for name, choice in kept.items())

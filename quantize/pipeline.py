@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class _Job:
     target: Target
     plans: list[LayerPlan]
     coverage: Coverage | None = None
+    taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor, or chunk of its rows, in model order: embedding, decoder layers, the rest."""
@@ -81,8 +82,12 @@ class _Job:
             "source": {"name": self.source.path.name, "sha256": self.source.sha256},
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
-            "notes": plan_notes(self.plans, self.config, self.target),
+            "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note(),
         }
+
+    def _slowdown_note(self) -> list[str]:
+        bound, count = self.config.max_slowdown, len(self.taken_back)
+        return [f"--max-slowdown {bound:g} keeps {count} tensors per_oc whose per_ic loss is lower"] if count else []
 
     def _walk(self) -> Iterator[LayerRun]:
         """The source in torch, imported only here: RTN without calibration never needs it."""
@@ -125,9 +130,11 @@ class _Job:
             if not plan.candidates:
                 yield self._plain(plan, self._rows(plan.name))
                 continue
-            tensor, record = self._round(plan, weights[plan.name], choices[plan.name].axis, stats.get(plan.name))
-            loss = {str(axis): value for axis, value in choices[plan.name].loss.items()}
-            yield tensor, replace(record, loss=loss)
+            choice = choices[plan.name]
+            if choice.loss and choose_axis(choice.loss).axis is not choice.axis:
+                self.taken_back.append(plan.name)
+            tensor, record = self._round(plan, weights[plan.name], choice.axis, stats.get(plan.name))
+            yield tensor, replace(record, loss={str(axis): value for axis, value in choice.loss.items()})
 
     def _choose_axes(self, plans: list[LayerPlan], weights: dict[str, F32], run: LayerRun | None) -> dict[str, AxisChoice]:
         """AdaDim over one decoder layer; siblings count as quantized once their axis is chosen."""
