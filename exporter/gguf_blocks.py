@@ -7,6 +7,7 @@
     q5_0   d | qh     | qs[16]        22 bytes    qh: uint32 whose bit i is the fifth bit of code i
     q5_1   d | m | qh | qs[16]        24 bytes    (so qs holds the low four bits)
     q8_0   d          | qs[32]        34 bytes    qs: int8, code - 128
+    iq4_nl d          | qs[16]        18 bytes    as q4_0; a code is the index of a level
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from quantize.errors import ExportError
 from quantize.grids.ggml import BLOCK
 from quantize.types import U8, Array, Params, QuantizedTensor
 
-_KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+_KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 BLOCK_TYPES = {kind.lower(): GGMLQuantizationType[kind] for kind in _KINDS}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantize.errors import FileFormatError
@@ -19,8 +20,6 @@ from runtime_checks.llama_library import Batch, InitParams, last_words, library
 I32 = NDArray[np.int32]
 THREADS = 2
 BATCH_ROWS = 128  # twice as fast as 32; llama.cpp then holds 77 MB of logits for 150,000 tokens
-GGML_TYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
-GGML_BLOCKS = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34)}  # weights, bytes
 
 
 class LlamaVocab:
@@ -185,8 +184,8 @@ def out_prod(kind: str, stored: U8, x: F32, threads: int = THREADS) -> F32:
     memory = sizes + work + 8 * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead() + 4096
     context = lib.ggml_init(InitParams(memory, None, False))
     try:
-        weight = lib.ggml_new_tensor_2d(context, GGML_TYPES[kind], cols, rows)
-        inputs = lib.ggml_new_tensor_2d(context, GGML_TYPES["F32"], len(x), rows)
+        weight = lib.ggml_new_tensor_2d(context, GGMLQuantizationType[kind], cols, rows)
+        inputs = lib.ggml_new_tensor_2d(context, GGMLQuantizationType.F32, len(x), rows)
         assert lib.ggml_nbytes(weight) == stored.nbytes, f"{kind} {rows}x{cols}: ggml wants {lib.ggml_nbytes(weight)} bytes"
         _copy_in(lib.ggml_get_data(weight), stored)
         _copy_in(lib.ggml_get_data(inputs), np.ascontiguousarray(x.T, np.float32))
@@ -204,8 +203,8 @@ def out_prod(kind: str, stored: U8, x: F32, threads: int = THREADS) -> F32:
 
 def _row_weights(kind: str, row_bytes: int) -> int:
     """Weights in a row of that many bytes."""
-    block, size = GGML_BLOCKS[kind]
-    return row_bytes // size * block
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return int(row_bytes // size * block)
 
 
 def _copy_in(address: int, data: NDArray[Any]) -> None:

@@ -156,6 +156,7 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_new_graph": (c_void_p, (c_void_p,)),
     "ggml_build_forward_expand": (None, (c_void_p, c_void_p)),
     "ggml_graph_compute_with_ctx": (c_int, (c_void_p, c_void_p, c_int)),
+    "ggml_quantize_chunk": (c_size_t, (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)),
 }
 
 _LogCallback = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)

@@ -10,6 +10,7 @@ Blocks of ggml, 32 weights each; ``d`` and ``m`` are float16, the high bits of 5
     Q5_0  d     qh[4] qs[16]    22 bytes   w = d * (q - 16)
     Q5_1  d m   qh[4] qs[16]    24 bytes   w = d * q + m
     Q8_0  d     qs[32] (int8)   34 bytes   w = d * q
+    IQ4_NL  d   qs[16]          18 bytes   w = d * LEVELS[q]
 
 Byte i of ``qs`` holds the low 4 bits of weight i (low nibble) and of weight i + 16 (high nibble); bit i of ``qh`` is
 the fifth bit of weight i.
@@ -27,7 +28,8 @@ U8 = NDArray[np.uint8]
 Array = NDArray[Any]
 
 BLOCK = 32
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18}
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)  # kvalues_iq4nl
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -63,7 +65,9 @@ def decode_blocks(kind: str, data: U8) -> F32:
     codes, params = block_codes(kind, data)
     q = codes.reshape(codes.shape[0], -1, BLOCK).astype(np.float32)
     d = params["d"].astype(np.float32)[..., None]
-    if "m" in params:
+    if kind == "IQ4_NL":
+        weights = d * LEVELS[codes].reshape(q.shape)
+    elif "m" in params:
         weights = d * q + params["m"].astype(np.float32)[..., None]
     else:
         weights = d * (q - np.float32({"Q4_0": 8, "Q5_0": 16, "Q8_0": 128}[kind]))

@@ -18,8 +18,11 @@ INT_GRIDS = [
         (4, 256, False),
     ]
 ]
-GGML_GRIDS = [make_grid(name, bits, 32) for name, bits in [("q4_0", 4), ("q4_1", 4), ("q5_0", 5), ("q5_1", 5), ("q8_0", 8)]]
-GRIDS = INT_GRIDS + GGML_GRIDS
+MIN_MAX_GRIDS = INT_GRIDS + [
+    make_grid(name, bits, 32) for name, bits in [("q4_0", 4), ("q4_1", 4), ("q5_0", 5), ("q5_1", 5), ("q8_0", 8)]
+]
+SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in [("iq4_nl", 4, 32)]]  # even without importance
+GRIDS = MIN_MAX_GRIDS + SEARCHED_GRIDS
 AXES = list(Axis)
 SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from quantize.errors import ConfigError
+from quantize.grids.codebook import CODEBOOK_GRIDS
 from quantize.grids.ggml import GGML_GRIDS
 from quantize.grids.int_affine import IntAffine
 from quantize.types import Grid
 
-GRIDS: dict[str, Grid | type[IntAffine]] = {"int": IntAffine, **{grid.name: grid for grid in GGML_GRIDS}}
+GRIDS: dict[str, Grid | type[IntAffine]] = {"int": IntAffine, **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS)}}
 
 
 def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) -> Grid:

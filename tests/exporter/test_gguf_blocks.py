@@ -21,6 +21,7 @@ GOLDEN = {
     "q5_0": ONE + "0000ffff" + NIBBLES,
     "q5_1": ONE + MINUS_TWO + "0000ffff" + NIBBLES,
     "q8_0": ONE + "".join(f"{0x80 + i:02x}" for i in range(32)),  # int8 -128, -127, ...
+    "iq4_nl": ONE + NIBBLES,
 }
 
 

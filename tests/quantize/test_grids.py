@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quantize.blocks import dequantize, from_blocks, spread, to_blocks
+from quantize.blocks import dequantize, from_blocks, spread, to_blocks, to_rows
 from quantize.errors import ConfigError
 from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
 from quantize.types import Axis
-from tests.cases import AXES, GRIDS, SHAPES, grid_id, weight_of
+from tests.cases import AXES, GRIDS, MIN_MAX_GRIDS, SEARCHED_GRIDS, SHAPES, grid_id, weight_of
 
 EPS16 = 2.0**-10  # a float16 param is off by at most this share, and codes multiply it
 
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+@pytest.mark.parametrize("grid", MIN_MAX_GRIDS, ids=grid_id)
 def test_rtn_is_within_half_a_step(grid, shape, axis):
     weight = weight_of(shape)
     tensor = rtn("w", weight, grid, axis)
@@ -70,7 +70,19 @@ def test_one_sided_group_is_not_clipped(sign):
         assert error.max() <= 0.5 / (2**bits - 1) + 1e-6
 
 
+@pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+def test_rtn_takes_the_nearest_value(grid, axis):
+    weight = weight_of((32, 256))
+    tensor = rtn("w", weight, grid, axis)
+    rows = to_rows(weight, axis)
+    scale, zero = (spread(value, grid.group_size, rows.shape[1]) for value in grid.scale_zero(tensor.params))
+    every = [np.abs(grid.decode(np.full_like(tensor.codes, code), scale, zero) - rows) for code in range(2**grid.bits)]
+    error = np.abs(grid.decode(tensor.codes, scale, zero) - rows)
+    assert (error <= np.min(every, 0) * (1 + 1e-3) + np.abs(scale) * 1e-4).all()
+
+
+@pytest.mark.parametrize("grid", MIN_MAX_GRIDS, ids=grid_id)
 def test_search_never_loses_to_min_max(grid):
     blocks = to_blocks(weight_of((64, 256)), grid.block_size)
     importance = np.random.default_rng(3).random(blocks.shape[1:], dtype=np.float32) ** 4
@@ -85,9 +97,42 @@ def test_search_never_loses_to_min_max(grid):
         assert searched.sum() < plain.sum()
 
 
+@pytest.mark.parametrize("grid", SEARCHED_GRIDS, ids=grid_id)
+def test_importance_decides(grid):
+    """Where all importance lies on a few weights, these come out far better than without."""
+    blocks = to_blocks(weight_of((64, 256)), grid.block_size)
+    importance = np.zeros(grid.block_size, np.float32)
+    importance[:: grid.group_size // 2] = 1
+
+    def loss(params):
+        scale, zero = (np.repeat(value, grid.group_size, -1) for value in grid.scale_zero(params))
+        return float(((grid.decode(grid.encode(blocks, scale, zero), scale, zero) - blocks) ** 2 * importance).sum())
+
+    assert loss(grid.fit(blocks, importance)) < 0.6 * loss(grid.fit(blocks))
+
+
+@pytest.mark.parametrize("grid", SEARCHED_GRIDS, ids=grid_id)
+def test_only_the_ratio_of_importances_counts(grid):
+    blocks = to_blocks(weight_of((8, 256)), grid.block_size)
+    importance = np.random.default_rng(3).random(grid.block_size, dtype=np.float32)
+    huge, tiny, zero = (grid.fit(blocks, importance * np.float32(factor)) for factor in (2.0**60, 2.0**-60, 0))
+    even = grid.fit(blocks, np.ones(1, np.float32))
+    assert all(np.array_equal(huge[key], tiny[key]) and np.array_equal(zero[key], even[key]) for key in huge)
+
+
+@given(
+    grid=st.sampled_from(SEARCHED_GRIDS),
+    block=hnp.arrays(np.float32, (2, 40), elements=st.floats(-1000, 1000, width=32)),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_search_never_leaves_the_range_far(grid, block):
+    out = dequantize(rtn("w", block, grid, Axis.PER_OC))
+    assert (np.abs(out) <= 1.5 * np.abs(block).max() + 1e-3).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    grid=st.sampled_from(GRIDS),
+    grid=st.sampled_from(MIN_MAX_GRIDS),
     block=hnp.arrays(np.float32, (3, 40), elements=st.floats(-1000, 1000, width=32)),
 )
 def test_any_weights_stay_in_their_range(grid, block):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from exporter.gguf_file import write_gguf
 from exporter.onnx_file import write_onnx
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize import Checkpoint, QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
+from runtime_checks.reference import BLOCK_BYTES
 from tests.tiny import make_tiny_model
 
 FORMS = {  # what the files can hold, with the cheapest method that gives it
@@ -18,6 +21,9 @@ FORMS = {  # what the files can hold, with the cheapest method that gives it
     "onnx-split": ("onnxruntime", QuantizeConfig(method="rtn-ic", group_size=32)),
     "onnx-adadim": ("onnxruntime+adadim", QuantizeConfig(method="rtn-ic", bits=3, group_size=32)),
 }
+
+
+HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2)}  # where a block's float16 numbers are, if not only at 0
 
 
 @dataclass(frozen=True)
@@ -39,3 +45,11 @@ def make_from(source: Checkpoint, folder: Path, form: str) -> Made:
     file = folder / ("file.gguf" if target in GGUF_TARGETS else "onnx")
     write = write_gguf if target in GGUF_TARGETS else write_onnx
     return Made(source, store, write(store, file))
+
+
+def random_blocks(kind: str, rows: int, blocks: int, rng: np.random.Generator) -> np.ndarray:
+    """U8[rows, bytes] of ggml blocks whose every bit is drawn, but for exponents that keep the float16 numbers below 2."""
+    data = rng.integers(0, 256, (rows, blocks, BLOCK_BYTES[kind]), np.uint8)
+    for start in HALVES.get(kind, (0,)):
+        data[..., start + 1] &= 0xBB
+    return data.reshape(rows, -1)

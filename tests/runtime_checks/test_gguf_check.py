@@ -65,7 +65,7 @@ def edited(path: Path, out: Path, edit) -> Path:
     return out
 
 
-@pytest.mark.parametrize("grid", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
+@pytest.mark.parametrize("grid", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl"])
 def test_every_grid_passes(folder, tmp_path, grid):
     path, store = exported(tmp_path, make_tiny_model(folder / "tied"), grid=grid)
     assert not failures(check_gguf(path, store))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import pytest
 
@@ -9,6 +8,7 @@ from quantize.errors import ConfigError, FileFormatError
 from runtime_checks import llama_library
 from runtime_checks.llama_cpp import BATCH_ROWS, LlamaModel, LlamaVocab, out_prod
 from runtime_checks.reference import BLOCK_BYTES, decode_blocks, matmul
+from tests.runtime_checks.made import random_blocks
 from tests.stores import rtn_store
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model
 
@@ -80,8 +80,7 @@ def test_a_stock_loader_stops_at_transposed_tensors(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(BLOCK_BYTES))
 def test_out_prod_decodes_as_the_reference(kind):
-    weight = np.random.default_rng(1).standard_normal((40, 96), dtype=np.float32)
-    stored = gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind])
+    stored = random_blocks(kind, 40, 3, np.random.default_rng(1))
     decoded = decode_blocks(kind, stored)
     np.testing.assert_array_equal(out_prod(kind, stored, np.eye(40, dtype=np.float32)), decoded)
     x = np.random.default_rng(2).standard_normal((3, 40), dtype=np.float32)

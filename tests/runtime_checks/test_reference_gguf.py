@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from runtime_checks.reference import BLOCK_BYTES, DamagedFileError, block_codes, decode_blocks, decode_floats, matmul
 from runtime_checks.reference_gguf import GgufTensor, decode_gguf, gguf_codes, read_gguf, read_metadata
+from tests.runtime_checks.made import random_blocks
 
 ONE, TWO = b"\x00\x3c", b"\x00\x40"  # float16 1 and 2
 NIBBLES = bytes(range(0x10, 0x20))  # byte i: low nibble i, high nibble 1
+LEVELS = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
 LOW = [float(i) for i in range(16)]
 # One block by hand for each format: bytes, then the 32 weights.
 GOLDEN = {
@@ -22,6 +24,7 @@ GOLDEN = {
     "Q5_0": (TWO + b"\x01\x00\x00\x80" + NIBBLES, [0.0] + [2 * (v - 16) for v in LOW[1:]] + [-30.0] * 15 + [2.0]),
     "Q5_1": (TWO + ONE + b"\x01\x00\x00\x80" + NIBBLES, [33.0] + [2 * v + 1 for v in LOW[1:]] + [3.0] * 15 + [35.0]),
     "Q8_0": (TWO + bytes([0, 1, 127, 128, 255]) + bytes(27), [0.0, 2.0, 254.0, -256.0, -2.0] + [0.0] * 27),
+    "IQ4_NL": (TWO + NIBBLES, [2.0 * v for v in LEVELS] + [-208.0] * 16),
 }
 KINDS = sorted(BLOCK_BYTES)
 
@@ -44,10 +47,7 @@ def test_codes_are_what_the_block_stores():
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_bytes_decode_as_in_gguf_py(kind, seed):
     rng = np.random.default_rng(seed)
-    data = rng.integers(0, 256, (3, 5 * BLOCK_BYTES[kind]), np.uint8)
-    blocks = data.reshape(3, 5, -1)
-    scales = 4 if kind.endswith("1") else 2
-    blocks[..., 1:scales:2] &= 0xBB  # exponents that keep d and m finite
+    data = random_blocks(kind, 3, 5, rng)
     theirs = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
     np.testing.assert_array_equal(decode_blocks(kind, data).view(np.uint32), theirs.view(np.uint32))
 
@@ -111,10 +111,8 @@ def test_agrees_with_gguf_py_on_a_file_of_its_own(tmp_path):
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(tmp_path / "f.gguf", "llama")
     writer.add_array("tokenizer.ggml.tokens", ["a", "b c", "日本"])
-    weights = {name: rng.standard_normal((4, 64), dtype=np.float32) for name in KINDS}
-    for name, weight in weights.items():
-        kind = gguf.GGMLQuantizationType[name]
-        writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+    for kind in KINDS:
+        writer.add_tensor(kind, random_blocks(kind, 4, 2, rng), raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -123,7 +121,7 @@ def test_agrees_with_gguf_py_on_a_file_of_its_own(tmp_path):
     assert file.metadata["tokenizer.ggml.tokens"] == ["a", "b c", "日本"]
     for tensor in gguf.GGUFReader(tmp_path / "f.gguf").tensors:
         mine = decode_gguf(file.tensors[tensor.name])
-        assert mine.shape == (4, 64)
+        assert mine.shape == (4, 2 * gguf.GGML_QUANT_SIZES[tensor.tensor_type][0])
         np.testing.assert_array_equal(mine, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
 
 

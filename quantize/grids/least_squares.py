@@ -1,0 +1,137 @@
+"""Scales and minimums of many groups at once, by weighted least squares: what ggml-quants.c searches one block at a time.
+
+Arrays are turned, F32[group, ...]: a step is one pass over contiguous memory, and a sum over a group adds whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from quantize.types import F32, Array, Params
+
+SLICE = 1 << 16  # weights fitted at a time: they and a few copies stay in the cache
+TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
+REFINEMENTS = 2  # a least-squares scale gives other codes, and these another scale
+
+Nearest = Callable[[F32], F32]  # weight / scale -> the value of its code
+
+
+def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32, F32], Params]) -> Params:
+    """Params [..., ...] of blocks F32[..., block_size] from ``fit`` on slices x, w F32[group_size, groups, n] -> [..., n].
+
+    ``importance`` broadcasts to ``blocks``; w is scaled to a mean of 1 in each block, so that no product underflows.
+    """
+    flat = blocks.reshape(-1, blocks.shape[-1])
+    weights = np.broadcast_to(importance, blocks.shape).reshape(flat.shape)
+    step = max(1, SLICE // blocks.shape[-1])
+
+    def turned(values: F32) -> F32:
+        return np.ascontiguousarray(values.reshape(len(values), -1, group_size).transpose(2, 1, 0))
+
+    found = []
+    for start in range(0, len(flat), step):
+        w = turned(weights[start : start + step])
+        mean = w.mean((0, 1), dtype=np.float64)
+        w = np.where(mean > 0, w / np.where(mean > 0, mean, 1), 1).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, and the pipeline names it
+            found.append(fit(turned(flat[start : start + step]), w))
+    joined = {key: np.concatenate([np.moveaxis(params[key], -1, 0) for params in found]) for key in found[0]}
+    return {key: value.reshape(*blocks.shape[:-1], *value.shape[1:]) for key, value in joined.items()}
+
+
+def total(*factors: F32) -> F32:
+    """Sum over the group of the product of two or three arrays F32[group, n] -> F32[n]."""
+    names = ",".join(["gn"] * len(factors))
+    summed: F32 = np.einsum(f"{names}->n", *factors)
+    return summed
+
+
+def ratio(numerator: Array, denominator: Array) -> F32:
+    """numerator / denominator, and 0 where the denominator is 0 or nearly."""
+    zero = np.abs(denominator) < TINY
+    return np.where(zero, 0, numerator / np.where(zero, 1, denominator)).astype(np.float32)
+
+
+def reciprocal(values: Array) -> F32:
+    """1 / values, and 0 for 0: see ratio."""
+    return ratio(np.ones_like(values), values)
+
+
+def best_scale(x: F32, w: F32, nearest: Nearest, starts: Iterable[float]) -> tuple[F32, F32]:
+    """(s, sum(w l**2)) F32[n] that minimize ``sum(w (s l - x)**2)``, l = nearest(x / s); x and w F32[group, n].
+
+    Each start puts the extreme value of x there (make_qx_quants, make_qp_quants); the best is refined.
+    """
+    low, high = x.min(0), x.max(0)
+    inverse = reciprocal(np.where(-low > high, low, high))
+    wx = w * x
+    best, scale, curvature = (np.zeros(x.shape[1], np.float32) for _ in range(3))
+
+    def attempt(inverse: F32) -> None:
+        nonlocal best, scale, curvature
+        values = nearest(x * inverse)
+        projected, square = total(wx, values), total(w, values, values)
+        found = ratio(projected, square)
+        better = projected * found > best  # the share of sum(w x**2) that is explained
+        best = np.where(better, projected * found, best)
+        scale, curvature = np.where(better, found, scale), np.where(better, square, curvature)
+
+    for start in starts:
+        attempt(np.float32(start) * inverse)
+    for _ in range(REFINEMENTS):
+        attempt(reciprocal(scale))
+    return scale, curvature
+
+
+def best_line(x: F32, w: F32, top: int, starts: Iterable[float]) -> tuple[F32, F32, F32]:
+    """(s >= 0, low <= 0, sum(w q**2)) F32[n] that minimize ``sum(w (s q + low - x)**2)``, q = round((x - low) / s) in 0..top.
+
+    Each start spreads the range over that many codes (make_qkx3_quants); the best is refined.
+    """
+    floor = np.minimum(x.min(0), 0)
+    inverse = reciprocal(x.max(0) - floor)
+    wx = w * x
+    sum_w, sum_x = w.sum(0), wx.sum(0)
+    low = np.minimum(ratio(sum_x, sum_w), 0)  # all codes 0
+    scale, curvature = np.zeros_like(low), np.zeros_like(low)
+    best = low * (low * sum_w - 2 * sum_x)  # the loss without its constant sum(w x**2)
+
+    def attempt(inverse: F32, bottom: F32) -> None:
+        nonlocal best, scale, low, curvature
+        q = nearest_code(x, inverse, bottom, top)
+        sum_q, sum_qq, sum_xq = total(w, q), total(w, q, q), total(wx, q)
+        s = ratio(sum_w * sum_xq - sum_x * sum_q, sum_w * sum_qq - sum_q * sum_q)
+        m = ratio(sum_x - s * sum_q, sum_w)
+        s, m = np.where(m > 0, ratio(sum_xq, sum_qq), s), np.minimum(m, 0)
+        loss = s * (s * sum_qq - 2 * sum_xq) + m * (m * sum_w - 2 * sum_x) + 2 * s * m * sum_q
+        better = (loss < best) & (s > 0)
+        best, low, scale = np.where(better, loss, best), np.where(better, m, low), np.where(better, s, scale)
+        curvature = np.where(better, sum_qq, curvature)
+
+    for start in starts:
+        attempt(np.float32(start) * inverse, floor)
+    for _ in range(REFINEMENTS):
+        attempt(reciprocal(scale), low)
+    return scale, low, curvature
+
+
+def nearest_code(x: F32, inverse: F32, low: F32, top: int) -> F32:
+    """round((x - low) * inverse) in 0..top, as float."""
+    q = x - low
+    q *= inverse
+    np.rint(q, out=q)
+    clipped: F32 = np.clip(q, 0, top, out=q)
+    return clipped
+
+
+def whole_numbers(low: int, high: int) -> Nearest:
+    """Nearest for codes that are the integers from ``low`` to ``high``."""
+
+    def nearest(t: F32) -> F32:
+        np.rint(t, out=t)
+        clipped: F32 = np.clip(t, low, high, out=t)
+        return clipped
+
+    return nearest
