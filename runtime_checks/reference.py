@@ -1,7 +1,7 @@
 """The second opinion: weights decoded from a file's bytes by numpy alone.
 
-This module and its two readers (``reference_gguf``, ``reference_onnx``) import none of our packages: a mistake made
-while packing cannot be made again here. Everything is written for the eye, not for speed.
+This module, its two readers (``reference_gguf``, ``reference_onnx``) and ``reference_k`` import none of our packages:
+a mistake made while packing cannot be made again here. Everything is written for the eye, not for speed.
 
 Blocks of ggml, 32 weights each; ``d`` and ``m`` are float16, the high bits of 5-bit codes one little-endian uint32::
 
@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime_checks.reference_k import LEVELS, SUPER_BLOCK, SUPER_BLOCK_BYTES, decode_super_blocks, super_block_codes
+
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 Array = NDArray[Any]
 
 BLOCK = 32
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18}
-LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)  # kvalues_iq4nl
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18, **SUPER_BLOCK_BYTES}
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -37,12 +38,19 @@ class DamagedFileError(ValueError):
     """The file is not what it claims to be; the message says where."""
 
 
+def block_weights(kind: str) -> int:
+    """Weights in one block."""
+    return SUPER_BLOCK if kind in SUPER_BLOCK_BYTES else BLOCK
+
+
 def block_codes(kind: str, data: U8) -> tuple[U8, dict[str, Array]]:
     """The stored integers of ggml blocks.
 
     ``data`` U8[rows, n_blocks * block bytes] -> (codes U8[rows, n_blocks * 32], {"d", "m"} F16[rows, n_blocks]).
-    Codes are unsigned; Q8_0, whose block holds int8, gives int8 + 128.
+    Codes are unsigned; Q8_0, whose block holds int8, gives int8 + 128. Super-blocks: see ``super_block_codes``.
     """
+    if kind in SUPER_BLOCK_BYTES:
+        return super_block_codes(kind, data)
     rows = data.shape[0]
     blocks = data.reshape(rows, -1, BLOCK_BYTES[kind])
     params: dict[str, Array] = {"d": _float16(blocks[..., 0:2])}
@@ -62,6 +70,8 @@ def block_codes(kind: str, data: U8) -> tuple[U8, dict[str, Array]]:
 
 def decode_blocks(kind: str, data: U8) -> F32:
     """The weights of ggml blocks, U8[rows, bytes] -> F32[rows, cols]; every step in float32, as ggml does it."""
+    if kind in SUPER_BLOCK_BYTES:
+        return decode_super_blocks(kind, data)
     codes, params = block_codes(kind, data)
     q = codes.reshape(codes.shape[0], -1, BLOCK).astype(np.float32)
     d = params["d"].astype(np.float32)[..., None]

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from runtime_checks.reference import (
-    BLOCK,
     BLOCK_BYTES,
     F32,
     FLOAT_BYTES,
@@ -27,11 +26,28 @@ from runtime_checks.reference import (
     Array,
     DamagedFileError,
     block_codes,
+    block_weights,
     decode_blocks,
     decode_floats,
 )
 
-TYPE_NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 20: "IQ4_NL", 30: "BF16"}
+TYPE_NAMES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    20: "IQ4_NL",
+    23: "IQ4_XS",
+    30: "BF16",
+}
 SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}
 BOOL, STRING, ARRAY = 7, 8, 9
 MAX_NAME, MAX_DIMS, DEFAULT_ALIGNMENT = 63, 4, 32
@@ -107,7 +123,7 @@ def decode_gguf(tensor: GgufTensor) -> F32:
 
 
 def gguf_codes(tensor: GgufTensor) -> tuple[U8, dict[str, Array]]:
-    """(codes U8[rows, cols], {"d", "m"} F16[rows, n_blocks]) of a quantized tensor, as stored."""
+    """(codes U8[rows, cols], params) of a quantized tensor, as stored: see ``block_codes``."""
     return block_codes(tensor.kind, tensor.data)
 
 
@@ -119,9 +135,10 @@ def _layout(path: Path, info: _Info) -> tuple[int, int]:
     rows = int(np.prod(info.dims[1:], dtype=np.int64))
     if kind in FLOAT_BYTES:
         return rows, info.dims[0] * FLOAT_BYTES[kind]
-    if info.dims[0] % BLOCK:
-        raise DamagedFileError(f"{path}: tensor {info.name} has rows of {info.dims[0]}, no multiple of {BLOCK}, as {kind}")
-    return rows, info.dims[0] // BLOCK * BLOCK_BYTES[kind]
+    block = block_weights(kind)
+    if info.dims[0] % block:
+        raise DamagedFileError(f"{path}: tensor {info.name} has rows of {info.dims[0]}, no multiple of {block}, as {kind}")
+    return rows, info.dims[0] // block * BLOCK_BYTES[kind]
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], _Cursor]:

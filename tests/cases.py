@@ -21,7 +21,16 @@ INT_GRIDS = [
 MIN_MAX_GRIDS = INT_GRIDS + [
     make_grid(name, bits, 32) for name, bits in [("q4_0", 4), ("q4_1", 4), ("q5_0", 5), ("q5_1", 5), ("q8_0", 8)]
 ]
-SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in [("iq4_nl", 4, 32)]]  # even without importance
+SEARCHED = [
+    ("iq4_nl", 4, 32),
+    ("q2_k", 2, 16),
+    ("q3_k", 3, 16),
+    ("q4_k", 4, 32),
+    ("q5_k", 5, 32),
+    ("q6_k", 6, 16),
+    ("iq4_xs", 4, 32),
+]
+SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in SEARCHED]  # even without importance
 GRIDS = MIN_MAX_GRIDS + SEARCHED_GRIDS
 AXES = list(Axis)
 SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from quantize.errors import ConfigError
 from quantize.grids.codebook import CODEBOOK_GRIDS
 from quantize.grids.ggml import GGML_GRIDS
+from quantize.grids.ggml_k import K_GRIDS
 from quantize.grids.int_affine import IntAffine
 from quantize.types import Grid
 
-GRIDS: dict[str, Grid | type[IntAffine]] = {"int": IntAffine, **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS)}}
+GRIDS: dict[str, Grid | type[IntAffine]] = {
+    "int": IntAffine,
+    **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS)},
+}
 
 
 def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) -> Grid:
@@ -26,5 +30,9 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) ->
     if group_size != grid.group_size:
         raise ConfigError(f"--grid {name} has groups of {grid.group_size}, not {group_size}; drop --group-size")
     if symmetric and not grid.symmetric:
-        raise ConfigError(f"--grid {name} is not symmetric; choose {name[:-1]}0 or drop --symmetric")
+        others = [
+            other.name for other in GRIDS.values() if not isinstance(other, type) and other.symmetric and other.bits == bits
+        ]
+        choose = f"choose {' or '.join(others)}, or drop" if others else "drop"
+        raise ConfigError(f"--grid {name} is not symmetric; {choose} --symmetric")
     return grid

@@ -1,4 +1,4 @@
-"""Levels instead of equal steps: IQ4_NL (ggml-quants.c, ``quantize_row_iq4_nl_impl``)."""
+"""Grids that are a scale times a level: IQ4_NL, IQ4_XS, Q3_K, Q6_K (ggml-quants.c, ``quantize_row_iq4_nl_impl`` and its kin)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from functools import cached_property
 
 import numpy as np
 
-from quantize.grids.ggml import BLOCK
-from quantize.grids.least_squares import best_scale, fit_turned, ratio
-from quantize.types import F32, U8, Params
+from quantize.grids.ggml import BLOCK, to_float16
+from quantize.grids.least_squares import Nearest, best_scale, fit_turned, ratio, reciprocal, total, whole_numbers
+from quantize.types import F32, U8, Array, Params
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
-IQ4_STARTS = (*np.arange(-140, -100, 4), *np.arange(96, 128, 4))  # where a search puts the extreme weight
+CUTS = np.linspace(0.8, 1.12, 9)  # a search puts the extreme weight on these multiples of the lowest and of the highest level
+SUPER_BLOCK = 256
+POLISHES = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Codebook:
     def values(self) -> F32:
         """F32[n]: level of each code."""
         return np.array(self.levels, np.float32)
+
+    @cached_property
+    def starts(self) -> Array:
+        """Where a search puts the extreme weight of a group, in units of its scale."""
+        return np.concatenate([self.levels[0] * CUTS, self.levels[-1] * CUTS])
 
     @cached_property
     def _codes(self) -> U8:
@@ -42,9 +49,13 @@ class Codebook:
         codes: U8 = self._codes[_half_steps(t)]
         return codes
 
-    def nearest(self, t: F32) -> F32:
-        """The nearest levels."""
-        return self._nearest.take(_half_steps(t))
+    @cached_property
+    def nearest(self) -> Nearest:
+        """``t`` to the nearest levels; equal steps need no table."""
+        low, high = self.levels[0], self.levels[-1]
+        if len(self.levels) == high - low + 1:
+            return whole_numbers(low, high)
+        return lambda t: self._nearest.take(_half_steps(t))
 
 
 def _half_steps(t: F32) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
@@ -67,16 +78,16 @@ class GgmlCodebook:
     symmetric: bool = True
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
-        """``d`` of least error; without ``importance`` large weights count more (w**2), as in ggml."""
-        weights = np.square(blocks) if importance is None else importance
-        return fit_turned(blocks, weights, self.group_size, self._fit)
+        """Params of least error; without ``importance`` large weights count more (w**2), as in ggml."""
+        return fit_turned(blocks, np.square(blocks) if importance is None else importance, self.group_size, self._fit)
 
     def _fit(self, x: F32, w: F32) -> Params:
-        scale, _ = best_scale(x[:, 0], w[:, 0], self.book.nearest, IQ4_STARTS)
-        return {"d": scale.astype(np.float16)}
+        """F32[group, 1, n] twice -> params [n]."""
+        scale, _ = best_scale(x[:, 0], w[:, 0], self.book.nearest, self.book.starts)
+        return {"d": to_float16(scale)}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
-        """(d, 0) as F32[..., 1]: a codebook knows no zero point."""
+        """(d, 0) as F32[..., 1]: levels have their own zero."""
         d = params["d"].astype(np.float32)[..., None]
         return d, np.zeros_like(d)
 
@@ -85,8 +96,66 @@ class GgmlCodebook:
         return self.book.encode(ratio(x, scale))
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
-        """``d * level[q]`` (``dequantize_row_iq4_nl``)."""
+        """``scale * level[q]`` (``dequantize_row_iq4_nl`` and its kin)."""
         return scale * self.book.values[codes]
 
 
-CODEBOOK_GRIDS = (GgmlCodebook("iq4_nl", 4, 4.5, IQ4),)
+@dataclass(frozen=True)
+class GgmlKCodebook(GgmlCodebook):
+    """``w = (d * scale) * level[q]`` in super-blocks of 256.
+
+    params: ``d`` F16[rows, n_blocks]; ``scales`` I8[rows, n_blocks, 256 // group_size] from ``-span`` to ``span - 1``.
+    """
+
+    block_size: int = SUPER_BLOCK
+    span: int = 32
+
+    def _fit(self, x: F32, w: F32) -> Params:
+        """The best scale of each group, the best d for these, then whole numbers beside them and d again.
+
+        F32[group, groups, n] twice -> params [n] and [groups, n].
+        """
+        group, groups, n = x.shape
+        x, w = x.reshape(group, -1), w.reshape(group, -1)
+        whole = whole_numbers(-self.span, self.span - 1)
+        scale, curvature = (value.reshape(groups, n) for value in best_scale(x, w, self.book.nearest, self.book.starts))
+        starts = np.concatenate([-self.span * CUTS, (self.span - 1) * CUTS])
+        d = to_float16(best_scale(scale, curvature, whole, starts)[0])
+        scales = whole(ratio(scale, d.astype(np.float32)))
+        for _ in range(POLISHES):
+            d, scales = self._polish(x, w, d, scales)
+        return {"d": d, "scales": scales.astype(np.int8)}
+
+    def _polish(self, x: F32, w: F32, d: Array, scales: F32) -> tuple[Array, F32]:
+        """(d, scales) that leave no larger error: each whole number one up or down, then d by least squares."""
+        kept, best = scales, self._loss(x, w, d * scales)
+        for step in (-1, 1):
+            trial = np.clip(scales + np.float32(step), -self.span, self.span - 1)
+            loss = self._loss(x, w, d * trial)
+            kept, best = np.where(loss < best, trial, kept), np.minimum(loss, best)
+        values = self.book.nearest(x * reciprocal(d * kept).reshape(-1))
+        on_scale, square = (total(w, other, values).reshape(kept.shape) for other in (x, values))
+        other = to_float16(ratio((kept * on_scale).sum(0), (kept * kept * square).sum(0)))
+        better = self._loss(x, w, other * kept).sum(0) < best.sum(0)
+        return np.where(better, other, d), kept
+
+    def _loss(self, x: F32, w: F32, scale: F32) -> F32:
+        """Weighted squared error of each group, F32[groups, n]."""
+        flat = scale.reshape(-1)
+        error = self.book.nearest(x * reciprocal(flat))
+        error *= flat
+        error -= x
+        return total(w, error, error).reshape(scale.shape)
+
+    def scale_zero(self, params: Params) -> tuple[F32, F32]:
+        """(d * scale, 0) as F32[..., groups]."""
+        scale = params["d"].astype(np.float32)[..., None] * params["scales"].astype(np.float32)
+        return scale, np.zeros_like(scale)
+
+
+CODEBOOK_GRIDS = (
+    GgmlCodebook("iq4_nl", 4, 4.5, IQ4),
+    GgmlKCodebook("q3_k", 3, 3.4375, Codebook(tuple(range(-4, 4))), 16),
+    GgmlKCodebook("q6_k", 6, 6.5625, Codebook(tuple(range(-32, 32))), 16, span=128),
+    GgmlKCodebook("iq4_xs", 4, 4.25, IQ4),
+)

@@ -43,8 +43,8 @@ class GgmlSymmetric:
         low, high = blocks.min(-1), blocks.max(-1)
         middle = np.float32(2 ** (self.bits - 1))
         if not self.signed_extreme:
-            return {"d": _float16(np.maximum(-low, high) / (middle - 1))}
-        return {"d": _float16(np.where(-low > high, low, high) / (shifts - middle))}
+            return {"d": to_float16(np.maximum(-low, high) / (middle - 1))}
+        return {"d": to_float16(np.where(-low > high, low, high) / (shifts - middle))}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, 2**(bits-1)) as F32[..., 1]."""
@@ -53,7 +53,7 @@ class GgmlSymmetric:
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code; a block whose d is 0 gets the middle."""
-        return np.clip(np.rint(_divide(x, scale)) + zero, 0, 2**self.bits - 1).astype(np.uint8)
+        return np.clip(np.rint(divide(x, scale)) + zero, 0, 2**self.bits - 1).astype(np.uint8)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``d * (q - zero)`` (``dequantize_row_q4_0`` and its kin)."""
@@ -84,7 +84,7 @@ class GgmlOffset:
             width = high - low
             low, high = low + width * cuts[:, 0], high - width * cuts[:, 1]
         d = (high - low) / np.float32(2**self.bits - 1)
-        return {"d": _float16(d), "m": _float16(low)}
+        return {"d": to_float16(d), "m": to_float16(low)}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, m) as F32[..., 1]: here "zero" is the value of code 0."""
@@ -92,20 +92,20 @@ class GgmlOffset:
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code."""
-        return np.clip(np.rint(_divide(x - zero, scale)), 0, 2**self.bits - 1).astype(np.uint8)
+        return np.clip(np.rint(divide(x - zero, scale)), 0, 2**self.bits - 1).astype(np.uint8)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``d * q + m`` (``dequantize_row_q4_1``), product and sum rounded one after the other."""
         return scale * codes.astype(np.float32) + zero
 
 
-def _float16(values: Array) -> Array:
+def to_float16(values: Array) -> Array:
     """Rounded as the file stores it; what overflows becomes infinite, and the pipeline refuses that by name."""
     with np.errstate(over="ignore"):
         return values.astype(np.float16)
 
 
-def _divide(x: F32, scale: F32) -> F32:
+def divide(x: F32, scale: F32) -> F32:
     """x / scale, and 0 where scale is 0."""
     return np.where(scale == 0, np.float32(0), x / np.where(scale == 0, np.float32(1), scale)).astype(np.float32)
 

@@ -22,22 +22,38 @@ GOLDEN = {
     "q5_1": ONE + MINUS_TWO + "0000ffff" + NIBBLES,
     "q8_0": ONE + "".join(f"{0x80 + i:02x}" for i in range(32)),  # int8 -128, -127, ...
     "iq4_nl": ONE + NIBBLES,
+    "q2_k": "".join(f"{15 - i:x}{i:x}" for i in range(16)) + "0055aaff" * 16 + ONE + MINUS_TWO,
+    "q3_k": "00000000ffffffff" * 4 + "0055aaff" * 16 + "004488cc" * 2 + "e4" * 4 + ONE,
+    "q4_k": ONE + MINUS_TWO + "0154a2ff0251a1fe657687dc" + NIBBLES * 8,
+    "q5_k": ONE + MINUS_TWO + "0154a2ff0251a1fe657687dc" + ("00" * 16 + "ff" * 16) + NIBBLES * 8,
+    "q6_k": NIBBLES * 8 + ("88" * 16 + "dd" * 16) * 2 + "f8f9fafbfcfdfeff0001020304050607" + ONE,
+    "iq4_xs": ONE + "50fa" + "80" * 4 + NIBBLES * 8,
+}
+SIX_BITS = {"scales": [1, 20, 34, 63, 5, 22, 39, 60], "mins": [2, 17, 33, 62, 6, 23, 40, 61]}
+WHOLE = {  # the whole numbers of those super-blocks
+    "q2_k": {"scales": range(16), "mins": range(15, -1, -1)},
+    "q3_k": {"scales": range(-32, 32, 4)},
+    "q4_k": SIX_BITS,
+    "q5_k": SIX_BITS,
+    "q6_k": {"scales": range(-8, 8)},
+    "iq4_xs": {"scales": range(-32, 32, 8)},
 }
 
 
 def tensor(name, codes, rng=None):
     grid = GRIDS[name]
-    blocks = (len(codes), codes.shape[1] // grid.block_size)
-    values = {"d": np.ones(blocks), "m": np.full(blocks, -2.0)}
-    if rng is not None:
-        values = {key: rng.standard_normal(blocks) for key in values}
-    params = {key: values[key].astype(np.float16) for key in grid.fit(np.zeros((1, 32), np.float32))}
+    params = {}
+    for key, fitted in grid.fit(np.zeros((len(codes), codes.shape[1] // grid.block_size, grid.block_size), np.float32)).items():
+        value = np.broadcast_to({"d": 1.0, "m": -2.0, "dmin": -2.0}.get(key) or list(WHOLE[name][key]), fitted.shape)
+        if rng is not None:
+            value = rng.permuted(value, axis=-1) if key in ("scales", "mins") else rng.standard_normal(fitted.shape)
+        params[key] = value.astype(fitted.dtype)
     return QuantizedTensor("t", codes.astype(np.uint8), Axis.PER_OC, grid, params)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_bytes(name):
-    codes = (np.arange(32) % 2 ** GRIDS[name].bits)[None]
+    codes = (np.arange(GRIDS[name].block_size) % 2 ** GRIDS[name].bits)[None]
     assert pack_blocks(tensor(name, codes)).tobytes().hex() == GOLDEN[name]
 
 
@@ -50,7 +66,7 @@ def test_nibble_order():
 @pytest.mark.parametrize("name", GOLDEN)
 def test_gguf_py_decodes_the_same_bits(name):
     rng = np.random.default_rng(7)
-    q = tensor(name, rng.integers(0, 2 ** GRIDS[name].bits, (5, 96)), rng)
+    q = tensor(name, rng.integers(0, 2 ** GRIDS[name].bits, (5, 768)), rng)
     decoded = gguf.dequantize(pack_blocks(q), BLOCK_TYPES[name])
     assert decoded.view(np.uint32).tolist() == dequantize(q).view(np.uint32).tolist()
 

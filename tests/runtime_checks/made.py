@@ -23,7 +23,8 @@ FORMS = {  # what the files can hold, with the cheapest method that gives it
 }
 
 
-HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2)}  # where a block's float16 numbers are, if not only at 0
+# Where a block's float16 numbers are, if not only at 0.
+HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,33 @@ GOLDEN = {
     "Q8_0": (TWO + bytes([0, 1, 127, 128, 255]) + bytes(27), [0.0, 2.0, 254.0, -256.0, -2.0] + [0.0] * 27),
     "IQ4_NL": (TWO + NIBBLES, [2.0 * v for v in LEVELS] + [-208.0] * 16),
 }
+# Super-blocks: code i is i modulo the number of codes; d is 1 and dmin -2, so minimums are added twice.
+SCALES, MINS = [1, 20, 34, 63, 5, 22, 39, 60], [2, 17, 33, 62, 6, 23, 40, 61]
+PAIRS = "003c00c0" + "0154a2ff0251a1fe657687dc"
+STEPS = "".join(f"{i:x}{i:x}" for i in range(16)) * 8
+TWO_BITS = "0055aaff" * 16
+PLACES = range(256)
+for name, stored, values in (
+    (
+        "Q2_K",
+        "".join(f"{15 - i:x}{i:x}" for i in range(16)) + TWO_BITS + "003c00c0",
+        [i // 16 * (i % 4) + 2 * (15 - i // 16) for i in PLACES],
+    ),
+    (
+        "Q3_K",
+        "00000000ffffffff" * 4 + TWO_BITS + "004488cc" * 2 + "e4" * 4 + "003c",
+        [(4 * (i // 16) - 32) * (i % 8 - 4) for i in PLACES],
+    ),
+    ("Q4_K", PAIRS + STEPS, [SCALES[i // 32] * (i % 16) + 2 * MINS[i // 32] for i in PLACES]),
+    ("Q5_K", PAIRS + "00" * 16 + "ff" * 16 + STEPS, [SCALES[i // 32] * (i % 32) + 2 * MINS[i // 32] for i in PLACES]),
+    (
+        "Q6_K",
+        STEPS + ("88" * 16 + "dd" * 16) * 2 + "f8f9fafbfcfdfeff0001020304050607" + "003c",
+        [(i // 16 - 8) * (i % 64 - 32) for i in PLACES],
+    ),
+    ("IQ4_XS", "003c" + "50fa" + "80808080" + STEPS, [(8 * (i // 32) - 32) * LEVELS[i % 16] for i in PLACES]),
+):
+    GOLDEN[name] = (bytes.fromhex(stored), [float(value) for value in values])
 KINDS = sorted(BLOCK_BYTES)
 
 
@@ -143,7 +170,7 @@ LIES = {
     "five dimensions": (container(tensors=[("x", (1, 1, 1, 1, 1), 0, 0)], data=bytes(32)), "5 dimensions"),
     "a long name": (container(tensors=[("x" * 64, (1,), 0, 0)], data=bytes(32)), "wrong length"),
     "a negative shape": (container(tensors=[("x", (-4,), 0, 0)], data=bytes(32)), "shape"),
-    "an unknown type": (container(tensors=[("x", (256,), 12, 0)], data=bytes(144)), "type 12"),
+    "an unknown type": (container(tensors=[("x", (256,), 16, 0)], data=bytes(66)), "type 16"),
     "half a block": (container(tensors=[("x", (48,), 2, 0)], data=bytes(36)), "rows of 48"),
     "odd alignment": (container([("general.alignment", 4, struct.pack("<I", 48))], F32_PAIR, bytes(96)), "power of two"),
 }
@@ -165,7 +192,7 @@ def test_every_truncation_is_found(tmp_path):
 
 
 def test_metadata_of_types_that_the_reference_does_not_decode(tmp_path):
-    data = container([("k", 7, b"\x01")], [("x", (256,), 12, 0)], bytes(144))
+    data = container([("k", 7, b"\x01")], [("x", (256,), 16, 0)], bytes(66))
     assert read_metadata(write(tmp_path / "f.gguf", data)) == {"k": True}
 
 
