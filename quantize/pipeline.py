@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
 from quantize.blocks import dequantize
@@ -41,8 +42,9 @@ def quantize_checkpoint(
     plans = build_plan(source.specs, config, target)
     with StoreWriter(out, force) as writer:
         job = _Job(source, config, target, plans)
-        for tensor, record in job.pieces():
-            writer.append(tensor, record)
+        with threadpool_limits(limits=1, user_api="blas"):  # numpy's matrices are small: more threads only wait for one another
+            for tensor, record in job.pieces():
+                writer.append(tensor, record)
         writer.finish(job.header(), source.assets())
     return QuantizedStore(out)
 

@@ -24,6 +24,7 @@ from quantize.types import F32, U8, Array, Axis, Grid, LayerStats, Params, Quant
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 LAZY_COLUMNS = 128  # errors go to the columns beyond this block in one matrix product
+TRIANGLE = 64  # triangles up to this size are inverted directly
 
 EVEN = np.ones(1, np.float32)  # inside one input channel every weight matters alike
 
@@ -63,7 +64,21 @@ def _inverse_factor(stats: LayerStats) -> tuple[NDArray[np.intp], F32]:
     order = np.argsort(-diagonal, kind="stable")
     damped = stats.hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
-    return order, np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.
+    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    return order, np.ascontiguousarray(_invert_lower(lower)[::-1, ::-1], np.float32)
+
+
+def _invert_lower(lower: Array) -> Array:
+    """Inverse of a lower triangular matrix by halves: ``[[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]``."""
+    size = len(lower)
+    if size <= TRIANGLE:
+        return np.linalg.inv(lower)
+    half, out = size // 2, np.zeros_like(lower)
+    out[:half, :half] = _invert_lower(lower[:half, :half])
+    out[half:, half:] = _invert_lower(lower[half:, half:])
+    out[half:, :half] = -out[half:, half:] @ (lower[half:, :half] @ out[:half, :half])
+    return out
 
 
 def _static_groups(weight: F32, grid: Grid, importance: F32) -> _Channels:
