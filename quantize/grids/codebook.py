@@ -7,12 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
-from quantize.grids.ggml import BLOCK, to_float16
+from quantize.grids.ggml import BLOCK, CUTS, to_float16
 from quantize.grids.least_squares import Nearest, best_scale, fit_turned, ratio, reciprocal, total, whole_numbers
 from quantize.types import F32, U8, Array, Params
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
-CUTS = np.linspace(0.8, 1.12, 9)  # a search puts the extreme weight on these multiples of the lowest and of the highest level
 SUPER_BLOCK = 256
 POLISHES = 2
 

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantize.grids.search import least_error
+from quantize.grids.least_squares import best_line, best_scale, fit_turned, spreads, whole_numbers
 from quantize.types import F32, U8, Array, Params
 
 BLOCK = 32
-# What a search tries after min-max: the extreme on another (fractional) code, or the range cut at either end. Coarse on purpose.
-SEARCH_SHIFTS: F32 = np.array([[0], [-0.8], [-0.4], [0.4], [0.8], [1.2], [1.6]], np.float32)
-SEARCH_CUTS: F32 = np.array([[0, 0], [0.03, 0], [0, 0.03], [0.03, 0.03], [0.06, 0], [0, 0.06], [0.06, 0.06]], np.float32)[
-    ..., None
-]
+CUTS = np.linspace(0.8, 1.12, 9)  # a search puts the extreme weight on these multiples of the last code at either side
 
 
 @dataclass(frozen=True)
@@ -33,18 +29,19 @@ class GgmlSymmetric:
     symmetric: bool = True
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
-        """``d`` from the extreme value; with ``importance`` the best of several, rounded to float16 as the file stores it."""
-        if importance is None or not self.signed_extreme:
-            return self._from_extreme(blocks)
-        return least_error(self, blocks, importance, lambda x: self._from_extreme(x, SEARCH_SHIFTS))
-
-    def _from_extreme(self, blocks: F32, shifts: F32 | float = 0.0) -> Params:
-        """The extreme stands on the lowest code plus ``shifts`` (Q8_0: the larger magnitude on 127)."""
+        """``d`` from the extreme value; with ``importance`` that of least error, rounded to float16 as the file stores it."""
+        if importance is not None and self.signed_extreme:
+            return fit_turned(blocks, importance, BLOCK, self._search)
         low, high = blocks.min(-1), blocks.max(-1)
         middle = np.float32(2 ** (self.bits - 1))
         if not self.signed_extreme:
             return {"d": to_float16(np.maximum(-low, high) / (middle - 1))}
-        return {"d": to_float16(np.where(-low > high, low, high) / (shifts - middle))}
+        return {"d": to_float16(np.where(-low > high, low, high) / -middle)}
+
+    def _search(self, x: F32, w: F32) -> Params:
+        middle = 2 ** (self.bits - 1)
+        starts = np.concatenate([-middle * CUTS, (middle - 1) * CUTS])
+        return {"d": to_float16(best_scale(x[:, 0], w[:, 0], whole_numbers(-middle, middle - 1), starts)[0])}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, 2**(bits-1)) as F32[..., 1]."""
@@ -72,19 +69,15 @@ class GgmlOffset:
     symmetric: bool = False
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
-        """``d`` and ``m`` from the extremes; with ``importance`` from the best of several narrower ranges."""
-        if importance is None:
-            return self._from_range(blocks)
-        return least_error(self, blocks, importance, lambda x: self._from_range(x, SEARCH_CUTS))
-
-    def _from_range(self, blocks: F32, cuts: F32 | None = None) -> Params:
-        """The range from minimum to maximum, cut by shares F32[candidates, 2, 1] of its width."""
+        """``d`` and ``m`` from the extremes; with ``importance`` those of least error."""
+        if importance is not None:
+            return fit_turned(blocks, importance, BLOCK, self._search)
         low, high = blocks.min(-1), blocks.max(-1)
-        if cuts is not None:
-            width = high - low
-            low, high = low + width * cuts[:, 0], high - width * cuts[:, 1]
-        d = (high - low) / np.float32(2**self.bits - 1)
-        return {"d": to_float16(d), "m": to_float16(low)}
+        return {"d": to_float16((high - low) / np.float32(2**self.bits - 1)), "m": to_float16(low)}
+
+    def _search(self, x: F32, w: F32) -> Params:
+        scale, low, _ = best_line(x[:, 0], w[:, 0], 2**self.bits - 1, spreads(2**self.bits - 1), ceiling=np.inf)
+        return {"d": to_float16(scale), "m": to_float16(low)}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, m) as F32[..., 1]: here "zero" is the value of code 0."""

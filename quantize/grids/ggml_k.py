@@ -20,6 +20,7 @@ from quantize.grids.least_squares import (
     nearest_code,
     ratio,
     reciprocal,
+    spreads,
     total,
     whole_numbers,
 )
@@ -88,16 +89,15 @@ class _Lines:
 
     def first(self, groups: int) -> dict[str, Array]:
         """Every group's own best line, then the factors that bring scales and minimums closest to whole numbers."""
-        starts = np.linspace(self.last * 0.85 - 0.5, self.last + 1.2, 10)
-        scale, low, curvature = (value.reshape(groups, -1) for value in best_line(self.x, self.w, self.last, starts))
+        found = best_line(self.x, self.w, self.last, spreads(self.last))
+        scale, low, curvature = (value.reshape(groups, -1) for value in found)
         params: dict[str, Array] = {}
         whole = whole_numbers(0, self.top)
         for factor, name, values, weights in (
             ("d", "scales", scale, curvature),
             ("dmin", "mins", -low, self._sum_w(scale)),
         ):
-            found, _ = best_scale(values, weights, whole, self.top * FIRST_SHARES)
-            params[factor] = to_float16(found)
+            params[factor] = to_float16(best_scale(values, weights, whole, self.top * FIRST_SHARES)[0])
             params[name] = whole(ratio(values, params[factor].astype(np.float32)))
         return params
 

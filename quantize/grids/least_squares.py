@@ -85,16 +85,16 @@ def best_scale(x: F32, w: F32, nearest: Nearest, starts: Iterable[float]) -> tup
     return scale, curvature
 
 
-def best_line(x: F32, w: F32, top: int, starts: Iterable[float]) -> tuple[F32, F32, F32]:
-    """(s >= 0, low <= 0, sum(w q**2)) F32[n] that minimize ``sum(w (s q + low - x)**2)``, q = round((x - low) / s) in 0..top.
+def best_line(x: F32, w: F32, top: int, starts: Iterable[float], ceiling: float = 0.0) -> tuple[F32, F32, F32]:
+    """(s >= 0, low <= ceiling, sum(w q**2)) F32[n] that minimize ``sum(w (s q + low - x)**2)``, q = nearest code in 0..top.
 
-    Each start spreads the range over that many codes (make_qkx3_quants); the best is refined.
+    Each start spreads the range over that many codes (make_qkx3_quants); the best is refined. ``ceiling``: 0, or infinity.
     """
-    floor = np.minimum(x.min(0), 0)
+    floor = np.minimum(x.min(0), np.float32(ceiling))
     inverse = reciprocal(x.max(0) - floor)
     wx = w * x
     sum_w, sum_x = w.sum(0), wx.sum(0)
-    low = np.minimum(ratio(sum_x, sum_w), 0)  # all codes 0
+    low = np.minimum(ratio(sum_x, sum_w), np.float32(ceiling))  # all codes 0
     scale, curvature = np.zeros_like(low), np.zeros_like(low)
     best = low * (low * sum_w - 2 * sum_x)  # the loss without its constant sum(w x**2)
 
@@ -104,7 +104,7 @@ def best_line(x: F32, w: F32, top: int, starts: Iterable[float]) -> tuple[F32, F
         sum_q, sum_qq, sum_xq = total(w, q), total(w, q, q), total(wx, q)
         s = ratio(sum_w * sum_xq - sum_x * sum_q, sum_w * sum_qq - sum_q * sum_q)
         m = ratio(sum_x - s * sum_q, sum_w)
-        s, m = np.where(m > 0, ratio(sum_xq, sum_qq), s), np.minimum(m, 0)
+        s, m = np.where(m > ceiling, ratio(sum_xq, sum_qq), s), np.minimum(m, np.float32(ceiling))
         loss = s * (s * sum_qq - 2 * sum_xq) + m * (m * sum_w - 2 * sum_x) + 2 * s * m * sum_q
         better = (loss < best) & (s > 0)
         best, low, scale = np.where(better, loss, best), np.where(better, m, low), np.where(better, s, scale)
@@ -115,6 +115,11 @@ def best_line(x: F32, w: F32, top: int, starts: Iterable[float]) -> tuple[F32, F
     for _ in range(REFINEMENTS):
         attempt(reciprocal(scale), low)
     return scale, low, curvature
+
+
+def spreads(last: int) -> Array:
+    """Starts for best_line with codes up to ``last``: min-max, then from cut ends to a last code that nothing reaches."""
+    return np.concatenate([[last], np.linspace(last * 0.85 - 0.5, last + 1.2, 10)])
 
 
 def nearest_code(x: F32, inverse: F32, low: F32, top: int) -> F32:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quantize.blocks import dequantize, from_blocks, spread, to_blocks, to_rows
+from quantize.blocks import dequantize, spread, to_blocks, to_rows
 from quantize.errors import ConfigError
 from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
@@ -92,7 +92,7 @@ def test_search_never_loses_to_min_max(grid):
         return ((grid.decode(grid.encode(blocks, scale, zero), scale, zero) - blocks) ** 2 * importance).sum(-1)
 
     searched, plain = loss(grid.fit(blocks, importance)), loss(grid.fit(blocks))
-    assert (searched <= plain * (1 + 1e-5)).all()
+    assert (searched <= plain * (1 + 1e-3)).all()  # a float16 param may be rounded the wrong way
     if grid.name != "q8_0":
         assert searched.sum() < plain.sum()
 
@@ -147,8 +147,9 @@ def test_any_weights_stay_in_their_range(grid, block):
 
 
 @given(hnp.arrays(np.float32, (3, 37), elements=st.floats(-1, 1, width=32)), st.sampled_from([16, 32, 64]))
-def test_blocks_round_trip(rows, size):
-    assert np.array_equal(from_blocks(to_blocks(rows, size), 37), rows)
+def test_blocks_keep_the_rows_and_fill_with_zeros(rows, size):
+    blocks = to_blocks(rows, size)
+    assert np.array_equal(blocks.reshape(3, -1)[:, :37], rows) and not blocks.reshape(3, -1)[:, 37:].any()
 
 
 @pytest.mark.parametrize(
