@@ -15,15 +15,18 @@ from dataclasses import dataclass
 
 from exporter.onnx_cost import SECONDS_PER_BYTE, SECONDS_PER_NODE, linear_bytes, linear_nodes, linear_seconds, packed_size
 from quantize.errors import ConfigError
+from quantize.grids import GRIDS
 from quantize.types import Axis, Grid, RowOrder
 
-GGML_DEFAULT_GRIDS = {4: "q4_0", 5: "q5_0", 8: "q8_0"}
+GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
+# Where rows are no multiple of 256: the next larger block of 32, as llama-quantize chooses it.
+GGML_FALLBACKS = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 
 @dataclass(frozen=True)
 class GgufTarget:
-    """A GGUF file, whose blocks of 32 cannot be ragged; ``per_ic`` if it may also hold transposed tensors."""
+    """A GGUF file, whose blocks of 32 or 256 cannot be ragged; ``per_ic`` if it may also hold transposed tensors."""
 
     name: str
     per_ic: bool
@@ -31,7 +34,7 @@ class GgufTarget:
     default_group_size: int = GGML_BLOCK
 
     def grid_name(self, bits: int) -> str:
-        """The scale-only block of that width. Raises ConfigError for 2 and 3 bits."""
+        """The plainest block of that width. Raises ConfigError for a width without one."""
         if bits not in GGML_DEFAULT_GRIDS:
             known = ", ".join(f"{width} ({grid})" for width, grid in GGML_DEFAULT_GRIDS.items())
             raise ConfigError(f"--bits {bits}: target {self.name} has no such block format; it has {known}")
@@ -52,8 +55,11 @@ class GgufTarget:
         return None
 
     def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
-        """None, that is floats: every grid here has the same block of 32, so where one does not fit none does."""
-        return None
+        """A block of 32 where one of 256 does not fit; None, that is floats, where that does not fit either."""
+        smaller = GRIDS.get(GGML_FALLBACKS.get(grid.name, ""))
+        if smaller is None or isinstance(smaller, type) or self.refuses(smaller, axis, shape) is not None:
+            return None
+        return smaller
 
     def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
         """Bytes in the file: ggml's blocks cost the same on both axes."""

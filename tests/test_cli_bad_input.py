@@ -183,7 +183,7 @@ def test_unwritable_output(model, tmp_path, capsys, args):
 
 OPTIONS = [
     (["--target", "llama.cpp", "--method", "gptq-ic"], ["llama.cpp", "cannot hold per-IC groups", "gptq-oc"]),
-    (["--target", "llama.cpp", "--bits", "3"], ["--bits 3", "q4_0"]),
+    (["--target", "llama.cpp", "--bits", "3"], ["q3_k", "256", "--allow-fallback"]),
     (["--target", "onnxruntime", "--grid", "q4_0"], ["onnxruntime", "q4_0", "drop --grid"]),
     (["--target", "llama.cpp", "--grid", "int"], ["llama.cpp", "ggml blocks"]),
     (["--target", "onnxruntime", "--bits", "5"], ["5", "2, 3, 4, 8"]),

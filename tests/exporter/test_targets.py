@@ -6,7 +6,7 @@ import pytest
 
 from exporter.targets import GGUF_TARGETS, ONNX_TARGETS, TARGETS
 from quantize.errors import ConfigError
-from quantize.grids import make_grid
+from quantize.grids import GRIDS, make_grid
 from quantize.types import Axis, RowOrder
 
 Q4_0 = make_grid("q4_0", 4, 32)
@@ -40,9 +40,21 @@ def test_names_and_row_orders():
 @pytest.mark.parametrize("name", GGUF_TARGETS)
 def test_default_grids_of_gguf(name):
     target = TARGETS[name]
-    assert [target.grid_name(bits) for bits in (4, 5, 8)] == ["q4_0", "q5_0", "q8_0"]
-    with pytest.raises(ConfigError, match=r"--bits 3: target .* has no such block format; it has 4 \(q4_0\), 5"):
-        target.grid_name(3)
+    assert [target.grid_name(bits) for bits in (2, 3, 4, 5, 8)] == ["q2_k", "q3_k", "q4_0", "q5_0", "q8_0"]
+    with pytest.raises(ConfigError, match=r"--bits 6: target .* has no such block format; it has 2 \(q2_k\), 3"):
+        target.grid_name(6)
+
+
+@pytest.mark.parametrize(
+    ("name", "cols", "smaller"),
+    [("q2_k", 576, "iq4_nl"), ("q4_k", 576, "q5_0"), ("q5_k", 576, "q5_1"), ("q6_k", 576, "q8_0"), ("q6_k", 100, None)],
+)
+def test_super_blocks_fall_back_to_blocks_of_32(name, cols, smaller):
+    grid, target = GRIDS[name], TARGETS["llama.cpp"]
+    reason = target.refuses(grid, Axis.PER_OC, (64, cols))
+    assert reason is not None and f"IC = {cols}, which is no multiple of {name}'s block of 256" in reason
+    found = target.fallback(grid, Axis.PER_OC, (64, cols))
+    assert (found and found.name) == smaller
 
 
 @pytest.mark.parametrize("name", ONNX_TARGETS)

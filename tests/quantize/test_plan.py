@@ -85,6 +85,15 @@ def test_a_fallback_is_listed():
     assert any(Q in note and "kept as F16" in note for note in plan_notes(plans, config, target))
 
 
+def test_a_super_block_that_does_not_fit_becomes_a_block_that_does():
+    config, target = QuantizeConfig(grid="q4_k", allow_fallback=True), TARGETS["llama.cpp"]
+    plans = build_plan(specs_of(), config, target)
+    assert next(plan for plan in plans if plan.name == Q).candidates[Axis.PER_OC].name == "q5_0"
+    assert any(Q in note and "block of 256" in note and "stored as q5_0" in note for note in plan_notes(plans, config, target))
+    with pytest.raises(PlanError, match="IC = 64, which is no multiple of q4_k's block of 256.*--allow-fallback"):
+        plan_of("llama.cpp", grid="q4_k")
+
+
 def test_an_axis_that_does_not_fit_is_no_candidate_and_is_listed():
     config, target = QuantizeConfig(), TARGETS["gguf-adadim"]
     plans = build_plan(specs_of(q=(80, 64)), config, target)
@@ -131,7 +140,7 @@ def test_bad_recipes(tmp_path, text, message):
         ({"embedding": "int3"}, "--embedding int3: choose source"),
         ({"head": "tied"}, "--head tied: this model's head differs"),
         ({"grid": "q4_1", "symmetric": True, "target": "llama.cpp"}, "q4_1 is not symmetric"),
-        ({"bits": 3, "target": "llama.cpp"}, "--bits 3"),
+        ({"bits": 6, "target": "llama.cpp"}, "--bits 6"),
     ],
 )
 def test_contradictions(config, message):
