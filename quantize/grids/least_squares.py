@@ -5,7 +5,7 @@ Arrays are turned, F32[group, ...]: a step is one pass over contiguous memory, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +15,8 @@ SLICE = 1 << 16  # weights fitted at a time: they and a few copies stay in the c
 TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
 REFINEMENTS = 2  # a least-squares scale gives other codes, and these another scale
 
-Nearest = Callable[[F32], F32]  # weight / scale -> the value of its code
+Nearest = Callable[[F32], F32]  # weight / scale -> the value of its code; it may overwrite its argument
+Found = tuple[F32, ...]  # a loss, and what it belongs to
 
 
 def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32, F32], Params]) -> Params:
@@ -59,62 +60,79 @@ def reciprocal(values: Array) -> F32:
     return ratio(np.ones_like(values), values)
 
 
-def best_scale(x: F32, w: F32, nearest: Nearest, starts: Iterable[float]) -> tuple[F32, F32]:
+def best_scale(x: F32, w: F32, nearest: Nearest, starts: Array) -> tuple[F32, F32]:
     """(s, sum(w l**2)) F32[n] that minimize ``sum(w (s l - x)**2)``, l = nearest(x / s); x and w F32[group, n].
 
     Each start puts the extreme value of x there (make_qx_quants, make_qp_quants); the best is refined.
     """
     low, high = x.min(0), x.max(0)
-    inverse = reciprocal(np.where(-low > high, low, high))
     wx = w * x
-    best, scale, curvature = (np.zeros(x.shape[1], np.float32) for _ in range(3))
 
-    def attempt(inverse: F32) -> None:
-        nonlocal best, scale, curvature
-        values = nearest(x * inverse)
-        projected, square = total(wx, values), total(w, values, values)
-        found = ratio(projected, square)
-        better = projected * found > best  # the share of sum(w x**2) that is explained
-        best = np.where(better, projected * found, best)
-        scale, curvature = np.where(better, found, scale), np.where(better, square, curvature)
+    def attempt(inverse: F32) -> Found:
+        values = nearest(x[:, None] * inverse)
+        projected, square = np.einsum("gn,gsn->sn", wx, values), np.einsum("gn,gsn,gsn->sn", w, values, values)
+        scale = ratio(projected, square)
+        return _first_best(-projected * scale, scale, square)  # the loss without its constant sum(w x**2)
 
-    for start in starts:
-        attempt(np.float32(start) * inverse)
+    inverse = reciprocal(np.where(-low > high, low, high))
+    found: Found = (np.zeros_like(low),) * 3  # all zero
+    for some in _portions(starts, x):
+        found = _better(attempt(some * inverse), found)
     for _ in range(REFINEMENTS):
-        attempt(reciprocal(scale))
+        found = _better(attempt(reciprocal(found[1])[None]), found)
+    _, scale, curvature = found
     return scale, curvature
 
 
-def best_line(x: F32, w: F32, top: int, starts: Iterable[float], ceiling: float = 0.0) -> tuple[F32, F32, F32]:
+def best_line(x: F32, w: F32, top: int, starts: Array, ceiling: float = 0.0) -> tuple[F32, F32, F32]:
     """(s >= 0, low <= ceiling, sum(w q**2)) F32[n] that minimize ``sum(w (s q + low - x)**2)``, q = nearest code in 0..top.
 
     Each start spreads the range over that many codes (make_qkx3_quants); the best is refined. ``ceiling``: 0, or infinity.
     """
     floor = np.minimum(x.min(0), np.float32(ceiling))
-    inverse = reciprocal(x.max(0) - floor)
     wx = w * x
     sum_w, sum_x = w.sum(0), wx.sum(0)
-    low = np.minimum(ratio(sum_x, sum_w), np.float32(ceiling))  # all codes 0
-    scale, curvature = np.zeros_like(low), np.zeros_like(low)
-    best = low * (low * sum_w - 2 * sum_x)  # the loss without its constant sum(w x**2)
 
-    def attempt(inverse: F32, bottom: F32) -> None:
-        nonlocal best, scale, low, curvature
-        q = nearest_code(x, inverse, bottom, top)
-        sum_q, sum_qq, sum_xq = total(w, q), total(w, q, q), total(wx, q)
+    def attempt(inverse: F32, bottom: F32) -> Found:
+        q = nearest_code(x[:, None], inverse, bottom, top)
+        sum_q, sum_xq = np.einsum("gn,gsn->sn", w, q), np.einsum("gn,gsn->sn", wx, q)
+        sum_qq = np.einsum("gn,gsn,gsn->sn", w, q, q)
         s = ratio(sum_w * sum_xq - sum_x * sum_q, sum_w * sum_qq - sum_q * sum_q)
         m = ratio(sum_x - s * sum_q, sum_w)
         s, m = np.where(m > ceiling, ratio(sum_xq, sum_qq), s), np.minimum(m, np.float32(ceiling))
         loss = s * (s * sum_qq - 2 * sum_xq) + m * (m * sum_w - 2 * sum_x) + 2 * s * m * sum_q
-        better = (loss < best) & (s > 0)
-        best, low, scale = np.where(better, loss, best), np.where(better, m, low), np.where(better, s, scale)
-        curvature = np.where(better, sum_qq, curvature)
+        return _first_best(np.where(s > 0, loss, np.inf), s, m, sum_qq)
 
-    for start in starts:
-        attempt(np.float32(start) * inverse, floor)
+    low = np.minimum(ratio(sum_x, sum_w), np.float32(ceiling))
+    inverse = reciprocal(x.max(0) - floor)
+    found: Found = (low * (low * sum_w - 2 * sum_x), np.zeros_like(low), low, np.zeros_like(low))  # all codes 0
+    for some in _portions(starts, x):
+        found = _better(attempt(some * inverse, floor), found)
     for _ in range(REFINEMENTS):
-        attempt(reciprocal(scale), low)
+        found = _better(attempt(reciprocal(found[1])[None], found[2]), found)
+    _, scale, low, curvature = found
     return scale, low, curvature
+
+
+def _portions(starts: Array, x: F32) -> list[F32]:
+    """The starts as columns F32[some, 1]: as many at once as stay in the cache beside x, which for few blocks are all."""
+    column = np.asarray(starts, np.float32)[:, None]
+    step = max(1, SLICE // max(1, x.size))
+    return [column[i : i + step] for i in range(0, len(column), step)]
+
+
+def _first_best(*tried: F32) -> Found:
+    """Of values [starts, n], the first of which is a loss, those with the least loss: [n] each."""
+    if len(tried[0]) == 1:
+        return tuple(values[0] for values in tried)
+    best = tried[0].argmin(0)[None]
+    return tuple(np.take_along_axis(values, best, 0)[0] for values in tried)
+
+
+def _better(new: Found, old: Found) -> Found:
+    """Elementwise the one with the smaller loss; the old one if equal."""
+    better = new[0] < old[0]
+    return tuple(np.where(better, one, other) for one, other in zip(new, old, strict=True))
 
 
 def spreads(last: int) -> Array:
@@ -124,8 +142,7 @@ def spreads(last: int) -> Array:
 
 def nearest_code(x: F32, inverse: F32, low: F32, top: int) -> F32:
     """round((x - low) * inverse) in 0..top, as float."""
-    q = x - low
-    q *= inverse
+    q: F32 = (x - low) * inverse
     np.rint(q, out=q)
     clipped: F32 = np.clip(q, 0, top, out=q)
     return clipped
