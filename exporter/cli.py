@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
+from exporter.preflight import check_source
 from exporter.summary import inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
-from quantize.errors import AdaDimError, CalibrationError, OutputError, StoreError
+from quantize.errors import AdaDimError, CalibrationError
+from quantize.outputs import check_file, new_file
 from quantize.progress import silence
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ def _fail(message: str) -> int:
 def _quantize(args: Namespace) -> int:
     from quantize import open_checkpoint
 
-    store = _make_store(args, open_checkpoint(args.source), args.target, args.out)
+    source = open_checkpoint(args.source)
+    check_source(source, args.target, tokenizer_pre="")  # `export` may name it
+    store = _make_store(args, source, args.target, args.out)
     print(store_summary(store))
     return 0
 
@@ -76,17 +80,12 @@ def _export(args: Namespace) -> int:
     from quantize.store import QuantizedStore
 
     store = QuantizedStore(args.store)
-    if (args.format == "gguf") != (store.target in GGUF_TARGETS):
-        raise StoreError(
-            f"{args.store}: was quantized for target {store.target}, which `export {args.format}` does not write; "
-            "quantize again with another --target"
-        )
-    print(_totals(_write(args, store, args.out)))
+    print(_totals(_write(args, store, args.out, args.format)))
     return 0
 
 
-def _write(args: Namespace, store: QuantizedStore, out: Path) -> Path:
-    if store.target in GGUF_TARGETS:
+def _write(args: Namespace, store: QuantizedStore, out: Path, file_format: str) -> Path:
+    if file_format == "gguf":
         from exporter.gguf_file import write_gguf
 
         return write_gguf(store, out, tokenizer_pre=args.tokenizer_pre, force=args.force)
@@ -158,39 +157,57 @@ def _inspect(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
-    from quantize import open_checkpoint
+    from quantize import build_plan, open_checkpoint
 
     targets = dict.fromkeys(args.target or DEFAULT_RUN_TARGETS)
-    for path in (path for target in targets for path in _outputs(args.out / target, target)):
-        if path.exists() and not args.force:
-            raise OutputError(f"{path}: exists already; name another --out or pass --force")
+    for target in targets:
+        _check_outputs(args, target)
     source = open_checkpoint(args.source)
+    for target in targets:
+        check_source(source, target, args.tokenizer_pre)
+        build_plan(source.specs, quantize_config(args), TARGETS[target])
     verdicts = [_run_target(args, source, target) for target in targets]
     return 0 if all(verdicts) else 1
 
 
 def _outputs(folder: Path, target: str) -> tuple[Path, Path, Path]:
     """The store, the file or folder for the runtime, and the report of ``verify``."""
-    return folder / "store", folder / ("model.gguf" if target in GGUF_TARGETS else "onnx"), folder / "verify.json"
+    return folder / "store", folder / ("model.gguf" if _format(target) == "gguf" else "onnx"), folder / "verify.json"
+
+
+def _check_outputs(args: Namespace, target: str) -> None:
+    """Raises OutputError before any work for what would not be replaced after it."""
+    from quantize.store import check_store_output
+
+    store, path, report = _outputs(args.out / target, target)
+    check_store_output(store, args.force)
+    check_file(report, args.force)
+    if _format(target) == "gguf":
+        check_file(path, args.force)
+    else:
+        from exporter.onnx_file import check_onnx_output
+
+        check_onnx_output(path, args.force)
+
+
+def _format(target: str) -> str:
+    """The word after ``export``."""
+    return "gguf" if target in GGUF_TARGETS else "onnx"
 
 
 def _run_target(args: Namespace, source: Checkpoint, target: str) -> bool:
     store_path, path, report_path = _outputs(args.out / target, target)
     store = _make_store(args, source, target, store_path)
     print(store_summary(store))
-    print(_totals(_write(args, store, path)))
+    print(_totals(_write(args, store, path, _format(target))))
     report = _run_checks(path, source, store)
     _write_json(report_path, report)
     return bool(report["ok"])
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path, force=True) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -14,18 +12,19 @@ from gguf import GGMLQuantizationType
 
 from exporter.gguf_blocks import block_type, pack_blocks
 from exporter.gguf_metadata import build_metadata
-from exporter.targets import TARGETS
+from exporter.targets import GGUF_TARGETS, TARGETS, check_target
+from quantize.checkpoint.expected import expected_shapes
 from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.gguf_container import TensorInfo, Value, alignment_of, encode_header, padded
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_gguf_name
 from quantize.checkpoint.gguf_source import ROPE_FREQS
 from quantize.checkpoint.rope import llama3_factors
-from quantize.checkpoint.row_order import ggml_row_index
-from quantize.errors import ExportError, OutputError
-from quantize.model_config import ModelConfig
+from quantize.errors import ExportError
+from quantize.model_config import HEAD, ModelConfig
+from quantize.outputs import new_file
 from quantize.progress import track
 from quantize.store import QuantizedStore, TensorRecord
-from quantize.types import F32, Axis, PlainTensor, QuantizedTensor, RowOrder
+from quantize.types import F32, Axis, PlainTensor, QuantizedTensor
 
 MAX_NAME = 63  # bytes; ggml's GGML_MAX_NAME with its end
 
@@ -36,10 +35,11 @@ def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = 
     ``tokenizer_pre`` overrides the name of the pre-tokenizer. Raises ExportError for a store that no GGUF holds,
     OutputError for an output that exists (without ``force``) or cannot be written.
     """
+    check_target(store, GGUF_TARGETS)
     forms = _forms(store)
     metadata = build_metadata(store, tokenizer_pre)
     plan = _lay_out(forms, alignment_of(metadata))
-    with _new_file(out, force) as file:
+    with new_file(out, force) as file:
         _pour(store, plan, metadata, file)
     return out
 
@@ -54,6 +54,10 @@ class _Planned:
 
 def _forms(store: QuantizedStore) -> list[_Planned]:
     """Every tensor of the file, not laid out yet."""
+    expected = expected_shapes(store.config).keys()
+    strange = sorted(set(store.records) ^ expected - ({HEAD} if store.tied else set()))
+    if strange:
+        raise ExportError(f"{store.path}: {strange[0]} is in the store or in the model, but not in both; quantize again")
     forms = [_Planned(_stored_form(store, record), record) for record in store.records.values()]
     if not _has_rope_freqs(store.config):
         return forms
@@ -79,7 +83,8 @@ def _stored_form(store: QuantizedStore, record: TensorRecord) -> TensorInfo:
     kind = block_type(record.grid.name, f"{store.path}: {record.name}")
     if record.axis is Axis.PER_OC:
         return TensorInfo(name, kind, record.shape, 0)
-    reason = TARGETS[store.target].refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))
+    target, shape = TARGETS[store.target], (record.shape[0], record.shape[1])
+    reason = target.lacks(record.grid, record.axis) or target.refuses(record.grid, record.axis, shape)
     if reason is not None:
         raise ExportError(f"{store.path}: {record.name}: {reason}")
     return TensorInfo(f"{name.rpartition('.')[0]}.{WEIGHT_IC}", kind, record.shape[::-1], 0)
@@ -105,47 +110,12 @@ def _tensor_bytes(store: QuantizedStore, record: TensorRecord | None) -> Iterato
         config = store.config
         yield llama3_factors(config.rope_scaling or {}, config.head_dim, config.rope_theta).tobytes()
         return
-    for chunk in _chunks(store, record):
+    for chunk in store.chunks(record.name):
         if isinstance(chunk, QuantizedTensor):
             yield pack_blocks(chunk).tobytes()
         else:
             yield (chunk.values if chunk.values.ndim > 1 else _f32(chunk)).tobytes()
 
 
-def _chunks(store: QuantizedStore, record: TensorRecord) -> Iterator[QuantizedTensor | PlainTensor]:
-    """The stored rows, in llama.cpp's order where it differs from the store's."""
-    heads = store.config.rotary_heads(record.name)
-    if heads is None or store.row_order is RowOrder.GGML:
-        yield from store.chunks(record.name)
-        return
-    if record.axis is Axis.PER_IC and record.grid is not None:
-        raise ExportError(f"{store.path}: {record.name} has groups across rows that GGUF orders otherwise; quantize for a GGUF")
-    index = ggml_row_index(record.shape[0], heads)
-    whole = store.read(record.name)
-    if isinstance(whole, QuantizedTensor):
-        yield whole.take_rows(index)
-    else:
-        yield replace(whole, values=whole.values[index])
-
-
 def _f32(tensor: PlainTensor) -> F32:
     return np.ascontiguousarray(to_f32(tensor.values, tensor.dtype))
-
-
-@contextmanager
-def _new_file(out: Path, force: bool) -> Iterator[BinaryIO]:
-    """A sibling that takes the name ``out`` once it is complete, and is removed if that never comes."""
-    if out.is_dir() or (out.exists() and not force):
-        raise OutputError(f"{out}: exists already; name another --out" + ("" if out.is_dir() else " or pass --force"))
-    partial = out.with_name(out.name + ".partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(out)
-    except OSError as error:
-        full = "; free some space" if error.errno == errno.ENOSPC else "; choose a place that can be written to"
-        raise OutputError(f"{out}: cannot be written ({error.strerror}){full}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from exporter.gguf_tokenizer import Metadata, tokenizer_metadata
+from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_container import Value, ValueType, parse_header
 from quantize.checkpoint.gguf_source import METADATA_ASSET
 from quantize.errors import ExportError, StoreError
@@ -16,7 +17,7 @@ from quantize.types import Axis
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 # general.file_type (llama.cpp's llama_ftype) by the type of most weights
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9}
-FILE_TYPES |= {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30}
+FILE_TYPES |= {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "tq2_0": 37, "mxfp4": 38}
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}
 SCALING_KEYS = {
@@ -39,9 +40,25 @@ def build_metadata(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata
     return out | _provenance(store)
 
 
+def check_gguf_source(source: Checkpoint, tokenizer_pre: str | None) -> None:
+    """Raises ExportError for what ``build_metadata`` would refuse once quantizing is done."""
+    where, config = str(source.path), source.config
+    if METADATA_ASSET in source.assets():
+        _check_kept(where, tokenizer_pre)
+        return
+    arch = ARCHITECTURES[config.model_type]
+    _check_biases(source.specs, arch, where)
+    _rope_scaling(config, arch, where)
+    tokenizer_metadata(source.path, source.specs[EMBEDDING].shape[0], tokenizer_pre)
+
+
+def _check_kept(where: str, tokenizer_pre: str | None) -> None:
+    if tokenizer_pre:
+        raise ExportError(f"{where}: from a GGUF, whose tokenizer is kept as it is; drop --tokenizer-pre {tokenizer_pre}")
+
+
 def _from_gguf(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
-    if tokenizer_pre is not None:
-        raise ExportError(f"{store.path}: from a GGUF, whose tokenizer is kept as it is; drop --tokenizer-pre {tokenizer_pre}")
+    _check_kept(str(store.path), tokenizer_pre)
     try:
         return dict(parse_header(store.asset(METADATA_ASSET)).metadata)
     except ValueError as error:
@@ -51,14 +68,14 @@ def _from_gguf(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
 def _from_config(store: QuantizedStore) -> Metadata:
     config = store.config
     arch = ARCHITECTURES[config.model_type]
-    _check_biases(store, arch)
+    _check_biases(store.records, arch, str(store.path))
     attention = f"{arch}.attention"
     return {
         "general.architecture": _text(arch),
         "general.type": _text("model"),
         "general.name": _text(str(store.header["source"]["name"])),
         f"{arch}.vocab_size": _u32(store.records[EMBEDDING].shape[0]),
-        f"{arch}.context_length": _u32(config.max_position),
+        f"{arch}.context_length": _u32(config.context),
         f"{arch}.embedding_length": _u32(config.hidden_size),
         f"{arch}.block_count": _u32(config.num_layers),
         f"{arch}.feed_forward_length": _u32(config.intermediate_size),
@@ -72,12 +89,12 @@ def _from_config(store: QuantizedStore) -> Metadata:
     } | _rope_scaling(config, arch, str(store.path))
 
 
-def _check_biases(store: QuantizedStore, arch: str) -> None:
+def _check_biases(names: Iterable[str], arch: str, where: str) -> None:
     """llama.cpp's qwen graphs read q, k and v biases (qwen2) or none (qwen3); its llama graph reads all."""
     allowed = {"llama": ("proj.bias",), "qwen2": ("q_proj.bias", "k_proj.bias", "v_proj.bias"), "qwen3": ()}[arch]
-    for name in store.records:
+    for name in names:
         if name.endswith(".bias") and not name.endswith(allowed):
-            raise ExportError(f"{store.path}: llama.cpp's {arch} has no {name}; this model cannot be a GGUF")
+            raise ExportError(f"{where}: llama.cpp's {arch} has no {name}; this model cannot be a GGUF")
 
 
 def _rope_scaling(config: ModelConfig, arch: str, where: str) -> Metadata:

@@ -24,7 +24,8 @@ logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of every tem
 def tokenizer_metadata(assets: Path, rows: int, pre: str | None) -> Metadata:
     """``assets``: folder with tokenizer.json and its like; ``rows`` of the embedding, up to which tokens are padded.
 
-    ``pre`` overrides the pre-tokenizer's name. Raises ExportError for a tokenizer that llama.cpp would read otherwise.
+    ``pre`` overrides the pre-tokenizer's name; "" stands for one that is given later. Raises ExportError for a tokenizer that
+    llama.cpp would read otherwise.
     """
     where = f"{assets / 'tokenizer.json'}"
     try:
@@ -47,7 +48,7 @@ def tokenizer_metadata(assets: Path, rows: int, pre: str | None) -> Metadata:
 
 
 def _byte_level(tokenizer: Mapping[str, Any], pre: str | None, where: str) -> Metadata:
-    name = pre or identify(tokenizer)
+    name = identify(tokenizer) if pre is None else pre
     if name is None:
         raise ExportError(f"{where}: its pre-tokenizer is none that llama.cpp is known to have; name it with --tokenizer-pre")
     return {f"{KEY}model": _text("gpt2"), f"{KEY}pre": _text(name)}
@@ -55,7 +56,7 @@ def _byte_level(tokenizer: Mapping[str, Any], pre: str | None, where: str) -> Me
 
 def _sentence_piece(tokenizer: Mapping[str, Any], pre: str | None, where: str) -> Metadata:
     """SentencePiece's BPE: spaces are U+2581, with one before the text where the normalizer (or Metaspace) puts it."""
-    if pre is not None:
+    if pre:
         raise ExportError(f"{where}: a SentencePiece tokenizer has no pre-tokenizer; drop --tokenizer-pre {pre}")
     steps = _flat(tokenizer.get("normalizer"), "normalizers") + _flat(tokenizer.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in steps]

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from exporter.targets import TARGETS
+from exporter.targets import GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS
@@ -71,16 +71,17 @@ def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:
 
 def _inspect_store(path: Path) -> Report:
     store = QuantizedStore(path)
-    tensors = [_store_item(record, store.target) for record in store.records.values()]
+    target = target_of(store)
+    tensors = [_store_item(record, target) for record in store.records.values()]
     return _report(tensors, sum(item["bytes"] for item in tensors)) | {"target": store.target}
 
 
-def _store_item(record: TensorRecord, target: str) -> Report:
+def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report:
     grid, item = record.grid, _item(record.name, record.name, record.shape, 0)
     if grid is None:
         bits = FLOAT_BITS[record.dtype]
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
-    stored = TARGETS[target].stored_bytes(grid, record.axis, (record.shape[0], record.shape[1]))
+    stored = target.stored_bytes(grid, record.axis, (record.shape[0], record.shape[1]))
     item |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(record.axis)}
     item |= {"symmetric": grid.symmetric}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}

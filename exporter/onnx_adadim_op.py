@@ -11,7 +11,7 @@ import onnx.parser
 from onnx import FunctionProto, TensorProto
 
 from exporter.onnx_cost import packed_size
-from exporter.onnx_tensors import Form, Piece, Planned, Wire, check_affine, node, pack_bits, scale_and_zero, site
+from exporter.onnx_tensors import Form, Piece, Planned, Wire, node, pack_bits, scale_and_zero, site
 from quantize.store import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 
@@ -125,8 +125,7 @@ def adadim_function() -> FunctionProto:
 
 
 def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
-    """A linear on either axis as one node. Raises ExportError for a grid that is not affine."""
-    check_affine(record)
+    """A linear on either axis as one node."""
     grid, name = record.grid, record.name
     assert grid is not None
     oc, ic = record.shape

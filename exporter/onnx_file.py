@@ -9,18 +9,23 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from exporter.onnx_genai import write_genai_files
+import onnx
+
+from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES, write_genai_files
 from exporter.onnx_graph import exported_context
-from exporter.onnx_plan import DATA_FILE, OnnxPlan, plan_onnx
-from quantize.errors import OutputError
+from exporter.onnx_plan import DATA_FILE, PRODUCER, OnnxPlan, plan_onnx
+from exporter.preflight import check_onnx
+from exporter.targets import ONNX_TARGETS, check_target
+from quantize.outputs import Unfinished, check_folder
+from quantize.progress import track
 from quantize.store import QuantizedStore
 from quantize.types import PlainTensor
 
 MODEL_FILE = "model.onnx"
+FILES = (MODEL_FILE, DATA_FILE, GENAI_FILE, *TOKENIZER_FILES)
 
 
 def write_onnx(
@@ -30,25 +35,33 @@ def write_onnx(
 
     ``accuracy_level``: 0 leaves activations alone, 4 lets the kernels round them to 8 bits (fast). ``context``: positions
     for which rotary tables are written, cut to the model's own limit. Raises OutputError if ``out_dir`` exists and not
-    ``force``, or cannot be written; ExportError for what ONNX cannot hold.
+    ``force``, is neither empty nor an export without other files, or cannot be written; ExportError for what ONNX
+    cannot hold.
     """
-    if out_dir.exists() and not force:
-        raise OutputError(f"{out_dir}: exists already; name another --out or pass --force")
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write_folder(store, partial, accuracy_level, exported_context(store.config, context))
-        if out_dir.is_dir():
-            shutil.rmtree(out_dir)
-        partial.replace(out_dir)
-    except OSError as error:
-        raise OutputError(
-            f"{out_dir}: cannot be written ({error.strerror or error}); free space or choose another --out"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    check_target(store, ONNX_TARGETS)
+    check_onnx_output(out_dir, force)
+    check_onnx(store.config, store.asset_names(), str(store.path))
+    with Unfinished(out_dir, folder=True) as unfinished:
+        _write_folder(store, unfinished.path, accuracy_level, exported_context(store.config, context))
+        unfinished.finish()
     return out_dir
+
+
+def check_onnx_output(out_dir: Path, force: bool) -> None:
+    """Raises OutputError for what ``write_onnx`` would not replace."""
+    check_folder(out_dir, force, _foreign)
+
+
+def _foreign(folder: Path) -> str | None:
+    """Why a folder was not written here, or holds what was not."""
+    try:
+        producer = onnx.load(folder / MODEL_FILE, load_external_data=False).producer_name
+    except Exception:  # protobuf's DecodeError moved between versions; OSError where there is none
+        return f"has no {MODEL_FILE} of an earlier export"
+    if producer != PRODUCER:
+        return f"{MODEL_FILE} in it was not written by {PRODUCER}"
+    names = sorted(item.name for item in folder.iterdir())
+    return next((f"{name} in it is no part of an export" for name in names if name not in FILES), None)
 
 
 def _write_folder(store: QuantizedStore, directory: Path, accuracy_level: int, context: int) -> None:
@@ -63,7 +76,7 @@ def _pour(plan: OnnxPlan, store: QuantizedStore, file: BinaryIO) -> None:
     """Every initializer's bytes at its offset; gaps are zeros."""
     file.truncate(plan.size)
     written = 0
-    for name, forms in plan.forms.items():
+    for name, forms in track(plan.forms.items(), "writing ONNX", len(plan.forms)):
         row = 0
         for chunk in store.chunks(name):
             for initializer, offset, data in (piece for form in forms for piece in form.pour(row, chunk)):

@@ -10,22 +10,14 @@ from quantize.model_config import ModelConfig
 from quantize.store import QuantizedStore
 
 MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
+GENAI_FILE = "genai_config.json"
+TOKENIZER_FILES = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_genai_files(store: QuantizedStore, directory: Path, context: int) -> None:
     """Write genai_config.json and copy the store's tokenizer files, byte for byte, into ``directory``."""
     config = json.dumps(genai_config(store, context), indent=2) + "\n"
-    (directory / "genai_config.json").write_text(config, encoding="utf-8")
+    (directory / GENAI_FILE).write_text(config, encoding="utf-8")
     for name in store.asset_names():
         if name in TOKENIZER_FILES:
             (directory / name).write_bytes(store.asset(name))

@@ -19,12 +19,10 @@ from onnx import ModelProto, helper
 
 from quantize.errors import ExportError
 from quantize.model_config import EMBEDDING, ModelConfig
-from quantize.types import Array, RowOrder
+from quantize.types import Array
 
-ROPE_TYPES = ("linear", "llama3", "yarn")
 PROVIDER = "adadim"
 HOLE = "adadim.hole"
-HEAD_DIM_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -39,35 +37,19 @@ class Decoder:
 
 
 def exported_context(config: ModelConfig, wanted: int) -> int:
-    """The context that is written: no longer than the model's own, nor than its sliding window, inside which there is none."""
-    limits = [wanted, config.max_position]
-    window = config.raw.get("sliding_window")
-    if window and config.raw.get("use_sliding_window", True):
-        limits.append(int(window))
-    return min(limits)
+    """The context that is written: no longer than the model's own."""
+    return min(wanted, config.context)
 
 
-def build_decoder(config: ModelConfig, tied: bool, context: int, row_order: RowOrder) -> Decoder:
+def build_decoder(config: ModelConfig, tied: bool, context: int) -> Decoder:
     """The graph of a model, its rotary tables cut to ``context`` positions.
 
-    Raises ExportError for a rotary scaling that depends on the length of the text, and for heads that the kernel refuses.
+    Raises ExportError for a config.json that mobius-onnx cannot read.
     """
-    if config.head_dim % HEAD_DIM_MULTIPLE:
-        needs = f"onnxruntime's GroupQueryAttention needs a multiple of {HEAD_DIM_MULTIPLE}"
-        raise ExportError(f"config.json: head_dim {config.head_dim}: {needs}; export this model to GGUF")
-    scaling = config.rope_scaling
-    kind = "default" if scaling is None else scaling.get("rope_type", scaling.get("type"))
-    if kind not in (*ROPE_TYPES, "default"):
-        raise ExportError(f"config.json: rope scaling {kind!r} cannot be written to ONNX; supported: {', '.join(ROPE_TYPES)}")
     model, constants = _mobius_model(config, tied)
     constants = {
         name: value[:context] if name.endswith(("cos_cache", "sin_cache")) else value for name, value in constants.items()
     }
-    interleaved = row_order is RowOrder.GGML and config.rotary_heads("model.layers.0.self_attn.q_proj.weight") is not None
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "GroupQueryAttention" and attribute.name == "rotary_interleaved":
-                attribute.i = int(interleaved)
     return _cut_holes(model, constants)
 
 
@@ -104,7 +86,11 @@ def _mobius_model(config: ModelConfig, tied: bool) -> tuple[ModelProto, dict[str
     raw |= {"tie_word_embeddings": tied, "sliding_window": None}
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "config.json").write_text(json.dumps(raw), encoding="utf-8")
-        built = mobius.build(directory, load_weights=False, dtype="f32", execution_provider=PROVIDER)["model"]
+        try:
+            built = mobius.build(directory, load_weights=False, dtype="f32", execution_provider=PROVIDER)["model"]
+        except Exception as error:  # whatever its many parts and transformers raise on a config.json that they do not expect
+            advice = "compare the file with the original model's"
+            raise ExportError(f"config.json: mobius-onnx cannot build this decoder ({error}); {advice}") from error
     built.graph.name, graph = config.model_type, built.graph
     known = {name: value.const_value.numpy() for name, value in graph.initializers.items() if value.const_value is not None}
     graph.initializers.clear()

@@ -16,7 +16,6 @@ from exporter.onnx_tensors import (
     Piece,
     Planned,
     Wire,
-    check_affine,
     node,
     pack_bits,
     pad_last,
@@ -35,7 +34,6 @@ class _Layout:
     """Sizes of one tensor's initializers: OC rows of ``blocks`` blocks of ``size`` codes of ``bits`` bits."""
 
     def __init__(self, record: TensorRecord) -> None:
-        check_affine(record)
         grid = record.grid
         assert grid is not None
         self.record, self.bits = record, node_bits(grid.bits)
@@ -79,7 +77,7 @@ class _Layout:
 
 
 def matmul_nbits(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
-    """A PER_OC tensor as one node. Raises ExportError for a grid without an ONNX form."""
+    """A PER_OC tensor as one node."""
     layout = _Layout(record)
     zeros = layout.zero_point(record.name, layout.bits)
     matmul = layout.matmul(record.name, wire, zeros, accuracy_level)
@@ -91,7 +89,7 @@ def matmul_nbits(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
 def embedding(record: TensorRecord, wire: Wire) -> Form:
     """An embedding as GatherBlockQuantized, gathered along the first and quantized along the last of three dimensions.
 
-    So every block has its own zero point, one a byte. Raises ExportError for a grid without an ONNX form.
+    So every block has its own zero point, one a byte.
     """
     layout = _Layout(record)
     zeros = layout.zero_point(record.name, 8)

@@ -22,6 +22,7 @@ from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Array, Axis
 
 DATA_FILE = "model.onnx.data"
+PRODUCER = "adadim-edge"
 ADADIM_TARGET = "onnxruntime+adadim"
 INSIDE = 1024  # constants up to this size stay in the protobuf: shape inference needs them there
 PAGE, LARGE, ALIGNMENT = 4096, 1 << 20, 64  # large tensors start at pages, to be mapped; small ones would waste them
@@ -41,8 +42,8 @@ class OnnxPlan:
 
 
 def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxPlan:
-    """Decide everything but the bytes. Raises ExportError if the store does not hold the tensors that the model needs."""
-    decoder = build_decoder(store.config, store.tied, context, store.row_order)
+    """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid."""
+    decoder = build_decoder(store.config, store.tied, context)
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
     nodes: list[NodeProto] = []
@@ -77,6 +78,9 @@ def _form(store: QuantizedStore, record: TensorRecord, hole: NodeProto, accuracy
 
 
 def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
+    foreign = next((record for record in store.records.values() if record.grid is not None and record.grid.name != "int"), None)
+    if foreign is not None:
+        raise ExportError(f"{store.path}: {foreign.name}: only the int grid has an ONNX form; quantize again")
     missing, unused = sorted(decoder.weights - set(store.records)), sorted(set(store.records) - decoder.weights)
     if missing or unused:
         names = f"lacks {missing[0]}" if missing else f"holds {unused[0]}, which the model's graph does not use"
@@ -105,7 +109,7 @@ def _assemble(store: QuantizedStore, decoder: Decoder, nodes: list[NodeProto], f
     if any(form.form == "matmul_adadim" for found in forms.values() for form in found):
         model.functions.append(adadim_function())
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    model.producer_name, model.producer_version = "adadim-edge", version("adadim-edge")
+    model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     helper.set_model_props(model, _metadata(store, forms))
     return OnnxPlan(model, forms, offsets, outside, end, sum(tensor.nbytes for tensor in planned))
 
@@ -143,4 +147,4 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
     described = {
         f"adadim.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in header.items()
     }
-    return {"adadim.version": version("adadim-edge"), **described, "adadim.tensors": json.dumps(tensors)}
+    return {"adadim.version": version(PRODUCER), **described, "adadim.tensors": json.dumps(tensors)}

@@ -23,7 +23,6 @@ from exporter.onnx_tensors import (
     Piece,
     Planned,
     Wire,
-    check_affine,
     node,
     pack_bits,
     pad_last,
@@ -35,14 +34,13 @@ from quantize.types import Array, QuantizedTensor
 
 
 def split_form(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
-    """A PER_IC tensor as the nodes above. Raises ExportError for a grid without an ONNX form."""
+    """A PER_IC tensor as the nodes above."""
     split = _Split(record, wire, accuracy_level)
     return Form("split", split.nodes(), split.planned(), split.pieces, split.constants)
 
 
 class _Split:
     def __init__(self, record: TensorRecord, wire: Wire, accuracy_level: int) -> None:
-        check_affine(record)
         grid = record.grid
         assert grid is not None
         self.record, self.wire, self.accuracy_level = record, wire, accuracy_level

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from quantize.errors import ExportError
 from quantize.store import TensorRecord
 from quantize.types import F32, U8, Array, QuantizedTensor
 
@@ -106,19 +105,8 @@ def pad_last(values: U8, multiple: int) -> U8:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, padding)]) if padding else values
 
 
-def check_affine(record: TensorRecord) -> None:
-    """Raise ExportError for a grid that is not scale times (code - integer zero point) in a width that ONNX stores."""
-    grid = record.grid
-    assert grid is not None
-    if grid.bits not in (2, 3, 4, 8) or not (grid.name == "int" or grid.symmetric):
-        known = "the int grid, q4_0 and q8_0"
-        raise ExportError(
-            f"{record.name}: grid {grid.name} ({grid.bits} bits) has no ONNX form, which {known} have; quantize again"
-        )
-
-
 def scale_and_zero(q: QuantizedTensor) -> tuple[F32, U8]:
-    """(scale F32, zero point U8), [rows, groups] each, of a grid that ``check_affine`` lets pass."""
+    """(scale F32, zero point U8), [rows, groups] each."""
     scale, zero = q.grid.scale_zero(q.params)
     return scale[..., 0], zero[..., 0].astype(np.uint8)
 

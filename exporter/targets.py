@@ -14,14 +14,20 @@ import math
 from dataclasses import dataclass
 
 from exporter.onnx_cost import SECONDS_PER_BYTE, SECONDS_PER_NODE, linear_bytes, linear_nodes, linear_seconds, packed_size
-from quantize.errors import ConfigError
+from quantize.errors import ConfigError, ExportError, StoreError
 from quantize.grids import GRIDS
+from quantize.store import QuantizedStore
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
 # Where rows are no multiple of 256: the next larger block of 32, as llama-quantize chooses it.
-GGML_FALLBACKS = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+GGML_FALLBACKS = dict.fromkeys(("q2_k", "q3_k", "iq4_xs"), "iq4_nl") | {
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    "tq2_0": "q4_0",
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,16 @@ class GgufTarget:
             raise ConfigError(f"--bits {bits}: target {self.name} has no such block format; it has {known}")
         return GGML_DEFAULT_GRIDS[bits]
 
-    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
-        """None, or why a weight (OC, IC) cannot be stored so."""
+    def lacks(self, grid: Grid, axis: Axis) -> str | None:
+        """None, or why no weight at all can be stored so."""
         if grid.name == "int":
-            return f"target {self.name} stores ggml blocks, not the int grid; drop --grid int"
+            return f"target {self.name} stores ggml blocks, not the int grid"
         if axis is Axis.PER_IC and not self.per_ic:
             return f"target {self.name} cannot hold per-IC groups: every ggml block runs along IC; gguf-adadim can"
+        return None
+
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
+        """None, or why a weight (OC, IC) does not fit."""
         length, side = (shape[1], "IC") if axis is Axis.PER_OC else (shape[0], "OC")
         if length % grid.block_size:
             return (
@@ -87,10 +97,12 @@ class OnnxTarget:
         """``int`` at every width; the grid itself refuses the widths that it has not."""
         return "int"
 
+    def lacks(self, grid: Grid, axis: Axis) -> str | None:
+        """None, or why no weight at all can be stored so."""
+        return None if grid.name == "int" else f"target {self.name} stores the int grid, not ggml's {grid.name}"
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
-        """None, or why a weight (OC, IC) cannot be stored so."""
-        if grid.name != "int":
-            return f"target {self.name} stores the int grid, not ggml's {grid.name}; drop --grid {grid.name}"
+        """None: a ragged last group is legal."""
         return None
 
     def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
@@ -125,3 +137,19 @@ TARGETS: dict[str, GgufTarget | OnnxTarget] = {
 }
 GGUF_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(target, GgufTarget))
 ONNX_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(target, OnnxTarget))
+
+
+def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
+    """What the store was made for. Raises StoreError for a name that is none of ``TARGETS``."""
+    if store.target not in TARGETS:
+        raise StoreError(f"{store.path}: target {store.target!r} in plan.json is not one of {', '.join(TARGETS)}; quantize again")
+    return TARGETS[store.target]
+
+
+def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:
+    """Raises ExportError for a store that was made for another writer, whose grids and row order are not this one's."""
+    if target_of(store).name not in allowed:
+        raise ExportError(
+            f"{store.path}: was quantized for target {store.target}, not for {' or '.join(allowed)}; "
+            "quantize again with another --target"
+        )

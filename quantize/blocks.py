@@ -29,11 +29,6 @@ def to_blocks(rows: F32, block_size: int) -> F32:
     return rows.reshape(*rows.shape[:-1], -1, block_size)
 
 
-def from_blocks(blocks: Array, cols: int) -> Array:
-    """The inverse of ``to_blocks``: [..., n_blocks, block_size] -> [..., cols], the filling cut off."""
-    return blocks.reshape(*blocks.shape[:-2], -1)[..., :cols]
-
-
 def spread(per_group: F32, group_size: int, cols: int) -> F32:
     """F32[..., n_blocks, groups] (scales or zeros) -> F32[..., cols]: every weight's own value."""
     flat = per_group.reshape(*per_group.shape[:-2], -1)

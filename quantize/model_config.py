@@ -18,6 +18,7 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+DEFAULT_WINDOW = 4096
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
@@ -45,6 +46,9 @@ class ModelConfig:
         model_type = raw.get("model_type")
         if model_type not in MODEL_TYPES:
             raise CheckpointError(f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
+        for key in ("rope_scaling", "rope_parameters"):
+            if not isinstance(raw.get(key) or {}, Mapping):
+                raise CheckpointError(f"{where}: {key} is {raw[key]!r}, not a JSON object; compare it with the original model's")
         try:
             heads = int(raw["num_attention_heads"])
             rope = raw.get("rope_parameters") or {}
@@ -68,16 +72,37 @@ class ModelConfig:
     @property
     def rope_scaling(self) -> Mapping[str, Any] | None:
         """The scaling that is asked for, or None; transformers 5 writes it in rope_parameters."""
-        scaling: Mapping[str, Any] = self.raw.get("rope_scaling") or self.raw.get("rope_parameters") or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        return None if kind == "default" else scaling
+        return None if self.rope_kind == "default" else _rope(self.raw)
 
-    def linear_names(self, layer: int) -> tuple[str, ...]:
-        """Weight names of one decoder layer's linears, in the order in which they run."""
-        return tuple(f"model.layers.{layer}.{linear}.weight" for linear in LINEARS)
+    @property
+    def rope_kind(self) -> str:
+        """ "default", or the kind of ``rope_scaling``."""
+        scaling = _rope(self.raw)
+        return str(scaling.get("rope_type", scaling.get("type", "default")))
+
+    @property
+    def window(self) -> int | None:
+        """The longest distance that attention looks back in some layer, or None; defaults are those of transformers."""
+        size = self.raw.get("sliding_window", DEFAULT_WINDOW)
+        if self.model_type == "mistral":
+            return None if size is None else int(size)
+        if self.model_type == "llama" or not self.raw.get("use_sliding_window", False) or size is None:
+            return None
+        kinds = self.raw.get("layer_types") or []
+        slides = "sliding_attention" in kinds if kinds else self.num_layers > int(self.raw.get("max_window_layers", 28))
+        return int(size) if slides else None
+
+    @property
+    def context(self) -> int:
+        """The longest text that runs as in the source where a runtime knows no window: inside it there is none."""
+        return min(self.max_position, self.window or self.max_position)
 
     def rotary_heads(self, name: str) -> int | None:
         """Number of heads whose rows llama.cpp's llama interleaves in this tensor (q and k, weight or bias), else None."""
         if self.model_type not in ("llama", "mistral"):
             return None
         return {"q_proj": self.num_heads, "k_proj": self.num_kv_heads}.get(name.split(".")[-2])
+
+
+def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return raw.get("rope_scaling") or raw.get("rope_parameters") or {}

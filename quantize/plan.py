@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,12 @@ from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
 METHODS = ("rtn-oc", "rtn-ic", "rtn-ada", "gptq-oc", "gptq-ic", "gptq-ada")
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
 WHOLE_CHANNEL = 0  # as a group size
+GROUP_SIZES = (16, 32, 64, 128, 256, WHOLE_CHANNEL)
 EMBEDDING_GROUP = 32
 DEFAULT_BITS = 4
+
+
+_GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or channel"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class QuantizeConfig:
             raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
         if not self.max_slowdown >= 1:
             raise ConfigError(f"--max-slowdown {self.max_slowdown}: must be at least 1")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"--seed {self.seed}: must be a whole number from 0, of 64 bits")
+        if self.group_size not in (None, *GROUP_SIZES):
+            raise ConfigError(f"--group-size {self.group_size}: {_GROUP_SIZE_WORDS}")
 
     def to_json(self) -> dict[str, Any]:
         """For the store's header; a recipe by its content, not by its path."""
@@ -116,15 +124,23 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Lay
     asked = config.embedding if spec.name == EMBEDDING else (config.head or config.embedding)
     option = "--embedding" if spec.name == EMBEDDING else "--head"
     if asked == "source":
-        return LayerPlan(spec.name, spec.shape, dtype=spec.dtype if spec.dtype in ("F16", "BF16") else "F32")
+        return _as_floats(spec)
     grid = _table_grid(asked, option, target)
-    shape = (spec.shape[0], spec.shape[1])
-    reason = target.refuses(grid, Axis.PER_OC, shape)
+    lack = target.lacks(grid, Axis.PER_OC)
+    if lack is not None:
+        raise ConfigError(f"{option} {asked}: {lack}; drop {option}")
+    reason = target.refuses(grid, Axis.PER_OC, (spec.shape[0], spec.shape[1]))
     if reason is None:
         return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid})
     if not config.allow_fallback:
         raise PlanError(f"{spec.name}: {reason}; pass {option} source, or --allow-fallback")
-    return LayerPlan(spec.name, spec.shape, dtype="F16", note=f"{reason}; kept as F16")
+    return _as_floats(spec, reason)
+
+
+def _as_floats(spec: TensorSpec, reason: str | None = None) -> LayerPlan:
+    """The source's own values, whatever they are; those of a quantized source need float32."""
+    dtype = spec.dtype if spec.dtype in ("F16", "BF16") else "F32"
+    return LayerPlan(spec.name, spec.shape, dtype=dtype, note="" if reason is None else f"{reason}; kept as {dtype}")
 
 
 def _table_grid(asked: str | None, option: str, target: Target) -> Grid:
@@ -155,32 +171,34 @@ def _choose(name: str, config: QuantizeConfig, rules: list[dict[str, Any]]) -> t
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> LayerPlan:
     shape = (spec.shape[0], spec.shape[1])
     rounder, _, axis_word = choice.method.partition("-")
-    fitting, reasons = dict[Axis, Grid](), list[str]()
-    for axis in AXES[axis_word]:
-        grid = _linear_grid(choice, axis, shape, target)
-        reason = target.refuses(grid, axis, shape)
-        if reason is None:
-            fitting[axis] = grid
-        else:
-            reasons.append(f"{axis} {reason}")
+    grids = {axis: _linear_grid(choice, axis, shape, target) for axis in Axis}
+    _check_held(spec, choice, grids, target)
+    held = [axis for axis in AXES[axis_word] if target.lacks(grids[axis], axis) is None]
+    reasons = {axis: target.refuses(grids[axis], axis, shape) for axis in held}
+    told = "; ".join(f"{axis} {reason}" for axis, reason in reasons.items() if reason is not None)
+    fitting = {axis: grids[axis] for axis in held if reasons[axis] is None}
     if fitting:
-        note = "; ".join(f"no candidate: {reason}" for reason in reasons) if _worth_telling(spec, choice, target) else ""
-        return LayerPlan(spec.name, spec.shape, fitting, rounder, note=note)
-    if axis_word == "ic" and target.refuses(_linear_grid(choice, Axis.PER_OC, shape, target), Axis.PER_OC, shape) is None:
-        raise ConfigError(f"--method {choice.method}: {spec.name}: {reasons[0]}; choose {rounder}-oc or {rounder}-ada")
+        return LayerPlan(spec.name, spec.shape, fitting, rounder, note=f"no candidate: {told}" if told else "")
     if not allow_fallback:
-        raise PlanError(f"{spec.name} {shape[0]}x{shape[1]}: {'; '.join(reasons)}; pass --allow-fallback to keep it as floats")
-    grid = _linear_grid(choice, Axis.PER_OC, shape, target)
-    fallback = target.fallback(grid, Axis.PER_OC, shape)
-    kept = "kept as F16" if fallback is None else f"stored as {fallback.name}"
-    candidates = {} if fallback is None else {Axis.PER_OC: fallback}
-    return LayerPlan(spec.name, spec.shape, candidates, rounder, dtype="F16", note=f"{'; '.join(reasons)}; {kept}")
+        raise PlanError(f"{spec.name} {shape[0]}x{shape[1]}: {told}; pass --allow-fallback to store it as what fits")
+    grid: Grid | None = grids[Axis.PER_OC]
+    assert grid is not None
+    if target.refuses(grid, Axis.PER_OC, shape) is not None:
+        grid = target.fallback(grid, Axis.PER_OC, shape)
+    if grid is None:
+        return _as_floats(spec, told)
+    return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, rounder, note=f"{told}; stored as {grid.name} {Axis.PER_OC}")
 
 
-def _worth_telling(spec: TensorSpec, choice: _Choice, target: Target) -> bool:
-    """Per-IC refused for every shape is said once in the summary, not for each tensor."""
-    shape = (1 << 12, 1 << 12)
-    return target.refuses(_linear_grid(choice, Axis.PER_IC, shape, target), Axis.PER_IC, shape) is None
+def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], target: Target) -> None:
+    """Raises ConfigError for a grid or an axis that the target holds in no shape: no fallback mends that."""
+    lack = target.lacks(grids[Axis.PER_OC], Axis.PER_OC)
+    if lack is not None:
+        raise ConfigError(f"{spec.name}: {lack}; drop --grid {choice.grid}")
+    rounder, _, axis_word = choice.method.partition("-")
+    lack = target.lacks(grids[Axis.PER_IC], Axis.PER_IC)
+    if lack is not None and axis_word == "ic":
+        raise ConfigError(f"--method {choice.method}: {spec.name}: {lack}; choose {rounder}-oc or {rounder}-ada")
 
 
 def _linear_grid(choice: _Choice, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:
@@ -192,21 +210,35 @@ def _linear_grid(choice: _Choice, axis: Axis, shape: tuple[int, int], target: Ta
     if group is None:
         group = target.default_group_size
     if group == WHOLE_CHANNEL:  # one ragged group: the next power of two holds the channel
-        group = 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length()
+        group = max(GROUP_SIZES[0], 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length())
     return make_grid(name, bits or DEFAULT_BITS, group, choice.symmetric)
+
+
+_RULE_TYPES = {"match": str, "method": str, "bits": int, "grid": str, "group_size": int, "symmetric": bool}
 
 
 def _read_recipe(path: Path) -> list[dict[str, Any]]:
     """``[[rule]]`` tables: match = "*.mlp.down_proj" (a shell pattern over names without .weight) and what to change."""
     try:
-        rules = tomllib.loads(path.read_text(encoding="utf-8")).get("rule", [])
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable recipe ({error})") from error
-    allowed = {"match", *(item.name for item in fields(_Choice))}
-    for index, rule in enumerate(rules, 1):
-        unknown = sorted(set(rule) - allowed)
-        if unknown or "match" not in rule:
-            raise ConfigError(f"{path}: rule {index}: {unknown or 'no match'}; a rule takes {', '.join(sorted(allowed))}")
-        if rule.get("method", METHODS[0]) not in METHODS:
-            raise ConfigError(f"{path}: rule {index}: method {rule['method']!r}; choose one of {', '.join(METHODS)}")
-    return list(rules)
+    rules = recipe.pop("rule", [])
+    if recipe or not isinstance(rules, list):
+        raise ConfigError(f"{path}: {', '.join(recipe) or 'rule'}: a recipe holds [[rule]] tables and nothing else")
+    return [_read_rule(rule, f"{path}: rule {index}") for index, rule in enumerate(rules, 1)]
+
+
+def _read_rule(rule: Any, where: str) -> dict[str, Any]:  # noqa: ANN401 - unchecked TOML
+    if not isinstance(rule, dict) or not rule.keys() <= _RULE_TYPES.keys() or "match" not in rule:
+        wrong = sorted(rule.keys() - _RULE_TYPES.keys()) or "no match" if isinstance(rule, dict) else "not a table"
+        raise ConfigError(f"{where}: {wrong}; a rule takes {', '.join(sorted(_RULE_TYPES))}")
+    out: dict[str, Any] = {**rule, "group_size": WHOLE_CHANNEL} if rule.get("group_size") == "channel" else rule
+    for key, value in out.items():
+        if type(value) is not _RULE_TYPES[key]:
+            raise ConfigError(f"{where}: {key} = {value!r} is no {_RULE_TYPES[key].__name__}")
+    if rule.get("method", METHODS[0]) not in METHODS:
+        raise ConfigError(f"{where}: method {rule['method']!r}; choose one of {', '.join(METHODS)}")
+    if out.get("group_size", WHOLE_CHANNEL) not in GROUP_SIZES:
+        raise ConfigError(f"{where}: group_size {rule['group_size']}: {_GROUP_SIZE_WORDS}")
+    return out

@@ -12,7 +12,7 @@ A tensor that is larger than a decoder layer is cut into several files by stored
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,12 +23,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from quantize.errors import OutputError, StoreError
+from quantize.checkpoint.expected import expected_shapes
+from quantize.errors import ConfigError, OutputError, StoreError
 from quantize.grids import make_grid
 from quantize.model_config import ModelConfig
+from quantize.outputs import Unfinished, check_folder
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder
 
 FORMAT = 1
+OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class TensorRecord:
     loss: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     chunks: int = 0
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of codes or values: transposed for PER_IC."""
+        return self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; a plain tensor has no grid."""
@@ -68,24 +76,25 @@ class TensorRecord:
 
 
 class StoreWriter:
-    """Writes ``path`` through a sibling ``path.partial`` that takes its name only at ``finish``; use as a context manager."""
+    """Writes a store that takes the name ``path`` only at ``finish``; use as a context manager.
+
+    Raises OutputError if ``path`` is there without ``force``, or is neither an empty folder nor a store without other files.
+    """
 
     def __init__(self, path: Path, force: bool = False) -> None:
+        check_store_output(path, force)
         self.path, self._records = path, dict[str, TensorRecord]()
-        self._partial = path.with_name(path.name + ".partial")
-        if path.exists() and not force:
-            raise OutputError(f"{path}: exists already; name another --out or pass --force")
-        if path.exists() and not (path / "plan.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-            raise OutputError(f"{path}: is no store, so --force does not replace it; name another --out")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        (self._partial / "tensors").mkdir(parents=True)
-        (self._partial / "assets").mkdir()
+        self._unfinished = Unfinished(path, folder=True)
+        self._tensors, self._assets = self._unfinished.path / "tensors", self._unfinished.path / "assets"
 
     def __enter__(self) -> StoreWriter:
+        self._unfinished.__enter__()
+        self._tensors.mkdir()
+        self._assets.mkdir()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
+        self._unfinished.__exit__(kind, error, trace)
 
     def append(self, tensor: QuantizedTensor | PlainTensor, record: TensorRecord) -> None:
         """Add a tensor, or the next chunk of rows of the one that was added last (same name)."""
@@ -93,7 +102,7 @@ class StoreWriter:
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
         contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         try:
-            save_file(contiguous, self._partial / "tensors" / _file_name(record.name, known.chunks))
+            save_file(contiguous, self._tensors / _file_name(record.name, known.chunks))
         except SafetensorError as error:  # the library's word for an OSError
             raise OutputError(f"{self.path}: {record.name} cannot be written ({error}); check the free space") from error
         self._records[record.name] = replace(known, chunks=known.chunks + 1)
@@ -101,12 +110,10 @@ class StoreWriter:
     def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
         """Write the assets and plan.json, then give the store its name."""
         for name, data in assets.items():
-            (self._partial / "assets" / name).write_bytes(data)
+            (self._assets / name).write_bytes(data)
         plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in self._records.values()]}
-        (self._partial / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        self._partial.replace(self.path)
+        (self._unfinished.path / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        self._unfinished.finish()
 
 
 class QuantizedStore:
@@ -122,9 +129,10 @@ class QuantizedStore:
             self.config = ModelConfig.from_hf(json.loads(self.asset("config.json")), str(path / "assets" / "config.json"))
             self.target = str(self.header["target"])
             self.row_order = RowOrder(self.header["row_order"])
+            _check_shapes(records, self.config)
         except FileNotFoundError as error:
             raise StoreError(f"{path}: not a store ({error.filename} is missing); make one with `adadim quantize`") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise StoreError(f"{path}: plan.json is damaged ({error}); quantize again") from error
         self.records = {record.name: record for record in records}
 
@@ -143,17 +151,16 @@ class QuantizedStore:
 
     def chunks(self, name: str) -> Iterator[QuantizedTensor | PlainTensor]:
         """The tensor's stored rows, a chunk at a time. Raises StoreError if a file is missing or damaged."""
-        record = self.records[name]
+        record, rows = self.records[name], 0
         for index in range(record.chunks):
-            path = self.path / "tensors" / _file_name(name, index)
-            try:
-                arrays = load_file(path)
-                if record.grid is None:
-                    yield PlainTensor(name, arrays["values"], record.dtype)
-                else:
-                    yield QuantizedTensor(name, arrays.pop("codes"), record.axis, record.grid, arrays)
-            except (OSError, SafetensorError, KeyError, ValueError) as error:
-                raise StoreError(f"{path}: cannot be read ({error}); quantize again") from error
+            chunk = self._chunk(record, index)
+            stored = chunk.values if isinstance(chunk, PlainTensor) else chunk.codes
+            rows += len(stored)
+            if stored.shape[1:] != record.stored_shape[1:] or rows > record.stored_shape[0]:
+                raise self._misfit(name)
+            yield chunk
+        if rows != record.stored_shape[0]:
+            raise self._misfit(name)
 
     def read(self, name: str) -> QuantizedTensor | PlainTensor:
         """The whole tensor."""
@@ -167,6 +174,40 @@ class QuantizedStore:
         quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
         params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
         return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
+
+    def _chunk(self, record: TensorRecord, index: int) -> QuantizedTensor | PlainTensor:
+        path = self.path / "tensors" / _file_name(record.name, index)
+        try:
+            arrays = load_file(path)
+            if record.grid is None:
+                return PlainTensor(record.name, arrays["values"], record.dtype)
+            return QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read ({error}); quantize again") from error
+
+    def _misfit(self, name: str) -> StoreError:
+        return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
+
+
+def _check_shapes(records: list[TensorRecord], config: ModelConfig) -> None:
+    """Raises ValueError for a shape that is not the model's; names that are not the model's are left to the writers."""
+    expected = expected_shapes(config)
+    for record in records:
+        if record.shape != expected.get(record.name, record.shape) or (record.grid is not None and len(record.shape) != 2):
+            raise ValueError(f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}")
+
+
+def check_store_output(path: Path, force: bool) -> None:
+    """Raises OutputError for what a new store would not replace."""
+    check_folder(path, force, _foreign)
+
+
+def _foreign(folder: Path) -> str | None:
+    """Why a folder is no store, or holds what no store does."""
+    if not (folder / "plan.json").is_file():
+        return "is no store"
+    names = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*"))
+    return next((f"{name} in it is no part of a store" for name in names if not OURS.fullmatch(name)), None)
 
 
 def _file_name(name: str, chunk: int) -> str:

@@ -183,8 +183,11 @@ class Target(Protocol):
     def grid_name(self, bits: int) -> str:
         """The default grid of that width. Raises ConfigError where the target has none."""
 
+    def lacks(self, grid: Grid, axis: Axis) -> str | None:
+        """None if weights can be stored so, whatever their shape, else the reason."""
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
-        """None if a weight (OC, IC) can be stored so, else the reason with the numbers and what would fit."""
+        """None if a weight (OC, IC) fits where nothing is lacking, else the reason with the numbers and what would fit."""
 
     def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
         """The next grid that fits where ``grid`` does not; None means floats."""

@@ -187,7 +187,7 @@ OPTIONS = [
     (["--target", "onnxruntime", "--grid", "q4_0"], ["onnxruntime", "q4_0", "drop --grid"]),
     (["--target", "llama.cpp", "--grid", "int"], ["llama.cpp", "ggml blocks"]),
     (["--target", "onnxruntime", "--bits", "5"], ["5", "2, 3, 4, 8"]),
-    (["--target", "onnxruntime", "--group-size", "48"], ["48", "power of two"]),
+    (["--target", "onnxruntime", "--group-size", "48"], ["--group-size 48", "choose one of 16, 32, 64, 128, 256 or channel"]),
     (["--target", "llama.cpp", "--group-size", "64"], ["q4_0", "32", "--group-size"]),
     (["--target", "llama.cpp", "--grid", "q9_9"], ["q9_9", "q4_0"]),
     (["--embedding", "q9_9"], ["--embedding q9_9"]),

@@ -12,7 +12,7 @@ from quantize.errors import CheckpointError
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"([\w.-]+/)?[\w.-]+")  # "openai/gpt-2", and "gpt2", of the hub's first days
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -21,7 +21,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         return HuggingFaceCheckpoint(path)
     if not path.exists():
-        if HUB_ID.fullmatch(str(path)):
+        if HUB_ID.fullmatch(str(path)) and path.suffix not in (*PICKLES, ".safetensors", ".gguf"):
             raise CheckpointError(f"{path}: no such directory; if it is a hub id: hf download {path} --local-dir {path.name}")
         raise CheckpointError(f"{path}: no such file or directory")
     if path.suffix in PICKLES:

@@ -9,6 +9,12 @@ from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.types import TensorSpec
 
 BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # constants that old checkpoints saved; the model makes its own
+# What a rotary scaling cannot be computed without; other kinds are left to the writers, which know what they can say.
+ROPE_NUMBERS = {
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 SHOWN = 3  # names listed in a message
 
 
@@ -58,9 +64,34 @@ def check_config(config: ModelConfig, where: str) -> None:
         raise CheckpointError(f"{where}: this checkpoint is quantized already; use the model that it was made from")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise CheckpointError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; supported: silu")
+    sizes = (config.hidden_size, config.intermediate_size, config.num_layers, config.max_position)
+    if min(sizes) < 1:
+        words = "hidden_size, intermediate_size, num_hidden_layers, max_position_embeddings"
+        raise CheckpointError(f"{where}: {words} are {sizes}, and all must be positive; is this the model's own config.json?")
+    _check_positions(config, where)
     if config.num_heads < 1 or config.num_kv_heads < 1 or config.num_heads % config.num_kv_heads or config.head_dim % 2:
-        sizes = f"{config.num_heads} heads, {config.num_kv_heads} key-value heads, head_dim {config.head_dim}"
-        raise CheckpointError(f"{where}: {sizes} do not make an attention layer; is this the model's own config.json?")
+        heads = f"{config.num_heads} heads, {config.num_kv_heads} key-value heads, head_dim {config.head_dim}"
+        raise CheckpointError(f"{where}: {heads} do not make an attention layer; is this the model's own config.json?")
+
+
+def _check_positions(config: ModelConfig, where: str) -> None:
+    rope = config.rope_scaling or {}
+    for settings in (config.raw, rope, config.raw.get("rope_parameters") or {}):
+        if settings.get("partial_rotary_factor", 1) not in (None, 1):
+            factor = settings["partial_rotary_factor"]
+            raise CheckpointError(f"{where}: partial_rotary_factor {factor!r} is not supported: whole heads are rotated here")
+    for key in ROPE_NUMBERS.get(config.rope_kind, ()):
+        if not _is_number(rope.get(key)) or rope[key] <= 0:
+            raise CheckpointError(
+                f"{where}: rope scaling {config.rope_kind} needs {key}, which is {rope.get(key)!r}; compare it with the original"
+            )
+    for key in ("sliding_window", "max_window_layers"):
+        if config.raw.get(key) is not None and not _is_number(config.raw[key]):
+            raise CheckpointError(f"{where}: {key} is {config.raw[key]!r}, not a number; compare it with the original model's")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_specs(found: Mapping[str, TensorSpec], config: ModelConfig, where: str) -> dict[str, TensorSpec]:

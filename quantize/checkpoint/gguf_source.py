@@ -16,7 +16,7 @@ from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, FLOATS, check_finite, to_f32
 from quantize.checkpoint.gguf_config import config_from_gguf
 from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, encode_header, parse_header
-from quantize.checkpoint.gguf_names import to_hf_name
+from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
 from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import CheckpointError
@@ -37,6 +37,9 @@ class GgufCheckpoint:
         values = self._metadata = _decode_all(self._header, path)
         if int(values.get("split.count", 1)) > 1:
             raise CheckpointError(f"{path}: one part of a split file; join the parts first: llama-gguf-split --merge FIRST OUT")
+        transposed = next((name for name in self._header.tensors if name.endswith(WEIGHT_IC)), None)
+        if transposed is not None:
+            raise CheckpointError(f"{path}: {transposed} lies transposed (a gguf-adadim file); use the model it was made from")
         self._infos = {_hf_name(name, path): info for name, info in self._header.tensors.items() if name != ROPE_FREQS}
         embedding = self._infos.get(EMBEDDING)
         factors = self._header.tensors.get(ROPE_FREQS)

@@ -20,26 +20,37 @@ SPACE = "\u2581"
 def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja (if there is one).
 
-    ``metadata``: decoded key-values. Raises CheckpointError for a tokenizer that is not known exactly.
+    ``metadata``: decoded key-values. A tokenizer that is not known exactly gives no tokenizer.json: a GGUF can still be
+    made of it, whose metadata are copied. Raises CheckpointError for a damaged one.
     """
-    model = metadata.get(f"{KEY}model")
     try:
         tokens, types = metadata[f"{KEY}tokens"], metadata.get(f"{KEY}token_type")
         types = types or [int(TokenType.NORMAL)] * len(tokens)
-        if model == "gpt2":
-            tokenizer = _byte_level(metadata, _vocabulary(tokens, types), where)
-        elif model == "llama":
-            tokenizer = _sentence_piece(metadata, _vocabulary(tokens, types), types)
-        else:
-            raise CheckpointError(f"{where}: tokenizer model {model!r} is not supported; supported: gpt2, llama")
+        tokenizer, out = _tokenizer(metadata, tokens, types), _configs(metadata, tokens)
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"{where}: metadata key or token {error} is missing; download the file again") from error
-    _add_special(tokenizer, tokens, types)
-    if adds_bos(metadata):
-        _add_bos(tokenizer, tokens, metadata[f"{KEY}bos_token_id"])
-    out = {"tokenizer.json": tokenizer.to_str(pretty=True).encode(), **_configs(metadata, tokens)}
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise CheckpointError(f"{where}: its tokenizer is damaged ({error}); download the file again") from error
+    if tokenizer is not None:
+        out["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
     template = metadata.get("tokenizer.chat_template")
     return out | ({} if template is None else {"chat_template.jinja": template.encode()})
+
+
+def _tokenizer(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Tokenizer | None:
+    """None for a model or a pre-tokenizer that is not known exactly."""
+    match metadata[f"{KEY}model"]:
+        case "gpt2":
+            tokenizer = _byte_level(metadata, _vocabulary(tokens, types))
+        case "llama":
+            tokenizer = _sentence_piece(metadata, _vocabulary(tokens, types), types)
+        case _:
+            return None
+    if tokenizer is not None:
+        _add_special(tokenizer, tokens, types)
+        if adds_bos(metadata):
+            _add_bos(tokenizer, tokens, metadata[f"{KEY}bos_token_id"])
+    return tokenizer
 
 
 def adds_bos(metadata: Mapping[str, Any]) -> bool:
@@ -58,11 +69,10 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
     }
 
 
-def _byte_level(metadata: Mapping[str, Any], vocabulary: dict[str, int], where: str) -> Tokenizer:
-    name = metadata.get(f"{KEY}pre", "default")
-    row = BY_NAME.get(name)
+def _byte_level(metadata: Mapping[str, Any], vocabulary: dict[str, int]) -> Tokenizer | None:
+    row = BY_NAME.get(metadata.get(f"{KEY}pre", "default"))
     if row is None:
-        raise CheckpointError(f"{where}: pre-tokenizer {name!r} is not known; use the Hugging Face model instead")
+        return None
     merges = [_pair(merge) for merge in metadata[f"{KEY}merges"]]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=row.ignore_merges))
     raw = json.loads(tokenizer.to_str()) | {"pre_tokenizer": row.to_json()}

@@ -26,6 +26,7 @@ ASSETS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+TOKENIZER = "tokenizer.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TO_CONVERT = "transformers' AutoModelForCausalLM.from_pretrained('{}').save_pretrained('NEW_DIR') writes safetensors"
 
@@ -65,8 +66,18 @@ class HuggingFaceCheckpoint:
         return PlainTensor(name, values, stored.spec.dtype)
 
     def assets(self) -> dict[str, bytes]:
-        """The small files that are there."""
-        return {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
+        """The small files that are there. Raises CheckpointError for one that is damaged."""
+        return dict(self._assets)
+
+    @cached_property
+    def _assets(self) -> dict[str, bytes]:
+        found = {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
+        for name, data in found.items():
+            if name.endswith(".json"):
+                _parse_json(data, self.path / name)
+        if TOKENIZER in found:
+            _check_tokenizer(found[TOKENIZER], self.path / TOKENIZER)
+        return found
 
     @cached_property
     def sha256(self) -> str:
@@ -124,11 +135,25 @@ def _read_shards(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _check_tokenizer(data: bytes, path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error}); download it again") from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_json(path.read_bytes(), path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a Hugging Face model directory?") from error
+
+
+def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error}); download it again") from error
     if not isinstance(data, dict):

@@ -10,11 +10,10 @@ import numpy as np
 import onnxruntime as ort
 
 from quantize import Axis, PlainTensor, QuantizedStore, QuantizedTensor, dequantize, open_checkpoint
-from quantize.blocks import from_blocks, to_blocks, to_rows
-from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
+from quantize.blocks import to_blocks, to_rows
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.store import StoreWriter, TensorRecord
-from quantize.types import F32, Grid, RowOrder
+from quantize.types import F32, Grid
 from tests.tiny import make_tiny_model
 
 EMBEDDING_ROWS = 100  # a chunk: the last one is shorter
@@ -24,7 +23,7 @@ def rtn(name: str, weight: F32, grid: Grid, axis: Axis) -> QuantizedTensor:
     rows = to_rows(weight, axis)
     blocks = to_blocks(rows, grid.block_size)
     params = grid.fit(blocks)
-    codes = from_blocks(grid.encode(blocks, *grid.scale_zero(params)), rows.shape[1])
+    codes = grid.encode(blocks, *grid.scale_zero(params)).reshape(len(rows), -1)[:, : rows.shape[1]]
     return QuantizedTensor(name, np.ascontiguousarray(codes), axis, grid, params)
 
 
@@ -36,19 +35,14 @@ class Recipe:
     axis_of: Callable[[str], Axis]
     embedding: Grid | None
     target: str = "onnxruntime"
-    row_order: RowOrder = RowOrder.HF
 
 
 def make_store(source: Path, out: Path, recipe: Recipe) -> tuple[QuantizedStore, dict[str, F32]]:
-    """The store, and the weights that it stands for, in Hugging Face row order."""
+    """The store, and the weights that it stands for."""
     checkpoint, weights = open_checkpoint(source), dict[str, F32]()
-    config = checkpoint.config
     with StoreWriter(out, force=True) as writer:
         for name, spec in checkpoint.specs.items():
-            heads = config.rotary_heads(name) if recipe.row_order is RowOrder.GGML else None
             values = checkpoint.read(name)
-            if heads:
-                values = values[ggml_row_index(len(values), heads)]
             grid = recipe.embedding if name in (EMBEDDING, HEAD) else recipe.grid
             if values.ndim == 1:
                 writer.append(PlainTensor(name, values, "F32"), TensorRecord(name, spec.shape))
@@ -62,8 +56,8 @@ def make_store(source: Path, out: Path, recipe: Recipe) -> tuple[QuantizedStore,
                 for start in range(0, len(q.codes), rows):
                     writer.append(q.take_rows(slice(start, start + rows)), TensorRecord(name, spec.shape, grid, axis=axis))
                 values = dequantize(q)
-            weights[name] = values[hf_row_index(len(values), heads)] if heads else values
-        header = {"target": recipe.target, "row_order": str(recipe.row_order), "config": {}, "source": {"sha256": "0"}}
+            weights[name] = values
+        header = {"target": recipe.target, "row_order": "hf", "config": {}, "source": {"sha256": "0"}}
         writer.finish(header, checkpoint.assets())
     return QuantizedStore(out), weights
 

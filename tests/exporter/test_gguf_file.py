@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 import gguf
 import numpy as np
 import pytest
@@ -100,32 +97,6 @@ def test_a_stock_loader_stops_at_transposed_tensors(tmp_path):
         LlamaModel(out, n_ctx=32)
 
 
-def test_hf_row_order_is_permuted_exactly(tmp_path):
-    """A store made in the other row order gives the same file: rows move with their scales."""
-    source = make_tiny_model(tmp_path / "m", tied=False)
-    ggml = rtn_store(source, tmp_path / "ggml")
-    plan = ggml.path / "plan.json"
-    first = write_gguf(ggml, tmp_path / "a.gguf")
-    hf = rtn_store(source, tmp_path / "hf")
-    for name in hf.records:
-        if hf.config.rotary_heads(name):
-            _reorder(hf, name)
-    header = json.loads(plan.read_text()) | {"row_order": "hf"}
-    (hf.path / "plan.json").write_text(json.dumps(header))
-    assert write_gguf(QuantizedStore(hf.path), tmp_path / "b.gguf").read_bytes() == first.read_bytes()
-
-
-def _reorder(store, name):
-    from safetensors.numpy import load_file, save_file
-
-    from quantize.checkpoint.row_order import hf_row_index
-
-    file = next((store.path / "tensors").glob(f"{name}.*"))
-    arrays = load_file(file)
-    index = hf_row_index(len(arrays["codes"]), store.config.rotary_heads(name))
-    save_file({key: np.ascontiguousarray(value[index]) for key, value in arrays.items()}, file)
-
-
 def test_the_same_store_gives_the_same_bytes(tmp_path):
     source = make_tiny_model(tmp_path / "m")
     one, two = (write_gguf(rtn_store(source, tmp_path / name), tmp_path / f"{name}.gguf") for name in "ab")
@@ -204,7 +175,7 @@ def test_an_existing_file_needs_force(tmp_path, store):
     assert out.read_text() == "precious"
     write_gguf(store, out, force=True)
     assert out.read_bytes()[:4] == b"GGUF"
-    with pytest.raises(OutputError, match="exists already; name another --out"):
+    with pytest.raises(OutputError, match="is a folder; name a file"):
         write_gguf(store, tmp_path, force=True)
 
 
@@ -213,15 +184,7 @@ def test_nothing_is_left_of_what_fails(tmp_path, store):
     out = tmp_path / "out" / "m.gguf"
     with pytest.raises(Exception, match=r"model.norm.weight"):
         write_gguf(store, out)
-    assert list(out.parent.iterdir()) == []
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")  # noqa: PTH110
-def test_a_full_disk_is_one_line(tmp_path, store):
-    (tmp_path / "m.gguf.partial").symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=r"m.gguf: cannot be written \(No space left on device\); free some space"):
-        write_gguf(store, tmp_path / "m.gguf")
-    assert not (tmp_path / "m.gguf").exists()
+    assert not out.parent.exists()
 
 
 def test_an_unwritable_place_is_one_line(tmp_path, store):
@@ -230,9 +193,9 @@ def test_an_unwritable_place_is_one_line(tmp_path, store):
         write_gguf(store, tmp_path / "file" / "m.gguf")
 
 
-def test_the_int_grid_is_refused(tmp_path):
+def test_a_store_for_another_runtime_is_refused(tmp_path):
     store = rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s", "onnxruntime")
-    with pytest.raises(ExportError, match=r"grid int is no ggml block; quantize again with --target llama.cpp or gguf-adadim"):
+    with pytest.raises(ExportError, match=r"quantized for target onnxruntime, not for llama.cpp or gguf-adadim; quantize again"):
         write_gguf(store, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from tokenizers import Tokenizer
 
 from exporter.gguf_file import write_gguf
+from exporter.preflight import check_source
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
@@ -140,6 +142,15 @@ def duplicate(tokenizer):
     return tokenizer | {"added_tokens": [*added, {**added[0], "id": len(tokenizer["model"]["vocab"]), "content": "a"}]}
 
 
+def too_many(tokenizer):
+    return tokenizer | {"added_tokens": [{**tokenizer["added_tokens"][0], "id": 4000, "content": "x"}]}
+
+
+def word_piece(tokenizer):
+    options = {"unk_token": "a", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    return tokenizer | {"model": {"type": "WordPiece", "vocab": tokenizer["model"]["vocab"], **options}}
+
+
 def byte_fallback(tokenizer):
     steps = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     return tokenizer | {"normalizer": steps, "pre_tokenizer": None, "model": tokenizer["model"] | {"byte_fallback": True}}
@@ -150,10 +161,9 @@ REFUSED = {
     "no cut": (change(pre_tokenizer=None), "name it with --tokenizer-pre"),
     "lower-casing": (change(normalizer={"type": "Lowercase"}), "name it with --tokenizer-pre"),
     "other merges": (change_model(ignore_merges=True), "name it with --tokenizer-pre"),
-    "word piece": (change_model(type="WordPiece"), "a WordPiece tokenizer is not supported"),
-    "damaged": (change(model={"type": "BPE"}), "damaged (KeyError('vocab'))"),
+    "word piece": (word_piece, "a WordPiece tokenizer is not supported"),
     "duplicate": (duplicate, "two tokens read 'a'"),
-    "too many": (change(added_tokens=[{"id": 4000, "content": "x", "special": True}]), "token 4000 has no row in the embedding"),
+    "too many": (too_many, "token 4000 has no row in the embedding"),
     "no sentence piece": (byte_fallback, "are not SentencePiece's"),
 }
 
@@ -165,6 +175,8 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, uncut, case):
     with pytest.raises(ExportError) as error:
         export(tmp_path, spoil(tokenizer), len(tokenizer["model"]["vocab"]) + 1)
     assert message in str(error.value) and "tokenizer.json" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ExportError, match=re.escape(message)):
+        check_source(open_checkpoint(tmp_path / "m"), "llama.cpp", None)
 
 
 def test_the_name_can_be_given(tmp_path, uncut):

@@ -8,12 +8,10 @@ import onnx
 import pytest
 
 from exporter.onnx_file import write_onnx
-from exporter.onnx_graph import exported_context
 from quantize import Axis, make_grid
 from quantize.errors import ExportError, OutputError, StoreError
 from quantize.model_config import EMBEDDING
 from quantize.source_model import build_model, logits
-from quantize.types import RowOrder
 from tests.exporter.onnx_stores import Recipe, Session, tiny_store
 
 FLOAT_MODEL = 1e-5  # relative: float32 kernels of two runtimes through two layers (1e-6 was seen)
@@ -75,14 +73,6 @@ def test_floats_of_the_source_are_stored_as_they_are(dtype, tied, tmp_path):
         onnx.TensorProto.DataType.Name(tensors[EMBEDDING].data_type)
         == {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}[dtype]
     )
-
-
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_llama_cpp_row_order_and_grids_run_as_they_are(model_type, tmp_path):
-    grid = make_grid("q4_0", 4, 32, True)
-    recipe = Recipe(grid, per_ic, make_grid("q8_0", 8, 32, True), "gguf-adadim", RowOrder.GGML)
-    store, weights = tiny_store(tmp_path, recipe, model_type)
-    assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
 
 
 SCALINGS = [
@@ -197,7 +187,7 @@ def test_a_damaged_store_leaves_nothing(tmp_path):
             make_grid("int", 4, 32),
             "rope scaling 'dynamic' cannot be written",
         ),
-        ({}, make_grid("q4_1", 4, 32), "self_attn.q_proj.weight: grid q4_1 .4 bits. has no ONNX form"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}}, make_grid("int", 4, 32), "mobius-onnx cannot"),
     ],
 )
 def test_what_onnx_cannot_hold(sizes, grid, message, tmp_path):
@@ -214,15 +204,26 @@ def test_a_store_that_lacks_a_tensor_is_refused(tmp_path):
         write_onnx(store, tmp_path / "out")
 
 
-def test_context_stops_at_the_models_own_and_at_its_sliding_window(tmp_path):
+def test_force_replaces_an_export_and_nothing_else(tmp_path):
     store, _ = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
-    raw = dict(store.config.raw)
-    config = type(store.config).from_hf
-    assert exported_context(config({**raw, "max_position_embeddings": 512}, "c"), 4096) == 512
-    assert exported_context(config({**raw, "sliding_window": 256, "use_sliding_window": True}, "c"), 4096) == 256
-    assert (
-        exported_context(
-            config({**raw, "max_position_embeddings": 512, "sliding_window": 256, "use_sliding_window": False}, "c"), 4096
-        )
-        == 512
-    )
+    out = write_onnx(store, tmp_path / "out")
+    with pytest.raises(OutputError, match=r"out: exists already; name another --out or pass --force"):
+        write_onnx(store, out)
+    write_onnx(store, out, force=True)
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"out: thesis\.txt in it is no part of an export, so --force does not replace it"):
+        write_onnx(store, out, force=True)
+    for other in (store.path, tmp_path / "source"):
+        with pytest.raises(OutputError, match=r"has no model\.onnx of an earlier export"):
+            write_onnx(store, other, force=True)
+    assert (out / "thesis.txt").read_text() == "mine" and (tmp_path / "source" / "model.safetensors").is_file()
+
+
+def test_a_model_of_another_tool_survives_force(tmp_path):
+    store, _ = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
+    out = write_onnx(store, tmp_path / "out")
+    model = onnx.load(out / "model.onnx", load_external_data=False)
+    model.producer_name = "another"
+    (out / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(OutputError, match=r"model\.onnx in it was not written by adadim-edge"):
+        write_onnx(store, out, force=True)

@@ -191,6 +191,13 @@ def test_not_finite(file):
         source.raw("model.norm.weight")
 
 
+def test_a_file_with_transposed_tensors_is_no_source(tmp_path):
+    store = rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s", "gguf-adadim", "rtn-ic")
+    path = write_gguf(store, tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match=r"m\.gguf: blk\.0\.attn_q\.weight_ic lies transposed .*use the model it was"):
+        open_checkpoint(path)
+
+
 def test_row_order_is_llama_cpp_s():
     # convert_hf_to_gguf's LlamaModel.permute
     rows = np.arange(24)

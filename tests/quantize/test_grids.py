@@ -108,7 +108,8 @@ def test_importance_decides(grid):
         scale, zero = (np.repeat(value, grid.group_size, -1) for value in grid.scale_zero(params))
         return float(((grid.decode(grid.encode(blocks, scale, zero), scale, zero) - blocks) ** 2 * importance).sum())
 
-    assert loss(grid.fit(blocks, importance)) < 0.6 * loss(grid.fit(blocks))
+    share = 0.95 if grid.name == "mxfp4" else 0.6  # powers of two leave little to decide
+    assert loss(grid.fit(blocks, importance)) < share * loss(grid.fit(blocks))
 
 
 @pytest.mark.parametrize("grid", SEARCHED_GRIDS, ids=grid_id)
@@ -158,8 +159,8 @@ def test_blocks_keep_the_rows_and_fill_with_zeros(rows, size):
         (("nf4", 4, 32), "--grid nf4: unknown"),
         (("q4_0", 5, 32), "stores 4 bits, but --bits 5"),
         (("q4_0", 4, 64), "has groups of 32, not 64"),
-        (("q4_1", 4, 32, True), "not symmetric; choose q4_0 or iq4_nl or iq4_xs, or drop"),
-        (("q2_k", 2, 16, True), "q2_k is not symmetric; drop --symmetric"),
+        (("q4_1", 4, 32, True), "not symmetric; choose q4_0 or iq4_nl or "),
+        (("q2_k", 2, 16, True), "q2_k is not symmetric; choose tq2_0, or drop --symmetric"),
         (("int", 5, 32), "the int grid stores 2, 3, 4, 8 bits"),
         (("int", 4, 48), "group size 48: must be a power of two of at least 16"),
     ],

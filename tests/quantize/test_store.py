@@ -79,7 +79,7 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path):
 def test_force_replaces_a_store_but_never_another_directory(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(OutputError, match="photos: is no store"):
+    with pytest.raises(OutputError, match="photos: is no store, so --force does not replace it"):
         StoreWriter(tmp_path / "photos", force=True)
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
 
@@ -108,4 +108,23 @@ def test_damaged_tensors_are_named(tmp_path, damage):
     store = write(tmp_path / "s", [norm()])
     damage(tmp_path / "s" / "tensors" / "n.00000.safetensors")
     with pytest.raises(StoreError, match=r"n\.00000\.safetensors: cannot be read"):
+        store.read("n")
+
+
+def test_a_foreign_file_in_a_store_survives_force(tmp_path):
+    write(tmp_path / "s", [norm()])
+    for name in ("mine.txt", "assets/thesis.tex", "tensors/mine.safetensors"):
+        (tmp_path / "s" / name).write_text("mine")
+        with pytest.raises(OutputError, match=f"s: {name} in it is no part of a store, so --force does not replace it"):
+            StoreWriter(tmp_path / "s", force=True)
+        (tmp_path / "s" / name).unlink()
+    write(tmp_path / "s", [norm()], force=True)
+
+
+def test_shapes_that_are_not_the_models_are_damage(tmp_path):
+    name, values = "model.norm.weight", np.ones(4, np.float32)
+    with pytest.raises(StoreError, match=r"model\.norm\.weight has shape \(4,\), config\.json says \(64,"):
+        write(tmp_path / "s", [(PlainTensor(name, values, "F32"), TensorRecord(name, (4,)))])
+    store = write(tmp_path / "t", [(PlainTensor("n", values, "F32"), TensorRecord("n", (5,)))])
+    with pytest.raises(StoreError, match=r"n is not of the shape \(5,\) of plan\.json"):
         store.read("n")

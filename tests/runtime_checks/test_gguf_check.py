@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from exporter.gguf_file import write_gguf
-from exporter.targets import TARGETS
-from quantize.checkpoint import open_checkpoint
 from quantize.errors import FileFormatError
-from quantize.pipeline import quantize_checkpoint
-from quantize.plan import QuantizeConfig
 from quantize.store import QuantizedStore
 from quantize.types import RowOrder
 from runtime_checks.gguf_check import check_gguf

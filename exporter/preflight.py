@@ -1,0 +1,41 @@
+"""What a writer would refuse, said before anything slow is done. Needs no onnx library."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from exporter.targets import GGUF_TARGETS
+from quantize.checkpoint import Checkpoint
+from quantize.errors import ExportError
+from quantize.model_config import ModelConfig
+
+ONNX_ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+HEAD_DIM_MULTIPLE = 8
+
+
+def check_source(source: Checkpoint, target: str, tokenizer_pre: str | None) -> None:
+    """Raises ExportError for a source that the writer of ``target`` cannot write, CheckpointError for its damaged files.
+
+    ``tokenizer_pre``: as for ``write_gguf``; "" if it may be given later.
+    """
+    if target not in GGUF_TARGETS:
+        check_onnx(source.config, source.assets(), str(source.path))
+        return
+    from exporter.gguf_metadata import check_gguf_source
+
+    check_gguf_source(source, tokenizer_pre)
+
+
+def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
+    """Raises ExportError for a rotary scaling that depends on the text's length, heads that the kernel refuses, no tokenizer."""
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        needs = f"onnxruntime's GroupQueryAttention needs a multiple of {HEAD_DIM_MULTIPLE}"
+        raise ExportError(f"{where}: head_dim {config.head_dim}: {needs}; export this model to GGUF")
+    if config.rope_kind not in ONNX_ROPE_KINDS:
+        known = ", ".join(ONNX_ROPE_KINDS)
+        raise ExportError(f"{where}: rope scaling {config.rope_kind!r} cannot be written to ONNX; supported: {known}")
+    if "tokenizer.json" not in assets:
+        raise ExportError(
+            f"{where}: onnxruntime-genai needs a tokenizer.json, and there is none, nor a GGUF tokenizer that gives one; "
+            "get it from the original model, or export to GGUF"
+        )
