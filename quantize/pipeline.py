@@ -39,13 +39,14 @@ def quantize_checkpoint(
 
     Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
     """
-    plans = build_plan(source.specs, config, target)
+    plans, assets = build_plan(source.specs, config, target), source.assets()
     with StoreWriter(out, force) as writer:
         job = _Job(source, config, target, plans)
-        with threadpool_limits(limits=1, user_api="blas"):  # numpy's matrices are small: more threads only wait for one another
+        # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
+        with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
             for tensor, record in job.pieces():
                 writer.append(tensor, record)
-        writer.finish(job.header(), source.assets())
+        writer.finish(job.header(), assets)
     return QuantizedStore(out)
 
 
@@ -66,9 +67,9 @@ class _Job:
             index = _layer_index(plan.name)
             (outside if index is None else layers.setdefault(index, [])).append(plan)
         outside.sort(key=lambda plan: (plan.name != EMBEDDING, plan.name == HEAD))
+        walk = self._walk() if any(_needs_data(plan) for plan in self.plans) else None
         for plan in outside[:1]:
             yield from self._table(plan)
-        walk = self._walk() if any(_needs_data(plan) for plan in self.plans) else None
         for index in track(sorted(layers), "quantizing"):
             run = None if walk is None else next(walk)
             yield from self._layer(layers[index], run)
@@ -84,8 +85,14 @@ class _Job:
             "source": {"name": self.source.path.name, "sha256": self.source.sha256},
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
-            "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note(),
+            "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note() + self._window_note(),
         }
+
+    def _window_note(self) -> list[str]:
+        model = self.source.config
+        if model.context == model.max_position:
+            return []
+        return [f"context cut from {model.max_position} to the sliding window of {model.context}: no runtime here slides one"]
 
     def _slowdown_note(self) -> list[str]:
         bound, count = self.config.max_slowdown, len(self.taken_back)
@@ -99,14 +106,15 @@ class _Job:
         assets = self.source.assets()
         if "tokenizer.json" not in assets:
             raise CalibrationError(
-                f"{self.source.path}: no tokenizer.json, so no text can be tokenized; use an rtn-oc or rtn-ic method"
+                f"{self.source.path}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
+                "use an rtn-oc or rtn-ic method"
             )
         ids = tokenize(text.text, assets["tokenizer.json"], str(self.source.path))
         tokens = choose_sequences(ids, self.config.calibration_tokens, self.config.seed, text.name)
         self.coverage = Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
         scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
         unit_norm = self.config.token_weight == "unit"
-        return walk_layers(self.source.config, self.source.read, tokens, unit_norm, SCOPE_SEQUENCES if scoped else 0)
+        return walk_layers(self.source, tokens, unit_norm, SCOPE_SEQUENCES if scoped else 0)
 
     def _table(self, plan: LayerPlan) -> Iterator[Piece]:
         """Embedding, head, final norm: in chunks of rows no larger than a decoder layer."""
@@ -149,14 +157,17 @@ class _Job:
                 continue
             assert run is not None
             weight = weights[plan.name]
-            rounded = {
-                axis: dequantize(ROUNDERS["rtn"](plan.name, weight, grid, axis, None)) for axis, grid in plan.candidates.items()
-            }
+            tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, None) for axis, grid in plan.candidates.items()}
+            for tensor in tensors.values():
+                _check_params(tensor)
+            rounded = {axis: dequantize(tensor) for axis, tensor in tensors.items()}
             if self.config.selection == "hessian":
                 loss = {axis: layer_loss(weight, value, run.stats[plan.name]) for axis, value in rounded.items()}
             else:
                 in_source_order = [self._to_source_order(plan.name, value) for value in rounded.values()]
                 loss = dict(zip(rounded, run.scope_loss(plan.name, in_source_order), strict=True))
+            if not np.isfinite(list(loss.values())).all():
+                raise CalibrationError(f"{plan.name}: its outputs on the calibration text overflow; does the source itself run?")
             choices[plan.name] = choose_axis(loss)
             run.commit(plan.name, self._to_source_order(plan.name, rounded[choices[plan.name].axis]))
         return within_slowdown(choices, cost, self.config.max_slowdown)
@@ -169,11 +180,7 @@ class _Job:
             plain = ROUNDERS["rtn"](plan.name, weight, grid, axis, None)
             if layer_loss(weight, dequantize(plain), stats) < layer_loss(weight, dequantize(tensor), stats):
                 tensor, rounder = plain, "rtn"
-        for key, value in tensor.params.items():
-            if not np.isfinite(value).all():
-                raise PlanError(
-                    f"{plan.name}: its weights overflow the {value.dtype} {key} of grid {grid.name}; choose --grid int"
-                )
+        _check_params(tensor)
         return tensor, TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounder, note=plan.note)
 
     def _plain(self, plan: LayerPlan, values: F32) -> Piece:
@@ -204,6 +211,13 @@ _FLOATS: dict[str, Callable[[F32], Any]] = {
     "F16": lambda values: np.asarray(values, np.float16),
     "BF16": _bfloat16_bits,
 }
+
+
+def _check_params(tensor: QuantizedTensor) -> None:
+    for key, value in tensor.params.items():
+        if not np.isfinite(value).all():
+            mend = "is the model intact?" if value.dtype == np.float32 else "quantize for a target of the int grid (float32)"
+            raise PlanError(f"{tensor.name}: its weights overflow the {value.dtype} {key} of grid {tensor.grid.name}; {mend}")
 
 
 def _layer_index(name: str) -> int | None:

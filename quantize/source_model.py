@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quantize.checkpoint import Checkpoint
+from quantize.errors import CalibrationError
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.types import F32, LayerStats
 
@@ -102,36 +104,47 @@ class LayerRun:
         return [out[0] if isinstance(out, tuple) else out for out in outputs]
 
 
-def walk_layers(config: ModelConfig, read: Read, tokens: I64, unit_norm: bool, scope_sequences: int) -> Iterator[LayerRun]:
+def walk_layers(source: Checkpoint, tokens: I64, unit_norm: bool, scope_sequences: int) -> Iterator[LayerRun]:
     """Pass I64[sequences, length] through the source, one decoder layer in memory at a time.
 
     Yields each layer after its statistics are complete; the stream between layers stays full precision. ``unit_norm``
     scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it.
-    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept).
+    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). Raises CalibrationError for tokens
+    that the model does not have, and for activations that overflow.
     """
-    model = _skeleton(config, tied=True)
+    model = _skeleton(source.config, tied=True)
     rotary = type(model.model.rotary_emb)(model.config)
-    embedding = read(EMBEDDING)
-    hidden = torch.from_numpy(embedding[tokens.ravel()].reshape(*tokens.shape, config.hidden_size).astype(np.float32))
-    del embedding
+    hidden = torch.from_numpy(_embed(source, tokens))
     positions = rotary(hidden[:1], torch.arange(tokens.shape[1])[None])
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
         for name, parameter in list(layer.named_parameters()):
-            _put(layer, name, read(prefix + name), parameter.shape)
+            _put(layer, name, source.read(prefix + name), parameter.shape)
         layer.eval()
-        recorder = _Recorder(layer, unit_norm, scope_sequences)
+        recorder = _Recorder(layer, prefix, unit_norm, scope_sequences)
         hidden = recorder.run(hidden, positions)
         stats = {f"{prefix}{linear}.weight": value for linear, value in recorder.stats().items()}
         yield LayerRun(index, stats, layer, recorder.scope_calls)
         model.model.layers[index] = nn.Identity()  # frees the layer's weights
 
 
+def _embed(source: Checkpoint, tokens: I64) -> F32:
+    """F32[sequences, length, hidden]; of the embedding only the rows that occur are read."""
+    ids, places = np.unique(tokens, return_inverse=True)
+    if ids[-1] >= source.config.vocab_size:
+        raise CalibrationError(
+            f"{source.path}: token {ids[-1]} has no row in the embedding of {source.config.vocab_size}; "
+            "the tokenizer is another model's"
+        )
+    rows = np.concatenate([source.read_rows(EMBEDDING, int(token), int(token) + 1) for token in ids])
+    return rows[places].reshape(*tokens.shape, -1)
+
+
 class _Recorder:
     """Hooks that gather second moments of each input site and the inputs of each scope."""
 
-    def __init__(self, layer: Any, unit_norm: bool, scope_sequences: int) -> None:  # noqa: ANN401 - a transformers layer
-        self._layer, self._unit_norm, self._wanted = layer, unit_norm, scope_sequences
+    def __init__(self, layer: Any, prefix: str, unit_norm: bool, scope_sequences: int) -> None:  # noqa: ANN401 - transformers'
+        self._layer, self._prefix, self._unit_norm, self._wanted = layer, prefix, unit_norm, scope_sequences
         self._moments: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
         self.scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -162,8 +175,13 @@ class _Recorder:
     def _add_moment(self, site: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             x = args[0].reshape(-1, args[0].shape[-1])
+            norms = x.norm(dim=1, keepdim=True)
+            if not norms.isfinite().all():
+                raise CalibrationError(
+                    f"{self._prefix}{site}: its inputs on the calibration text overflow float32; does the source itself run?"
+                )
             if self._unit_norm:
-                x = x / x.norm(dim=1, keepdim=True).clamp_min(1e-20)
+                x = x / norms.clamp_min(1e-20)
             self._moments[site] = self._moments.get(site, torch.zeros(x.shape[1], x.shape[1])) + x.T @ x
             self._tokens[site] = self._tokens.get(site, 0) + len(x)
 

@@ -86,7 +86,7 @@ def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
             module.register_forward_pre_hook(remember(seen, NAME.format(index, site)))
     logits(model, tokens)
     for unit_norm in (True, False):
-        for run in walk_layers(source.config, source.read, tokens, unit_norm, 0):
+        for run in walk_layers(source, tokens, unit_norm, 0):
             for name in (NAME.format(run.index, site) for site in ("self_attn.k_proj", "mlp.down_proj")):
                 x = seen[name] / (np.linalg.norm(seen[name], axis=1, keepdims=True) if unit_norm else 1)
                 np.testing.assert_allclose(run.stats[name].hessian, x.T @ x / len(x), rtol=2e-3, atol=1e-5)
@@ -95,12 +95,12 @@ def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
 
 def test_scope_losses(source, tokens):
     """Zero for the weight itself; the layer's own squared error for down; siblings count once they are committed."""
-    run = next(walk_layers(source.config, source.read, tokens, False, 4))
+    run = next(walk_layers(source, tokens, False, 4))
     q, o, down = (NAME.format(0, site) for site in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"))
     weight, changed = source.read(down), source.read(down) * np.float32(1.01)
     assert run.scope_loss(down, [weight]) == [0.0]
     error = weight - changed
-    four = next(walk_layers(source.config, source.read, tokens[:4], False, 0)).stats[down]
+    four = next(walk_layers(source, tokens[:4], False, 0)).stats[down]
     expected = float(np.sum(error @ four.hessian * error) / len(error))
     assert run.scope_loss(down, [changed])[0] == pytest.approx(expected, rel=1e-3)
     before = run.scope_loss(q, [source.read(q) * np.float32(0.5)])
