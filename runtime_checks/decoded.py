@@ -2,88 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from quantize.checkpoint.gguf_names import to_gguf_name
+from quantize.checkpoint.expected import expected_shapes
+from quantize.checkpoint.gguf_names import to_hf_name
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError
+from quantize.grids import GRIDS
 from quantize.model_config import HEAD, ModelConfig
-from quantize.types import F32
+from quantize.types import F32, Grid
 from runtime_checks.onnx_runner import load_graph, model_path
-from runtime_checks.reference import DamagedFileError
-from runtime_checks.reference_gguf import GgufFile, decode_gguf, read_gguf
-from runtime_checks.reference_onnx import OnnxTensor, read_onnx
+from runtime_checks.reference import FLOAT_BYTES, DamagedFileError
+from runtime_checks.reference_gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
+from runtime_checks.reference_onnx import ALL, OnnxTensor, read_onnx
 
 TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
+ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
+CHUNK_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB for each decoder
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """``values`` F32 of some output channels; ``dtype`` if they are stored as floats ("F16"), else ``bits`` of their codes."""
+
+    values: F32
+    dtype: str | None
+    bits: int = 0
 
 
 class Weights(Protocol):
-    """What a file holds; ``read`` raises FileFormatError for a name that it does not hold."""
+    """What a file holds, under Hugging Face names and in Hugging Face row order."""
 
     @property
-    def tied(self) -> bool:
-        """Whether the head is the embedding."""
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """(OC, IC) or (n,) of every tensor; one that no decoder has goes by the file's own name."""
 
-    def read(self, name: str) -> F32:
-        """One tensor by its Hugging Face name, in Hugging Face row order."""
+    def part(self, name: str, rows: slice = ALL) -> Part:
+        """A tensor, or some of its output channels. Raises FileFormatError."""
 
 
 class GgufWeights:
     """A GGUF's tensors; q and k rows of llama put back in order, ``.weight_ic`` turned back."""
 
     def __init__(self, path: Path, config: ModelConfig) -> None:
-        self._path, self._config, self._file = path, config, open_gguf(path)
+        self._config = config
+        self._tensors: dict[str, GgufTensor] = {}
+        for stored, tensor in open_gguf(path).tensors.items():
+            name = _hf_name(stored)
+            if stored != ROPE_FREQS:
+                self._tensors[stored if name in self._tensors else name] = tensor
 
     @property
-    def tied(self) -> bool:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See Weights."""
-        return to_gguf_name(HEAD) not in self._file.tensors
+        return {name: item.shape[::-1] if item.name.endswith(TRANSPOSED) else item.shape for name, item in self._tensors.items()}
 
-    def read(self, name: str) -> F32:
+    def part(self, name: str, rows: slice = ALL) -> Part:
         """See Weights."""
-        stored = to_gguf_name(name)
-        if stored in self._file.tensors:
-            weight = decode_gguf(self._file.tensors[stored])
-        elif stored + TRANSPOSED in self._file.tensors:
-            weight = decode_gguf(self._file.tensors[stored + TRANSPOSED]).T
+        tensor, heads = self._tensors[name], self._config.rotary_heads(name)
+        order = ALL if heads is None else hf_row_index(self.shapes[name][0], heads)
+        if len(tensor.shape) == 1:
+            values = decode_gguf(tensor)[order][rows]
+        elif tensor.name.endswith(TRANSPOSED):
+            values = decode_gguf(tensor).T[order][rows]
         else:
-            raise FileFormatError(f"{self._path}: tensor {stored} is missing; export it again")
-        heads = self._config.rotary_heads(name)
-        ordered: F32 = weight if heads is None else weight[hf_row_index(len(weight), heads)]
-        return ordered
+            data = tensor.data[order][rows]
+            values = decode_gguf(replace(tensor, data=data, shape=(len(data), *tensor.shape[1:])))
+        floats = tensor.kind in FLOAT_BYTES
+        return Part(values, tensor.kind) if floats else Part(values, None, ggml_grid(tensor.kind).bits)
 
 
 class OnnxWeights:
-    """An ONNX folder's tensors; q and k rows put back in order if the graph rotates neighbours."""
+    """An ONNX folder's tensors."""
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        self._folder, self._config, self._tensors = folder, config, open_onnx(folder)
-        attributes = [item for node in load_graph(folder).graph.node for item in node.attribute]
-        self._interleaved = any(item.name == "rotary_interleaved" and item.i for item in attributes)
+    def __init__(self, folder: Path) -> None:
+        self._tensors = open_onnx(folder)
 
     @property
-    def tied(self) -> bool:
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See Weights."""
-        return HEAD not in self._tensors
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
-    def read(self, name: str) -> F32:
-        """See Weights."""
-        if name not in self._tensors:
-            raise FileFormatError(f"{self._folder}: tensor {name} is missing; export it again")
+    def part(self, name: str, rows: slice = ALL) -> Part:
+        """See Weights. The width of codes is that of the largest, because 3 bits ride in nodes of 4."""
+        tensor = self._tensors[name]
         try:
-            weight = self._tensors[name].decode()
+            if tensor.read_floats is not None:
+                return Part(tensor.decode(rows), tensor.dtype)
+            held = tensor.codes(rows)
+            values = held.decode() if held.per_oc else tensor.codes().decode(rows)
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
-        heads = self._config.rotary_heads(name)
-        ordered: F32 = weight[hf_row_index(len(weight), heads)] if self._interleaved and heads else weight
-        return ordered
+        return Part(values, None, int(held.codes.max()).bit_length())
 
 
 def open_weights(path: Path, config: ModelConfig) -> Weights:
     """The decoded tensors of a GGUF or an ONNX folder, each read when asked for. Raises FileFormatError."""
-    return OnnxWeights(path, config) if path.is_dir() else GgufWeights(path, config)
+    return OnnxWeights(path) if path.is_dir() else GgufWeights(path, config)
 
 
 def decoded_model(path: Path, config: ModelConfig) -> Any:  # noqa: ANN401 - torch is known to source_model alone
@@ -91,8 +109,38 @@ def decoded_model(path: Path, config: ModelConfig) -> Any:  # noqa: ANN401 - tor
     from quantize.source_model import build_model
 
     weights = open_weights(path, config)
-    read: Callable[[str], F32] = weights.read
-    return build_model(config, read, weights.tied)
+    check_shapes(path, config, weights)
+    return build_model(config, lambda name: weights.part(name).values, HEAD not in weights.shapes)
+
+
+def check_shapes(path: Path, config: ModelConfig, weights: Weights) -> None:
+    """Raises FileFormatError for the first tensor of the model that the file has not, or has in another shape."""
+    for name, shape in expected_shapes(config).items():
+        held = weights.shapes.get(name)
+        if held is None and name != HEAD:
+            raise FileFormatError(f"{path}: tensor {name} is missing; export it again")
+        if held is not None and held != shape:
+            raise FileFormatError(f"{path}: {name} is {held}, the source's is {shape}; name the source that it was made from")
+
+
+def row_chunks(rows: int, cols: int, weights: int = CHUNK_WEIGHTS) -> Iterator[slice]:
+    """Slices of a matrix's rows, ``weights`` numbers at a time."""
+    step = max(1, weights // cols)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def ggml_grid(kind: str) -> Grid:
+    """Our grid for a ggml block type that the reference decodes."""
+    grid = GRIDS[kind.lower()]
+    assert not isinstance(grid, type)
+    return grid
+
+
+def _hf_name(stored: str) -> str:
+    try:
+        return to_hf_name(stored)
+    except (KeyError, ValueError):
+        return stored
 
 
 def open_gguf(path: Path) -> GgufFile:

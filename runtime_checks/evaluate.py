@@ -11,7 +11,7 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError, ConfigError
 from quantize.progress import track
-from runtime_checks.decoded import exported_bytes
+from runtime_checks.decoded import check_shapes, exported_bytes, open_weights
 from runtime_checks.divergence import I64, Scores, compare, join
 from runtime_checks.onnx_runner import exported_context
 from runtime_checks.runners import Runner, decoded_runner, exported_runner, source_runner, source_tokens
@@ -45,11 +45,12 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
     its 99th percentile; ``top1``, the share of tokens where both have the same favourite; ``tokens`` scored; ``bytes`` of the
     file; ``tokens_per_s`` of decoding one token at a time; ``runtime``.
 
-    Raises CalibrationError if the text is shorter than a chunk, FileFormatError if the file cannot be run, ConfigError if
-    the context is longer than the source's.
+    Raises CalibrationError if the text is shorter than a chunk, FileFormatError if the file cannot be run or is of another
+    model, ConfigError if the context is longer than the source's.
     """
     options = options or EvalOptions()
     _check_context(path, source, options)
+    check_shapes(path, source.config, open_weights(path, source.config))
     chunks = _chunks(source, text, options)
     other = (
         decoded_runner(path, source) if options.weights_only else exported_runner(path, max(options.context, SPEED_TOKENS + 1))

@@ -41,6 +41,24 @@ class OnnxParts:
         """Whether any node was made for the weight ``name``."""
         return _site(name) in self._sites
 
+    def unused(self) -> list[str]:
+        """Initializers that no output of the model is made from."""
+        needed = set(self._results)
+        for node in reversed(self._model.graph.node):  # in topological order
+            if not needed.isdisjoint(node.output):
+                needed.update(node.input)
+        return sorted(self._initializers.keys() - needed)
+
+    def trailing_bytes(self) -> dict[str, int]:
+        """How many bytes follow the last initializer, by name of the external file."""
+        ends: dict[str, int] = {}
+        for tensor in self._initializers.values():
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if {"location", "length"} <= place.keys():
+                end = int(place.get("offset", 0)) + int(place["length"])
+                ends[place["location"]] = max(end, ends.get(place["location"], 0))
+        return {name: (self._folder / name).stat().st_size - end for name, end in ends.items()}
+
     def linear(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[int, F32]]:
         """What the weight's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
 

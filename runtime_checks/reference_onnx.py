@@ -14,6 +14,7 @@ Packed values lie low bits first; only MatMulAdaDim's 3-bit ones cross bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ FLOATS: dict[int, tuple[str, str]] = {
 INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
 TRANSPARENT = ("Reshape", "Unsqueeze", "Cast", "Identity")  # operators that leave the values as they are
+ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,27 +48,30 @@ class OnnxCodes:
     group_size: int
     per_oc: bool
 
-    def decode(self) -> F32:
-        """F32[OC, IC], (q - z) * s."""
-        rows = decode_affine(self.codes, self.scale, self.zero_point, self.group_size)
-        return rows if self.per_oc else rows.T
+    def decode(self, oc: slice = ALL, ic: slice = ALL) -> F32:
+        """F32[OC, IC], (q - z) * s, or a window of it."""
+        rows, cols = (oc, ic) if self.per_oc else (ic, oc)
+        group = np.arange(self.codes.shape[1])[cols] // self.group_size
+        window = decode_affine(self.codes[rows, cols], self.scale[rows][:, group], self.zero_point[rows][:, group], 1)
+        return window if self.per_oc else window.T
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxTensor:
-    """One weight under its Hugging Face name. ``form``: a key of READERS, or "float"."""
+    """One weight under its Hugging Face name. ``form``: a key of READERS, or "float"; ``shape`` (OC, IC) or (n,)."""
 
     name: str
     form: str
     dtype: str  # "F32", "F16", "BF16" of a float tensor, else "U8"
-    read_codes: Callable[[], OnnxCodes] | None = None
+    shape: tuple[int, ...]
+    read_codes: Callable[[slice], OnnxCodes] | None = None
     read_floats: Callable[[], Array] | None = None
 
-    def codes(self) -> OnnxCodes:
-        """The stored integers of a quantized tensor. Raises DamagedFileError."""
+    def codes(self, rows: slice = ALL) -> OnnxCodes:
+        """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
         assert self.read_codes is not None, f"{self.name} is stored as floats"
         try:
-            return self.read_codes()
+            return self.read_codes(rows)
         except (KeyError, IndexError, ValueError) as error:
             raise DamagedFileError(f"{self.name}: its {self.form} nodes are not as they should be ({error})") from error
 
@@ -75,11 +80,11 @@ class OnnxTensor:
         assert self.read_floats is not None, f"{self.name} is quantized"
         return self.read_floats()
 
-    def decode(self) -> F32:
-        """The weight as F32[OC, IC] (or F32[n])."""
+    def decode(self, rows: slice = ALL) -> F32:
+        """The weight as F32[OC, IC] (or F32[n]); of a float tensor some ``rows``."""
         if self.read_floats is None:
             return self.codes().decode()
-        stored = self.read_floats()
+        stored = self.values()[rows]
         return decode_floats(self.dtype, stored.reshape(-1).view(np.uint8)).reshape(stored.shape)
 
 
@@ -90,7 +95,7 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
     for name, tensor in graph.initializers.items():
         if name.endswith((".weight", ".bias")) and tensor.data_type in FLOATS:
             kind = FLOATS[tensor.data_type][0]
-            tensors[name] = OnnxTensor(name, "float", kind, read_floats=partial(graph.array, tensor))
+            tensors[name] = OnnxTensor(name, "float", kind, tuple(tensor.dims), read_floats=partial(graph.array, tensor))
     owners: dict[str, str] = {}
     for stem, nodes in graph.linears().items():
         name = f"{stem}.weight"
@@ -100,7 +105,7 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
         if name in tensors:
             raise DamagedFileError(f"{graph.path}: {name} is there as floats and as codes")
         form = "split" if _is_slice(nodes[0]) else FORMS[nodes[0].op_type]
-        tensors[name] = OnnxTensor(name, form, "U8", read_codes=partial(READERS[form], graph, nodes))
+        tensors[name] = OnnxTensor(name, form, "U8", _shape(graph, nodes), read_codes=partial(READERS[form], graph, nodes))
     return tensors
 
 
@@ -146,16 +151,14 @@ class _Graph:
 
     def array(self, tensor: TensorProto) -> Array:
         """Stored values in their shape: BF16 as uint16 bits, 4-bit integers one in a byte."""
-        shape = tuple(tensor.dims)
-        size = int(np.prod(shape, dtype=np.int64))
-        data = self._bytes(tensor)
+        shape, data = tuple(tensor.dims), self._bytes(tensor)
+        size = math.prod(shape)
         if tensor.data_type == TensorProto.UINT4 and data.size == -(-size // 2):
             return unpack(data, 4, size).reshape(shape)
-        kind = FLOATS[tensor.data_type][1] if tensor.data_type in FLOATS else INTEGERS.get(tensor.data_type, "V")
-        dtype = np.dtype(kind)
+        dtype = np.dtype(FLOATS[tensor.data_type][1] if tensor.data_type in FLOATS else INTEGERS.get(tensor.data_type, "V"))
         if data.size != size * dtype.itemsize:
-            wanted = TensorProto.DataType.Name(tensor.data_type)
-            raise DamagedFileError(f"{self.path}: {tensor.name} has {data.size} bytes for {wanted}{list(shape)}")
+            kind = TensorProto.DataType.Name(tensor.data_type)
+            raise DamagedFileError(f"{self.path}: {tensor.name} has {data.size} bytes for {kind}{list(shape)}")
         return data.view(dtype).reshape(shape)
 
     def _bytes(self, tensor: TensorProto) -> U8:
@@ -189,40 +192,50 @@ def _is_slice(node: onnx.NodeProto) -> bool:
     return node.op_type == "MatMulNBits" and node.name.rpartition("/")[2] != "MatMulNBits"
 
 
-def _nbits(graph: _Graph, node: onnx.NodeProto) -> OnnxCodes:
+def _shape(graph: _Graph, nodes: list[onnx.NodeProto]) -> tuple[int, int]:
+    """(OC, IC) as the nodes have it; a Slice behind an embedding cuts the filling of its last block."""
+    a = _attributes(nodes[0])
+    try:
+        if nodes[0].op_type != "GatherBlockQuantized":
+            return sum(_attributes(node)["N"] for node in nodes), a["K"]
+        rows, blocks, _ = graph.resolve(nodes[0].input[0]).dims
+        ends = [int(graph.read(cut.input[2]).item()) for cut in graph.named(f"{_stem(nodes[0])}/Slice")]
+        return rows, ends[0] if ends else blocks * a["block_size"]
+    except (KeyError, ValueError) as error:
+        raise DamagedFileError(f"{graph.path}: {nodes[0].name} is not as it should be ({error})") from error
+
+
+def _nbits(graph: _Graph, node: onnx.NodeProto, rows: slice = ALL) -> OnnxCodes:
     """One MatMulNBits as it is."""
     a = _attributes(node)
     bits, block, n, k = a.get("bits", 4), a["block_size"], a["N"], a["K"]
     groups = -(-k // block)
-    codes = unpack(graph.read(node.input[1]).reshape(n, -1), bits, groups * block)[:, :k]
-    scale = graph.read(node.input[2]).reshape(n, groups).astype(np.float32)
-    zero = _zero_points(graph, node, (n, groups), bits)
+    codes = unpack(graph.read(node.input[1]).reshape(n, -1)[rows], bits, groups * block)[:, :k]
+    scale = graph.read(node.input[2]).reshape(n, groups)[rows].astype(np.float32)
+    zero = _zero_points(graph, node, (n, groups), bits)[rows]
     return OnnxCodes(codes, scale, zero, block, True)
 
 
-def _read_matmul(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+def _read_matmul(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     (node,) = nodes
-    return _nbits(graph, node)
+    return _nbits(graph, node, rows)
 
 
-def _read_gather(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
-    """GatherBlockQuantized over [rows, n_blocks, bytes of a block]; a Slice behind it cuts the filling of the last block."""
+def _read_gather(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
+    """GatherBlockQuantized over [rows, n_blocks, bytes of a block]."""
     (node,) = nodes
     a = _attributes(node)
     bits, block, packed = a.get("bits", 4), a["block_size"], graph.read(node.input[0])
-    rows, groups, _ = packed.shape
-    cols = groups * block
-    for cut in graph.named(f"{_stem(node)}/Slice"):
-        cols = int(graph.read(cut.input[2]).item())
-    codes = unpack(packed.reshape(rows, -1), bits, groups * block)[:, :cols]
-    scale = graph.read(node.input[2]).reshape(rows, groups).astype(np.float32)
+    n, groups, _ = packed.shape
+    codes = unpack(packed.reshape(n, -1)[rows], bits, groups * block)[:, : _shape(graph, nodes)[1]]
+    scale = graph.read(node.input[2]).reshape(n, groups)[rows].astype(np.float32)
     zero = np.full(scale.shape, 1 << bits - 1, np.uint8)
     if len(node.input) > 3:
-        zero = graph.read(node.input[3]).reshape(rows, groups)
+        zero = graph.read(node.input[3]).reshape(n, groups)[rows]
     return OnnxCodes(codes, scale, zero, block, True)
 
 
-def _read_split(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+def _read_split(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """One MatMulNBits for each group of output channels, in the order in which Concat joins them."""
     by_output = {node.output[0]: node for node in nodes}
     (concat,) = [node for node in graph.model.graph.node if node.op_type == "Concat" and set(node.input) == set(by_output)]
@@ -230,16 +243,17 @@ def _read_split(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
     parts = [_nbits(graph, node) for node in ordered]
     if any((part.scale != 1).any() for part in parts):
         raise DamagedFileError(f"{graph.path}: {concat.name} joins nodes whose scales are not 1")
-    rows = [_scale_row(graph, node.input[0]) for node in ordered]
-    (held,) = {name for name, _ in rows}
-    order = np.array([row for _, row in rows])
+    scales = [_scale_row(graph, node.input[0]) for node in ordered]
+    (held,) = {name for name, _ in scales}
+    order = np.array([row for _, row in scales])
     scale = graph.read(held)[order, 0, 0].T
     zero = np.stack([part.zero_point[0, 0] for part in parts])[None].repeat(scale.shape[0], axis=0)
     for node in graph.named(f"{_stem(concat)}/Sub"):  # mid - z, where mid is what every part subtracts already
         if any((part.zero_point != graph.read(node.input[0])).any() for part in parts):
             raise DamagedFileError(f"{graph.path}: {node.name} and the zero points of {concat.name} do not cancel")
         zero = graph.read(node.input[1])[order, 0, 0].T
-    return OnnxCodes(np.concatenate([part.codes for part in parts]).T, scale, zero, len(parts[0].codes), False)
+    codes = np.concatenate([part.codes for part in parts]).T
+    return OnnxCodes(codes[rows], scale[rows], zero[rows], len(parts[0].codes), False)
 
 
 def _scale_row(graph: _Graph, name: str) -> tuple[str, int]:
@@ -256,18 +270,18 @@ def _scale_row(graph: _Graph, name: str) -> tuple[str, int]:
     return held, row
 
 
-def _read_adadim(graph: _Graph, nodes: list[onnx.NodeProto]) -> OnnxCodes:
+def _read_adadim(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """MatMulAdaDim, by its specification."""
     (node,) = nodes
     a = _attributes(node)
     if a["layout"] != 0:
         raise DamagedFileError(f"{graph.path}: {node.name} has layout {a['layout']}, which is not specified")
-    rows, cols = (a["N"], a["K"]) if a["per_oc"] else (a["K"], a["N"])
+    n, cols = (a["N"], a["K"]) if a["per_oc"] else (a["K"], a["N"])
     groups = -(-cols // a["group_size"])
-    codes = unpack(graph.read(node.input[1]).reshape(rows, -1), a["bits"], cols)
-    scale = graph.read(node.input[2]).reshape(rows, groups)
-    zero = unpack(graph.read(node.input[3]), a["bits"], groups)
-    return OnnxCodes(codes, scale, np.broadcast_to(zero, (rows, groups)), a["group_size"], bool(a["per_oc"]))
+    codes = unpack(graph.read(node.input[1]).reshape(n, -1)[rows], a["bits"], cols)
+    scale = graph.read(node.input[2]).reshape(n, groups)[rows]
+    zero = np.broadcast_to(unpack(graph.read(node.input[3]), a["bits"], groups), (n, groups))[rows]
+    return OnnxCodes(codes, scale, zero, a["group_size"], bool(a["per_oc"]))
 
 
 def _zero_points(graph: _Graph, node: onnx.NodeProto, shape: tuple[int, int], bits: int) -> U8:
@@ -278,7 +292,7 @@ def _zero_points(graph: _Graph, node: onnx.NodeProto, shape: tuple[int, int], bi
 
 
 FORMS = {"MatMulNBits": "matmulnbits", "GatherBlockQuantized": "gather", "MatMulAdaDim": "matmul_adadim"}
-READERS: dict[str, Callable[[_Graph, list[onnx.NodeProto]], OnnxCodes]] = {
+READERS: dict[str, Callable[[_Graph, list[onnx.NodeProto], slice], OnnxCodes]] = {
     "matmulnbits": _read_matmul,
     "gather": _read_gather,
     "matmul_adadim": _read_adadim,

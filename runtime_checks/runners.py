@@ -92,6 +92,16 @@ class LlamaRunner:
         self._model.close()
 
 
+def greedy_error(reference: Runner, prompt: I64, chosen: list[int]) -> float:
+    """By how much ``reference`` prefers its own favourites to the tokens that were ``chosen`` after I64[n] ``prompt``.
+
+    Over the largest logit; 0 if it would have chosen the same, and next to nothing at a tie, which may go either way.
+    """
+    rows = reference.logits(np.array([*prompt, *chosen[:-1]], np.int64))[len(prompt) - 1 :]
+    gaps = rows.max(-1) - rows[np.arange(len(chosen)), chosen]
+    return float(gaps.max() / np.abs(rows).max())
+
+
 def source_tokens(source: Checkpoint, text: str) -> I64:
     """Token ids I64[n] of ``text`` by the source's own tokenizer. Raises CalibrationError if it has none."""
     assets = source.assets()

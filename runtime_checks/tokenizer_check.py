@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from quantize.checkpoint import Checkpoint
-from quantize.errors import FileFormatError
+from quantize.errors import CheckpointError, FileFormatError
 from runtime_checks.chat_template import CONVERSATIONS, Messages, render, special_tokens_of, template_of
 from runtime_checks.decoded import open_gguf
 from runtime_checks.llama_cpp import LlamaVocab
@@ -25,6 +25,7 @@ from runtime_checks.reference_gguf import read_metadata
 from runtime_checks.results import Check, within
 
 CONTROL, USER_DEFINED = 3, 4  # enum llama_token_type
+ENDS = ("bos", "eos")
 EXACT = 0.0  # ids and bytes are equal or they are not
 STRINGS = (
     "",
@@ -58,11 +59,13 @@ Encode = Callable[[str, bool], list[int]]  # text, whether BOS and EOS are added
 
 @dataclass(frozen=True)
 class _Truth:
-    """The source's tokenizer. ``specials``: tokens that a text may spell out; ``ends``: where generation stops."""
+    """The source's tokenizer. ``specials``: tokens that a text may spell out; ``ends``: where generation stops; ``ids``:
+    what "bos" and "eos" may be, for the files of a model do not always agree."""
 
     encode: Encode
     specials: tuple[str, ...]
     ends: tuple[int, ...]
+    ids: Mapping[str, set[int]]
     template: str | None
     prompts: Mapping[str, str | None]
 
@@ -70,33 +73,49 @@ class _Truth:
 def check_tokenizer(path: Path, source: Checkpoint) -> list[Check]:
     """Ids, special tokens, ends and chat prompts of a GGUF (llama.cpp) or an ONNX folder (onnxruntime-genai).
 
-    Raises FileFormatError if the runtime refuses the file's tokenizer.
+    Raises FileFormatError if the runtime refuses the file's tokenizer, CheckpointError if the source's cannot be read.
     """
     with ExitStack() as stack:
-        truth = _truth(source, stack)
+        truth = _gguf_truth(source, stack) if source.path.is_file() else _hf_truth(source)
         if path.is_dir():
             return _check_genai(path, truth)
         return _check_llama(path, stack.enter_context(LlamaVocab(path)), truth)
 
 
-def _truth(source: Checkpoint, stack: ExitStack) -> _Truth:
+def _gguf_truth(source: Checkpoint, stack: ExitStack) -> _Truth:
+    vocab, metadata = stack.enter_context(LlamaVocab(source.path)), read_metadata(source.path)
+    pairs = zip(metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type", []), strict=False)
+    specials = tuple(token for token, kind in pairs if kind in (CONTROL, USER_DEFINED))
+    ids = {word: set(_listed(metadata.get(f"tokenizer.ggml.{word}_token_id"))) for word in ENDS}
+    named = {"bos_token": vocab.bos, "eos_token": vocab.eos}
+    return _Truth(vocab.tokenize, specials, tuple(ids["eos"]), ids, *_prompts(metadata.get("tokenizer.chat_template"), named))
+
+
+def _hf_truth(source: Checkpoint) -> _Truth:
     assets = source.assets()
-    generation = json.loads(assets.get("generation_config.json", b"{}"))
-    ends = generation.get("eos_token_id", source.config.raw.get("eos_token_id"))
-    ends = tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    if source.path.is_file():
-        vocab, metadata = stack.enter_context(LlamaVocab(source.path)), read_metadata(source.path)
-        pairs = zip(metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type", []), strict=False)
-        specials = tuple(token for token, kind in pairs if kind in (CONTROL, USER_DEFINED))
-        encode: Encode = vocab.tokenize
-        template, named = metadata.get("tokenizer.chat_template"), {"bos_token": vocab.bos, "eos_token": vocab.eos}
-    else:
+    if "tokenizer.json" not in assets:
+        raise CheckpointError(f"{source.path}: no tokenizer.json to compare with; put it beside the weights")
+    try:
         tokenizer = Tokenizer.from_str(assets["tokenizer.json"].decode("utf-8"))
-        specials = tuple(str(token.content) for _, token in sorted(tokenizer.get_added_tokens_decoder().items()))
-        encode = partial(_encode_hf, tokenizer)
+        known = {**source.config.raw, **json.loads(assets.get("generation_config.json", b"{}"))}
         template, named = template_of(assets), special_tokens_of(assets)
-    prompts = {} if template is None else {key: render(template, chat, named) for key, chat in CONVERSATIONS.items()}
-    return _Truth(encode, specials, ends, template, prompts)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"{source.path}: its tokenizer files cannot be read ({error}); download them again") from error
+    specials = tuple(str(token.content) for _, token in sorted(tokenizer.get_added_tokens_decoder().items()))
+    ids = {word: set(_listed(known.get(f"{word}_token_id"))) for word in ENDS}
+    ends = tuple(sorted(ids["eos"]))
+    for word in ENDS:
+        ids[word] |= set(_listed(tokenizer.token_to_id(named.get(f"{word}_token", ""))))
+    return _Truth(partial(_encode_hf, tokenizer), specials, ends, ids, *_prompts(template, named))
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _prompts(template: str | None, named: Mapping[str, str]) -> tuple[str | None, dict[str, str | None]]:
+    """The template and what it makes of every conversation."""
+    return template, {} if template is None else {key: render(template, chat, named) for key, chat in CONVERSATIONS.items()}
 
 
 def _encode_hf(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
@@ -107,7 +126,11 @@ def _encode_hf(tokenizer: Tokenizer, text: str, add_special: bool) -> list[int]:
 def _check_llama(path: Path, vocab: LlamaVocab, truth: _Truth) -> list[Check]:
     checks = _check_ids("llama_tokenize", vocab.tokenize, truth, STRINGS + STRINGS_BEYOND_GENAI)
     checks += [within("llama.cpp stops at", str(token), float(not vocab.is_end(token)), EXACT) for token in truth.ends]
-    template = open_gguf(path).metadata.get("tokenizer.chat_template")
+    metadata = open_gguf(path).metadata
+    for word, ids in truth.ids.items():
+        held = metadata.get(f"tokenizer.ggml.{word}_token_id")
+        checks.append(within(f"{word} = source's", str(held), float(bool(ids) and held not in ids), EXACT))
+    template = metadata.get("tokenizer.chat_template")
     checks.append(within("chat template = source's", path.name, float(template != truth.template), EXACT))
     named = {"bos_token": vocab.bos, "eos_token": vocab.eos}
     for key, prompt in truth.prompts.items():

@@ -11,25 +11,29 @@ from quantize.errors import FileFormatError
 from quantize.progress import track
 from quantize.store import QuantizedStore
 from runtime_checks.gguf_check import check_gguf
-from runtime_checks.model_check import check_model, check_source
+from runtime_checks.metadata_check import check_metadata
+from runtime_checks.model_check import check_model
 from runtime_checks.onnx_check import check_onnx
 from runtime_checks.reference import DamagedFileError
 from runtime_checks.results import Check
+from runtime_checks.source_check import check_source
 from runtime_checks.tokenizer_check import check_tokenizer
 
 
 def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) -> list[Check]:
     """Check a GGUF or an ONNX folder against ``source`` and, if given, against the ``store`` it was written from.
 
-    Damage, or a runtime that refuses the file, is a failed check. Raises FileFormatError if there is no such file at all.
+    Damage, or a runtime that refuses the file, is a failed check. Raises FileFormatError if there is no such file at all, and
+    CheckpointError or CalibrationError if the source is no use as a measure.
     """
     if not (path / "model.onnx" if path.is_dir() else path).is_file():
         raise FileFormatError(f"{path}: not there, or no model.onnx in it; give what `adadim export` wrote")
     tensors = check_onnx if path.is_dir() else check_gguf
-    steps: dict[str, Callable[[], list[Check]]] = {
+    steps: dict[str, Callable[[], list[Check]]] = {  # the cheap ones first
+        "tokenizer": lambda: check_tokenizer(path, source),
+        "metadata": lambda: [] if path.is_dir() else check_metadata(path, source),
         "tensors": lambda: tensors(path, store),
         "source": lambda: check_source(path, source),
-        "tokenizer": lambda: check_tokenizer(path, source),
         "model": lambda: check_model(path, source),
     }
     checks = []

@@ -37,7 +37,7 @@ def plain_scores(item: Made) -> dict[str, float]:
     models = [AutoModelForCausalLM.from_pretrained(item.source.path, dtype=torch.float32).eval() for _ in range(2)]
     weights = open_weights(item.file, item.source.config)
     for name, parameter in models[1].named_parameters():
-        parameter.data = torch.from_numpy(np.array(weights.read(name)))
+        parameter.data = torch.from_numpy(np.array(weights.part(name).values))
     ids = AutoTokenizer.from_pretrained(item.source.path)(TEXT, return_tensors="pt").input_ids[0]
     rows = ids[: CHUNKS * CONTEXT].view(CHUNKS, CONTEXT)
     half = CONTEXT // 2

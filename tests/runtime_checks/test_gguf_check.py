@@ -11,19 +11,10 @@ import pytest
 from exporter.gguf_file import write_gguf
 from quantize.errors import FileFormatError
 from quantize.store import QuantizedStore
-from quantize.types import RowOrder
 from runtime_checks.gguf_check import check_gguf
 from tests.cases import GRIDS
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +77,7 @@ def test_transposed_tensors_go_through_libggml(transposed):
 
 def test_without_a_store_only_the_decoders_speak(plain):
     names = {check.name for check in check_gguf(plain[0])}
-    assert names == {"reference = gguf-py", "reference = our grid"}
+    assert names == {"reference = gguf-py", "reference = our grid", "bytes after the last tensor"}
 
 
 def test_one_flipped_code_is_found(plain, tmp_path):
@@ -125,15 +116,6 @@ def test_one_changed_norm_is_found(plain, tmp_path):
     assert found == {("values = store's", "output_norm.weight")}
 
 
-def test_rows_of_q_and_k_have_llama_cpps_order(plain):
-    """The same bytes, called rows in Hugging Face order: every head's halves are in the wrong places."""
-    path, store = plain
-    said = QuantizedStore(store.path)
-    said.row_order = RowOrder.HF
-    found = {tensor for _, tensor in failures(check_gguf(path, said))}
-    assert found == {f"blk.{layer}.attn_{part}.weight" for layer in (0, 1) for part in "qk"}
-
-
 def test_a_missing_and_an_unknown_tensor_are_found(plain):
     path, store = plain
     said = QuantizedStore(store.path)
@@ -152,19 +134,15 @@ def test_a_type_that_the_store_does_not_have(plain):
     assert found == ("codes = store's", "blk.0.ffn_up.weight")
 
 
-def test_llama3_frequencies(folder, tmp_path):
-    model = make_tiny_model(tmp_path / "llama3", rope_scaling=LLAMA3)
-    path, store = exported(tmp_path, model)
-    assert not failures(check_gguf(path, store))
-
-    def stretch(tensors):
-        tensors["rope_freqs.weight"][1] *= np.float32(1.001)
-
-    found = failures(check_gguf(edited(path, tmp_path / "f.gguf", stretch), store))
-    assert found == {("rope_freqs = the config's", "rope_freqs.weight")}
-
-
 def test_no_gguf_at_all(tmp_path):
     (tmp_path / "f.gguf").write_bytes(b"GGUF" + bytes(20))
     with pytest.raises(FileFormatError, match="version 0"):
         check_gguf(tmp_path / "f.gguf")
+
+
+def test_bytes_after_the_last_tensor(plain, tmp_path):
+    path = Path(shutil.copy(plain[0], tmp_path / "f.gguf"))
+    with path.open("ab") as file:
+        file.write(bytes(32))
+    (miss,) = [check for check in check_gguf(path, plain[1]) if not check.ok]
+    assert (miss.name, miss.error) == ("bytes after the last tensor", 32)

@@ -12,17 +12,20 @@ from exporter.onnx_file import write_onnx
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError
+from runtime_checks import onnx_check, onnx_parts
+from runtime_checks.decoded import row_chunks
 from runtime_checks.onnx_check import SPLIT_TOLERANCE, check_onnx
 from runtime_checks.onnx_parts import OnnxParts
 from runtime_checks.reference_onnx import read_onnx
 from tests.tiny import make_tiny_model
 
+WHOLE_CHANNEL = 128  # more than any length here, none of which is a power of two: one ragged group in every row
 CASES = [
     (target, method, bits, group, symmetric)
     for target, (method, bits), (group, symmetric) in itertools.product(
         ("onnxruntime", "onnxruntime+adadim"),
         (("rtn-oc", 2), ("rtn-oc", 3), ("rtn-ic", 4), ("rtn-ic", 3), ("rtn-oc", 8), ("rtn-ic", 8)),
-        ((16, False), (64, True)),
+        ((16, False), (64, True), (WHOLE_CHANNEL, False)),
     )
 ]
 
@@ -73,12 +76,12 @@ def test_nodes_that_compute_something_else_are_seen(folder):
     def change(graph: onnx.GraphProto) -> None:
         nodes = {node.name: node for node in graph.node}
         gate, up = (nodes[f"model.layers.0.mlp.{name}_proj/MatMulNBits"] for name in ("gate", "up"))
-        gate.input[2] = up.input[2]
+        gate.input[2], up.input[2] = up.input[2], gate.input[2]
 
     edit(folder, change)
     assert not [check for check in check_onnx(folder) if not check.ok]  # the file says so, and onnxruntime does so
     misses = [check for check in check_onnx(folder, QuantizedStore(folder.with_name("store"))) if not check.ok]
-    assert [(check.name, check.tensor) for check in misses] == [("scales = store's", "model.layers.0.mlp.gate_proj.weight")]
+    assert [check.name for check in misses] == ["scales = store's"] * 2
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.gate_proj", "model.embed_tokens", "lm_head"])
@@ -127,3 +130,30 @@ def test_nodes_that_cannot_be_cut_out(folder):
     edit(folder, change)
     with pytest.raises(FileFormatError, match="expected one value each"):
         next(OnnxParts(folder).linear("model.layers.0.mlp.gate_proj.weight", (80, 96)))
+
+
+def test_an_initializer_that_nothing_needs(folder):
+    def change(graph: onnx.GraphProto) -> None:
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "blob"))
+        graph.node.append(onnx.helper.make_node("Neg", ["blob"], ["negative"], name="dead/Neg"))
+
+    edit(folder, change)
+    misses = [check for check in check_onnx(folder) if not check.ok]
+    assert [(check.name, check.tensor) for check in misses] == [("initializers that no output needs", "blob")]
+
+
+def test_bytes_after_the_last_initializer(folder):
+    with (folder / "model.onnx.data").open("ab") as file:
+        file.write(bytes(100))
+    (miss,) = [check for check in check_onnx(folder) if not check.ok]
+    assert (miss.name, miss.tensor, miss.error) == ("bytes after the last tensor", "model.onnx.data", 100)
+
+
+@pytest.mark.parametrize("method", ["rtn-oc", "rtn-ic"])
+def test_chunks_change_nothing(source, tmp_path, monkeypatch, method):
+    store = quantize_checkpoint(source, tmp_path / "store", QuantizeConfig(method=method), TARGETS["onnxruntime"])
+    folder = write_onnx(store, tmp_path / "onnx")
+    whole = check_onnx(folder, store)
+    monkeypatch.setattr(onnx_check, "row_chunks", lambda rows, cols: row_chunks(rows, cols, 7 * cols))
+    monkeypatch.setattr(onnx_parts, "CHUNK_BYTES", 1 << 12)
+    assert check_onnx(folder, store) == whole

@@ -195,7 +195,7 @@ def test_large_spoils_are_seen_without_the_store(made, tmp_path, form, spoil):
     item = made(form)
     path = copied(item, tmp_path)
     spoil(path)
-    assert {check.name for check in misses(verify(path, item.source))} == {"decoded = source, roughly"}
+    assert {check.name for check in misses(verify(path, item.source))} == {"decoded = source, but for rounding"}
 
 
 def test_another_source_is_seen(made, tmp_path):

@@ -1,0 +1,85 @@
+"""The folder in onnxruntime-genai: genai_config.json against the source, and the tokens that it makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.errors import FileFormatError
+from quantize.model_config import ModelConfig
+from runtime_checks.divergence import I64
+from runtime_checks.onnx_runner import OnnxRunner, exported_context
+from runtime_checks.results import Check, within
+from runtime_checks.runners import greedy_error
+
+EXACT = 0.0  # sizes are equal or they are not
+# How much better, as a share of the largest logit, another token than genai's may be: both run the same nodes, but activations
+# in 8 bits round otherwise for one row than for many. A wrong cache or a wrong position gives .2 and more.
+TIE = 0.01
+
+
+def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
+    """Every size in genai_config.json is the source's, and no text may be longer than the model's tables.
+
+    genai believes what it is told here, and reads memory by it. Raises FileFormatError if it cannot be read.
+    """
+    model, search = _read(folder, "model"), _read(folder, "search")
+    decoder = model.get("decoder", {})
+    sizes = {
+        "vocab_size": (model, config.vocab_size),
+        "num_hidden_layers": (decoder, config.num_layers),
+        "num_attention_heads": (decoder, config.num_heads),
+        "num_key_value_heads": (decoder, config.num_kv_heads),
+        "head_size": (decoder, config.head_dim),
+        "hidden_size": (decoder, config.hidden_size),
+    }
+    checks = [
+        within("genai_config = source's", key, float(held.get(key) != value), EXACT) for key, (held, value) in sizes.items()
+    ]
+    context = exported_context(folder) or config.max_position
+    for key, held in {"context_length": model, "max_length": search}.items():
+        fits = isinstance(held.get(key), int) and 0 < held[key] <= context
+        checks.append(within(f"genai_config fits the exported context of {context}", key, float(not fits), EXACT))
+    return checks
+
+
+def check_genai(folder: Path, shipped: OnnxRunner, prompt: I64, count: int) -> Check:
+    """``count`` tokens after I64[n] ``prompt`` as the folder is shipped; onnxruntime says whether they are the likeliest.
+
+    Raises FileFormatError if genai refuses the folder.
+    """
+    chosen = _generate(folder, prompt, count)
+    ends = _read(folder, "model").get("eos_token_id", [])
+    stopped = len(chosen) < count and (not chosen or chosen[-1] not in (ends if isinstance(ends, list) else [ends]))
+    error = np.inf if stopped else greedy_error(shipped, prompt, chosen)
+    return within("genai's tokens = onnxruntime's, as shipped", folder.name, error, TIE)
+
+
+def _generate(folder: Path, prompt: I64, count: int) -> list[int]:
+    import onnxruntime_genai as genai
+
+    try:
+        model = genai.Model(str(folder))
+        params = genai.GeneratorParams(model)
+        params.set_search_options(max_length=len(prompt) + count)
+        generator = genai.Generator(model, params)
+        generator.append_tokens(prompt.astype(np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+    except Exception as error:  # genai's own exceptions share no base below Exception
+        raise FileFormatError(f"{folder}: onnxruntime-genai cannot run it ({error}); export it again") from error
+
+
+def _read(folder: Path, section: str) -> dict[str, Any]:
+    path = folder / "genai_config.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))[section]
+        if isinstance(held, dict):
+            return held
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path}: cannot be read ({error!r}); export it again") from error
+    raise FileFormatError(f"{path}: {section} is no object; export it again")
