@@ -8,6 +8,7 @@ Blocks of 32 weights::
     q5_1   d | m | qh | qs[16]        24 bytes    (so qs holds the low four bits)
     q8_0   d          | qs[32]        34 bytes    qs: int8, code - 128
     iq4_nl d          | qs[16]        18 bytes    as q4_0; a code is the index of a level
+    mxfp4  e          | qs[16]        17 bytes    e: uint8, the exponent
 
 Super-blocks of 256 weights; scales and mins are whole numbers, and "run r" says that a byte holds codes i, i + r, ...::
 
@@ -17,6 +18,7 @@ Super-blocks of 256 weights; scales and mins are whole numbers, and "run r" says
     q5_k   d | dmin | scales[12] | qh[32] | qs[128]     176 bytes    qh: fifth bits, run 32
     q6_k   ql[128] | qh[64] | scales[16] | d            210 bytes    ql: low nibbles, run 64; qh: two high bits, run 32
     iq4_xs d | scales_h[2] | scales_l[4] | qs[128]      136 bytes    scale + 32: nibble and two high bits, run 1; qs: run 16
+    tq2_0  qs[64] | d                                    66 bytes    qs: run 32
 """
 
 from __future__ import annotations
@@ -138,5 +140,7 @@ _LAYOUTS: dict[str, Layout] = {
     "q5_k": _q5_k,
     "q6_k": _q6_k,
     "iq4_xs": _iq4_xs,
+    "tq2_0": lambda codes, params: [_runs(codes, 2, 32), *_halves(params, "d")],
+    "mxfp4": lambda codes, params: [params["e"][..., None], _runs(codes, 4, 16)],
 }
 BLOCK_TYPES = {name: GGMLQuantizationType[name.upper()] for name in _LAYOUTS}

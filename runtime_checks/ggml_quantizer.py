@@ -30,8 +30,7 @@ def ggml_dequantize(kind: str, data: U8) -> F32:
     data = np.ascontiguousarray(data)
     block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     out = np.empty((len(data), data.shape[1] // size * block), np.float32)
-    prefix, _, suffix = kind.partition("_")
-    function = getattr(library(), f"dequantize_row_{prefix.lower()}_{suffix if suffix == 'K' else suffix.lower()}")
+    function = getattr(library(), f"dequantize_row_{kind.lower().replace('_k', '_K')}")
     function.restype, function.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     function(data.ctypes.data, out.ctypes.data, out.size)
     return out

@@ -11,6 +11,7 @@ Blocks of ggml, 32 weights each; ``d`` and ``m`` are float16, the high bits of 5
     Q5_1  d m   qh[4] qs[16]    24 bytes   w = d * q + m
     Q8_0  d     qs[32] (int8)   34 bytes   w = d * q
     IQ4_NL  d   qs[16]          18 bytes   w = d * LEVELS[q]
+    MXFP4   e   qs[16]          17 bytes   w = 2**(e - 128) * MX_LEVELS[q], e one unsigned byte
 
 Byte i of ``qs`` holds the low 4 bits of weight i (low nibble) and of weight i + 16 (high nibble); bit i of ``qh`` is
 the fifth bit of weight i.
@@ -30,7 +31,8 @@ U8 = NDArray[np.uint8]
 Array = NDArray[Any]
 
 BLOCK = 32
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18, **SUPER_BLOCK_BYTES}
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18, "MXFP4": 17, **SUPER_BLOCK_BYTES}
+MX_LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # kvalues_mxfp4
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -53,6 +55,9 @@ def block_codes(kind: str, data: U8) -> tuple[U8, dict[str, Array]]:
         return super_block_codes(kind, data)
     rows = data.shape[0]
     blocks = data.reshape(rows, -1, BLOCK_BYTES[kind])
+    if kind == "MXFP4":
+        nibbles = np.concatenate([blocks[..., 1:] & 0x0F, blocks[..., 1:] >> 4], axis=-1)
+        return nibbles.reshape(rows, -1), {"e": blocks[..., 0]}
     params: dict[str, Array] = {"d": _float16(blocks[..., 0:2])}
     rest = blocks[..., 2:]
     if kind in ("Q4_1", "Q5_1"):
@@ -74,6 +79,9 @@ def decode_blocks(kind: str, data: U8) -> F32:
         return decode_super_blocks(kind, data)
     codes, params = block_codes(kind, data)
     q = codes.reshape(codes.shape[0], -1, BLOCK).astype(np.float32)
+    if kind == "MXFP4":
+        power = np.ldexp(np.float32(1), params["e"].astype(np.int32) - 128)[..., None]
+        return (power * MX_LEVELS[codes].reshape(q.shape)).reshape(codes.shape)
     d = params["d"].astype(np.float32)[..., None]
     if kind == "IQ4_NL":
         weights = d * LEVELS[codes].reshape(q.shape)

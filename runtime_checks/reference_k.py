@@ -8,6 +8,7 @@
     Q5_K    d  dmin  scales[12]  qh[32]  qs[128]     176 bytes   w = (d * s) * q - dmin * m         8 groups of 32
     Q6_K    ql[128]  qh[64]  scales[16] (int8)  d    210 bytes   w = (d * s) * (q - 32)            16 groups of 16
     IQ4_XS  d  scales_h[2]  scales_l[4]  qs[128]     136 bytes   w = (d * s) * LEVELS[q]            8 groups of 32
+    TQ2_0   qs[64]  d                                 66 bytes   w = d * (q - 1)                   one group
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ Array = NDArray[Any]
 Stored = tuple[U8, dict[str, Array]]
 
 SUPER_BLOCK = 256
-SUPER_BLOCK_BYTES = {"Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210, "IQ4_XS": 136}
+SUPER_BLOCK_BYTES = {"Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210, "IQ4_XS": 136, "TQ2_0": 66}
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)  # kvalues_iq4nl
-MIDDLE = {"Q3_K": 4, "Q6_K": 32}
+MIDDLE = {"Q3_K": 4, "Q6_K": 32, "TQ2_0": 1}
 
 WEIGHT = np.arange(SUPER_BLOCK)
 HALF, EIGHTH = WEIGHT // 128, WEIGHT // 32  # which half, and which 32, a weight lies in
@@ -47,7 +48,9 @@ def super_block_codes(kind: str, data: U8) -> Stored:
 def decode_super_blocks(kind: str, data: U8) -> F32:
     """U8[rows, bytes] -> F32[rows, cols]; every step in float32, as ggml does it."""
     codes, params = super_block_codes(kind, data)
-    scale = params["d"].astype(np.float32)[..., None] * params["scales"].astype(np.float32)
+    scale = params["d"].astype(np.float32)[..., None]
+    if "scales" in params:
+        scale = scale * params["scales"].astype(np.float32)
     q = codes.reshape(*scale.shape, -1).astype(np.float32)
     if "mins" in params:
         low = params["dmin"].astype(np.float32)[..., None] * params["mins"].astype(np.float32)
@@ -128,4 +131,5 @@ _READERS: dict[str, Callable[[U8], Stored]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
     "IQ4_XS": _iq4_xs,
+    "TQ2_0": lambda b: (_two_bits(b[..., :64]), {"d": _float16(b[..., 64:66])}),
 }

@@ -29,6 +29,8 @@ SEARCHED = [
     ("q5_k", 5, 32),
     ("q6_k", 6, 16),
     ("iq4_xs", 4, 32),
+    ("tq2_0", 2, 256),
+    ("mxfp4", 4, 32),
 ]
 SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in SEARCHED]  # even without importance
 GRIDS = MIN_MAX_GRIDS + SEARCHED_GRIDS

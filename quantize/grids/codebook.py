@@ -1,4 +1,7 @@
-"""Grids that are a scale times a level: IQ4_NL, IQ4_XS, Q3_K, Q6_K (ggml-quants.c, ``quantize_row_iq4_nl_impl`` and its kin)."""
+"""Grids that are a scale times a level: IQ4_NL, MXFP4, TQ2_0; with super-blocks IQ4_XS, Q3_K, Q6_K.
+
+After ggml-quants.c, ``quantize_row_iq4_nl_impl`` and its kin.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from quantize.grids.ggml import BLOCK, CUTS, to_float16
-from quantize.grids.least_squares import Nearest, best_scale, fit_turned, ratio, reciprocal, total, whole_numbers
+from quantize.grids.least_squares import TINY, Nearest, best_scale, fit_turned, ratio, reciprocal, total, whole_numbers
 from quantize.types import F32, U8, Array, Params
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
@@ -18,9 +21,13 @@ POLISHES = 2
 
 @dataclass(frozen=True)
 class Codebook:
-    """Rising whole numbers below 128; the nearest one by a table of half steps, because every midpoint is one."""
+    """Whole numbers below 128 by code; the nearest one by a table of half steps, because every midpoint is one.
+
+    ``cuts``: a search puts the extreme weight on these multiples of the lowest and of the highest level.
+    """
 
     levels: tuple[int, ...]
+    cuts: tuple[float, ...] = tuple(CUTS)
 
     @cached_property
     def values(self) -> F32:
@@ -30,7 +37,7 @@ class Codebook:
     @cached_property
     def starts(self) -> Array:
         """Where a search puts the extreme weight of a group, in units of its scale."""
-        return np.concatenate([self.levels[0] * CUTS, self.levels[-1] * CUTS])
+        return np.outer([min(self.levels), max(self.levels)], self.cuts).ravel()
 
     @cached_property
     def _codes(self) -> U8:
@@ -51,7 +58,7 @@ class Codebook:
     @cached_property
     def nearest(self) -> Nearest:
         """``t`` to the nearest levels; equal steps need no table."""
-        low, high = self.levels[0], self.levels[-1]
+        low, high = min(self.levels), max(self.levels)
         if len(self.levels) == high - low + 1:
             return whole_numbers(low, high)
         return lambda t: self._nearest.take(_half_steps(t))
@@ -62,6 +69,7 @@ def _half_steps(t: F32) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
 
 
 IQ4 = Codebook(IQ4_LEVELS)
+TERNARY = Codebook((-1, 0, 1, 2), tuple(np.linspace(0.8, 3.2, 13)))  # the fourth code is 2 in ggml's arithmetic too
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,26 @@ class GgmlCodebook:
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``scale * level[q]`` (``dequantize_row_iq4_nl`` and its kin)."""
         return scale * self.book.values[codes]
+
+
+@dataclass(frozen=True)
+class GgmlMicroscale(GgmlCodebook):
+    """``w = 2**(e - 128) * level[q]``; params: ``e`` U8[rows, n_blocks] (OCP's E8M0, halved because levels are doubled)."""
+
+    def _fit(self, x: F32, w: F32) -> Params:
+        """The best of the three powers of two that put the extreme weight between a quarter and twice the highest level."""
+        x, w = x[:, 0], w[:, 0]
+        share = np.maximum(np.abs(x).max(0) / np.float32(max(self.book.levels)), TINY)
+        exponents = np.clip(np.floor(np.log2(share)) + np.arange(3)[:, None], -128, 126)
+        scale = np.exp2(exponents, dtype=np.float32)
+        error = self.book.nearest(x[:, None] / scale) * scale - x[:, None]
+        best = np.einsum("gn,gsn,gsn->sn", w, error, error).argmin(0)
+        return {"e": (np.take_along_axis(exponents, best[None], 0)[0] + 128).astype(np.uint8)}
+
+    def scale_zero(self, params: Params) -> tuple[F32, F32]:
+        """(2**(e - 128), 0) as F32[..., 1]."""
+        scale = np.ldexp(np.float32(1), params["e"].astype(np.int32) - 128)[..., None]
+        return scale, np.zeros_like(scale)
 
 
 @dataclass(frozen=True)
@@ -154,6 +182,8 @@ class GgmlKCodebook(GgmlCodebook):
 
 CODEBOOK_GRIDS = (
     GgmlCodebook("iq4_nl", 4, 4.5, IQ4),
+    GgmlCodebook("tq2_0", 2, 2.0625, TERNARY, SUPER_BLOCK, SUPER_BLOCK),
+    GgmlMicroscale("mxfp4", 4, 4.25, Codebook((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12))),
     GgmlKCodebook("q3_k", 3, 3.4375, Codebook(tuple(range(-4, 4))), 16),
     GgmlKCodebook("q6_k", 6, 6.5625, Codebook(tuple(range(-32, 32))), 16, span=128),
     GgmlKCodebook("iq4_xs", 4, 4.25, IQ4),

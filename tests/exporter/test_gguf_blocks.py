@@ -28,8 +28,11 @@ GOLDEN = {
     "q5_k": ONE + MINUS_TWO + "0154a2ff0251a1fe657687dc" + ("00" * 16 + "ff" * 16) + NIBBLES * 8,
     "q6_k": NIBBLES * 8 + ("88" * 16 + "dd" * 16) * 2 + "f8f9fafbfcfdfeff0001020304050607" + ONE,
     "iq4_xs": ONE + "50fa" + "80" * 4 + NIBBLES * 8,
+    "tq2_0": "0055aaff" * 16 + ONE,
+    "mxfp4": "82" + NIBBLES,
 }
 SIX_BITS = {"scales": [1, 20, 34, 63, 5, 22, 39, 60], "mins": [2, 17, 33, 62, 6, 23, 40, 61]}
+WHOLE_KEYS = ("scales", "mins", "e")
 WHOLE = {  # the whole numbers of those super-blocks
     "q2_k": {"scales": range(16), "mins": range(15, -1, -1)},
     "q3_k": {"scales": range(-32, 32, 4)},
@@ -44,9 +47,9 @@ def tensor(name, codes, rng=None):
     grid = GRIDS[name]
     params = {}
     for key, fitted in grid.fit(np.zeros((len(codes), codes.shape[1] // grid.block_size, grid.block_size), np.float32)).items():
-        value = np.broadcast_to({"d": 1.0, "m": -2.0, "dmin": -2.0}.get(key) or list(WHOLE[name][key]), fitted.shape)
+        value = np.broadcast_to({"d": 1.0, "m": -2.0, "dmin": -2.0, "e": 130}.get(key) or list(WHOLE[name][key]), fitted.shape)
         if rng is not None:
-            value = rng.permuted(value, axis=-1) if key in ("scales", "mins") else rng.standard_normal(fitted.shape)
+            value = rng.permuted(value, axis=-1) if key in WHOLE_KEYS else rng.standard_normal(fitted.shape)
         params[key] = value.astype(fitted.dtype)
     return QuantizedTensor("t", codes.astype(np.uint8), Axis.PER_OC, grid, params)
 

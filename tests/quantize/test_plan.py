@@ -85,12 +85,34 @@ def test_a_fallback_is_listed():
     assert any(Q in note and "kept as F16" in note for note in plan_notes(plans, config, target))
 
 
+@pytest.mark.parametrize(("target", "grid"), [("llama.cpp", "int"), ("onnxruntime", "q4_0")])
+def test_a_grid_of_another_runtime_is_an_error_that_no_fallback_mends(target, grid):
+    with pytest.raises(ConfigError, match=rf"{target} stores .*; drop --grid {grid}$"):
+        plan_of(target, grid=grid, allow_fallback=True)
+
+
+def test_per_ic_that_does_not_fit_falls_back_to_per_oc_and_is_listed():
+    specs = specs_of(q=(80, 64))
+    with pytest.raises(PlanError, match=r"q_proj.weight 80x64: per_ic .*OC = 80, .*--allow-fallback"):
+        plan_of("gguf-adadim", specs, method="rtn-ic")
+    plan = plan_of("gguf-adadim", specs, method="rtn-ic", allow_fallback=True)[Q]
+    assert list(plan.candidates) == [Axis.PER_OC] and plan.note.endswith("; stored as q4_0 per_oc")
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("F32", "F32"), ("F16", "F16"), ("BF16", "BF16"), ("Q4_1", "F32")])
+def test_floats_of_a_fallback_hold_what_the_source_holds(dtype, kept):
+    specs = {name: TensorSpec(name, dtype, (spec.shape[0], 80)) for name, spec in specs_of().items() if name != NORM}
+    plans = plan_of("llama.cpp", specs, allow_fallback=True)
+    assert {plan.dtype for plan in plans.values()} == {kept}
+    assert all(f"kept as {kept}" in plan.note for plan in plans.values())
+
+
 def test_a_super_block_that_does_not_fit_becomes_a_block_that_does():
     config, target = QuantizeConfig(grid="q4_k", allow_fallback=True), TARGETS["llama.cpp"]
     plans = build_plan(specs_of(), config, target)
     assert next(plan for plan in plans if plan.name == Q).candidates[Axis.PER_OC].name == "q5_0"
     assert any(Q in note and "block of 256" in note and "stored as q5_0" in note for note in plan_notes(plans, config, target))
-    with pytest.raises(PlanError, match="IC = 64, which is no multiple of q4_k's block of 256.*--allow-fallback"):
+    with pytest.raises(PlanError, match=r"IC = 64, which is no multiple of q4_k's block of 256.*--allow-fallback"):
         plan_of("llama.cpp", grid="q4_k")
 
 
@@ -110,6 +132,12 @@ def test_recipe_changes_what_it_matches(tmp_path):
     assert plans[Q].candidates[Axis.PER_OC].bits == 4 and plans[Q].rounder == "gptq"
 
 
+def test_a_recipe_takes_the_command_lines_word_for_a_whole_channel(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[rule]]\nmatch = "*.mlp.down_proj"\ngroup_size = "channel"\n')
+    assert plan_of("onnxruntime", recipe=recipe)[DOWN].candidates[Axis.PER_OC].group_size == 128
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -118,7 +146,19 @@ def test_recipe_changes_what_it_matches(tmp_path):
         ("[[rule]]\nbits = 3\n", "rule 1: no match"),
         ("[[rule]\n", "not a readable recipe"),
         ('[[rule]]\nmatch = "*"\nmethod = "awq"\n', "method 'awq'; choose one of rtn-oc"),
-        ('[[rule]]\nmatch = "*"\nbits = "four"\n', "bits"),
+        ('[[rule]]\nmatch = "*"\nbits = "four"\n', "rule 1: bits = 'four' is no int"),
+        ('[[rule]]\nmatch = "*"\nbits = 4.0\n', "rule 1: bits = 4.0 is no int"),
+        ('[[rule]]\nmatch = "*"\nbits = true\n', "rule 1: bits = True is no int"),
+        ('[[rule]]\nmatch = "*"\nsymmetric = "no"\n', "rule 1: symmetric = 'no' is no bool"),
+        ('[[rule]]\nmatch = "*"\ngroup_size = "x"\n', "rule 1: group_size = 'x' is no int"),
+        ('[[rule]]\nmatch = "*"\ngroup_size = 48\n', "rule 1: group_size 48: choose one of 16, .* or channel"),
+        ('[[rule]]\nmatch = "*"\nmethod = ["x"]\n', "rule 1: method = .'x'. is no str"),
+        ("[[rule]]\nmatch = 3\n", "rule 1: match = 3 is no str"),
+        ("rule = 3\n", "rule: a recipe holds"),
+        ("rule = [3]\n", "rule 1: not a table"),
+        ('[rule]\nmatch = "*"\n', "rule: a recipe holds"),
+        ('[[rules]]\nmatch = "*"\n', "rules: a recipe holds"),
+        ("bits = 8\n", "bits: a recipe holds"),
     ],
 )
 def test_bad_recipes(tmp_path, text, message):
@@ -135,6 +175,9 @@ def test_bad_recipes(tmp_path, text, message):
         ({"selection": "luck"}, "--selection luck"),
         ({"token_weight": "x"}, "--token-weight x"),
         ({"calibration_tokens": 0}, "--calibration-tokens 0"),
+        ({"seed": -1}, "--seed -1: must be"),
+        ({"group_size": 512}, "--group-size 512: choose one of 16, 32, 64, 128, 256 or channel"),
+        ({"embedding": "q8_0"}, "--embedding q8_0: target onnxruntime stores the int grid, not ggml's q8_0; drop --embedding"),
         ({"max_slowdown": 0.5}, "--max-slowdown 0.5"),
         ({"max_slowdown": float("nan")}, "--max-slowdown nan"),
         ({"embedding": "int3"}, "--embedding int3: choose source"),

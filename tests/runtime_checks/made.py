@@ -24,7 +24,9 @@ FORMS = {  # what the files can hold, with the cheapest method that gives it
 
 
 # Where a block's float16 numbers are, if not only at 0.
-HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
+HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ2_0": (64,), "MXFP4": ()} | dict.fromkeys(
+    ("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def make_from(source: Checkpoint, folder: Path, form: str) -> Made:
 def random_blocks(kind: str, rows: int, blocks: int, rng: np.random.Generator) -> np.ndarray:
     """U8[rows, bytes] of ggml blocks whose every bit is drawn, but for exponents that keep the float16 numbers below 2."""
     data = rng.integers(0, 256, (rows, blocks, BLOCK_BYTES[kind]), np.uint8)
+    if kind == "MXFP4":
+        data[..., 0] &= 0x7F  # the exponent
     for start in HALVES.get(kind, (0,)):
         data[..., start + 1] &= 0xBB
     return data.reshape(rows, -1)

@@ -45,6 +45,8 @@ for name, stored, values in (
     ),
     ("Q4_K", PAIRS + STEPS, [SCALES[i // 32] * (i % 16) + 2 * MINS[i // 32] for i in PLACES]),
     ("Q5_K", PAIRS + "00" * 16 + "ff" * 16 + STEPS, [SCALES[i // 32] * (i % 32) + 2 * MINS[i // 32] for i in PLACES]),
+    ("TQ2_0", TWO_BITS + "003c", [i % 4 - 1 for i in PLACES]),
+    ("MXFP4", "82" + STEPS[:32], [4 * v for v in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)] * 2),
     (
         "Q6_K",
         STEPS + ("88" * 16 + "dd" * 16) * 2 + "f8f9fafbfcfdfeff0001020304050607" + "003c",
