@@ -131,6 +131,12 @@ def test_hub_id_names_the_download_command(tmp_path, capsys, monkeypatch):
     assert "hf download HuggingFaceTB/SmolLM2-135M" in line
 
 
+def test_a_hub_id_of_the_first_days_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "hf download gpt2" in fails(capsys, "quantize", "gpt2", "--out", "store")
+    assert "hf download" not in fails(capsys, "quantize", "model.gguf", "--out", "store")
+
+
 def test_missing_source(tmp_path, capsys):
     assert str(tmp_path / "nothing") in fails(capsys, "quantize", tmp_path / "nothing", "--out", tmp_path / "store")
 
@@ -172,6 +178,73 @@ def test_run_refuses_an_existing_output_before_any_work(model, tmp_path, capsys)
     line = fails(capsys, "run", model, "--out", tmp_path / "out")
     assert str(tmp_path / "out" / "onnxruntime" / "onnx") in line
     assert not (tmp_path / "out" / "llama.cpp").exists()
+
+
+def test_run_looks_into_folders_that_force_would_replace_before_any_work(model, tmp_path, capsys):
+    (tmp_path / "out" / "onnxruntime" / "onnx").mkdir(parents=True)
+    (tmp_path / "out" / "onnxruntime" / "onnx" / "thesis.txt").write_text("mine")
+    line = fails(capsys, "run", model, "--out", tmp_path / "out", "--force")
+    assert str(tmp_path / "out" / "onnxruntime" / "onnx") in line
+    assert not (tmp_path / "out" / "llama.cpp").exists()
+
+
+LATE = [
+    (["--target", "onnxruntime", "--grid", "q4_0"], "drop --grid q4_0"),
+    (["--bits", "5"], "the int grid stores"),
+]
+
+
+@pytest.mark.parametrize(("options", "part"), LATE, ids=lambda item: " ".join(item))
+def test_run_plans_every_target_before_it_quantizes_the_first(model, tmp_path, capsys, options, part):
+    line = fails(capsys, "run", model, "--out", tmp_path / "out", "--target", "llama.cpp", "--target", "onnxruntime", *options)
+    assert part in line
+    assert not (tmp_path / "out").exists()
+
+
+def no_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def odd_rope(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))
+
+
+def odd_cuts(model: Path) -> None:
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Whitespace"}}))
+
+
+UNWRITABLE = [
+    (no_tokenizer, "onnxruntime", "needs a tokenizer.json"),
+    (no_tokenizer, "llama.cpp", "tokenizer.json: missing"),
+    (odd_rope, "onnxruntime", "rope scaling 'dynamic' cannot be written to ONNX"),
+    (odd_rope, "llama.cpp", "rope scaling dynamic"),
+    (odd_cuts, "llama.cpp", "name it with --tokenizer-pre"),
+]
+
+
+@pytest.mark.parametrize(("damage", "target", "part"), UNWRITABLE)
+def test_what_no_writer_takes_is_refused_before_quantizing(model, tmp_path, capsys, damage, target, part):
+    damage(model)
+    assert part in fails(capsys, "run", model, "--out", tmp_path / "out", "--target", target, "--method", "rtn-oc")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pre_tokenizer_may_be_named_at_export(model, tmp_path, capsys):
+    odd_cuts(model)
+    store = tmp_path / "store"
+    assert main(["quantize", str(model), "--out", str(store), "--method", "rtn-oc", "--quiet"]) == 0
+    assert "--tokenizer-pre" in fails(capsys, "export", "gguf", store, "--out", tmp_path / "m.gguf")
+    assert main(["export", "gguf", str(store), "--out", str(tmp_path / "m.gguf"), "--tokenizer-pre", "olmo", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime"])
+def test_garbage_beside_the_weights(model, tmp_path, capsys, name, target):
+    (model / name).write_text("{")
+    assert name in fails(capsys, "quantize", model, "--out", tmp_path / "out", "--target", target, "--method", "rtn-oc")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("args", [("quantize", "{model}", "--method", "rtn-oc"), ("run", "{model}", "--method", "rtn-oc")])
@@ -270,6 +343,15 @@ def test_damaged_store(model, tmp_path, capsys):
     (store / "plan.json").write_text("{")
     assert "plan.json is damaged" in fails(capsys, "export", "gguf", store, "--out", tmp_path / "x.gguf")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize("command", ["export gguf {} --out {}.gguf", "export onnx {} --out {}.onnx", "inspect {}"])
+def test_a_store_for_an_unknown_runtime(model, tmp_path, capsys, command):
+    store = tmp_path / "store"
+    assert main(["quantize", str(model), "--out", str(store), "--method", "rtn-oc", "--quiet"]) == 0
+    plan = json.loads((store / "plan.json").read_text()) | {"target": "toaster"}
+    (store / "plan.json").write_text(json.dumps(plan))
+    assert "target 'toaster'" in fails(capsys, *command.format(store, store).split())
 
 
 def on_a_full_disk(tmp_path: Path, *args: object) -> None:

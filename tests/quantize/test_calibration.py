@@ -9,6 +9,7 @@ import torch
 from quantize.calibration import SEQUENCE, Coverage, choose_sequences, held_out_text, load_text, tokenize
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CalibrationError
+from quantize.model_config import EMBEDDING
 from quantize.source_model import build_model, greedy, logits, walk_layers
 from quantize.types import LayerStats
 from tests.tiny import make_tiny_model
@@ -91,6 +92,34 @@ def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
                 x = seen[name] / (np.linalg.norm(seen[name], axis=1, keepdims=True) if unit_norm else 1)
                 np.testing.assert_allclose(run.stats[name].hessian, x.T @ x / len(x), rtol=2e-3, atol=1e-5)
                 assert run.stats[name].n_tokens == tokens.size
+
+
+class OnlyRows:
+    """A source whose whole embedding is too large to be read."""
+
+    def __init__(self, source):
+        self.config, self.path, self._source, self.rows = source.config, source.path, source, 0
+
+    def read(self, name):
+        assert name != EMBEDDING
+        return self._source.read(name)
+
+    def read_rows(self, name, start, stop):
+        self.rows += stop - start
+        return self._source.read_rows(name, start, stop)
+
+
+def test_only_the_rows_of_the_tokens_are_read_of_the_embedding(source, tokens):
+    careful = OnlyRows(source)
+    run, plain = (next(walk_layers(item, tokens, False, 0)) for item in (careful, source))
+    assert careful.rows == len(np.unique(tokens))
+    name = NAME.format(0, "mlp.down_proj")
+    assert np.array_equal(run.stats[name].hessian, plain.stats[name].hessian)
+
+
+def test_a_token_without_a_row_is_refused(source, tokens):
+    with pytest.raises(CalibrationError, match="token 320 has no row in the embedding of 320; the tokenizer is another model's"):
+        next(walk_layers(source, np.where(tokens == tokens[0, 0], 320, tokens), False, 0))
 
 
 def test_scope_losses(source, tokens):

@@ -10,12 +10,13 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from exporter.gguf_file import write_gguf
+from exporter.preflight import check_source
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_container import Value, ValueType, encode_header, padded, parse_header
 from quantize.checkpoint.gguf_names import to_gguf_name, to_hf_name
 from quantize.checkpoint.rope import llama3_factors
 from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
-from quantize.errors import CheckpointError
+from quantize.errors import CheckpointError, ExportError
 from tests.stores import rtn_store, stored_weight
 from tests.tiny import make_tiny_model
 
@@ -196,6 +197,17 @@ def test_a_file_with_transposed_tensors_is_no_source(tmp_path):
     path = write_gguf(store, tmp_path / "m.gguf")
     with pytest.raises(CheckpointError, match=r"m\.gguf: blk\.0\.attn_q\.weight_ic lies transposed .*use the model it was"):
         open_checkpoint(path)
+
+
+def test_an_unknown_tokenizer_goes_from_gguf_to_gguf_and_nowhere_else(tmp_path, file):
+    rewrite(file, set_key("tokenizer.ggml.pre", ValueType.STRING, "of tomorrow"))
+    source = open_checkpoint(file)
+    assert "tokenizer.json" not in source.assets()
+    check_source(source, "llama.cpp", None)
+    with pytest.raises(ExportError, match=r"m\.gguf: onnxruntime-genai needs a tokenizer\.json"):
+        check_source(source, "onnxruntime", None)
+    again = write_gguf(rtn_store(file, tmp_path / "again"), tmp_path / "again.gguf")
+    assert parse_header(again.read_bytes()).metadata["tokenizer.ggml.pre"].decode() == "of tomorrow"
 
 
 def test_row_order_is_llama_cpp_s():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from exporter.gguf_file import write_gguf
 from exporter.targets import TARGETS
 from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
+from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.row_order import ggml_row_index
-from quantize.errors import CalibrationError, PlanError
+from quantize.errors import CalibrationError, CheckpointError, PlanError
 from quantize.plan import METHODS
 from quantize.types import PlainTensor, QuantizedTensor
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
@@ -119,6 +122,46 @@ def test_weights_beyond_float16_are_refused_by_ggml_grids(tmp_path):
     weights = tiny_weights(sizes, "llama", True, 0)
     weights[Q][0, 0] = 1e7
     write_weights(folder, weights)
-    with pytest.raises(PlanError, match=r"q_proj\.weight: its weights overflow the float16 d of grid q4_0"):
+    with pytest.raises(
+        PlanError, match=r"q_proj\.weight: its weights overflow the float16 d of grid q4_0; quantize for a target"
+    ):
         run(open_checkpoint(folder), tmp_path / "s", "llama.cpp", method="rtn-oc")
     assert run(open_checkpoint(folder), tmp_path / "t", "onnxruntime", method="rtn-oc").records[Q].grid is not None
+
+
+@pytest.mark.parametrize("method", ["rtn-oc", "rtn-ada"])
+def test_weights_beyond_float32s_range_are_refused_by_name_and_without_warnings(tmp_path, method, recwarn):
+    folder, sizes = make_tiny_model(tmp_path / "m"), Sizes(64, 4, 2, 16, 96, 2, 320)
+    weights = tiny_weights(sizes, "llama", True, 0)
+    weights[Q][0, :2] = 3e38, -3e38
+    write_weights(folder, weights)
+    with pytest.raises((PlanError, CalibrationError), match=r"layers\.0\.self_attn\.[qo]_proj.* overflow"):
+        run(open_checkpoint(folder), tmp_path / "s", "onnxruntime", method=method)
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
+@pytest.mark.parametrize("token_weight", ["unit", "none"])
+def test_activations_that_overflow_are_refused_at_their_site(tmp_path, token_weight):
+    folder, sizes = make_tiny_model(tmp_path / "m"), Sizes(64, 4, 2, 16, 96, 2, 320)
+    weights = tiny_weights(sizes, "llama", True, 0)
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1e25
+    write_weights(folder, weights)
+    with pytest.raises(CalibrationError, match=r"model\.layers\.0\.mlp\.down_proj: its inputs on the calibration text overflow"):
+        run(open_checkpoint(folder), tmp_path / "s", "onnxruntime", token_weight=token_weight)
+
+
+def test_a_damaged_tokenizer_is_refused_before_anything_is_written(tmp_path):
+    folder = make_tiny_model(tmp_path / "m")
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: not JSON"):
+        run(open_checkpoint(folder), tmp_path / "s", "llama.cpp", method="rtn-oc")
+
+
+def test_a_context_that_a_window_cuts_is_noted(tmp_path):
+    folder = make_tiny_model(tmp_path / "m", "mistral")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 32}))
+    store = run(open_checkpoint(folder), tmp_path / "s", "llama.cpp", method="rtn-oc")
+    assert any("context cut from 512 to the sliding window of 32" in note for note in store.header["notes"])
+    header = parse_header(write_gguf(store, tmp_path / "m.gguf").read_bytes())
+    assert header.metadata["llama.context_length"].decode() == 32
