@@ -5,7 +5,9 @@ Arrays are turned, F32[group, ...]: a step is one pass over contiguous memory, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -31,13 +33,19 @@ def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32
     def turned(values: F32) -> F32:
         return np.ascontiguousarray(values.reshape(len(values), -1, group_size).transpose(2, 1, 0))
 
-    found = []
-    for start in range(0, len(flat), step):
+    def fit_slice(start: int) -> Params:
         w = turned(weights[start : start + step])
         mean = w.mean((0, 1), dtype=np.float64)
         w = np.where(mean > 0, w / np.where(mean > 0, mean, 1), 1).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, and the pipeline names it
-            found.append(fit(turned(flat[start : start + step]), w))
+            return fit(turned(flat[start : start + step]), w)
+
+    starts = range(0, len(flat), step)
+    if len(starts) > 1:  # numpy lets go of the interpreter while it computes
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = list(pool.map(fit_slice, starts))
+    else:
+        found = [fit_slice(start) for start in starts]
     joined = {key: np.concatenate([np.moveaxis(params[key], -1, 0) for params in found]) for key in found[0]}
     return {key: value.reshape(*blocks.shape[:-1], *value.shape[1:]) for key, value in joined.items()}
 
