@@ -39,7 +39,7 @@ def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
     checks = [
         within("genai_config = source's", key, float(held.get(key) != value), EXACT) for key, (held, value) in sizes.items()
     ]
-    context = exported_context(folder) or config.max_position
+    context = exported_context(folder) or config.context
     for key, held in {"context_length": model, "max_length": search}.items():
         fits = isinstance(held.get(key), int) and 0 < held[key] <= context
         checks.append(within(f"genai_config fits the exported context of {context}", key, float(not fits), EXACT))
@@ -67,9 +67,11 @@ def _generate(folder: Path, prompt: I64, count: int) -> list[int]:
         params.set_search_options(max_length=len(prompt) + count)
         generator = genai.Generator(model, params)
         generator.append_tokens(prompt.astype(np.int32))
+        chosen = list[int]()
         while not generator.is_done():
             generator.generate_next_token()
-        return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+            chosen.append(int(generator.get_next_tokens()[0]))
+        return chosen
     except Exception as error:  # genai's own exceptions share no base below Exception
         raise FileFormatError(f"{folder}: onnxruntime-genai cannot run it ({error}); export it again") from error
 

@@ -99,8 +99,8 @@ def _hf_truth(source: Checkpoint) -> _Truth:
         tokenizer = Tokenizer.from_str(assets["tokenizer.json"].decode("utf-8"))
         known = {**source.config.raw, **json.loads(assets.get("generation_config.json", b"{}"))}
         template, named = template_of(assets), special_tokens_of(assets)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise CheckpointError(f"{source.path}: its tokenizer files cannot be read ({error}); download them again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source.path}: its tokenizer files are damaged ({error!r}); download them again") from error
     specials = tuple(str(token.content) for _, token in sorted(tokenizer.get_added_tokens_decoder().items()))
     ids = {word: set(_listed(known.get(f"{word}_token_id"))) for word in ENDS}
     ends = tuple(sorted(ids["eos"]))

@@ -17,7 +17,7 @@ from quantize.errors import CalibrationError, ConfigError, FileFormatError
 from runtime_checks.decoded import open_weights
 from runtime_checks.evaluate import EvalOptions, evaluate
 from tests.runtime_checks.made import FORMS, Made, make
-from tests.tiny import TEXT
+from tests.tiny import TEXT, make_tiny_model
 
 CONTEXT, CHUNKS = 64, 4
 OPTIONS = EvalOptions(CONTEXT, CHUNKS)
@@ -103,6 +103,11 @@ def test_a_context_longer_than_the_exported_one(onnx, tmp_path):
         evaluate(folder, onnx.source, TEXT, OPTIONS)
 
 
+def test_the_shortest_context(onnx, tmp_path):
+    folder = write_onnx(onnx.store, tmp_path / "onnx", context=8)
+    assert evaluate(folder, onnx.source, TEXT, EvalOptions(8, 2))["tokens"] == 8
+
+
 @pytest.mark.parametrize("options", [{"context": 1}, {"chunks": 0}])
 def test_options_that_make_no_sense(options):
     with pytest.raises(ConfigError, match="must be at least"):
@@ -114,3 +119,9 @@ def test_no_tokenizer(onnx, tmp_path):
     (model / "tokenizer.json").unlink()
     with pytest.raises(CalibrationError, match=r"no tokenizer\.json"):
         evaluate(onnx.file, open_checkpoint(model), TEXT, OPTIONS)
+
+
+def test_a_source_of_another_vocabulary(onnx, tmp_path):
+    other = open_checkpoint(make_tiny_model(tmp_path / "other", vocab=352))
+    with pytest.raises(FileFormatError, match=r"embed_tokens.weight is \(320, 64\), the source's is \(352, 64\)"):
+        evaluate(onnx.file, other, TEXT, OPTIONS)

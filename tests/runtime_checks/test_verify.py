@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.onnx_file import write_onnx
 from quantize import open_checkpoint
-from quantize.errors import FileFormatError
+from quantize.errors import CheckpointError, FileFormatError
 from runtime_checks.results import Check
 from runtime_checks.verify import verify
 from tests.runtime_checks.made import FORMS, Made, make, make_from
@@ -201,6 +202,50 @@ def test_large_spoils_are_seen_without_the_store(made, tmp_path, form, spoil):
 def test_another_source_is_seen(made, tmp_path):
     other = open_checkpoint(make_tiny_model(tmp_path / "other", seed=1))
     assert misses(verify(made("onnx-oc").file, other))
+
+
+@pytest.mark.parametrize("context", [1, 2, 16, 100])
+def test_an_export_of_a_short_context_passes(made, tmp_path, context):
+    item = made("onnx-oc")
+    folder = write_onnx(item.store, tmp_path / "onnx", context=context)
+    checks = verify(folder, item.source, item.store)
+    assert not misses(checks)
+    assert any(check.name == "genai's tokens = onnxruntime's, as shipped" for check in checks) == (context > 1)
+
+
+@pytest.mark.parametrize("form", ["llama.cpp", "gguf-adadim", "onnx-oc", "onnx-adadim"])
+def test_a_source_of_another_vocabulary_is_a_miss(made, tmp_path, form):
+    other = open_checkpoint(make_tiny_model(tmp_path / "other", vocab=352))
+    found = {check.name: check.tensor for check in misses(verify(made(form).file, other))}
+    assert found["shape = source's (352, 64)"] == "model.embed_tokens.weight (320, 64)"
+    if form != "gguf-adadim":
+        assert "(320, 64), the source's is (352, 64)" in found["model: the file can be read and run"]
+
+
+BAD_SOURCES = {  # what is changed, to what, and what the message says
+    "no tokenizer": ("tokenizer.json", None, r"no tokenizer\.json"),
+    "no JSON": ("tokenizer.json", "{", r"tokenizer\.json: not JSON"),
+    "another JSON": ("tokenizer.json", "{}", r"tokenizer\.json: the tokenizers library cannot read it"),
+    "garbage tokenizer config": ("tokenizer_config.json", "{", r"tokenizer_config\.json: not JSON"),
+    "a strange template": ("tokenizer_config.json", '{"chat_template": [3]}', "tokenizer files are damaged"),
+    "garbage generation config": ("generation_config.json", "{", r"generation_config\.json: not JSON"),
+    "no context": ("config.json", '"max_position_embeddings": 0', "max_position_embeddings"),
+}
+
+
+@pytest.mark.parametrize("form", ["llama.cpp", "onnx-oc"])
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_a_source_that_is_no_measure(made, tmp_path, case, form):
+    item, (name, content, message) = made(form), BAD_SOURCES[case]
+    model = Path(shutil.copytree(item.source.path, tmp_path / "model"))
+    if content is None:
+        (model / name).unlink()
+    elif name == "config.json":
+        (model / name).write_text((model / name).read_text().replace('"max_position_embeddings": 512', content))
+    else:
+        (model / name).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        verify(item.file, open_checkpoint(model))
 
 
 def test_a_runtime_that_refuses_the_file_is_a_miss(made, tmp_path):
