@@ -34,8 +34,9 @@ def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
     if config.rope_kind not in ONNX_ROPE_KINDS:
         known = ", ".join(ONNX_ROPE_KINDS)
         raise ExportError(f"{where}: rope scaling {config.rope_kind!r} cannot be written to ONNX; supported: {known}")
-    if "tokenizer.json" not in assets:
-        raise ExportError(
-            f"{where}: onnxruntime-genai needs a tokenizer.json, and there is none, nor a GGUF tokenizer that gives one; "
-            "get it from the original model, or export to GGUF"
-        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if name not in assets:
+            raise ExportError(
+                f"{where}: onnxruntime-genai needs a {name}, and there is none, nor a GGUF tokenizer that gives one; "
+                "get it from the original model, or export to GGUF"
+            )

@@ -68,7 +68,7 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
 
 
 def _check_context(path: Path, source: Checkpoint, options: EvalOptions) -> None:
-    limits = {source.path: source.config.max_position}
+    limits = {source.path: source.config.context}
     exported = exported_context(path) if path.is_dir() and not options.weights_only else None
     if exported is not None:
         limits[path] = exported

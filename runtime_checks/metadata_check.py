@@ -44,7 +44,7 @@ def check_metadata(path: Path, source: Checkpoint) -> list[Check]:
 def _expected(config: ModelConfig) -> dict[str, Any]:
     """llama.cpp's keys, without the architecture's name, and the source's values."""
     out: dict[str, Any] = {
-        "context_length": config.max_position,
+        "context_length": config.context,
         "vocab_size": config.vocab_size,
         "embedding_length": config.hidden_size,
         "block_count": config.num_layers,

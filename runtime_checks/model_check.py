@@ -82,7 +82,7 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
 def _texts(path: Path, source: Checkpoint) -> tuple[I64, I64]:
     """The fixed text cut into texts that both models hold, I64[texts, length], and the tokens that follow, I64[all]."""
     context = exported_context(path) if path.is_dir() else None
-    limits = {source.path: source.config.max_position, path: context or TOKENS}
+    limits = {source.path: source.config.context, path: context or TOKENS}
     for where, limit in limits.items():
         if limit < 1:
             raise CheckpointError(f"{where}: holds {limit} tokens, so nothing can be run; is max_position_embeddings right?")

@@ -113,6 +113,16 @@ def test_run_does_all_of_it_and_verify_sees_a_flipped_code(model, tmp_path, caps
     assert "MISS" in capsys.readouterr().out
 
 
+def test_a_sliding_window_ends_the_context_of_every_file(tmp_path, capsys):
+    model = make_tiny_model(tmp_path / "model", "mistral")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"sliding_window": 48}))
+    assert run("run", model, "--out", tmp_path / "out", "--method", "rtn-oc", "--quiet") == 0
+    assert "context cut from 512 to the sliding window of 48" in capsys.readouterr().out
+    genai = json.loads((tmp_path / "out" / "onnxruntime" / "onnx" / "genai_config.json").read_text())
+    assert genai["model"]["context_length"] == 48
+
+
 def test_the_same_inputs_give_the_same_bytes(model, tmp_path):
     for name in ("a", "b"):
         assert run("quantize", model, "--out", tmp_path / name, "--target", "onnxruntime", *CALIBRATION) == 0

@@ -205,6 +205,10 @@ def no_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 
 
+def no_tokenizer_config(model: Path) -> None:
+    (model / "tokenizer_config.json").unlink()
+
+
 def odd_rope(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))
@@ -217,6 +221,7 @@ def odd_cuts(model: Path) -> None:
 
 UNWRITABLE = [
     (no_tokenizer, "onnxruntime", "needs a tokenizer.json"),
+    (no_tokenizer_config, "onnxruntime", "needs a tokenizer_config.json"),
     (no_tokenizer, "llama.cpp", "tokenizer.json: missing"),
     (odd_rope, "onnxruntime", "rope scaling 'dynamic' cannot be written to ONNX"),
     (odd_rope, "llama.cpp", "rope scaling dynamic"),
