@@ -28,7 +28,8 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) ->
     if bits != grid.bits:
         raise ConfigError(f"--grid {name} stores {grid.bits} bits, but --bits {bits} was asked for; drop one of the two")
     if group_size != grid.group_size:
-        raise ConfigError(f"--grid {name} has groups of {grid.group_size}, not {group_size or "of a whole channel"}; drop --group-size")
+        asked = group_size or "whole channels"
+        raise ConfigError(f"--grid {name} has groups of {grid.group_size}, not {asked}; drop --group-size")
     if symmetric and not grid.symmetric:
         others = [
             other.name for other in GRIDS.values() if not isinstance(other, type) and other.symmetric and other.bits == bits
