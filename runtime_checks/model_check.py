@@ -81,15 +81,7 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
 def _texts(path: Path, source: Checkpoint) -> tuple[I64, I64]:
     """The fixed text cut into texts that both models hold, I64[texts, length], and the tokens that follow, I64[all]."""
     context = exported_context(path) if path.is_dir() else None
-<<<<<<< /tmp/w/x2m
     length = min(TOKENS, source.config.context, context or TOKENS)
-=======
-    limits = {source.path: source.config.context, path: context or TOKENS}
-    for where, limit in limits.items():
-        if limit < 1:
-            raise CheckpointError(f"{where}: holds {limit} tokens, so nothing can be run; is max_position_embeddings right?")
-    length = min(TOKENS, *limits.values())
->>>>>>> /tmp/w/x2n/runtime_checks/model_check.py
     ids = source_tokens(source, TEXT)
     count = min(TEXTS, TOKENS // length, (len(ids) - 1) // length)
     return ids[: count * length].reshape(count, length), ids[1 : count * length + 1]
