@@ -92,8 +92,9 @@ class OnnxWeights:
         try:
             if tensor.read_floats is not None:
                 return Part(tensor.decode(rows), tensor.dtype)
-            held = tensor.codes(rows)
-            values = held.decode() if held.per_oc else tensor.codes().decode(rows)
+            whole = rows == ALL or (rows.start, rows.stop) == (0, tensor.shape[0])
+            held = tensor.codes(ALL if whole else rows)
+            values = held.decode() if whole or held.per_oc else tensor.codes().decode(rows)
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
         return Part(values, None, int(held.codes.max()).bit_length())

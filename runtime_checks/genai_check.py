@@ -17,7 +17,7 @@ from runtime_checks.runners import greedy_error
 
 EXACT = 0.0  # sizes are equal or they are not
 # How much better, as a share of the largest logit, another token than genai's may be: both run the same nodes, but activations
-# in 8 bits round otherwise for one row than for many. A wrong cache or a wrong position gives .2 and more.
+# in 8 bits round otherwise for one row than for many. Another model's tokens give .2 and more.
 TIE = 0.01
 
 

@@ -81,8 +81,8 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
 def _texts(path: Path, source: Checkpoint) -> tuple[I64, I64]:
     """The fixed text cut into texts that both models hold, I64[texts, length], and the tokens that follow, I64[all]."""
     context = exported_context(path) if path.is_dir() else None
-    length = min(TOKENS, source.config.context, context or TOKENS)
     ids = source_tokens(source, TEXT)
+    length = min(TOKENS, source.config.context, context or TOKENS, len(ids) - 1)
     count = min(TEXTS, TOKENS // length, (len(ids) - 1) // length)
     return ids[: count * length].reshape(count, length), ids[1 : count * length + 1]
 

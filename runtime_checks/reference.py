@@ -117,14 +117,15 @@ def unpack(packed: U8, bits: int, count: int) -> U8:
     return codes
 
 
-def decode_affine(codes: U8, scale: F32, zero_point: U8, group_size: int) -> F32:
+def decode_affine(codes: U8, scale: F32, zero_point: U8, group: NDArray[np.intp]) -> F32:
     """``(q - zero_point) * scale`` in float32, the order of ONNX's DequantizeLinear.
 
-    codes U8[rows, cols]; scale F32[rows, n_groups], zero_point U8[rows, n_groups]; the last group may be ragged.
+    codes U8[rows, cols]; scale F32[rows, n_groups], zero_point U8[rows, n_groups]; group[cols]: which group a column is in.
     """
-    cols = codes.shape[1]
-    zero = np.repeat(zero_point.astype(np.float32), group_size, axis=1)[:, :cols]
-    return (codes.astype(np.float32) - zero) * np.repeat(scale, group_size, axis=1)[:, :cols]
+    weights = codes.astype(np.float32)
+    weights -= zero_point.take(group, axis=1)
+    weights *= scale.take(group, axis=1)
+    return weights
 
 
 def matmul(x: F32, weight: F32) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The weights of an exported ONNX folder, read from its bytes: the protobuf through ``onnx``, external data by ourselves.
+"""The weights of an exported ONNX folder, read from its bytes.
 
 What holds a weight is told by nodes, which are named ``<weight's name without .weight>/<role>``::
 
@@ -14,27 +14,19 @@ Packed values lie low bits first; only MatMulAdaDim's 3-bit ones cross bytes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
 
 from runtime_checks.reference import F32, U8, Array, DamagedFileError, decode_affine, decode_floats, unpack
+from runtime_checks.reference_graph import FLOATS, Graph
 
-FLOATS: dict[int, tuple[str, str]] = {
-    TensorProto.FLOAT: ("F32", "<f4"),
-    TensorProto.FLOAT16: ("F16", "<f2"),
-    TensorProto.BFLOAT16: ("BF16", "<u2"),
-}
-INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
-TRANSPARENT = ("Reshape", "Unsqueeze", "Cast", "Identity")  # operators that leave the values as they are
 ALL = slice(None)
 
 
@@ -52,7 +44,7 @@ class OnnxCodes:
         """F32[OC, IC], (q - z) * s, or a window of it."""
         rows, cols = (oc, ic) if self.per_oc else (ic, oc)
         group = np.arange(self.codes.shape[1])[cols] // self.group_size
-        window = decode_affine(self.codes[rows, cols], self.scale[rows][:, group], self.zero_point[rows][:, group], 1)
+        window = decode_affine(self.codes[rows, cols], self.scale[rows], self.zero_point[rows], group)
         return window if self.per_oc else window.T
 
 
@@ -90,14 +82,14 @@ class OnnxTensor:
 
 def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
     """Every weight of DIR/model.onnx by its Hugging Face name; a tied head is none. Raises DamagedFileError."""
-    graph = _Graph(folder)
+    graph = Graph(folder)
     tensors: dict[str, OnnxTensor] = {}
     for name, tensor in graph.initializers.items():
         if name.endswith((".weight", ".bias")) and tensor.data_type in FLOATS:
             kind = FLOATS[tensor.data_type][0]
             tensors[name] = OnnxTensor(name, "float", kind, tuple(tensor.dims), read_floats=partial(graph.array, tensor))
     owners: dict[str, str] = {}
-    for stem, nodes in graph.linears().items():
+    for stem, nodes in _linears(graph).items():
         name = f"{stem}.weight"
         held = graph.resolve(nodes[0].input[CODES_INPUT[nodes[0].op_type]]).name
         if owners.setdefault(held, name) != name:
@@ -109,75 +101,13 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
     return tensors
 
 
-class _Graph:
-    """The model without its data, and its data on demand."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "model.onnx"
-        try:
-            self.model = onnx.load(self.path, load_external_data=False)
-        except Exception as error:  # protobuf's DecodeError; its class moved between versions
-            raise DamagedFileError(f"{self.path}: is no ONNX model ({error})") from error
-        graph = self.model.graph
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
-        if len(self.initializers) != len(graph.initializer):
-            raise DamagedFileError(f"{self.path}: two initializers have one name")
-        self.producers = {output: node for node in graph.node for output in node.output}
-
-    def linears(self) -> dict[str, list[onnx.NodeProto]]:
-        """Nodes that hold codes, by the part of their name before the role, embedding first."""
-        out: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.model.graph.node:
-            if node.op_type in CODES_INPUT:
-                out.setdefault(_stem(node), []).append(node)
-        return dict(sorted(out.items(), key=lambda item: item[1][0].op_type != "GatherBlockQuantized"))
-
-    def named(self, name: str) -> list[onnx.NodeProto]:
-        """The nodes of that name: one or none."""
-        return [node for node in self.model.graph.node if node.name == name]
-
-    def resolve(self, name: str) -> TensorProto:
-        """The initializer behind an input, looking through what leaves its values as they are."""
-        while name in self.producers and self.producers[name].op_type in TRANSPARENT:
-            name = self.producers[name].input[0]
-        if name not in self.initializers:
-            raise DamagedFileError(f"{self.path}: {name} should be an initializer")
-        tensor: TensorProto = self.initializers[name]
-        return tensor
-
-    def read(self, name: str) -> Array:
-        """The values of the initializer behind an input."""
-        return self.array(self.resolve(name))
-
-    def array(self, tensor: TensorProto) -> Array:
-        """Stored values in their shape: BF16 as uint16 bits, 4-bit integers one in a byte."""
-        shape, data = tuple(tensor.dims), self._bytes(tensor)
-        size = math.prod(shape)
-        if tensor.data_type == TensorProto.UINT4 and data.size == -(-size // 2):
-            return unpack(data, 4, size).reshape(shape)
-        dtype = np.dtype(FLOATS[tensor.data_type][1] if tensor.data_type in FLOATS else INTEGERS.get(tensor.data_type, "V"))
-        if data.size != size * dtype.itemsize:
-            kind = TensorProto.DataType.Name(tensor.data_type)
-            raise DamagedFileError(f"{self.path}: {tensor.name} has {data.size} bytes for {kind}{list(shape)}")
-        return data.view(dtype).reshape(shape)
-
-    def _bytes(self, tensor: TensorProto) -> U8:
-        if tensor.data_location != TensorProto.EXTERNAL:
-            raw = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-            return np.frombuffer(raw, np.uint8)
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = PurePosixPath(entries["location"])
-        if location.is_absolute() or ".." in location.parts:
-            raise DamagedFileError(f"{self.path}: {tensor.name} points outside of the folder, to {location}")
-        file = self.folder / location
-        if not file.is_file():
-            raise DamagedFileError(f"{file}: missing, {tensor.name} is in it")
-        data = np.asarray(np.memmap(file, np.uint8, "r"))
-        start = int(entries.get("offset", 0))
-        stop = start + int(entries["length"]) if "length" in entries else data.size
-        if not 0 <= start <= stop <= data.size:
-            raise DamagedFileError(f"{file}: {tensor.name} is at [{start}, {stop}) of {data.size} bytes; the file is truncated")
-        return data[start:stop]
+def _linears(graph: Graph) -> dict[str, list[onnx.NodeProto]]:
+    """Nodes that hold codes, by the part of their name before the role, embedding first."""
+    out: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.model.graph.node:
+        if node.op_type in CODES_INPUT:
+            out.setdefault(_stem(node), []).append(node)
+    return dict(sorted(out.items(), key=lambda item: item[1][0].op_type != "GatherBlockQuantized"))
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -192,20 +122,20 @@ def _is_slice(node: onnx.NodeProto) -> bool:
     return node.op_type == "MatMulNBits" and node.name.rpartition("/")[2] != "MatMulNBits"
 
 
-def _shape(graph: _Graph, nodes: list[onnx.NodeProto]) -> tuple[int, int]:
+def _shape(graph: Graph, nodes: list[onnx.NodeProto]) -> tuple[int, int]:
     """(OC, IC) as the nodes have it; a Slice behind an embedding cuts the filling of its last block."""
     a = _attributes(nodes[0])
     try:
         if nodes[0].op_type != "GatherBlockQuantized":
             return sum(_attributes(node)["N"] for node in nodes), a["K"]
         rows, blocks, _ = graph.resolve(nodes[0].input[0]).dims
-        ends = [int(graph.read(cut.input[2]).item()) for cut in graph.named(f"{_stem(nodes[0])}/Slice")]
+        ends = [int(graph.read(cut.input[2]).item()) for cut in graph.named[f"{_stem(nodes[0])}/Slice"]]
         return rows, ends[0] if ends else blocks * a["block_size"]
     except (KeyError, ValueError) as error:
         raise DamagedFileError(f"{graph.path}: {nodes[0].name} is not as it should be ({error})") from error
 
 
-def _nbits(graph: _Graph, node: onnx.NodeProto, rows: slice = ALL) -> OnnxCodes:
+def _nbits(graph: Graph, node: onnx.NodeProto, rows: slice = ALL) -> OnnxCodes:
     """One MatMulNBits as it is."""
     a = _attributes(node)
     bits, block, n, k = a.get("bits", 4), a["block_size"], a["N"], a["K"]
@@ -216,12 +146,12 @@ def _nbits(graph: _Graph, node: onnx.NodeProto, rows: slice = ALL) -> OnnxCodes:
     return OnnxCodes(codes, scale, zero, block, True)
 
 
-def _read_matmul(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
+def _read_matmul(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     (node,) = nodes
     return _nbits(graph, node, rows)
 
 
-def _read_gather(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
+def _read_gather(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """GatherBlockQuantized over [rows, n_blocks, bytes of a block]."""
     (node,) = nodes
     a = _attributes(node)
@@ -235,10 +165,10 @@ def _read_gather(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onn
     return OnnxCodes(codes, scale, zero, block, True)
 
 
-def _read_split(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
+def _read_split(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """One MatMulNBits for each group of output channels, in the order in which Concat joins them."""
     by_output = {node.output[0]: node for node in nodes}
-    (concat,) = [node for node in graph.model.graph.node if node.op_type == "Concat" and set(node.input) == set(by_output)]
+    (concat,) = [node for node in graph.readers[nodes[0].output[0]] if set(node.input) == set(by_output)]
     ordered = [by_output[name] for name in concat.input]
     parts = [_nbits(graph, node) for node in ordered]
     if any((part.scale != 1).any() for part in parts):
@@ -248,7 +178,7 @@ def _read_split(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onnx
     order = np.array([row for _, row in scales])
     scale = graph.read(held)[order, 0, 0].T
     zero = np.stack([part.zero_point[0, 0] for part in parts])[None].repeat(scale.shape[0], axis=0)
-    for node in graph.named(f"{_stem(concat)}/Sub"):  # mid - z, where mid is what every part subtracts already
+    for node in graph.named[f"{_stem(concat)}/Sub"]:  # mid - z, where mid is what every part subtracts already
         if any((part.zero_point != graph.read(node.input[0])).any() for part in parts):
             raise DamagedFileError(f"{graph.path}: {node.name} and the zero points of {concat.name} do not cancel")
         zero = graph.read(node.input[1])[order, 0, 0].T
@@ -256,7 +186,7 @@ def _read_split(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onnx
     return OnnxCodes(codes[rows], scale[rows], zero[rows], len(parts[0].codes), False)
 
 
-def _scale_row(graph: _Graph, name: str) -> tuple[str, int]:
+def _scale_row(graph: Graph, name: str) -> tuple[str, int]:
     """Which row of which initializer multiplies the activations that arrive as ``name``: back through Split, Mul, Split."""
     node, row = graph.producers[name], 0
     if node.op_type == "Split":
@@ -270,7 +200,7 @@ def _scale_row(graph: _Graph, name: str) -> tuple[str, int]:
     return held, row
 
 
-def _read_adadim(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
+def _read_adadim(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """MatMulAdaDim, by its specification."""
     (node,) = nodes
     a = _attributes(node)
@@ -284,7 +214,7 @@ def _read_adadim(graph: _Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onn
     return OnnxCodes(codes, scale, zero, a["group_size"], bool(a["per_oc"]))
 
 
-def _zero_points(graph: _Graph, node: onnx.NodeProto, shape: tuple[int, int], bits: int) -> U8:
+def _zero_points(graph: Graph, node: onnx.NodeProto, shape: tuple[int, int], bits: int) -> U8:
     """MatMulNBits's zero points U8[rows, groups], or the middle where there are none."""
     if len(node.input) < 4 or not node.input[3]:
         return np.full(shape, 1 << bits - 1, np.uint8)
@@ -292,7 +222,7 @@ def _zero_points(graph: _Graph, node: onnx.NodeProto, shape: tuple[int, int], bi
 
 
 FORMS = {"MatMulNBits": "matmulnbits", "GatherBlockQuantized": "gather", "MatMulAdaDim": "matmul_adadim"}
-READERS: dict[str, Callable[[_Graph, list[onnx.NodeProto], slice], OnnxCodes]] = {
+READERS: dict[str, Callable[[Graph, list[onnx.NodeProto], slice], OnnxCodes]] = {
     "matmulnbits": _read_matmul,
     "gather": _read_gather,
     "matmul_adadim": _read_adadim,
