@@ -43,7 +43,7 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
 
     Returns ``ppl`` and ``source_ppl``; ``kld``, the mean KL divergence source || file in nats per token, and ``kld_p99``,
     its 99th percentile; ``top1``, the share of tokens where both have the same favourite; ``tokens`` scored; ``bytes`` of the
-    file; ``tokens_per_s`` of decoding one token at a time; ``runtime``.
+    file; ``tokens_per_s`` of decoding one token at a time (a median); ``runtime``.
 
     Raises CalibrationError if the text is shorter than a chunk, FileFormatError if the file cannot be run or is of another
     model, ConfigError if the context is longer than the source's.
