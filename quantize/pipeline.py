@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
@@ -26,7 +28,6 @@ from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, PlainTe
 if TYPE_CHECKING:
     from quantize.source_model import LayerRun
 
-VERSION = "0.1.0"
 SCOPE_SEQUENCES = 4  # 2,048 tokens judge a scope loss; the paper uses all, at 14 more passes through the layer
 
 Piece = tuple[QuantizedTensor | PlainTensor, TensorRecord]
@@ -39,14 +40,13 @@ def quantize_checkpoint(
 
     Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
     """
-    plans, assets = build_plan(source.specs, config, target), source.assets()
+    job = _Job(source, config, target, build_plan(source.specs, config, target), source.assets())
     with StoreWriter(out, force) as writer:
-        job = _Job(source, config, target, plans)
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
             for tensor, record in job.pieces():
                 writer.append(tensor, record)
-        writer.finish(job.header(), assets)
+        writer.finish(job.header(), job.assets)
     return QuantizedStore(out)
 
 
@@ -56,6 +56,7 @@ class _Job:
     config: QuantizeConfig
     target: Target
     plans: list[LayerPlan]
+    assets: Mapping[str, bytes]
     coverage: Coverage | None = None
     taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
 
@@ -79,7 +80,7 @@ class _Job:
     def header(self) -> dict[str, Any]:
         """What plan.json says of the whole."""
         return {
-            "version": VERSION,
+            "version": version("adadim-edge"),
             "target": self.target.name,
             "row_order": str(self.target.row_order),
             "source": {"name": self.source.path.name, "sha256": self.source.sha256},
@@ -103,13 +104,12 @@ class _Job:
         from quantize.source_model import walk_layers
 
         text = load_text(self.config.calibration)
-        assets = self.source.assets()
-        if "tokenizer.json" not in assets:
+        if "tokenizer.json" not in self.assets:
             raise CalibrationError(
                 f"{self.source.path}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
                 "use an rtn-oc or rtn-ic method"
             )
-        ids = tokenize(text.text, assets["tokenizer.json"], str(self.source.path))
+        ids = tokenize(text.text, self.assets["tokenizer.json"], str(self.source.path))
         tokens = choose_sequences(ids, self.config.calibration_tokens, self.config.seed, text.name)
         self.coverage = Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
         scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
@@ -189,16 +189,17 @@ class _Job:
 
     def _rows(self, name: str) -> F32:
         """The whole tensor in the target's row order."""
-        values, heads = self.source.read(name), self.source.config.rotary_heads(name)
-        if heads is None or self.target.row_order is RowOrder.HF:
-            return values
-        return values[ggml_row_index(len(values), heads)]
+        return self._reordered(name, self.source.read(name), ggml_row_index)
 
     def _to_source_order(self, name: str, values: F32) -> F32:
+        return self._reordered(name, values, hf_row_index)
+
+    def _reordered(self, name: str, values: F32, row_index: Callable[[int, int], NDArray[np.intp]]) -> F32:
+        """Rows of q and k taken by ``row_index(rows, heads)`` where the target's order is not the source's."""
         heads = self.source.config.rotary_heads(name)
         if heads is None or self.target.row_order is RowOrder.HF:
             return values
-        return values[hf_row_index(len(values), heads)]
+        return values[row_index(len(values), heads)]
 
 
 def _bfloat16_bits(values: F32) -> np.ndarray[Any, np.dtype[np.uint16]]:

@@ -7,7 +7,7 @@ Shapes are written as ``F32[OC, IC]``: a numpy array of that dtype, OC output ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -150,10 +150,6 @@ class QuantizedTensor:
         """(OC, IC), whatever the axis."""
         rows, cols = self.codes.shape
         return (rows, cols) if self.axis is Axis.PER_OC else (cols, rows)
-
-    def take_rows(self, index: NDArray[np.intp] | slice) -> QuantizedTensor:
-        """The same tensor with its stored rows (OC for PER_OC, IC for PER_IC) selected or reordered; scales move along."""
-        return replace(self, codes=self.codes[index], params={key: value[index] for key, value in self.params.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ def least_error(grid: Grid, blocks: F32, importance: F32, candidates: Callable[[
     """Per block the candidate with the least ``sum(importance * (decode(encode(x)) - x)**2)``; the first wins a tie.
 
     ``blocks`` F32[..., block_size]; ``importance`` broadcasts to it. ``candidates`` maps a slice of blocks F32[n,
-    block_size] to params with a leading axis of candidates, each [candidates, n, ...].
+    block_size] to params with a leading axis of candidates, each [candidates, n, ...]. A block is one group.
     """
     flat = blocks.reshape(-1, blocks.shape[-1])
     weights = np.broadcast_to(importance, blocks.shape).reshape(flat.shape)
@@ -29,8 +29,6 @@ def least_error(grid: Grid, blocks: F32, importance: F32, candidates: Callable[[
 def _best(grid: Grid, blocks: F32, importance: F32, candidates: Callable[[F32], Params]) -> dict[str, Array]:
     params = candidates(blocks)
     scale, zero = grid.scale_zero(params)
-    if grid.block_size != grid.group_size:
-        scale, zero = (np.repeat(value, grid.group_size, axis=-1) for value in (scale, zero))
     error = grid.decode(grid.encode(blocks, scale, zero), scale, zero)
     error -= blocks
     loss = np.einsum("cni,cni,ni->cn", error, error, importance)

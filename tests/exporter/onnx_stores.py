@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,11 @@ def rtn(name: str, weight: F32, grid: Grid, axis: Axis) -> QuantizedTensor:
     params = grid.fit(blocks)
     codes = grid.encode(blocks, *grid.scale_zero(params)).reshape(len(rows), -1)[:, : rows.shape[1]]
     return QuantizedTensor(name, np.ascontiguousarray(codes), axis, grid, params)
+
+
+def stored_rows(q: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
+    """A chunk of the stored rows (OC for PER_OC, IC for PER_IC); scales move along."""
+    return replace(q, codes=q.codes[start:stop], params={key: value[start:stop] for key, value in q.params.items()})
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def make_store(source: Path, out: Path, recipe: Recipe) -> tuple[QuantizedStore,
                 q = rtn(name, values, grid, axis)
                 rows = EMBEDDING_ROWS if name in (EMBEDDING, HEAD) else len(q.codes)
                 for start in range(0, len(q.codes), rows):
-                    writer.append(q.take_rows(slice(start, start + rows)), TensorRecord(name, spec.shape, grid, axis=axis))
+                    writer.append(stored_rows(q, start, start + rows), TensorRecord(name, spec.shape, grid, axis=axis))
                 values = dequantize(q)
             weights[name] = values
         header = {"target": recipe.target, "row_order": "hf", "config": {}, "source": {"sha256": "0"}}
