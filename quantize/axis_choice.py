@@ -12,7 +12,8 @@ from quantize.types import F32, Axis, AxisChoice, LayerStats
 def layer_loss(weight: F32, quantized: F32, stats: LayerStats) -> float:
     """Mean squared error of the layer's output under its input statistics: tr(E H ET) / OC, E = weight - quantized."""
     error = weight - quantized
-    return float(np.sum(error @ stats.hessian * error, dtype=np.float64) / len(error))
+    moved = error * stats.hessian if stats.hessian.ndim == 1 else error @ stats.hessian
+    return float(np.sum(moved * error, dtype=np.float64) / len(error))
 
 
 def choose_axis(loss: Mapping[Axis, float]) -> AxisChoice:

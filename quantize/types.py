@@ -50,10 +50,18 @@ class TensorSpec:
 
 @dataclass(frozen=True, eq=False)
 class LayerStats:
-    """Second moment of a linear layer's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen."""
+    """Second moment of a linear layer's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen.
+
+    Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC].
+    """
 
     hessian: F32
     n_tokens: int
+
+    @property
+    def importance(self) -> F32:
+        """F32[IC]: the mean square of each input channel."""
+        return self.hessian if self.hessian.ndim == 1 else np.diag(self.hessian)
 
 
 class Grid(Protocol):

@@ -102,3 +102,22 @@ def test_slowdown_takes_back_what_buys_least():
     }
     assert kept["little"].loss == choices["little"].loss
     assert within_slowdown(choices, cost, 100.0) == choices
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+def test_rtn_with_an_importance_loses_less_of_what_matters(grid, axis):
+    """From the diagonal alone: a whole Hessian gives the same codes; 8 bits have no room to gain."""
+    weight, stats = weight_of((64, 160)), stats_of(160)
+    diagonal = LayerStats(np.diag(stats.hessian).copy(), stats.n_tokens)
+    plain, weighed, same = (ROUNDERS["rtn"]("w", weight, grid, axis, known) for known in (None, diagonal, stats))
+    assert np.array_equal(weighed.codes, same.codes)
+    before, after = (layer_loss(weight, dequantize(tensor), diagonal) for tensor in (plain, weighed))
+    assert after <= before * (1 if grid.bits == 8 else 0.99)
+
+
+def test_layer_loss_of_a_diagonal_is_that_of_the_matrix():
+    weight, importance = weight_of((16, 24)), np.arange(24, dtype=np.float32)
+    other = weight + np.float32(0.01)
+    loss, expected = (layer_loss(weight, other, LayerStats(known, 9)) for known in (importance, np.diag(importance)))
+    assert loss == pytest.approx(expected, rel=1e-6) and loss == pytest.approx(1e-4 * importance.sum(), rel=1e-3)
