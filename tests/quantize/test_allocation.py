@@ -1,0 +1,70 @@
+"""The allocation is the best there is: compared with trying everything, and with a dynamic program over bytes at real sizes."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from quantize.allocation import Cost, allocate, smallest
+
+
+def random_options(rng, tensors, most, top):
+    """``top``: largest number of bytes; losses fall with bytes only roughly, and some are equal."""
+    out = []
+    for _ in range(tensors):
+        count = int(rng.integers(1, most + 1))
+        sizes = rng.integers(1, top, count)
+        losses = np.round(np.exp(-4 * sizes / top + rng.normal(0, 0.3, count)) * rng.lognormal(), 2)
+        out.append([Cost(int(size), float(loss)) for size, loss in zip(sizes, losses, strict=True)])
+    return out
+
+
+def total(options, choice):
+    picked = [costs[i] for costs, i in zip(options, choice, strict=True)]
+    return sum(cost.bytes for cost in picked), sum(cost.loss for cost in picked)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_choice_is_better(seed):
+    rng = np.random.default_rng(seed)
+    options = random_options(rng, int(rng.integers(1, 6)), 5, int(rng.choice([6, 40, 1000])))
+    every = [total(options, choice) for choice in product(*(range(len(costs)) for costs in options))]
+    least, most = smallest(options), max(size for size, _ in every)
+    assert least == min(size for size, _ in every)
+    for budget in rng.integers(least, most + 2, 8):
+        size, loss = total(options, allocate(options, int(budget)))
+        assert size <= budget
+        assert loss == pytest.approx(min(loss for size, loss in every if size <= budget), abs=1e-9)
+
+
+def least_loss(options, budget):
+    """By number of bytes, one tensor after another: F64[budget + 1]."""
+    best = np.zeros(budget + 1)
+    for costs in options:
+        tried = [
+            np.concatenate([np.full(min(size, budget + 1), np.inf), best[: max(0, budget + 1 - size)] + loss])
+            for size, loss in costs
+        ]
+        best = np.min(tried, 0)
+    return best[budget]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.98])
+def test_as_many_tensors_as_a_model_has(share):
+    options = random_options(np.random.default_rng(7), 211, 20, 300)
+    most = sum(max(costs).bytes for costs in options)
+    budget = int(smallest(options) + share * (most - smallest(options)))
+    choice = allocate(options, budget)
+    size, loss = total(options, choice)
+    assert size <= budget
+    assert loss == pytest.approx(least_loss(options, budget), rel=1e-9)
+    assert choice == allocate(options, budget)
+
+
+def test_room_for_everything_takes_the_least_loss_of_each_and_no_byte_more():
+    options = [[Cost(9, 0.0), Cost(4, 1.0), Cost(6, 0.0)], [Cost(5, 2.0)]]
+    assert allocate(options, 100) == [2, 0]
+    assert allocate(options, 11) == [2, 0]
+    assert allocate(options, 10) == [1, 0]
