@@ -84,12 +84,17 @@ def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
     return np.array(tokenizer.encode(text).ids, np.int64)
 
 
+def sequence_count(tokens: int) -> int:
+    """How many whole sequences are drawn for that many tokens."""
+    return max(1, tokens // SEQUENCE)
+
+
 def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str) -> NDArray[np.int64]:
     """Cut I64[n] into I64[sequences, SEQUENCE] and draw enough of them for ``tokens``, spread over the whole text by ``seed``.
 
     Raises CalibrationError if the text is shorter than one sequence or than what was asked for.
     """
-    available, wanted = len(ids) // SEQUENCE, max(1, tokens // SEQUENCE)
+    available, wanted = len(ids) // SEQUENCE, sequence_count(tokens)
     if available < wanted:
         raise CalibrationError(
             f"{where}: {len(ids)} tokens, but {wanted} sequences of {SEQUENCE} are needed; give a longer text"

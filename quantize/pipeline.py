@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +17,15 @@ from threadpoolctl import threadpool_limits
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
 from quantize.blocks import dequantize
-from quantize.calibration import SEQUENCE, Coverage, choose_sequences, load_text, tokenize
+from quantize.calibration import SEQUENCE, Coverage, choose_sequences, load_text, sequence_count, tokenize
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
 from quantize.errors import CalibrationError, PlanError
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.plan import QuantizeConfig, build_plan, plan_notes
+from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
-from quantize.store import QuantizedStore, StoreWriter, TensorRecord
+from quantize.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, RowOrder, Target
 
 if TYPE_CHECKING:
@@ -40,7 +43,12 @@ def quantize_checkpoint(
 
     Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
     """
-    job = _Job(source, config, target, build_plan(source.specs, config, target), source.assets())
+    return quantize_planned(source, out, ModelPlan(config, target, build_plan(source.specs, config, target)), force)
+
+
+def quantize_planned(source: Checkpoint, out: Path, plan: ModelPlan, force: bool = False) -> QuantizedStore:
+    """``quantize_checkpoint`` for what is decided already."""
+    job = _job(source, plan)
     with StoreWriter(out, force) as writer:
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
@@ -50,6 +58,32 @@ def quantize_checkpoint(
     return QuantizedStore(out)
 
 
+@contextmanager
+def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStore]:
+    """The store that ``quantize_planned`` would make, for a moment and without its tensors; writers can plan their files from it.
+
+    Raises CalibrationError for a text that cannot be read.
+    """
+    job = _job(source, plan)
+    if any(_needs_data(layer) for layer in plan.layers):
+        text = load_text(plan.config.calibration)
+        job.coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
+    with TemporaryDirectory() as folder:
+        write_headers(
+            Path(folder), job.header(), [_planned_record(layer) for layer in sorted(plan.layers, key=_place)], job.assets
+        )
+        yield QuantizedStore(Path(folder))
+
+
+def _planned_record(plan: LayerPlan) -> TensorRecord:
+    axis, grid = next(iter(plan.candidates.items()), (Axis.PER_OC, None))
+    return TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note)
+
+
+def _job(source: Checkpoint, plan: ModelPlan) -> _Job:
+    return _Job(source, plan.config, plan.target, plan.layers, source.assets(), plan.budget)
+
+
 @dataclass
 class _Job:
     source: Checkpoint
@@ -57,29 +91,25 @@ class _Job:
     target: Target
     plans: list[LayerPlan]
     assets: Mapping[str, bytes]
+    budget: Mapping[str, Any] | None
     coverage: Coverage | None = None
     taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor, or chunk of its rows, in model order: embedding, decoder layers, the rest."""
-        layers: dict[int, list[LayerPlan]] = {}
-        outside: list[LayerPlan] = []
-        for plan in self.plans:
-            index = _layer_index(plan.name)
-            (outside if index is None else layers.setdefault(index, [])).append(plan)
-        outside.sort(key=lambda plan: (plan.name != EMBEDDING, plan.name == HEAD))
+        parts = [list(plans) for _, plans in groupby(sorted(self.plans, key=_place), _place)]
         walk = self._walk() if any(_needs_data(plan) for plan in self.plans) else None
-        for plan in outside[:1]:
-            yield from self._table(plan)
-        for index in track(sorted(layers), "quantizing"):
-            run = None if walk is None else next(walk)
-            yield from self._layer(layers[index], run)
-        for plan in outside[1:]:
-            yield from self._table(plan)
+        for plans in track(parts, "quantizing"):
+            if _layer_index(plans[0].name) is None:
+                for plan in plans:
+                    yield from self._table(plan)
+            else:
+                yield from self._layer(plans, None if walk is None else next(walk))
 
     def header(self) -> dict[str, Any]:
         """What plan.json says of the whole."""
-        return {
+        budget = {} if self.budget is None else {"budget": self.budget}
+        return budget | {
             "version": version("adadim-edge"),
             "target": self.target.name,
             "row_order": str(self.target.row_order),
@@ -217,8 +247,16 @@ _FLOATS: dict[str, Callable[[F32], Any]] = {
 def _check_params(tensor: QuantizedTensor) -> None:
     for key, value in tensor.params.items():
         if not np.isfinite(value).all():
-            mend = "is the model intact?" if value.dtype == np.float32 else "quantize for a target of the int grid (float32)"
+            mend = "is the model intact?" if value.dtype == np.float32 else "take an ONNX target and --scale-dtype float32"
             raise PlanError(f"{tensor.name}: its weights overflow the {value.dtype} {key} of grid {tensor.grid.name}; {mend}")
+
+
+def _place(plan: LayerPlan) -> tuple[int, int]:
+    """Where a tensor comes in model order: embedding, decoder layers, final norm, head."""
+    index = _layer_index(plan.name)
+    if index is not None:
+        return 1, index
+    return (0, 0) if plan.name == EMBEDDING else (2, int(plan.name == HEAD))
 
 
 def _layer_index(name: str) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from quantize.errors import ConfigError, PlanError
 from quantize.grids import GRIDS, make_grid
+from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
 from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
 
@@ -37,6 +38,7 @@ class QuantizeConfig:
     grid: str | None = None
     group_size: int | None = None
     symmetric: bool = False
+    scale_dtype: str = SCALE_DTYPES[0]
     embedding: str | None = None
     head: str | None = None
     selection: str = "scope"
@@ -68,6 +70,16 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True)
+class ModelPlan:
+    """Everything that was decided before any weight is rounded. ``budget``: what a plan for a file's size keeps in the store."""
+
+    config: QuantizeConfig
+    target: Target
+    layers: list[LayerPlan]
+    budget: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class _Choice:
     """What was asked for one tensor: the config with a recipe's rule on top."""
 
@@ -76,6 +88,7 @@ class _Choice:
     grid: str | None
     group_size: int | None
     symmetric: bool
+    scale_dtype: str
 
 
 def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: Target) -> list[LayerPlan]:
@@ -125,7 +138,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Lay
     option = "--embedding" if spec.name == EMBEDDING else "--head"
     if asked == "source":
         return _as_floats(spec)
-    grid = _table_grid(asked, option, target)
+    grid = _table_grid(asked, option, config.scale_dtype, target)
     lack = target.lacks(grid, Axis.PER_OC)
     if lack is not None:
         raise ConfigError(f"{option} {asked}: {lack}; drop {option}")
@@ -143,13 +156,13 @@ def _as_floats(spec: TensorSpec, reason: str | None = None) -> LayerPlan:
     return LayerPlan(spec.name, spec.shape, dtype=dtype, note="" if reason is None else f"{reason}; kept as {dtype}")
 
 
-def _table_grid(asked: str | None, option: str, target: Target) -> Grid:
+def _table_grid(asked: str | None, option: str, scale_dtype: str, target: Target) -> Grid:
     name = target.grid_name(8) if asked is None else asked
     if name.startswith("int"):
         bits = name[3:] or "8"
         if bits not in ("4", "8"):
             raise ConfigError(f"{option} {name}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
-        return make_grid("int", int(bits), EMBEDDING_GROUP)
+        return make_grid("int", int(bits), EMBEDDING_GROUP, scale_dtype=scale_dtype)
     grid = GRIDS.get(name)
     if grid is None or isinstance(grid, type):
         raise ConfigError(f"{option} {name}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
@@ -158,7 +171,7 @@ def _table_grid(asked: str | None, option: str, target: Target) -> Grid:
 
 def _choose(name: str, config: QuantizeConfig, rules: list[dict[str, Any]]) -> tuple[_Choice, set[int]]:
     """The first rule that matches wins; returns it and which rules matched."""
-    choice = _Choice(config.method, config.bits, config.grid, config.group_size, config.symmetric)
+    choice = _Choice(config.method, config.bits, config.grid, config.group_size, config.symmetric, config.scale_dtype)
     matching = [i for i, rule in enumerate(rules) if fnmatchcase(name.removesuffix(".weight"), rule["match"])]
     if not matching:
         return choice, set()
@@ -206,15 +219,15 @@ def _linear_grid(choice: _Choice, axis: Axis, shape: tuple[int, int], target: Ta
     name = choice.grid or target.grid_name(bits or DEFAULT_BITS)
     own = GRIDS.get(name)
     if own is not None and not isinstance(own, type):
-        return make_grid(name, bits or own.bits, own.group_size if group is None else group, choice.symmetric)
+        return make_grid(name, bits or own.bits, own.group_size if group is None else group, choice.symmetric, choice.scale_dtype)
     if group is None:
         group = target.default_group_size
     if group == WHOLE_CHANNEL:  # one ragged group: the next power of two holds the channel
         group = max(GROUP_SIZES[0], 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length())
-    return make_grid(name, bits or DEFAULT_BITS, group, choice.symmetric)
+    return make_grid(name, bits or DEFAULT_BITS, group, choice.symmetric, choice.scale_dtype)
 
 
-_RULE_TYPES = {"match": str, "method": str, "bits": int, "grid": str, "group_size": int, "symmetric": bool}
+_RULE_TYPES = {"match": str, "method": str, "bits": int, "grid": str, "group_size": int, "symmetric": bool, "scale_dtype": str}
 
 
 def _read_recipe(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import ConfigError, OutputError, StoreError
-from quantize.grids import make_grid
+from quantize.grids import grid_from_json, grid_to_json
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder
@@ -59,10 +59,7 @@ class TensorRecord:
         if self.grid is None:
             out["dtype"] = self.dtype
         else:
-            grid = self.grid
-            out |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size}
-            out |= {"symmetric": grid.symmetric, "axis": str(self.axis), "rounder": self.rounder}
-            out["loss"] = dict(self.loss)
+            out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
         return out | ({"note": self.note} if self.note else {})
 
     @classmethod
@@ -71,8 +68,7 @@ class TensorRecord:
         record = cls(str(raw["name"]), tuple(raw["shape"]), note=raw.get("note", ""), chunks=int(raw["chunks"]))
         if "grid" not in raw:
             return replace(record, dtype=str(raw["dtype"]))
-        grid = make_grid(raw["grid"], raw["bits"], raw["group_size"], raw["symmetric"])
-        return replace(record, grid=grid, axis=Axis(raw["axis"]), rounder=raw["rounder"], loss=raw["loss"])
+        return replace(record, grid=grid_from_json(raw), axis=Axis(raw["axis"]), rounder=raw["rounder"], loss=raw["loss"])
 
 
 class StoreWriter:
@@ -85,12 +81,11 @@ class StoreWriter:
         check_store_output(path, force)
         self.path, self._records = path, dict[str, TensorRecord]()
         self._unfinished = Unfinished(path, folder=True)
-        self._tensors, self._assets = self._unfinished.path / "tensors", self._unfinished.path / "assets"
+        self._tensors = self._unfinished.path / "tensors"
 
     def __enter__(self) -> StoreWriter:
         self._unfinished.__enter__()
         self._tensors.mkdir()
-        self._assets.mkdir()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -109,11 +104,17 @@ class StoreWriter:
 
     def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
         """Write the assets and plan.json, then give the store its name."""
-        for name, data in assets.items():
-            (self._assets / name).write_bytes(data)
-        plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in self._records.values()]}
-        (self._unfinished.path / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        write_headers(self._unfinished.path, header, self._records.values(), assets)
         self._unfinished.finish()
+
+
+def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[TensorRecord], assets: Mapping[str, bytes]) -> None:
+    """All of a store but its tensors: what the writers plan a file from."""
+    (folder / "assets").mkdir(exist_ok=True)
+    for name, data in assets.items():
+        (folder / "assets" / name).write_bytes(data)
+    plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in records]}
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 class QuantizedStore:
