@@ -10,10 +10,15 @@ from quantize.types import F32, Axis, AxisChoice, LayerStats
 
 
 def layer_loss(weight: F32, quantized: F32, stats: LayerStats) -> float:
-    """Mean squared error of the layer's output under its input statistics: tr(E H ET) / OC, E = weight - quantized."""
+    """What the error E = weight - quantized does to the output, under the input's statistics.
+
+    With ``stats.row_weight`` r the predicted KL divergence of the model in nats per token, sum_i r_i (E H ET)_ii; without,
+    the mean squared error of the layer's output, tr(E H ET) / OC.
+    """
     error = weight - quantized
     moved = error * stats.hessian if stats.hessian.ndim == 1 else error @ stats.hessian
-    return float(np.sum(moved * error, dtype=np.float64) / len(error))
+    per_row = np.einsum("oi,oi->o", moved, error, dtype=np.float64)
+    return float(per_row.mean() if stats.row_weight is None else per_row @ stats.row_weight)
 
 
 def choose_axis(loss: Mapping[Axis, float]) -> AxisChoice:

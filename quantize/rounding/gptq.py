@@ -26,7 +26,7 @@ DAMPING = 0.01  # of the mean diagonal, as the paper
 LAZY_COLUMNS = 128  # errors go to the columns beyond this block in one matrix product
 TRIANGLE = 64  # triangles up to this size are inverted directly
 
-EVEN = np.ones(1, np.float32)  # inside one input channel every weight matters alike
+EVEN = np.ones(1, np.float32)  # of unknown output channels one matters like the other
 
 RoundChannel = Callable[[int, F32], tuple[U8, F32]]  # (input channel, F32[OC]) -> codes, values
 
@@ -42,8 +42,11 @@ class _Channels:
 def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None) -> QuantizedTensor:
     """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
     assert stats is not None, f"{name}: GPTQ needs statistics"
-    order, factor = _inverse_factor(stats)
-    channels = _static_groups(weight, grid, np.diag(stats.hessian)) if axis is Axis.PER_OC else _groups_at_turn(weight, grid)
+    order, factor = _inverse_factor(_Shared(stats.hessian))
+    if axis is Axis.PER_OC:
+        channels = _static_groups(weight, grid, stats.importance)
+    else:
+        channels = _groups_at_turn(weight, grid, EVEN if stats.row_weight is None else stats.row_weight)
     work = np.ascontiguousarray(weight.T[order])  # [IC in visiting order, OC]: a channel is one contiguous row
     codes = np.empty((weight.shape[1], weight.shape[0]), np.uint8)
     for start in range(0, len(order), LAZY_COLUMNS):
@@ -57,12 +60,25 @@ def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | Non
     return QuantizedTensor(name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, channels.params())
 
 
-@lru_cache(maxsize=1)  # q, k and v come one after the other and share their statistics; so do gate and up
-def _inverse_factor(stats: LayerStats) -> tuple[NDArray[np.intp], F32]:
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """A Hessian F32[IC, IC] as a key: q, k and v come one after the other and share theirs; so do gate and up."""
+
+    hessian: F32
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shared) and other.hessian is self.hessian
+
+    def __hash__(self) -> int:
+        return id(self.hessian)
+
+
+@lru_cache(maxsize=1)
+def _inverse_factor(shared: _Shared) -> tuple[NDArray[np.intp], F32]:
     """Visiting order of the input channels and the upper Cholesky factor of the damped inverse in that order."""
-    diagonal = np.diag(stats.hessian).astype(np.float64)
+    diagonal = np.diag(shared.hessian).astype(np.float64)
     order = np.argsort(-diagonal, kind="stable")
-    damped = stats.hessian[np.ix_(order, order)].astype(np.float64)
+    damped = shared.hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.
     lower = np.linalg.cholesky(damped[::-1, ::-1])
@@ -93,11 +109,13 @@ def _static_groups(weight: F32, grid: Grid, importance: F32) -> _Channels:
     return _Channels(round_channel, lambda: params)
 
 
-def _groups_at_turn(weight: F32, grid: Grid) -> _Channels:
+def _groups_at_turn(weight: F32, grid: Grid, importance: F32) -> _Channels:
+    """``importance`` of output channels, F32[OC] or F32[1]."""
     fitted: dict[int, Params] = {}
+    blocks = importance if importance is EVEN else to_blocks(importance, grid.block_size)
 
     def round_channel(channel: int, values: F32) -> tuple[U8, F32]:
-        fitted[channel] = params = grid.fit(to_blocks(values, grid.block_size), EVEN)
+        fitted[channel] = params = grid.fit(to_blocks(values, grid.block_size), blocks)
         scale, zero = (spread(value, grid.group_size, len(values)) for value in grid.scale_zero(params))
         codes = grid.encode(values, scale, zero)
         return codes, grid.decode(codes, scale, zero)

@@ -86,10 +86,10 @@ def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
             module = model.get_submodule(f"model.layers.{index}.{site}")
             module.register_forward_pre_hook(remember(seen, NAME.format(index, site)))
     logits(model, tokens)
-    for unit_norm in (True, False):
-        for run in walk_layers(source, tokens, unit_norm, 0):
+    for token_weight in ("unit", "none"):
+        for run in walk_layers(source, tokens, token_weight, 0):
             for name in (NAME.format(run.index, site) for site in ("self_attn.k_proj", "mlp.down_proj")):
-                x = seen[name] / (np.linalg.norm(seen[name], axis=1, keepdims=True) if unit_norm else 1)
+                x = seen[name] / (np.linalg.norm(seen[name], axis=1, keepdims=True) if token_weight == "unit" else 1)
                 np.testing.assert_allclose(run.stats[name].hessian, x.T @ x / len(x), rtol=2e-3, atol=1e-5)
                 assert run.stats[name].n_tokens == tokens.size
 
@@ -111,7 +111,7 @@ class OnlyRows:
 
 def test_only_the_rows_of_the_tokens_are_read_of_the_embedding(source, tokens):
     careful = OnlyRows(source)
-    run, plain = (next(walk_layers(item, tokens, False, 0)) for item in (careful, source))
+    run, plain = (next(walk_layers(item, tokens, "none", 0)) for item in (careful, source))
     assert careful.rows == len(np.unique(tokens))
     name = NAME.format(0, "mlp.down_proj")
     assert np.array_equal(run.stats[name].hessian, plain.stats[name].hessian)
@@ -119,17 +119,17 @@ def test_only_the_rows_of_the_tokens_are_read_of_the_embedding(source, tokens):
 
 def test_a_token_without_a_row_is_refused(source, tokens):
     with pytest.raises(CalibrationError, match="token 320 has no row in the embedding of 320; the tokenizer is another model's"):
-        next(walk_layers(source, np.where(tokens == tokens[0, 0], 320, tokens), False, 0))
+        next(walk_layers(source, np.where(tokens == tokens[0, 0], 320, tokens), "none", 0))
 
 
 def test_scope_losses(source, tokens):
     """Zero for the weight itself; the layer's own squared error for down; siblings count once they are committed."""
-    run = next(walk_layers(source, tokens, False, 4))
+    run = next(walk_layers(source, tokens, "none", 4))
     q, o, down = (NAME.format(0, site) for site in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"))
     weight, changed = source.read(down), source.read(down) * np.float32(1.01)
     assert run.scope_loss(down, [weight]) == [0.0]
     error = weight - changed
-    four = next(walk_layers(source, tokens[:4], False, 0)).stats[down]
+    four = next(walk_layers(source, tokens[:4], "none", 0)).stats[down]
     expected = float(np.sum(error @ four.hessian * error) / len(error))
     assert run.scope_loss(down, [changed])[0] == pytest.approx(expected, rel=1e-3)
     before = run.scope_loss(q, [source.read(q) * np.float32(0.5)])

@@ -1,4 +1,4 @@
-"""The only file that runs torch: the source model as a whole, or one decoder layer at a time."""
+"""The source one decoder layer at a time: what its linears see, and what their errors do to the scope around them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig
-from quantize.types import F32, LayerStats
+from quantize.model_config import EMBEDDING
+from quantize.source_model.whole import I64, put, skeleton
+from quantize.types import F32, Curvature, LayerStats
 
-Read = Callable[[str], F32]
-I64 = NDArray[np.int64]
 BATCH = 4  # sequences that go through a layer together
 
 # Linears that see the same input, under the one whose input is captured; and the module whose output judges each (its scope).
@@ -30,43 +28,12 @@ INPUT_SITES = {
 SCOPES = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp"}
 
 
-def build_model(config: ModelConfig, read: Read, tied: bool) -> nn.Module:
-    """The whole model in float32, in eval mode; ``read`` gives each tensor by its Hugging Face name and row order."""
-    model = _skeleton(config, tied)
-    for name, parameter in list(model.named_parameters()):
-        if not (tied and name == HEAD):
-            _put(model, name, read(name), parameter.shape)
-    if tied:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    built: nn.Module = model.eval()
-    return built
-
-
-@torch.inference_mode()
-def logits(model: nn.Module, tokens: I64) -> F32:
-    """Next-token logits F32[batch, length, vocab] of I64[batch, length]."""
-    out: F32 = model(torch.from_numpy(np.ascontiguousarray(tokens)), use_cache=False).logits.numpy()
-    return out
-
-
-@torch.inference_mode()
-def greedy(model: nn.Module, tokens: I64, count: int) -> list[int]:
-    """The ``count`` most likely next tokens after I64[length], one at a time."""
-    out, ids, cache = list[int](), torch.from_numpy(np.ascontiguousarray(tokens))[None], None
-    for _ in range(count):
-        result = model(ids, past_key_values=cache, use_cache=True)
-        cache, ids = result.past_key_values, result.logits[:, -1:].argmax(-1)
-        out.append(int(ids))
-    return out
-
-
 @dataclass(eq=False)
 class LayerRun:
     """One decoder layer of the source while calibration text passes through it."""
 
     index: int
-    stats: dict[str, LayerStats]  # by weight name; linears that share an input share the object
+    stats: dict[str, LayerStats]  # by weight name; linears that share an input share the Hessian
     _layer: Any
     _scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # inputs of attention, MLP, o and down
 
@@ -104,27 +71,27 @@ class LayerRun:
         return [out[0] if isinstance(out, tuple) else out for out in outputs]
 
 
-def walk_layers(source: Checkpoint, tokens: I64, unit_norm: bool, scope_sequences: int) -> Iterator[LayerRun]:
+def walk_layers(source: Checkpoint, tokens: I64, token_weight: str | Curvature, scope_sequences: int) -> Iterator[LayerRun]:
     """Pass I64[sequences, length] through the source, one decoder layer in memory at a time.
 
-    Yields each layer after its statistics are complete; the stream between layers stays full precision. ``unit_norm``
-    scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it.
+    Yields each layer after its statistics are complete; the stream between layers stays full precision. ``token_weight``:
+    "unit" scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it; "none"
+    takes it as it is; a Curvature of the same tokens weighs it by what its errors cost, and gives every linear its rows' weights.
     ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). Raises CalibrationError for tokens
     that the model does not have, and for activations that overflow.
     """
-    model = _skeleton(source.config, tied=True)
+    model = skeleton(source.config, tied=True)
     rotary = type(model.model.rotary_emb)(model.config)
     hidden = torch.from_numpy(_embed(source, tokens))
     positions = rotary(hidden[:1], torch.arange(tokens.shape[1])[None])
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
         for name, parameter in list(layer.named_parameters()):
-            _put(layer, name, source.read(prefix + name), parameter.shape)
+            put(layer, name, source.read(prefix + name), parameter.shape)
         layer.eval()
-        recorder = _Recorder(layer, prefix, unit_norm, scope_sequences)
+        recorder = _Recorder(layer, prefix, token_weight, scope_sequences)
         hidden = recorder.run(hidden, positions)
-        stats = {f"{prefix}{linear}.weight": value for linear, value in recorder.stats().items()}
-        yield LayerRun(index, stats, layer, recorder.scope_calls)
+        yield LayerRun(index, recorder.stats(), layer, recorder.scope_calls)
         model.model.layers[index] = nn.Identity()  # frees the layer's weights
 
 
@@ -143,8 +110,8 @@ def _embed(source: Checkpoint, tokens: I64) -> F32:
 class _Recorder:
     """Hooks that gather second moments of each input site and the inputs of each scope."""
 
-    def __init__(self, layer: Any, prefix: str, unit_norm: bool, scope_sequences: int) -> None:  # noqa: ANN401 - transformers'
-        self._layer, self._prefix, self._unit_norm, self._wanted = layer, prefix, unit_norm, scope_sequences
+    def __init__(self, layer: Any, prefix: str, token_weight: str | Curvature, wanted: int) -> None:  # noqa: ANN401 - transformers'
+        self._layer, self._prefix, self._token_weight, self._wanted = layer, prefix, token_weight, wanted
         self._moments: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
         self.scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -165,12 +132,21 @@ class _Recorder:
         return torch.cat(outputs)
 
     def stats(self) -> dict[str, LayerStats]:
-        """Per linear of the layer: E[x xT] of its input."""
+        """By weight name: E[a x xT] of its input, which those of one site share."""
         out = {}
         for site, linears in INPUT_SITES.items():
-            moment = LayerStats((self._moments[site] / self._tokens[site]).numpy(), self._tokens[site])
-            out.update(dict.fromkeys(linears, moment))
+            moment, tokens = (self._moments[site] / self._tokens[site]).numpy(), self._tokens[site]
+            for linear in linears:
+                name = f"{self._prefix}{linear}.weight"
+                row_weight = self._token_weight.rows[name] if isinstance(self._token_weight, Curvature) else None
+                out[name] = LayerStats(moment, tokens, row_weight)
         return out
+
+    def _weights(self, site: str, seen: int, norms: torch.Tensor) -> torch.Tensor:
+        """Of tokens from ``seen`` on, [tokens, 1]; ``norms`` are theirs."""
+        if isinstance(self._token_weight, Curvature):
+            return torch.from_numpy(self._token_weight.tokens[self._prefix + site][seen : seen + len(norms), None])
+        return norms.clamp_min(1e-20).reciprocal().square() if self._token_weight == "unit" else torch.ones_like(norms)
 
     def _add_moment(self, site: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -180,10 +156,10 @@ class _Recorder:
                 raise CalibrationError(
                     f"{self._prefix}{site}: its inputs on the calibration text overflow float32; does the source itself run?"
                 )
-            if self._unit_norm:
-                x = x / norms.clamp_min(1e-20)
-            self._moments[site] = self._moments.get(site, torch.zeros(x.shape[1], x.shape[1])) + x.T @ x
-            self._tokens[site] = self._tokens.get(site, 0) + len(x)
+            seen = self._tokens.get(site, 0)
+            weighted = x * self._weights(site, seen, norms)
+            self._moments[site] = self._moments.get(site, torch.zeros(x.shape[1], x.shape[1])) + x.T @ weighted
+            self._tokens[site] = seen + len(x)
 
         return hook
 
@@ -198,22 +174,3 @@ class _Recorder:
                 )
             )
         return hooks
-
-
-def _skeleton(config: ModelConfig, tied: bool) -> Any:  # noqa: ANN401 - transformers has no types
-    """The transformers model without memory for its weights; tied as the tensors are, whatever config.json says."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    raw = {key: value for key, value in config.raw.items() if key not in ("model_type", "auto_map", "quantization_config")}
-    raw["tie_word_embeddings"] = tied
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config.model_type, **raw), dtype=torch.float32, attn_implementation="sdpa"
-        )
-
-
-def _put(module: Any, name: str, value: F32, shape: torch.Size) -> None:  # noqa: ANN401
-    assert value.shape == tuple(shape), f"{name}: {value.shape} where the model has {tuple(shape)}"
-    owner, _, leaf = name.rpartition(".")
-    weight = torch.from_numpy(np.array(value, np.float32))
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))

@@ -1,0 +1,10 @@
+"""The only rooms that run torch: the source model as a whole, one decoder layer at a time, and with other weights in it."""
+
+from __future__ import annotations
+
+from quantize.source_model.curvature import measure_curvature
+from quantize.source_model.student import Student
+from quantize.source_model.walk import LayerRun, walk_layers
+from quantize.source_model.whole import build_model, greedy, logits
+
+__all__ = ["LayerRun", "Student", "build_model", "greedy", "logits", "measure_curvature", "walk_layers"]

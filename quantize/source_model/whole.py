@@ -1,0 +1,68 @@
+"""The source model as a whole, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quantize.model_config import HEAD, ModelConfig
+from quantize.types import F32
+
+Read = Callable[[str], F32]
+I64 = NDArray[np.int64]
+
+
+def build_model(config: ModelConfig, read: Read, tied: bool) -> nn.Module:
+    """The whole model in float32, in eval mode; ``read`` gives each tensor by its Hugging Face name and row order."""
+    model = skeleton(config, tied)
+    for name, parameter in list(model.named_parameters()):
+        if not (tied and name == HEAD):
+            put(model, name, read(name), parameter.shape)
+    if tied:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    built: nn.Module = model.eval()
+    return built
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, tokens: I64) -> F32:
+    """Next-token logits F32[batch, length, vocab] of I64[batch, length]."""
+    out: F32 = model(torch.from_numpy(np.ascontiguousarray(tokens)), use_cache=False).logits.numpy()
+    return out
+
+
+@torch.inference_mode()
+def greedy(model: nn.Module, tokens: I64, count: int) -> list[int]:
+    """The ``count`` most likely next tokens after I64[length], one at a time."""
+    out, ids, cache = list[int](), torch.from_numpy(np.ascontiguousarray(tokens))[None], None
+    for _ in range(count):
+        result = model(ids, past_key_values=cache, use_cache=True)
+        cache, ids = result.past_key_values, result.logits[:, -1:].argmax(-1)
+        out.append(int(ids))
+    return out
+
+
+def skeleton(config: ModelConfig, tied: bool) -> Any:  # noqa: ANN401 - transformers has no types
+    """The transformers model without memory for its weights; tied as the tensors are, whatever config.json says."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw = {key: value for key, value in config.raw.items() if key not in ("model_type", "auto_map", "quantization_config")}
+    raw["tie_word_embeddings"] = tied
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config.model_type, **raw), dtype=torch.float32, attn_implementation="sdpa"
+        )
+
+
+def put(module: Any, name: str, value: F32, shape: torch.Size) -> None:  # noqa: ANN401
+    """Give ``module`` a copy of the weight F32[shape] under its dotted name; it asks for no gradient."""
+    assert value.shape == tuple(shape), f"{name}: {value.shape} where the model has {tuple(shape)}"
+    owner, _, leaf = name.rpartition(".")
+    weight = torch.from_numpy(np.array(value, np.float32))
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
