@@ -52,16 +52,31 @@ class TensorSpec:
 class LayerStats:
     """Second moment of a linear layer's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen.
 
-    Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC].
+    Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC]. ``row_weight`` F32[OC]:
+    what a unit of squared output error costs at the model's output, in nats per token; None if that is not known.
     """
 
     hessian: F32
     n_tokens: int
+    row_weight: F32 | None = None
 
     @property
     def importance(self) -> F32:
         """F32[IC]: the mean square of each input channel."""
         return self.hessian if self.hessian.ndim == 1 else np.diag(self.hessian)
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """What errors at the linears' outputs cost at the model's output, measured on some tokens.
+
+    ``tokens``: F32[n_tokens], mean 1, by input site (``model.layers.0.mlp.gate_proj``: that of gate and up). ``rows``:
+    F32[OC] in nats per token, by weight name. ``tables``: whole statistics of the embedding and of an untied head.
+    """
+
+    tokens: Mapping[str, F32]
+    rows: Mapping[str, F32]
+    tables: Mapping[str, LayerStats]
 
 
 class Grid(Protocol):
