@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantize.errors import CalibrationError
 from quantize.types import LayerStats
+
+if TYPE_CHECKING:
+    from quantize.plan import QuantizeConfig
 
 BUILTIN = "builtin"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
@@ -37,7 +41,7 @@ class Coverage:
     sequence: int
     rank_poor: list[str] = field(default_factory=list)  # input sites with fewer tokens than channels, or dead channels
 
-    def add(self, stats: dict[str, LayerStats]) -> None:
+    def add(self, stats: Mapping[str, LayerStats]) -> None:
         """Note the sites of one decoder layer whose Hessian cannot have full rank."""
         seen = set[int]()
         for name, stat in stats.items():
@@ -102,6 +106,22 @@ def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str)
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(available)[:wanted])
     return ids[: available * SEQUENCE].reshape(available, SEQUENCE)[chosen]
+
+
+def calibration_data(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> tuple[NDArray[np.int64], Coverage]:
+    """The text that ``config`` names as I64[sequences, SEQUENCE], by the tokenizer among a source's assets, and its description.
+
+    ``where`` names the model in errors. Raises CalibrationError.
+    """
+    text = load_text(config.calibration)
+    if "tokenizer.json" not in assets:
+        raise CalibrationError(
+            f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
+            "add one, or quantize by rtn-oc, rtn-ic or --imatrix"
+        )
+    ids = tokenize(text.text, assets["tokenizer.json"], where)
+    tokens = choose_sequences(ids, config.calibration_tokens, config.seed, text.name)
+    return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
 
 
 def _pydoc_topics() -> str:

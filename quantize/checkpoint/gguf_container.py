@@ -52,7 +52,7 @@ class Value:
         kind, count = struct.unpack_from("<IQ", self.payload)
         if kind != ValueType.STRING:
             return list(struct.unpack_from(f"<{count}{FORMATS[ValueType(kind)]}", self.payload, 12))
-        cursor = _Cursor(self.payload, 12)
+        cursor = Cursor(self.payload, 12)
         return [cursor.string().decode() for _ in range(count)]
 
     @classmethod
@@ -114,7 +114,7 @@ def alignment_of(metadata: Mapping[str, Value]) -> int:
 
 def parse_header(data: bytes | memoryview) -> GgufHeader:
     """Parse a whole file's bytes (a map will do; the data is not touched). Raises ValueError that says what is wrong."""
-    cursor = _Cursor(data, 0)
+    cursor = Cursor(data, 0)
     if cursor.take(4) != MAGIC:
         raise ValueError("no GGUF file")
     version = cursor.number("I")
@@ -154,25 +154,29 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-class _Cursor:
-    """Reads forward and never past the end."""
+class Cursor:
+    """Reads little-endian bytes forward and never past the end, for which it raises ValueError."""
 
     def __init__(self, data: bytes | memoryview, position: int) -> None:
         self.data, self.position = data, position
 
     def take(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
         start, self.position = self.position, self.position + size
         if self.position > len(self.data):
             raise ValueError(f"truncated: {self.position} bytes are needed, {len(self.data)} are there")
         return bytes(self.data[start : self.position])
 
     def number(self, code: str) -> int:
+        """The next integer, of struct's ``code``."""
         return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0])
 
     def string(self) -> bytes:
+        """The next string of GGUF, still encoded."""
         return self.take(self.number("Q"))
 
     def value(self) -> Value:
+        """The next metadata value with its type."""
         kind, start = ValueType(self.number("I")), self.position
         if kind is ValueType.STRING:
             self.string()
@@ -193,6 +197,7 @@ class _Cursor:
                 self.string()
 
     def tensor_info(self) -> TensorInfo:
+        """The next tensor's name, shape, type and place."""
         name, dims = self.string().decode(), self.number("I")
         if not 1 <= dims <= MAX_DIMS:
             raise ValueError(f"{name} has {dims} dimensions")
