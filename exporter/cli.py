@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.preflight import check_source
-from exporter.summary import inspect_summary, store_summary, table, totals_rows
+from exporter.summary import calibration_rows, inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.errors import AdaDimError, CalibrationError
 from quantize.outputs import check_file, new_file
@@ -156,6 +156,15 @@ def _inspect(args: Namespace) -> int:
     return 0
 
 
+def _imatrix(args: Namespace) -> int:
+    from quantize import open_checkpoint
+    from quantize.imatrix import make_imatrix
+
+    coverage = make_imatrix(open_checkpoint(args.source), args.out, quantize_config(args), args.force)
+    print(table(str(args.out), calibration_rows(coverage.to_json())))
+    return 0
+
+
 def _run(args: Namespace) -> int:
     from quantize import build_plan, open_checkpoint
 
@@ -217,6 +226,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "eval": _eval,
     "inspect": _inspect,
     "run": _run,
+    "imatrix": _imatrix,
 }
 
 if __name__ == "__main__":

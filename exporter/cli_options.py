@@ -37,14 +37,14 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run):
+    for add in (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_imatrix):
         add(commands)
     return parser
 
 
 def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
-    """The options of ``quantize`` and ``run`` as a config; they are named alike. Raises ConfigError."""
-    return QuantizeConfig(**{item.name: getattr(args, item.name) for item in fields(QuantizeConfig)})
+    """A command's options as a config: they are named alike; where it has none, the default stays. Raises ConfigError."""
+    return QuantizeConfig(**{item.name: getattr(args, item.name) for item in fields(QuantizeConfig) if hasattr(args, item.name)})
 
 
 def _command(commands: Subparsers, name: str, summary: str, example: str) -> OneLineParser:
@@ -108,12 +108,22 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_imatrix(commands: Subparsers) -> None:
+    example = "adadim imatrix ./SmolLM2-135M --calibration text.txt --out imatrix.gguf"
+    parser = _command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    parser.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
+    _add_text_options(parser.add_argument_group("what is measured on"))
+    _add_common(parser)
+
+
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    _add_text_options(group)
     group.add_argument(
-        "--calibration", metavar="FILE|builtin", default=DEFAULTS.calibration, help="UTF-8 text (default: %(default)s)"
-    )
-    group.add_argument(
-        "--calibration-tokens", type=int, metavar="N", default=DEFAULTS.calibration_tokens, help="(default: %(default)s)"
+        "--imatrix",
+        type=Path,
+        metavar="FILE",
+        help="llama.cpp's importance matrix, for RTN without running the source (default: none)",
     )
     group.add_argument(
         "--selection",
@@ -130,6 +140,15 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         metavar="X",
         default=DEFAULTS.max_slowdown,
         help="how much slower than all per-OC AdaDim may make decoding (default: %(default)s)",
+    )
+
+
+def _add_text_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibration", metavar="FILE|builtin", default=DEFAULTS.calibration, help="UTF-8 text (default: %(default)s)"
+    )
+    group.add_argument(
+        "--calibration-tokens", type=int, metavar="N", default=DEFAULTS.calibration_tokens, help="(default: %(default)s)"
     )
     group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.seed, help="(default: %(default)s)")
 

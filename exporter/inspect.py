@@ -34,9 +34,10 @@ ONNX_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 def inspect(path: Path) -> Report:
     """The report of FILE.gguf, an ONNX folder or a store. Raises FileFormatError or StoreError.
 
-    An ONNX folder's report has ``target`` too, and ``nodes``, the number of nodes in the graph. A store's has ``target`` and,
-    per quantized tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are those that the
-    target will take, because codes lie unpacked in a store.
+    An ONNX folder's report has ``target`` too, and ``nodes``, the number of nodes in the graph. A store's has ``target``,
+    ``imatrix`` (the importance matrix's name, sha256, texts and chunks, or None) and, per quantized tensor, ``rounder``,
+    ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are those that the target will take, because codes
+    lie unpacked in a store.
     """
     if (path / "plan.json").is_file():
         return _inspect_store(path)
@@ -73,7 +74,10 @@ def _inspect_store(path: Path) -> Report:
     store = QuantizedStore(path)
     target = target_of(store)
     tensors = [_store_item(record, target) for record in store.records.values()]
-    return _report(tensors, sum(item["bytes"] for item in tensors)) | {"target": store.target}
+    return _report(tensors, sum(item["bytes"] for item in tensors)) | {
+        "target": store.target,
+        "imatrix": store.header.get("imatrix"),
+    }
 
 
 def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report:

@@ -33,7 +33,8 @@ def table(title: str, rows: Iterable[Row]) -> str:
 def store_summary(store: QuantizedStore) -> str:
     """Several lines about a finished store."""
     header = store.header
-    rows = [("target", f"{store.target}, method {header['config']['method']}"), *_calibration_rows(header.get("calibration"))]
+    rows = [("target", f"{store.target}, method {header['config']['method']}")]
+    rows += calibration_rows(header.get("calibration"), header.get("imatrix"))
     linears = [
         Linear(record.grid, record.axis, (record.shape[0], record.shape[1]))
         for record in store.records.values()
@@ -57,7 +58,8 @@ def inspect_summary(report: dict[str, Any], title: str) -> str:
 def totals_rows(report: dict[str, Any]) -> list[Row]:
     """The totals of a report of ``exporter.inspect``."""
     totals = report["totals"]
-    rows = [
+    rows = [] if report.get("imatrix") is None else [_imatrix_row(report["imatrix"])]
+    rows += [
         ("bytes", f"{totals['bytes']:,}"),
         ("weights", f"{totals['weights']:,}"),
         ("linears", f"{totals['bits_per_weight']:.3f} bits a weight"),
@@ -72,11 +74,19 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _imatrix_row(imatrix: dict[str, Any]) -> Row:
+    texts = ", ".join(imatrix["datasets"]) or "an unnamed text"
+    return "imatrix", f"{imatrix['name']} (sha256 {imatrix['sha256'][:16]}), {imatrix['chunks']:,} chunks of {texts}"
+
+
 def _is_linear(name: str) -> bool:
     return name.removesuffix(".weight").endswith(LINEARS)
 
 
-def _calibration_rows(calibration: dict[str, Any] | None) -> list[Row]:
+def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any] | None = None) -> list[Row]:
+    """The text that was run over, or the importance matrix that stood in for it."""
+    if imatrix is not None:
+        return [_imatrix_row(imatrix)]
     if calibration is None:
         return [("calibration", "none needed")]
     poor = [("rank-poor", site) for site in calibration["rank_poor"]]

@@ -4,7 +4,7 @@ AdaDimError
 ├── CheckpointError    the source model is missing, truncated, malformed, not finite or of an unknown architecture
 ├── ConfigError        options or a recipe that contradict one another, or that the target cannot hold
 ├── PlanError          a tensor whose shape no allowed grid fits
-├── CalibrationError   the calibration or evaluation text is missing, not UTF-8 or too short
+├── CalibrationError   a text or an importance matrix that is missing, damaged, too short or another model's
 ├── StoreError         a store that is missing, incomplete or damaged
 ├── ExportError        a file that cannot be written as asked
 ├── FileFormatError    an exported file that cannot be read as what it claims to be
@@ -33,7 +33,7 @@ class PlanError(AdaDimError):
 
 
 class CalibrationError(AdaDimError):
-    """A text cannot be used for calibration or evaluation."""
+    """A text, or an importance matrix, cannot be used for calibration or evaluation."""
 
 
 class StoreError(AdaDimError):

@@ -41,12 +41,12 @@ from quantize.checkpoint.gguf_container import (
     parse_header,
 )
 from quantize.checkpoint.gguf_names import to_gguf_name, to_hf_name
-from quantize.errors import CalibrationError
+from quantize.errors import CalibrationError, ConfigError
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.outputs import check_file, new_file
 from quantize.plan import QuantizeConfig
 from quantize.progress import track
-from quantize.types import F32, LayerStats, TensorSpec
+from quantize.types import F32, LayerPlan, LayerStats, TensorSpec
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -64,8 +64,12 @@ class Imatrix:
     datasets: list[str]
     chunks: int
 
-    def for_model(self, specs: Mapping[str, TensorSpec], needed: Iterable[str]) -> dict[str, LayerStats]:
-        """The statistics by weight name of a model. Raises CalibrationError for what is not the model's or lacks it."""
+    def for_model(self, specs: Mapping[str, TensorSpec], plans: Iterable[LayerPlan]) -> dict[str, LayerStats]:
+        """The statistics by weight name of a model.
+
+        Raises CalibrationError for an entry that is not the model's and for a linear without one, ConfigError for a linear
+        that is to be rounded by more than the diagonal.
+        """
         found = {}
         for name, stats in self.entries.items():
             weight = _hf_name(name)
@@ -75,10 +79,19 @@ class Imatrix:
             if spec.shape[-1] != len(stats.importance):
                 raise self._misfit(f"{name} has {len(stats.importance)} channels, this model's has {spec.shape[-1]}")
             found[weight] = stats
-        for weight in needed:
-            if weight not in found:
-                raise self._misfit(f"nothing in it on {to_gguf_name(weight)}")
+        for plan in plans:
+            if plan.candidates and plan.name not in (EMBEDDING, HEAD):
+                self._check_linear(plan, found)
         return found
+
+    def _check_linear(self, plan: LayerPlan, found: Mapping[str, LayerStats]) -> None:
+        if plan.rounder != "rtn":
+            raise ConfigError(
+                f"--imatrix {self.path}: {plan.name} is to be rounded by {plan.rounder}, for which the source must run over a "
+                "text; choose --method rtn-oc, rtn-ic or rtn-ada, or drop --imatrix"
+            )
+        if plan.name not in found:
+            raise self._misfit(f"nothing in it on {to_gguf_name(plan.name)}")
 
     def to_json(self) -> dict[str, Any]:
         """For the store's header."""

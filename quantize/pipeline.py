@@ -17,10 +17,11 @@ from threadpoolctl import threadpool_limits
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
 from quantize.blocks import dequantize
-from quantize.calibration import SEQUENCE, Coverage, choose_sequences, load_text, sequence_count, tokenize
+from quantize.calibration import SEQUENCE, Coverage, calibration_data, load_text, sequence_count
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
 from quantize.errors import CalibrationError, PlanError
+from quantize.imatrix import Imatrix, read_imatrix
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
 from quantize.progress import track
@@ -65,7 +66,7 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
     Raises CalibrationError for a text that cannot be read.
     """
     job = _job(source, plan)
-    if any(_needs_data(layer) for layer in plan.layers):
+    if job.runs_source:
         text = load_text(plan.config.calibration)
         job.coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
     with TemporaryDirectory() as folder:
@@ -81,7 +82,12 @@ def _planned_record(plan: LayerPlan) -> TensorRecord:
 
 
 def _job(source: Checkpoint, plan: ModelPlan) -> _Job:
-    return _Job(source, plan.config, plan.target, plan.layers, source.assets(), plan.budget)
+    """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
+    job = _Job(source, plan.config, plan.target, plan.layers, source.assets(), plan.budget)
+    if plan.config.imatrix is not None:
+        job.imatrix = read_imatrix(plan.config.imatrix)
+        job.known = job.imatrix.for_model(source.specs, plan.layers)
+    return job
 
 
 @dataclass
@@ -92,13 +98,20 @@ class _Job:
     plans: list[LayerPlan]
     assets: Mapping[str, bytes]
     budget: Mapping[str, Any] | None
+    imatrix: Imatrix | None = None
+    known: Mapping[str, LayerStats] = field(default_factory=dict)  # what the importance matrix says, by weight name
     coverage: Coverage | None = None
     taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
+
+    @property
+    def runs_source(self) -> bool:
+        """Whether statistics are needed that no importance matrix gives."""
+        return self.imatrix is None and any(_needs_data(plan) for plan in self.plans)
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor, or chunk of its rows, in model order: embedding, decoder layers, the rest."""
         parts = [list(plans) for _, plans in groupby(sorted(self.plans, key=_place), _place)]
-        walk = self._walk() if any(_needs_data(plan) for plan in self.plans) else None
+        walk = self._walk() if self.runs_source else None
         for plans in track(parts, "quantizing"):
             if _layer_index(plans[0].name) is None:
                 for plan in plans:
@@ -116,6 +129,7 @@ class _Job:
             "source": {"name": self.source.path.name, "sha256": self.source.sha256},
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
+            "imatrix": None if self.imatrix is None else self.imatrix.to_json(),
             "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note() + self._window_note(),
         }
 
@@ -133,18 +147,9 @@ class _Job:
         """The source in torch, imported only here: RTN without calibration never needs it."""
         from quantize.source_model import walk_layers
 
-        text = load_text(self.config.calibration)
-        if "tokenizer.json" not in self.assets:
-            raise CalibrationError(
-                f"{self.source.path}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
-                "use an rtn-oc or rtn-ic method"
-            )
-        ids = tokenize(text.text, self.assets["tokenizer.json"], str(self.source.path))
-        tokens = choose_sequences(ids, self.config.calibration_tokens, self.config.seed, text.name)
-        self.coverage = Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
+        tokens, self.coverage = calibration_data(self.config, self.assets, str(self.source.path))
         scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
-        unit_norm = self.config.token_weight == "unit"
-        return walk_layers(self.source, tokens, unit_norm, SCOPE_SEQUENCES if scoped else 0)
+        return walk_layers(self.source, tokens, self.config.token_weight, SCOPE_SEQUENCES if scoped else 0)
 
     def _table(self, plan: LayerPlan) -> Iterator[Piece]:
         """Embedding, head, final norm: in chunks of rows no larger than a decoder layer."""
@@ -156,16 +161,16 @@ class _Job:
         step = max(1, 4 * config.hidden_size * (config.hidden_size + config.intermediate_size) // plan.shape[1])
         for start in range(0, plan.shape[0], step):
             rows = self.source.read_rows(name, start, min(start + step, plan.shape[0]))
-            yield self._round(plan, rows, Axis.PER_OC, None) if plan.candidates else self._plain(plan, rows)
+            yield self._round(plan, rows, Axis.PER_OC, self.known.get(plan.name)) if plan.candidates else self._plain(plan, rows)
 
     def _layer(self, plans: list[LayerPlan], run: LayerRun | None) -> Iterator[Piece]:
         """One decoder layer: choose the axes of all its linears, then round them."""
         quantized = [plan for plan in plans if plan.candidates]
         weights = {plan.name: self._rows(plan.name) for plan in quantized}
-        stats: dict[str, LayerStats] = {} if run is None else run.stats
+        stats = self.known if run is None else run.stats
         if self.coverage is not None:
             self.coverage.add(stats)
-        choices = self._choose_axes(quantized, weights, run)
+        choices = self._choose_axes(quantized, weights, stats, run)
         for plan in plans:
             if not plan.candidates:
                 yield self._plain(plan, self._rows(plan.name))
@@ -176,7 +181,9 @@ class _Job:
             tensor, record = self._round(plan, weights[plan.name], choice.axis, stats.get(plan.name))
             yield tensor, replace(record, loss={str(axis): value for axis, value in choice.loss.items()})
 
-    def _choose_axes(self, plans: list[LayerPlan], weights: dict[str, F32], run: LayerRun | None) -> dict[str, AxisChoice]:
+    def _choose_axes(
+        self, plans: list[LayerPlan], weights: dict[str, F32], stats: Mapping[str, LayerStats], run: LayerRun | None
+    ) -> dict[str, AxisChoice]:
         """AdaDim over one decoder layer; siblings count as quantized once their axis is chosen."""
         choices, cost = dict[str, AxisChoice](), dict[str, dict[Axis, float]]()
         for plan in plans:
@@ -185,21 +192,21 @@ class _Job:
             if len(plan.candidates) == 1:
                 choices[plan.name] = AxisChoice(next(iter(plan.candidates)), {})
                 continue
-            assert run is not None
-            weight = weights[plan.name]
-            tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, None) for axis, grid in plan.candidates.items()}
+            weight, known = weights[plan.name], stats[plan.name] if plan.rounder == "rtn" else None
+            tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, known) for axis, grid in plan.candidates.items()}
             for tensor in tensors.values():
                 _check_params(tensor)
             rounded = {axis: dequantize(tensor) for axis, tensor in tensors.items()}
-            if self.config.selection == "hessian":
-                loss = {axis: layer_loss(weight, value, run.stats[plan.name]) for axis, value in rounded.items()}
+            if run is None or self.config.selection == "hessian":
+                loss = {axis: layer_loss(weight, value, stats[plan.name]) for axis, value in rounded.items()}
             else:
                 in_source_order = [self._to_source_order(plan.name, value) for value in rounded.values()]
                 loss = dict(zip(rounded, run.scope_loss(plan.name, in_source_order), strict=True))
             if not np.isfinite(list(loss.values())).all():
                 raise CalibrationError(f"{plan.name}: its outputs on the calibration text overflow; does the source itself run?")
             choices[plan.name] = choose_axis(loss)
-            run.commit(plan.name, self._to_source_order(plan.name, rounded[choices[plan.name].axis]))
+            if run is not None:
+                run.commit(plan.name, self._to_source_order(plan.name, rounded[choices[plan.name].axis]))
         return within_slowdown(choices, cost, self.config.max_slowdown)
 
     def _round(self, plan: LayerPlan, weight: F32, axis: Axis, stats: LayerStats | None) -> Piece:

@@ -45,6 +45,7 @@ class QuantizeConfig:
     token_weight: str = "unit"
     calibration: str = "builtin"
     calibration_tokens: int = 16384
+    imatrix: Path | None = None
     recipe: Path | None = None
     seed: int = 0
     allow_fallback: bool = False
@@ -66,7 +67,8 @@ class QuantizeConfig:
     def to_json(self) -> dict[str, Any]:
         """For the store's header; a recipe by its content, not by its path."""
         recipe = None if self.recipe is None else _read_recipe(self.recipe)
-        return {**asdict(self), "calibration": Path(self.calibration).name, "recipe": recipe}
+        imatrix = None if self.imatrix is None else self.imatrix.name
+        return {**asdict(self), "calibration": Path(self.calibration).name, "imatrix": imatrix, "recipe": recipe}
 
 
 @dataclass(frozen=True)
