@@ -17,7 +17,7 @@ INT_GRIDS = [
         (8, 128, False),
         (4, 256, False),
     ]
-]
+] + [make_grid("int", 4, 32, False, "float32"), make_grid("int", 3, 64, True, "float32")]
 MIN_MAX_GRIDS = INT_GRIDS + [
     make_grid(name, bits, 32) for name, bits in [("q4_0", 4), ("q4_1", 4), ("q5_0", 5), ("q5_1", 5), ("q8_0", 8)]
 ]
@@ -40,7 +40,10 @@ SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)
 
 def grid_id(grid: Grid) -> str:
     """A readable pytest id."""
-    return f"{grid.name}-{grid.bits}-g{grid.group_size}" + ("-sym" if grid.name == "int" and grid.symmetric else "")
+    symmetric = "-sym" if grid.name == "int" and grid.symmetric else ""
+    return f"{grid.name}-{grid.bits}-g{grid.group_size}{symmetric}" + (
+        "-f32" if getattr(grid, "scale_dtype", "") == "float32" else ""
+    )
 
 
 def weight_of(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -51,9 +54,10 @@ def weight_of(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     return weight
 
 
-def stats_of(channels: int, tokens: int = 512, seed: int = 1) -> LayerStats:
-    """Second moments of correlated activations with one massive channel."""
+def stats_of(channels: int, tokens: int = 512, seed: int = 1, rows: int | None = None) -> LayerStats:
+    """Second moments of correlated activations with one massive channel; weights for ``rows`` output channels."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, channels)) @ (np.eye(channels) + 0.3 * rng.standard_normal((channels, channels)))
     x[:, channels // 3] *= 10
-    return LayerStats((x.T @ x / tokens).astype(np.float32), tokens)
+    row_weight = None if rows is None else rng.uniform(0.1, 10, rows).astype(np.float32)
+    return LayerStats((x.T @ x / tokens).astype(np.float32), tokens, row_weight)

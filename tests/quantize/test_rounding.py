@@ -7,8 +7,10 @@ import pytest
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
 from quantize.blocks import dequantize
+from quantize.float_params import floats_of
 from quantize.grids import make_grid
 from quantize.rounding import ROUNDERS, gptq
+from quantize.rounding.polish import refit_floats, visit_codes
 from quantize.types import Axis, AxisChoice, LayerStats
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 
@@ -46,12 +48,35 @@ def test_gptq_equals_the_textbook():
     assert np.abs(ours - expected).max() < 0.01
 
 
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+def test_a_second_visit_lowers_the_error_of_codes_and_of_floats(grid, axis):
+    weight, stats = weight_of((64, 160)), stats_of(160, rows=64)
+    tensor = gptq("w", weight, grid, axis, stats)
+    moved = visit_codes(tensor, weight, stats)
+    losses = [layer_loss(weight, dequantize(item), stats) for item in (tensor, moved, refit_floats(moved, weight, stats))]
+    assert losses[1] < losses[0]
+    assert losses[2] < losses[1] or not floats_of(tensor)
+    assert all(np.array_equal(moved.params[key], value) for key, value in tensor.params.items())
+
+
+def test_floats_by_conjugate_gradients_are_those_of_least_squares():
+    weight, stats, grid = weight_of((4, 96)), stats_of(96), make_grid("int", 3, 32, scale_dtype="float32")
+    tensor = gptq("w", weight, grid, Axis.PER_OC, stats)
+    ours = refit_floats(tensor, weight, stats).params["scale"]
+    root = np.linalg.cholesky(stats.hessian.astype(np.float64)).T
+    for row in range(4):
+        levels = (tensor.codes[row] - np.repeat(tensor.params["zero_point"][row], 32).astype(float)) * np.eye(3).repeat(32, 1)
+        expected, *_ = np.linalg.lstsq(root @ levels.T, root @ weight[row], rcond=None)
+        np.testing.assert_allclose(ours[row], expected, rtol=1e-3)
+
+
 def test_gptq_with_silent_channels_leaves_no_nan():
     stats = stats_of(48)
     hessian = stats.hessian.copy()
     hessian[5], hessian[:, 5] = 0, 0
     for matrix in (hessian, np.zeros_like(hessian)):
-        tensor = gptq("w", weight_of((32, 48)), make_grid("int", 4, 32), Axis.PER_OC, LayerStats(matrix, 9))
+        tensor = ROUNDERS["gptq"]("w", weight_of((32, 48)), make_grid("int", 4, 32), Axis.PER_OC, LayerStats(matrix, 9))
         assert np.isfinite(dequantize(tensor)).all()
 
 
