@@ -140,6 +140,8 @@ def _provenance(store: QuantizedStore) -> Metadata:
         "source.sha256": _mapping(header.get("source")).get("sha256"),
         "calibration.name": calibration.get("text"),
         "calibration.sha256": calibration.get("sha256"),
+        "imatrix.name": _mapping(header.get("imatrix")).get("name"),
+        "imatrix.sha256": _mapping(header.get("imatrix")).get("sha256"),
     }
     numbers = {"seed": config.get("seed"), "calibration.tokens": calibration.get("tokens")}
     out = {f"adadim.{key}": _text(str(value)) for key, value in texts.items() if value is not None}
