@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
+from exporter.cli_size import has_target_size, model_plan
 from exporter.preflight import check_source
 from exporter.summary import calibration_rows, inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
-from quantize.errors import AdaDimError, CalibrationError
+from quantize.errors import AdaDimError, CalibrationError, ConfigError
 from quantize.outputs import check_file, new_file
 from quantize.progress import silence
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint
+    from quantize.plan import ModelPlan
     from quantize.store import QuantizedStore
 
 EXTRAS = {  # top-level module -> the extra that brings it
@@ -62,18 +64,36 @@ def _fail(message: str) -> int:
 
 def _quantize(args: Namespace) -> int:
     from quantize import open_checkpoint
+    from quantize.pipeline import planned_store, quantize_planned
+    from quantize.store import check_store_output
 
+    if args.dry_run and not has_target_size(args):
+        raise ConfigError("--dry-run: shows the plan for a file's size; give --target-size or --target-bpw")
+    if args.out is not None:
+        check_store_output(args.out, args.force)
     source = open_checkpoint(args.source)
     check_source(source, args.target, tokenizer_pre="")  # `export` may name it
-    store = _make_store(args, source, args.target, args.out)
-    print(store_summary(store))
+    plan = model_plan(args, quantize_config(args), source, args.target)
+    if args.dry_run:
+        with planned_store(source, plan) as store:
+            print(store_summary(store, f"{args.source}, planned"))
+    else:
+        print(store_summary(quantize_planned(source, args.out, plan, args.force)))
     return 0
 
 
-def _make_store(args: Namespace, source: Checkpoint, target: str, out: Path) -> QuantizedStore:
-    from quantize import quantize_checkpoint
+def _sensitivity(args: Namespace) -> int:
+    from quantize import open_checkpoint
+    from quantize.sensitivity import measure_sensitivity
 
-    return quantize_checkpoint(source, out, quantize_config(args), TARGETS[target], args.force)
+    check_file(args.out, args.force)
+    source = open_checkpoint(args.source)
+    check_source(source, args.target, tokenizer_pre="")
+    sensitivity = measure_sensitivity(source, quantize_config(args), TARGETS[args.target])
+    with new_file(args.out, args.force) as file:
+        file.write(sensitivity.to_json())
+    print(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")
+    return 0
 
 
 def _export(args: Namespace) -> int:
@@ -166,7 +186,7 @@ def _imatrix(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
-    from quantize import build_plan, open_checkpoint
+    from quantize import open_checkpoint
 
     targets = dict.fromkeys(args.target or DEFAULT_RUN_TARGETS)
     for target in targets:
@@ -174,8 +194,8 @@ def _run(args: Namespace) -> int:
     source = open_checkpoint(args.source)
     for target in targets:
         check_source(source, target, args.tokenizer_pre)
-        build_plan(source.specs, quantize_config(args), TARGETS[target])
-    verdicts = [_run_target(args, source, target) for target in targets]
+    plans = [model_plan(args, quantize_config(args), source, target) for target in targets]
+    verdicts = [_run_target(args, source, plan) for plan in plans]
     return 0 if all(verdicts) else 1
 
 
@@ -204,9 +224,12 @@ def _format(target: str) -> str:
     return "gguf" if target in GGUF_TARGETS else "onnx"
 
 
-def _run_target(args: Namespace, source: Checkpoint, target: str) -> bool:
+def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan) -> bool:
+    from quantize.pipeline import quantize_planned
+
+    target = plan.target.name
     store_path, path, report_path = _outputs(args.out / target, target)
-    store = _make_store(args, source, target, store_path)
+    store = quantize_planned(source, store_path, plan, args.force)
     print(store_summary(store))
     print(_totals(_write(args, store, path, _format(target))))
     report = _run_checks(path, source, store)
@@ -226,6 +249,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "eval": _eval,
     "inspect": _inspect,
     "run": _run,
+    "sensitivity": _sensitivity,
     "imatrix": _imatrix,
 }
 

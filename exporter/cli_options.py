@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from exporter.cli_size import add_size_options
+from exporter.cli_values import group_size, positive, transform_names
 from exporter.targets import TARGETS
 from quantize.grids import GRIDS
 from quantize.plan import DEFAULT_BITS, METHODS, WHOLE_CHANNEL, QuantizeConfig
@@ -37,7 +38,7 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_imatrix):
+    for add in (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_sensitivity, _add_imatrix):
         add(commands)
     return parser
 
@@ -61,7 +62,9 @@ def _add_quantize(commands: Subparsers) -> None:
     example = "adadim quantize ./SmolLM2-135M --out ./store --target onnxruntime --method gptq-ada --bits 4"
     parser = _command(commands, "quantize", "quantize a checkpoint into a store", example)
     parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
-    parser.add_argument("--out", metavar="STORE", type=Path, required=True, help="directory to write")
+    written = parser.add_mutually_exclusive_group(required=True)
+    written.add_argument("--out", metavar="STORE", type=Path, help="directory to write")
+    written.add_argument("--dry-run", action="store_true", help="only show the plan for a target size (default: quantize)")
     parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
     _add_config_options(parser)
     _add_common(parser)
@@ -85,6 +88,7 @@ def _add_config_options(parser: OneLineParser) -> None:
     _add_grid_options(parser.add_argument_group("what the weights become"))
     _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
 
+    add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"))
 
 def _add_grid_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", choices=METHODS, default=DEFAULTS.method, help="rounding and axis (default: %(default)s)")
@@ -94,7 +98,7 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--grid", metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)")
     group.add_argument(
         "--group-size",
-        type=_group_size,
+        type=group_size,
         metavar="N",
         default=DEFAULTS.group_size,
         help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX)",
@@ -120,6 +124,16 @@ def _add_imatrix(commands: Subparsers) -> None:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     _add_text_options(group)
     group.add_argument(
+def _add_sensitivity(commands: Subparsers) -> None:
+    example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
+    parser = _command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
+    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
+    _add_text_options(parser.add_argument_group("what is measured on"))
+    _add_common(parser)
+
+
         "--imatrix",
         type=Path,
         metavar="FILE",
@@ -188,7 +202,7 @@ def _add_onnx_options(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--context",
-        type=_positive,
+        type=positive,
         metavar="N",
         default=4096,
         help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
@@ -211,8 +225,8 @@ def _add_eval(commands: Subparsers) -> None:
     parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
     parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
     parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8 text that was not calibrated on")
-    parser.add_argument("--context", type=_positive, default=512, metavar="N", help="tokens a chunk (default: %(default)s)")
-    parser.add_argument("--chunks", type=_positive, metavar="N", help="(default: the whole text)")
+    parser.add_argument("--context", type=positive, default=512, metavar="N", help="tokens a chunk (default: %(default)s)")
+    parser.add_argument("--chunks", type=positive, metavar="N", help="(default: the whole text)")
     parser.add_argument("--weights-only", action="store_true", help="run the decoded weights in torch (default: the runtime)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here (default: none)")
     _add_quiet(parser)
@@ -231,21 +245,3 @@ def _add_common(parser: OneLineParser) -> None:
 
 def _add_quiet(parser: OneLineParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars (default: shown on stderr)")
-
-
-def _group_size(word: str) -> int:
-    if word in ("channel", str(WHOLE_CHANNEL)):
-        return WHOLE_CHANNEL
-    return _positive(word)
-
-
-def _number(minimum: int) -> Callable[[str], int]:
-    def parse(word: str) -> int:
-        if not word.isdecimal() or int(word) < minimum:
-            raise argparse.ArgumentTypeError(f"{word!r} is no whole number of at least {minimum}")
-        return int(word)
-
-    return parse
-
-
-_positive = _number(1)

@@ -44,6 +44,14 @@ def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = 
     return out
 
 
+def gguf_size(store: QuantizedStore, tokenizer_pre: str | None = None) -> int:
+    """Bytes of the file that ``write_gguf`` would write, from the store's headers alone. Raises ExportError."""
+    metadata = build_metadata(store, tokenizer_pre)
+    plan = _lay_out(_forms(store), alignment_of(metadata))
+    header = encode_header(metadata, [item.info for item in plan])
+    return len(header) + sum(padded(item.info.nbytes, alignment_of(metadata)) for item in plan)
+
+
 @dataclass(frozen=True)
 class _Planned:
     """One tensor of the file; ``record`` None for rope_freqs.weight, which is computed."""

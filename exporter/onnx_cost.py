@@ -85,3 +85,12 @@ def linear_seconds(grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
     nodes = linear_nodes(grid, axis, shape)
     seconds = SECONDS_PER_BYTE * linear_bytes(grid, axis, shape) + SECONDS_PER_NODE * nodes
     return seconds + (SECONDS_PER_NODE_AND_CHANNEL * nodes * shape[1] if axis is Axis.PER_IC else 0)
+
+
+def gather_bytes(grid: Grid, shape: tuple[int, int], tied: bool) -> int:
+    """What an embedding takes beyond a linear of its shape: a byte for each zero point, and those of the head once more."""
+    blocks = -(-shape[1] // block_size(grid, shape[1]))
+    if grid.symmetric:
+        return 0
+    packed = packed_size(blocks, grid.bits)
+    return shape[0] * (blocks if tied and grid.bits < 8 else blocks - packed)

@@ -47,6 +47,12 @@ def write_onnx(
     return out_dir
 
 
+def onnx_size(store: QuantizedStore, accuracy_level: int = 4, context: int = 4096) -> int:
+    """Bytes of the two model files that ``write_onnx`` would write, from the store's headers alone. Raises ExportError."""
+    plan = plan_onnx(store, accuracy_level, exported_context(store.config, context))
+    return int(plan.model.ByteSize()) + plan.size
+
+
 def check_onnx_output(out_dir: Path, force: bool) -> None:
     """Raises OutputError for what ``write_onnx`` would not replace."""
     check_folder(out_dir, force, _foreign)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -139,11 +140,10 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
             entry |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric}
             entry |= {"axis": str(record.axis)}
         tensors.append(entry)
-    header = {
-        key: store.header[key]
-        for key in ("target", "row_order", "config", "source", "calibration", "notes")
-        if key in store.header
-    }
+    keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
+    header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}
+    if header.get("calibration"):  # without what only the statistics tell: a file's size is known before they are made
+        header["calibration"] = {key: value for key, value in header["calibration"].items() if key != "rank_poor"}
     described = {
         f"adadim.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in header.items()
     }

@@ -30,10 +30,10 @@ def table(title: str, rows: Iterable[Row]) -> str:
     return "\n".join([title, *(f"  {name:{width}}  {text}" for name, text in rows)])
 
 
-def store_summary(store: QuantizedStore) -> str:
-    """Several lines about a finished store."""
+def store_summary(store: QuantizedStore, title: str | None = None) -> str:
+    """Several lines about a store, or one that is planned."""
     header = store.header
-    rows = [("target", f"{store.target}, method {header['config']['method']}")]
+    rows = [("target", f"{store.target}, method {header['config']['method']}"), *_budget_rows(header.get("budget"))]
     rows += calibration_rows(header.get("calibration"), header.get("imatrix"))
     linears = [
         Linear(record.grid, record.axis, (record.shape[0], record.shape[1]))
@@ -47,7 +47,7 @@ def store_summary(store: QuantizedStore) -> str:
             rows.append((name, store.records[name].dtype if grid is None else _grid_name(grid)))
     if store.tied:
         rows.append((HEAD, "tied to the embedding"))
-    return table(str(store.path), rows + [("note", note) for note in header.get("notes", ())])
+    return table(title or str(store.path), rows + [("note", note) for note in header.get("notes", ())])
 
 
 def inspect_summary(report: dict[str, Any], title: str) -> str:
@@ -90,6 +90,16 @@ def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any]
     if calibration is None:
         return [("calibration", "none needed")]
     poor = [("rank-poor", site) for site in calibration["rank_poor"]]
+def _budget_rows(budget: dict[str, Any] | None) -> list[Row]:
+    if budget is None:
+        return []
+    asked, size = budget["target_bytes"], budget["bytes"]
+    return [
+        ("file size", f"{size:,} bytes, {100 * (asked - size) / asked:.2f} % below the {asked:,} asked for"),
+        ("predicted", f"KL divergence {budget['predicted_kl']:.4g} nats a token by round-to-nearest"),
+    ]
+
+
     return [("calibration", f"{calibration['text']}, {calibration['tokens']:,} tokens"), *poor]
 
 

@@ -83,7 +83,7 @@ def _planned_record(plan: LayerPlan) -> TensorRecord:
 
 def _job(source: Checkpoint, plan: ModelPlan) -> _Job:
     """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
-    job = _Job(source, plan.config, plan.target, plan.layers, source.assets(), plan.budget)
+    job = _Job(source, plan.config, plan.target, plan.layers, {**source.assets(), **plan.assets}, plan.budget)
     if plan.config.imatrix is not None:
         job.imatrix = read_imatrix(plan.config.imatrix)
         job.known = job.imatrix.for_model(source.specs, plan.layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ WHOLE_CHANNEL = 0  # as a group size
 GROUP_SIZES = (16, 32, 64, 128, 256, WHOLE_CHANNEL)
 EMBEDDING_GROUP = 32
 DEFAULT_BITS = 4
+TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 
 
 _GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or channel"
@@ -73,7 +74,10 @@ class QuantizeConfig:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Everything that was decided before any weight is rounded. ``budget``: what a plan for a file's size keeps in the store."""
+    """Everything that was decided before any weight is rounded.
+
+    A plan for a file's size has more for the store: ``budget`` for the header, and files beside the source's ``assets``.
+    """
 
     config: QuantizeConfig
     target: Target
@@ -85,6 +89,7 @@ class ModelPlan:
 class _Choice:
     """What was asked for one tensor: the config with a recipe's rule on top."""
 
+    assets: Mapping[str, bytes] = field(default_factory=dict)
     method: str
     bits: int | None
     grid: str | None
@@ -119,8 +124,8 @@ def plan_notes(plans: Iterable[LayerPlan], config: QuantizeConfig, target: Targe
     """What the summary has to say: every fallback, every axis that was no candidate, what ``ada`` means here."""
     plans = list(plans)
     notes = [f"{plan.name}: {plan.note}" for plan in plans if plan.note]
-    adaptive = config.method.endswith("-ada")
-    if adaptive and not any(Axis.PER_IC in plan.candidates for plan in plans):
+    grids = [grid for plan in plans for grid in plan.candidates.values()]
+    if config.method.endswith("-ada") and all(target.lacks(grid, Axis.PER_IC) is not None for grid in grids):
         notes.insert(0, f"{target.name} holds no per-IC groups: {config.method} means {config.method[:-3]}oc here")
     return notes
 
@@ -139,7 +144,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Lay
     asked = config.embedding if spec.name == EMBEDDING else (config.head or config.embedding)
     option = "--embedding" if spec.name == EMBEDDING else "--head"
     if asked == "source":
-        return _as_floats(spec)
+        return as_floats(spec)
     grid = _table_grid(asked, option, config.scale_dtype, target)
     lack = target.lacks(grid, Axis.PER_OC)
     if lack is not None:
@@ -149,10 +154,10 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Lay
         return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid})
     if not config.allow_fallback:
         raise PlanError(f"{spec.name}: {reason}; pass {option} source, or --allow-fallback")
-    return _as_floats(spec, reason)
+    return as_floats(spec, reason)
 
 
-def _as_floats(spec: TensorSpec, reason: str | None = None) -> LayerPlan:
+def as_floats(spec: TensorSpec, reason: str | None = None) -> LayerPlan:
     """The source's own values, whatever they are; those of a quantized source need float32."""
     dtype = spec.dtype if spec.dtype in ("F16", "BF16") else "F32"
     return LayerPlan(spec.name, spec.shape, dtype=dtype, note="" if reason is None else f"{reason}; kept as {dtype}")
@@ -162,7 +167,7 @@ def _table_grid(asked: str | None, option: str, scale_dtype: str, target: Target
     name = target.grid_name(8) if asked is None else asked
     if name.startswith("int"):
         bits = name[3:] or "8"
-        if bits not in ("4", "8"):
+        if bits not in map(str, TABLE_BITS):
             raise ConfigError(f"{option} {name}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
         return make_grid("int", int(bits), EMBEDDING_GROUP, scale_dtype=scale_dtype)
     grid = GRIDS.get(name)
@@ -201,7 +206,7 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
     if target.refuses(grid, Axis.PER_OC, shape) is not None:
         grid = target.fallback(grid, Axis.PER_OC, shape)
     if grid is None:
-        return _as_floats(spec, told)
+        return as_floats(spec, told)
     return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, rounder, note=f"{told}; stored as {grid.name} {Axis.PER_OC}")
 
 

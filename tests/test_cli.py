@@ -15,7 +15,7 @@ from exporter.cli_options import build_parser
 from exporter.targets import TARGETS
 from tests.tiny import TEXT, make_tiny_model
 
-COMMANDS = ("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "imatrix")
+COMMANDS = ("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "sensitivity", "imatrix")
 EVAL_KEYS = {"ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "tokens_per_s", "runtime"}
 CHECK_KEYS = {"name", "tensor", "error", "tolerance", "ok"}
 TOTAL_KEYS = {"bytes", "weights", "bits_per_weight"}

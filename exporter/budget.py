@@ -1,0 +1,148 @@
+"""A plan for a file's size: the allocation that leaves the least predicted loss, in a file that is never larger than asked.
+
+The file is more than its tensors: metadata, padding, graph. How much more depends on the plan only a little, so: allocate
+what the rest of the smallest file leaves, plan that file exactly, correct by what its rest takes, and repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from exporter.onnx_cost import gather_bytes
+from exporter.targets import GgufTarget, OnnxTarget
+from quantize.allocation import Cost, allocate, smallest
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_container import padded
+from quantize.errors import ConfigError
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan
+from quantize.sensitivity import TABLES, Sensitivity
+from quantize.store import TensorRecord
+from quantize.types import Axis, LayerPlan
+
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ALIGNMENT = 32  # of tensors in a GGUF; an ONNX file's is what the correction is for
+NODE_BYTES = 300  # of a node with its names and initializers' entries, roughly
+
+SENSITIVITY_FILE = "sensitivity.json"  # in the store's assets
+
+FileSize = Callable[[ModelPlan], int]
+
+
+def check_free(config: QuantizeConfig) -> None:
+    """Raises ConfigError for options that say already what the linears become."""
+    for key in ("bits", "grid", "group_size", "symmetric", "scale_dtype", "recipe"):
+        if getattr(config, key) != getattr(QuantizeConfig, key):
+            raise ConfigError(f"--{key.replace('_', '-')}: a target size chooses the grid of every tensor; drop one of the two")
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """Chooses the options of ``sensitivity``; ``file_size`` is the exact size of the file that a plan ends in.
+
+    ``config.embedding`` and ``config.head``, where given, are not chosen. Raises ConfigError for a method without options.
+    """
+
+    source: Checkpoint
+    config: QuantizeConfig
+    target: GgufTarget | OnnxTarget
+    sensitivity: Sensitivity
+    file_size: FileSize
+
+    def __post_init__(self) -> None:
+        if not any(
+            record.grid is not None for name, records in self._options().items() for record in records if name not in TABLES
+        ):
+            where = f"{self.source.path}: no linear fits a grid of target {self.target.name} on the axis of --method"
+            raise ConfigError(f"{where} {self.config.method}; choose another of the two")
+
+    def plan(self, goal: int) -> ModelPlan:
+        """The plan of least predicted loss whose file takes at most ``goal`` bytes. Raises ConfigError if there is none."""
+        options = list(self._options().values())
+        costs = [[Cost(self._bytes(record), record.loss[record.axis]) for record in records] for records in options]
+
+        def attempt(allowed: int) -> _Attempt:
+            choice = allocate(costs, max(allowed, smallest(costs)))
+            picked = [costs[tensor][i] for tensor, i in enumerate(choice)]
+            plan = self._model_plan([options[tensor][i] for tensor, i in enumerate(choice)])
+            return _Attempt(plan, self.file_size(plan), sum(cost.bytes for cost in picked), sum(cost.loss for cost in picked))
+
+        least = attempt(0)
+        if least.size > goal:
+            raise ConfigError(
+                f"{self.source.path}: no {self.target.name} file of {goal:,} bytes; the smallest takes {least.size:,}: "
+                f"pass --target-size {-(-least.size // 10**4) / 100:.2f}MB"
+            )
+        allowed = goal - least.rest
+        found = attempt(allowed)
+        if found.rest != least.rest:
+            allowed = goal - found.rest
+            found = attempt(allowed)
+        while found.size > goal:
+            allowed -= found.size - goal
+            found = attempt(allowed)
+        budget = {
+            "target_bytes": goal,
+            "bytes": found.size,
+            "predicted_kl": found.loss,
+            "measured_on": self.sensitivity.calibration,
+        }
+        return replace(found.plan, budget=budget, assets={SENSITIVITY_FILE: self.sensitivity.to_json()})
+
+    def _options(self) -> dict[str, list[TensorRecord]]:
+        """What each tensor may become, floats of the source among them."""
+        asked = {EMBEDDING: self.config.embedding, HEAD: self.config.head}
+        axes, out = AXES[self.config.method.partition("-")[2]], {}
+        for name, spec in self.source.specs.items():
+            if len(spec.shape) == 2 and asked.get(name) is None:
+                known = self.sensitivity.options.get(name, [])  # none where no grid fits
+                held = [record for record in known if name in TABLES or (record.axis in axes and self._quick(record))]
+                out[name] = [*held, TensorRecord(name, spec.shape, dtype=as_floats(spec).dtype, loss={Axis.PER_OC: 0.0})]
+        return out
+
+    def _quick(self, record: TensorRecord) -> bool:
+        """Whether the axis keeps this tensor, and so the layer, within ``--max-slowdown``."""
+        assert record.grid is not None
+        shape = (record.shape[0], record.shape[1])
+        plain = self.target.decode_cost(record.grid, Axis.PER_OC, shape)
+        return self.target.decode_cost(record.grid, record.axis, shape) <= self.config.max_slowdown * plain
+
+    def _bytes(self, record: TensorRecord) -> int:
+        """In the file, padding and graph included as far as they are the tensor's own."""
+        shape = (record.shape[0], record.shape[1])
+        if record.grid is None:
+            return padded(shape[0] * shape[1] * FLOAT_BYTES[record.dtype], ALIGNMENT)
+        stored = self.target.stored_bytes(record.grid, record.axis, shape)
+        if isinstance(self.target, OnnxTarget):
+            stored += NODE_BYTES * self.target.nodes(record.grid, record.axis, shape)
+            if record.name == EMBEDDING:
+                stored += gather_bytes(record.grid, shape, tied=HEAD not in self.source.specs)
+        return padded(stored, ALIGNMENT)
+
+    def _model_plan(self, chosen: list[TensorRecord]) -> ModelPlan:
+        """The chosen ones, what ``config`` says of embedding and head, and everything else as floats."""
+        specs, rounder = self.source.specs, self.config.method.partition("-")[0]
+        layers = {name: LayerPlan(name, spec.shape) for name, spec in specs.items()}
+        if self.config.embedding is not None or self.config.head is not None:
+            tables = build_plan({name: specs[name] for name in TABLES if name in specs}, self.config, self.target)
+            layers |= {plan.name: plan for plan in tables}
+        for record in chosen:
+            grids = {} if record.grid is None else {record.axis: record.grid}
+            own = "rtn" if record.name in TABLES else rounder
+            layers[record.name] = LayerPlan(record.name, record.shape, grids, own, record.dtype)
+        return ModelPlan(self.config, self.target, list(layers.values()))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A plan, its file's size, and what the allocation knew: bytes of the tensors it chose for, predicted loss."""
+
+    plan: ModelPlan
+    size: int
+    chosen: int
+    loss: float
+
+    @property
+    def rest(self) -> int:
+        return self.size - self.chosen

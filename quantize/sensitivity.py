@@ -1,0 +1,144 @@
+"""What each option of each tensor does to the model's output: the losses that an allocation weighs against bytes.
+
+An option is a grid and an axis that the target holds for the tensor's shape. Its loss is the KL divergence in nats per token
+that rounding this one tensor is predicted to add (``layer_loss``), by round-to-nearest with searched params on a sample of
+the rows. Losses of tensors add up (arXiv 2411.17525, the linearity theorem). Measured once, and kept in a JSON file::
+
+    {"format", "source": {"name", "sha256"}, "target", "calibration", "tensors": [a store's record with "loss", ...]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.axis_choice import layer_loss
+from quantize.blocks import dequantize
+from quantize.calibration import calibration_data
+from quantize.checkpoint import Checkpoint
+from quantize.errors import ConfigError
+from quantize.grids import GRIDS, make_grid
+from quantize.grids.int_affine import BITS
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.plan import TABLE_BITS, QuantizeConfig
+from quantize.progress import track
+from quantize.rounding import ROUNDERS
+from quantize.store import TensorRecord
+from quantize.types import F32, Axis, LayerStats, Target, TensorSpec
+
+FORMAT = 1
+TABLES = (EMBEDDING, HEAD)
+INT_GROUPS = (32, 64, 128)
+RUN = 256  # rows taken together, so that the groups of both axes are whole
+SAMPLE = 1 << 18  # weights of a linear that are rounded, about
+TABLE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``options``: per tensor what it may become, each record's ``loss`` being the prediction for its axis."""
+
+    source: Mapping[str, str]
+    target: str
+    calibration: Mapping[str, Any]
+    options: Mapping[str, list[TensorRecord]]
+
+    def to_json(self) -> bytes:
+        """The file's bytes."""
+        header = {"format": FORMAT, "source": dict(self.source), "target": self.target, "calibration": dict(self.calibration)}
+        tensors = [record.to_json() for records in self.options.values() for record in records]
+        return (json.dumps({**header, "tensors": tensors}) + "\n").encode()
+
+
+def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitivity:
+    """A file of ``to_json``. Raises ConfigError if it is damaged, or was measured on another model or for another target."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ConfigError(f"{path}: format {raw['format']!r}, not {FORMAT}; measure again with `adadim sensitivity`")
+        options: dict[str, list[TensorRecord]] = {}
+        for item in raw["tensors"]:
+            record = TensorRecord.from_json(item)
+            options.setdefault(record.name, []).append(record)
+        found = Sensitivity(raw["source"], raw["target"], raw["calibration"], options)
+        sha256 = found.source["sha256"]
+        shapes = {(name, records[0].shape) for name, records in options.items()}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it with `adadim sensitivity`") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: no sensitivity file ({error!r}); make one with `adadim sensitivity`") from error
+    if sha256 != source.sha256 or not shapes <= {(name, spec.shape) for name, spec in source.specs.items()}:
+        raise ConfigError(f"{path}: was measured on another model than {source.path}; measure again with `adadim sensitivity`")
+    if found.target != target.name:
+        raise ConfigError(f"{path}: was measured for target {found.target}, not for {target.name}; measure again")
+    return found
+
+
+def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:
+    """Every option's loss on the text of ``config``: the linears', the embedding's and the head's.
+
+    Raises CalibrationError and CheckpointError.
+    """
+    from quantize.source_model import measure_curvature, walk_layers
+
+    tokens, coverage = calibration_data(config, source.assets(), str(source.path))
+    curvature = measure_curvature(source, tokens, config.seed)
+    options: dict[str, list[TensorRecord]] = {}
+
+    def measure(name: str, rows: F32, stats: LayerStats) -> None:
+        options[name] = []
+        for option in options_of(source.specs[name], target):
+            assert option.grid is not None
+            rounded = dequantize(ROUNDERS["rtn"](name, rows, option.grid, option.axis, stats))
+            loss = layer_loss(rows, rounded, stats)
+            if np.isfinite(loss):  # not where the weights overflow a float16 scale
+                options[name].append(replace(option, loss={str(option.axis): loss}))
+
+    for run in track(walk_layers(source, tokens, curvature, 0), "sensitivity", source.config.num_layers):
+        coverage.add(run.stats)
+        for name, stats in run.stats.items():
+            measure(name, *_sample(source.read(name), stats))
+    for name, stats in curvature.tables.items():
+        measure(name, *_sample_table(source, name, stats))
+    return Sensitivity({"name": source.path.name, "sha256": source.sha256}, target.name, coverage.to_json(), options)
+
+
+def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:
+    """Whatever ``target`` holds for a weight (OC, IC); embedding and head only per output channel (a token's row)."""
+    shape = (spec.shape[0], spec.shape[1])
+    grids = [grid for grid in GRIDS.values() if not isinstance(grid, type)]
+    for bits, group_size, symmetric in product(TABLE_BITS if spec.name in TABLES else BITS, INT_GROUPS, (False, True)):
+        grids.append(make_grid("int", bits, group_size, symmetric))
+    return [
+        TensorRecord(spec.name, shape, grid, axis=axis)
+        for grid, axis in product(grids, (Axis.PER_OC,) if spec.name in TABLES else Axis)
+        if target.lacks(grid, axis) is None and target.refuses(grid, axis, shape) is None
+    ]
+
+
+def _sample(weight: F32, stats: LayerStats) -> tuple[F32, LayerStats]:
+    """Evenly spread runs of rows, and the statistics in which they stand for all rows."""
+    assert stats.row_weight is not None
+    runs = -(-len(weight) // RUN)
+    count = min(runs, max(1, round(SAMPLE / (RUN * weight.shape[1]))))
+    starts = [RUN * int((i + 0.5) * runs / count) for i in range(count)]
+    rows = np.concatenate([np.arange(start, min(start + RUN, len(weight))) for start in starts])
+    own = stats.row_weight[rows]
+    scale = stats.row_weight.sum() / max(own.sum(), np.finfo(np.float32).tiny)
+    return weight[rows], replace(stats, row_weight=own * scale)
+
+
+def _sample_table(source: Checkpoint, name: str, stats: LayerStats) -> tuple[F32, LayerStats]:
+    """Rows drawn in proportion to their weights, which are as uneven as the words of a text."""
+    assert stats.row_weight is not None
+    upto = np.cumsum(stats.row_weight, dtype=np.float64)
+    steps = (np.arange(TABLE_ROWS) + 0.5) * (upto[-1] / TABLE_ROWS)
+    rows, drawn = np.unique(np.searchsorted(upto, steps), return_counts=True)
+    weight = np.concatenate([source.read_rows(name, int(row), int(row) + 1) for row in rows])
+    return weight, replace(stats, row_weight=(drawn * (upto[-1] / TABLE_ROWS)).astype(np.float32))

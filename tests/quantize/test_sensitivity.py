@@ -1,0 +1,85 @@
+"""Predicted losses: what they are made of, that a sample of the rows tells them, and the file that keeps them."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporter.targets import TARGETS
+from quantize import sensitivity
+from quantize.axis_choice import layer_loss
+from quantize.blocks import dequantize
+from quantize.calibration import calibration_data
+from quantize.checkpoint import open_checkpoint
+from quantize.model_config import EMBEDDING, HEAD, LINEARS
+from quantize.plan import QuantizeConfig
+from quantize.rounding import ROUNDERS
+from quantize.sensitivity import measure_sensitivity, read_sensitivity
+from quantize.types import Axis
+from tests.tiny import make_tiny_model
+
+CONFIG = QuantizeConfig(calibration_tokens=512)
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return open_checkpoint(make_tiny_model(tmp_path_factory.mktemp("sensitivity") / "model", tied=False, ffn=256))
+
+
+def losses(found, name):
+    return {(option.grid.name, option.grid.bits, option.axis): option.loss[option.axis] for option in found.options[name]}
+
+
+def test_every_tensor_that_may_be_quantized_has_its_options(source):
+    found = measure_sensitivity(source, CONFIG, TARGETS["gguf-adadim"])
+    assert set(found.options) == {
+        EMBEDDING,
+        HEAD,
+        *(name for name in source.specs if name.removesuffix(".weight").endswith(LINEARS)),
+    }
+    assert {option.axis for option in found.options[Q]} == set(Axis)
+    assert {option.axis for option in found.options[EMBEDDING]} == {Axis.PER_OC}
+    assert "q4_k" in {option.grid.name for option in found.options["model.layers.0.mlp.down_proj.weight"]}
+    assert "q4_k" not in {option.grid.name for option in found.options[Q]}
+    for name in found.options:
+        loss = losses(found, name)
+        for axis in {axis for _, _, axis in loss}:
+            assert 0 < loss["q8_0", 8, axis] < loss["q5_1", 5, axis] < loss["q4_1", 4, axis]
+
+
+def test_the_loss_is_that_of_rounding_the_tensor(source):
+    from quantize.source_model import measure_curvature, walk_layers
+
+    found = losses(measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"]), Q)
+    tokens, _ = calibration_data(CONFIG, source.assets(), "model")
+    runs = walk_layers(source, tokens, measure_curvature(source, tokens, CONFIG.seed), 0)
+    stats = next(run.stats[Q] for run in runs if Q in run.stats)
+    for (name, bits, axis), loss in found.items():
+        grid = sensitivity.make_grid(name, bits, 32)
+        rounded = dequantize(ROUNDERS["rtn"](Q, source.read(Q), grid, axis, stats))
+        assert loss == pytest.approx(layer_loss(source.read(Q), rounded, stats), rel=1e-6)
+
+
+def test_a_sample_of_the_rows_tells_nearly_the_same(source, monkeypatch):
+    whole = measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"])
+    for key, value in (("RUN", 32), ("SAMPLE", 32 * 64), ("TABLE_ROWS", 96)):
+        monkeypatch.setattr(sensitivity, key, value)
+    sampled = measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"])
+    assert losses(sampled, Q) != losses(whole, Q)
+    for names in ([EMBEDDING], [HEAD], set(whole.options) - {EMBEDDING, HEAD}):
+        for key in losses(whole, Q):
+            of_all, of_some = (sum(losses(found, name)[key] for name in names) for found in (whole, sampled))
+            assert of_some == pytest.approx(of_all, rel=0.25)
+
+
+def test_the_file_says_all_of_it_and_the_same_inputs_give_the_same(source, tmp_path):
+    target = TARGETS["onnxruntime"]
+    found = measure_sensitivity(source, CONFIG, target)
+    (tmp_path / "file.json").write_bytes(found.to_json())
+    read = read_sensitivity(tmp_path / "file.json", source, target)
+    assert read == found
+    assert read.calibration["tokens"] == 512
+    assert read.source == {"name": "model", "sha256": source.sha256}
+    assert measure_sensitivity(source, CONFIG, target).to_json() == found.to_json()
+    assert {option.grid.bits for option in read.options[EMBEDDING]} == {4, 8}
+    assert {option.grid.bits for option in read.options[Q]} == {2, 3, 4, 8}
