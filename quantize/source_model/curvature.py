@@ -23,7 +23,7 @@ from quantize.source_model.whole import I64, build_model
 from quantize.types import F32, Curvature, LayerStats
 
 BATCH = 1  # sequences that go through the whole model together
-UNSEEN = 1.0  # tokens' worth of the mean row, so that no row of the embedding counts for nothing
+UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of the embedding counts for nothing
 
 
 def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
@@ -115,7 +115,7 @@ class _Tables:
         n, total = self._tokens, self._head_rows.sum()
         moment, head_rows = self._moment / total, self._head_rows / (2 * n)
         columns = self._columns / self._columns.mean()
-        rows = (self._rows + UNSEEN * self._rows.sum() / n) / (2 * n)
+        rows = (self._rows + UNSEEN * self._rows.sum() / n) / (2 * (n + UNSEEN * len(self._rows)))
         head = LayerStats(moment.numpy(), n, head_rows.numpy())
         if not tied:
             return {EMBEDDING: LayerStats(columns.numpy(), n, rows.numpy()), HEAD: head}

@@ -29,18 +29,23 @@ class Student:
     def __init__(self, source: Checkpoint, tokens: I64) -> None:
         model: Any = build_model(source.config, source.read, source.tied)
         self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
-        self._head: torch.Tensor = model.lm_head.weight.detach()
+        self._head: torch.Tensor = model.lm_head.weight.detach().clone()  # the source's, whatever is put
         self._parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
         self._model = model
         with torch.no_grad():
             runs = track(range(0, len(tokens), BATCH), "running the source")
             self._taught = torch.cat([self._last(self._tokens[start : start + BATCH]).half() for start in runs])
 
-    def put(self, name: str, weight: F32) -> None:
-        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what was put."""
+    @property
+    def sequences(self) -> int:
+        """How many there are to choose from."""
+        return len(self._tokens)
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
         parameter = self._parameters[name]
-        parameter.data = torch.from_numpy(np.ascontiguousarray(weight))
-        parameter.requires_grad_()
+        np.copyto(parameter.data.numpy(), weight)
+        parameter.requires_grad_(learns)
 
     def loss(self, sequences: NDArray[np.intp]) -> float:
         """Mean loss over those sequences."""

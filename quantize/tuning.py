@@ -1,0 +1,156 @@
+"""What a file stores as floats, moved until the whole model predicts as its source does; codes stay as they were rounded.
+
+Scales and minimums of groups and gains of norms cost the same bytes whatever their values are, and the KL divergence at the
+model's output has a gradient for each. Adam moves their logarithms (EfficientQAT, arXiv 2407.11062, trains step sizes end to
+end; Norm Tweaking, arXiv 2309.02784, the gains). Sequences that no step saw decide which state is kept, so tuning never loses
+on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantize.blocks import dequantize
+from quantize.float_params import floats_of, per_block, shares, with_floats
+from quantize.progress import track
+from quantize.types import F32, PlainTensor, QuantizedTensor
+
+if TYPE_CHECKING:
+    from quantize.source_model import Student
+
+RATE = 0.0015  # of a value, per step; it falls to nothing at the last one
+SEQUENCES = 2  # of each step
+MOMENTUM, MEMORY = 0.9, 0.98  # Adam's
+JUDGES = 8  # sequences that no step sees
+JUDGEMENTS = 4  # how often they are asked
+FINE_BITS = 8  # a tensor of that many bits has nothing to gain
+
+VALUES = "values"  # the one key of a norm
+
+Tensor = QuantizedTensor | PlainTensor  # the latter in float32: norms and biases
+Reorder = Callable[[str, F32], F32]  # rows of a tensor from one order to another
+
+
+@dataclass(frozen=True)
+class RowOrders:
+    """From the rows of the target, in which the tensors are, to the source's, in which the student wants them, and back."""
+
+    to_source: Reorder
+    to_target: Reorder
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The tensors, and their loss on the judges' sequences before and after, in nats per token."""
+
+    tensors: list[Tensor]
+    before: float
+    after: float
+
+
+def sequences_needed(steps: int) -> int:
+    """How many sequences give every step new ones, and the judges theirs."""
+    return steps * SEQUENCES + JUDGES
+
+
+def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: int, seed: int) -> Tuned:
+    """``steps`` of Adam on the floats of ``tensors``; the last JUDGES of the student's sequences decide what is kept.
+
+    With fewer sequences than ``sequences_needed`` steps see some again, in the order that ``seed`` draws.
+    """
+    crew = _Crew([_Knobs(tensor) for tensor in tensors], student, orders)
+    learned = student.sequences - JUDGES
+    assert learned >= SEQUENCES, f"{student.sequences} sequences"
+    judges, drawn = np.arange(learned, student.sequences), np.random.default_rng(seed).permutation(learned)
+    crew.show()
+    before = best = student.loss(judges)
+    kept = crew.tensors()
+    for step in track(range(1, steps + 1), "tuning"):
+        places = np.arange((step - 1) * SEQUENCES, step * SEQUENCES)
+        _, gradients = student.gradients(drawn.take(places, mode="wrap"))
+        crew.move(gradients, RATE * (1 - (step - 1) / steps), step)
+        crew.show()
+        if step % -(-steps // JUDGEMENTS) == 0 or step == steps:
+            loss = student.loss(judges)
+            if loss < best:
+                best, kept = loss, crew.tensors()
+    return Tuned(kept, before, best)
+
+
+class _Crew:
+    """All tensors at once: numpy lets go of the interpreter while it computes."""
+
+    def __init__(self, knobs: list[_Knobs], student: Student, orders: RowOrders) -> None:
+        self._knobs, self._student, self._orders = knobs, student, orders
+
+    def tensors(self) -> list[Tensor]:
+        """As a file would store them now."""
+        return [knobs.tensor for knobs in self._knobs]
+
+    def show(self) -> None:
+        """Put every weight into the student."""
+
+        def one(knobs: _Knobs) -> None:
+            name = knobs.tensor.name
+            self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
+
+        self._everybody(one)
+
+    def move(self, gradients: Mapping[str, F32], rate: float, step: int) -> None:
+        """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order."""
+
+        def one(knobs: _Knobs) -> None:
+            name = knobs.tensor.name
+            if name in gradients:
+                knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
+
+        self._everybody(one)
+
+    def _everybody(self, work: Callable[[_Knobs], None]) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(work, self._knobs))
+
+
+class _Knobs:
+    """The floats of one tensor, in float32 while they move; ``tensor`` is what the file would store now."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._values = floats_of(tensor) if isinstance(tensor, QuantizedTensor) else {VALUES: tensor.values.astype(np.float32)}
+        self._mean = {key: np.zeros_like(value) for key, value in self._values.items()}
+        self._square = {key: np.zeros_like(value) for key, value in self._values.items()}
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to move that could help."""
+        fine = isinstance(self.tensor, QuantizedTensor) and self.tensor.grid.bits >= FINE_BITS
+        return bool(self._values) and not fine
+
+    def move(self, gradient: F32, rate: float, step: int) -> None:
+        """Adam on the logarithms of the values; ``gradient`` is that of the weights, F32[OC, IC] or F32[n]."""
+        for key, slope in self._slopes(gradient).items():
+            mean, square = self._mean[key], self._square[key]
+            mean += np.float32(1 - MOMENTUM) * (slope - mean)
+            square += np.float32(1 - MEMORY) * (slope * slope - square)
+            spread = np.sqrt(square / np.float32(1 - MEMORY**step)) + np.finfo(np.float32).tiny
+            self._values[key] *= 1 - np.float32(rate / (1 - MOMENTUM**step)) * mean / spread
+        if isinstance(self.tensor, QuantizedTensor):
+            self.tensor = with_floats(self.tensor, self._values)
+        else:
+            self.tensor = replace(self.tensor, values=self._values[VALUES].copy())
+
+    def _slopes(self, gradient: F32) -> dict[str, F32]:
+        """Of the logarithms: the gradient times what the weights owe to each value."""
+        if isinstance(self.tensor, PlainTensor):
+            return {VALUES: gradient * self.tensor.values}
+        return {key: per_block(self.tensor, gradient * part) for key, part in shares(self.tensor).items()}
+
+
+def weight_of(tensor: Tensor) -> F32:
+    """What a tensor stands for, F32[OC, IC] or F32[n]."""
+    return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else tensor.values

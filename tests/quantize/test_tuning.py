@@ -1,0 +1,133 @@
+"""Tuning moves floats alone, and lowers a loss that it does not see; what it rests on is checked by differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quantize import tuning
+from quantize.axis_choice import layer_loss
+from quantize.blocks import dequantize
+from quantize.checkpoint import open_checkpoint
+from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
+from quantize.rounding import ROUNDERS
+from quantize.source_model import Student, build_model, logits, measure_curvature, walk_layers
+from quantize.types import Axis, PlainTensor
+from tests.cases import AXES, GRIDS, grid_id, weight_of
+from tests.tiny import make_tiny_model
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+SAME_ROWS = tuning.RowOrders(lambda _name, values: values, lambda _name, values: values)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def source(request, tmp_path_factory):
+    return open_checkpoint(make_tiny_model(tmp_path_factory.mktemp("tuning") / "model", tied=request.param))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(3).integers(0, 320, (14, 24))
+
+
+def divergence(source, tokens, changed):
+    """Mean KL divergence in nats per token from the source to it with other weights, from whole logits."""
+
+    def log_p(read):
+        values = logits(build_model(source.config, read, source.tied), tokens).astype(np.float64)
+        return values - np.log(np.exp(values).sum(-1, keepdims=True))
+
+    before, after = log_p(source.read), log_p(lambda name: changed.get(name, source.read(name)))
+    return float((np.exp(before) * (before - after)).sum(-1).mean())
+
+
+def test_a_student_with_the_sources_weights_loses_nothing(source, tokens):
+    student = Student(source, tokens)
+    student.put(DOWN, source.read(DOWN), learns=True)
+    assert student.loss(np.arange(14)) < 1e-6
+
+
+def test_losses_are_those_of_whole_logits(source, tokens):
+    student, noisy = Student(source, tokens), source.read(DOWN) + 0.05 * weight_of(source.specs[DOWN].shape)
+    student.put(DOWN, noisy, learns=False)
+    assert student.loss(np.arange(3, 6)) == pytest.approx(divergence(source, tokens[3:6], {DOWN: noisy}), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", [DOWN, NORM, "model.embed_tokens.weight"])
+def test_gradients_are_differences_of_losses(source, tokens, name):
+    student, some = Student(source, tokens), np.arange(4)
+    start = source.read(name) * 1.1
+    student.put(name, start, learns=True)
+    _, gradients = student.gradients(some)
+    direction = np.sign(gradients[name])
+    losses = []
+    for step in (1e-3, -1e-3):
+        student.put(name, start + np.float32(step) * direction, learns=True)
+        losses.append(student.loss(some))
+    assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(np.abs(gradients[name]).sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+def test_weights_are_linear_in_the_floats(grid, axis):
+    tensor = ROUNDERS["rtn"]("w", weight_of((256, 512)), grid, axis, None)
+    parts, floats = shares(tensor), floats_of(tensor)
+    halved = dequantize(with_floats(tensor, {key: value / 2 for key, value in floats.items()}))
+    expected = dequantize(tensor) - sum(part / 2 for part in parts.values())
+    np.testing.assert_allclose(halved, expected, atol=2e-3 * np.abs(expected).max())
+    for part in parts.values():
+        sums = per_block(tensor, part)
+        assert all(sums.shape == value.shape for value in floats.values())
+        assert per_weight(tensor, sums).shape == part.shape
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("grid", ["int", "q4_1", "q2_k"])
+def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, tokens, monkeypatch):
+    monkeypatch.setattr(tuning, "RATE", 0.02)
+    source = open_checkpoint(make_tiny_model(tmp_path / "model", hidden=256, ffn=256))
+    rounded = ROUNDERS["rtn"](DOWN, source.read(DOWN), _grid(grid), axis, None)
+    off = with_floats(rounded, {key: value * np.float32(1.3) for key, value in floats_of(rounded).items()})
+    tensors = [off, PlainTensor(NORM, source.read(NORM) * np.float32(0.8), "F32")]
+    student = Student(source, tokens)
+    found = tuning.tune(tensors, student, SAME_ROWS, steps=12, seed=0)
+    assert found.after < 0.95 * found.before
+    for old, new in zip(tensors, found.tensors, strict=True):
+        student.put(new.name, tuning.weight_of(new), learns=False)
+        assert type(new) is type(old)
+    assert student.loss(np.arange(6, 14)) == pytest.approx(found.after, rel=1e-5)
+    assert np.array_equal(found.tensors[0].codes, tensors[0].codes)
+    assert {key: value.dtype for key, value in found.tensors[0].params.items()} == {
+        key: value.dtype for key, value in tensors[0].params.items()
+    }
+
+
+def _grid(name):
+    return next(grid for grid in GRIDS if grid.name == name and grid.bits < 4 + (name == "q4_1"))
+
+
+def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
+    monkeypatch.setattr(tuning, "RATE", 3.0)
+    tensor = ROUNDERS["rtn"](DOWN, source.read(DOWN), GRIDS[0], Axis.PER_OC, None)
+    found = tuning.tune([tensor], Student(source, tokens), SAME_ROWS, steps=2, seed=0)
+    assert found.before == found.after
+    assert np.array_equal(dequantize(found.tensors[0]), dequantize(tensor))
+
+
+def test_curvature_predicts_the_divergence(source, tokens):
+    curvature = measure_curvature(source, tokens, seed=0)
+    rng = np.random.default_rng(5)
+    stats = {name: stat for run in walk_layers(source, tokens, curvature, 0) for name, stat in run.stats.items()} | dict(
+        curvature.tables
+    )
+    names = [name for name in stats if source.specs[name].shape == stats[name].row_weight.shape + stats[name].importance.shape]
+    assert len(names) == len(stats)
+    for group in (lambda name: "layers" in name, lambda name: "layers" not in name):
+        weights = {name: source.read(name) for name in names if group(name)}
+        changed = {
+            name: weight + 0.02 * weight.std() * rng.standard_normal(weight.shape).astype(np.float32)
+            for name, weight in weights.items()
+        }
+        predicted = sum(layer_loss(weight, changed[name], stats[name]) for name, weight in weights.items())
+        assert 0.6 < predicted / divergence(source, tokens, changed) < 1.6
