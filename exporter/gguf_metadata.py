@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -136,6 +137,7 @@ def _provenance(store: QuantizedStore) -> Metadata:
         "method": config.get("method"),
         "selection": config.get("selection"),
         "token_weight": config.get("token_weight"),
+        "transforms": json.dumps(_mapping(header.get("transforms"))),
         "source.name": _mapping(header.get("source")).get("name"),
         "source.sha256": _mapping(header.get("source")).get("sha256"),
         "calibration.name": calibration.get("text"),

@@ -19,6 +19,7 @@ from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
 from quantize.blocks import dequantize
 from quantize.calibration import SEQUENCE, Coverage, calibration_data, load_text, sequence_count
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.floats import from_f32
 from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
 from quantize.errors import CalibrationError, PlanError
 from quantize.imatrix import Imatrix, read_imatrix
@@ -27,7 +28,9 @@ from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
 from quantize.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
-from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, RowOrder, Target
+from quantize.transforms import correct, transform
+from quantize.transforms.layer import DecoderLayer
+from quantize.types import F32, Axis, AxisChoice, Curvature, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, RowOrder, Target
 
 if TYPE_CHECKING:
     from quantize.source_model import LayerRun
@@ -102,11 +105,12 @@ class _Job:
     known: Mapping[str, LayerStats] = field(default_factory=dict)  # what the importance matrix says, by weight name
     coverage: Coverage | None = None
     taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
+    transformed: set[tuple[str, int]] = field(default_factory=set)  # a transform and a layer in which it was applied
 
     @property
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives."""
-        return self.imatrix is None and any(_needs_data(plan) for plan in self.plans)
+        return self.imatrix is None and (bool(self.config.transforms) or any(_needs_data(plan) for plan in self.plans))
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor, or chunk of its rows, in model order: embedding, decoder layers, the rest."""
@@ -130,8 +134,13 @@ class _Job:
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
             "imatrix": None if self.imatrix is None else self.imatrix.to_json(),
+            "transforms": {name: self._layer_digits(name) for name in self.config.transforms},
             "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note() + self._window_note(),
         }
+
+    def _layer_digits(self, name: str) -> str:
+        """A digit for each layer, 1 where the transform was applied: as long before quantizing as after it."""
+        return "".join(str(int((name, index) in self.transformed)) for index in range(self.source.config.num_layers))
 
     def _window_note(self) -> list[str]:
         model = self.source.config
@@ -145,11 +154,15 @@ class _Job:
 
     def _walk(self) -> Iterator[LayerRun]:
         """The source in torch, imported only here: RTN without calibration never needs it."""
-        from quantize.source_model import walk_layers
+        from quantize.source_model import measure_curvature, walk_layers
 
         tokens, self.coverage = calibration_data(self.config, self.assets, str(self.source.path))
         scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
-        return walk_layers(self.source, tokens, self.config.token_weight, SCOPE_SEQUENCES if scoped else 0)
+        token_weight: str | Curvature = self.config.token_weight
+        if token_weight == "gradient":
+            token_weight = curvature = measure_curvature(self.source, tokens, self.config.seed)
+            self.known = curvature.tables
+        return walk_layers(self.source, tokens, token_weight, SCOPE_SEQUENCES if scoped else 0)
 
     def _table(self, plan: LayerPlan) -> Iterator[Piece]:
         """Embedding, head, final norm: in chunks of rows no larger than a decoder layer."""
@@ -164,26 +177,36 @@ class _Job:
             yield self._round(plan, rows, Axis.PER_OC, self.known.get(plan.name)) if plan.candidates else self._plain(plan, rows)
 
     def _layer(self, plans: list[LayerPlan], run: LayerRun | None) -> Iterator[Piece]:
-        """One decoder layer: choose the axes of all its linears, then round them."""
-        quantized = [plan for plan in plans if plan.candidates]
-        weights = {plan.name: self._rows(plan.name) for plan in quantized}
+        """One decoder layer: choose its basis, then the axes of all its linears, round them, and tune what remains."""
         stats = self.known if run is None else run.stats
         if self.coverage is not None:
             self.coverage.add(stats)
-        choices = self._choose_axes(quantized, weights, stats, run)
+        quantized = [plan for plan in plans if plan.candidates]
+        layer = DecoderLayer(
+            self.source.config,
+            {_inner(plan.name): plan for plan in quantized},
+            {_inner(plan.name): self._rows(plan.name) for plan in plans},
+            {_inner(plan.name): stats[plan.name] for plan in quantized if plan.name in stats},
+        )
+        applied = transform(layer, self.config.transforms)
+        choices = self._choose_axes(quantized, layer, run)
+        rounded = {plan.name: self._linear(plan, layer, choices[plan.name]) for plan in quantized}
+        if self.config.transforms:
+            applied += correct(
+                layer, {_inner(name): dequantize(tensor) for name, (tensor, _) in rounded.items()}, self.config.transforms
+            )
+        self.transformed |= {(name, _layer_index(plans[0].name) or 0) for name in applied}
         for plan in plans:
-            if not plan.candidates:
-                yield self._plain(plan, self._rows(plan.name))
-                continue
-            choice = choices[plan.name]
-            if choice.loss and choose_axis(choice.loss).axis is not choice.axis:
-                self.taken_back.append(plan.name)
-            tensor, record = self._round(plan, weights[plan.name], choice.axis, stats.get(plan.name))
-            yield tensor, replace(record, loss={str(axis): value for axis, value in choice.loss.items()})
+            yield rounded[plan.name] if plan.candidates else self._plain(plan, layer.tensors[_inner(plan.name)])
 
-    def _choose_axes(
-        self, plans: list[LayerPlan], weights: dict[str, F32], stats: Mapping[str, LayerStats], run: LayerRun | None
-    ) -> dict[str, AxisChoice]:
+    def _linear(self, plan: LayerPlan, layer: DecoderLayer, choice: AxisChoice) -> tuple[QuantizedTensor, TensorRecord]:
+        if choice.loss and choose_axis(choice.loss).axis is not choice.axis:
+            self.taken_back.append(plan.name)
+        name = _inner(plan.name)
+        tensor, record = self._round(plan, layer.tensors[name], choice.axis, layer.stats.get(name))
+        return tensor, replace(record, loss={str(axis): value for axis, value in choice.loss.items()})
+
+    def _choose_axes(self, plans: list[LayerPlan], layer: DecoderLayer, run: LayerRun | None) -> dict[str, AxisChoice]:
         """AdaDim over one decoder layer; siblings count as quantized once their axis is chosen."""
         choices, cost = dict[str, AxisChoice](), dict[str, dict[Axis, float]]()
         for plan in plans:
@@ -192,24 +215,25 @@ class _Job:
             if len(plan.candidates) == 1:
                 choices[plan.name] = AxisChoice(next(iter(plan.candidates)), {})
                 continue
-            weight, known = weights[plan.name], stats[plan.name] if plan.rounder == "rtn" else None
+            weight, stats = layer.tensors[_inner(plan.name)], layer.stats[_inner(plan.name)]
+            known = stats if plan.rounder == "rtn" else None
             tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, known) for axis, grid in plan.candidates.items()}
             for tensor in tensors.values():
                 _check_params(tensor)
             rounded = {axis: dequantize(tensor) for axis, tensor in tensors.items()}
             if run is None or self.config.selection == "hessian":
-                loss = {axis: layer_loss(weight, value, stats[plan.name]) for axis, value in rounded.items()}
+                loss = {axis: layer_loss(weight, value, stats) for axis, value in rounded.items()}
             else:
-                in_source_order = [self._to_source_order(plan.name, value) for value in rounded.values()]
-                loss = dict(zip(rounded, run.scope_loss(plan.name, in_source_order), strict=True))
+                in_source = [self._in_source(plan.name, layer, value) for value in rounded.values()]
+                loss = dict(zip(rounded, run.scope_loss(plan.name, in_source), strict=True))
             if not np.isfinite(list(loss.values())).all():
                 raise CalibrationError(f"{plan.name}: its outputs on the calibration text overflow; does the source itself run?")
             choices[plan.name] = choose_axis(loss)
             if run is not None:
-                run.commit(plan.name, self._to_source_order(plan.name, rounded[choices[plan.name].axis]))
+                run.commit(plan.name, self._in_source(plan.name, layer, rounded[choices[plan.name].axis]))
         return within_slowdown(choices, cost, self.config.max_slowdown)
 
-    def _round(self, plan: LayerPlan, weight: F32, axis: Axis, stats: LayerStats | None) -> Piece:
+    def _round(self, plan: LayerPlan, weight: F32, axis: Axis, stats: LayerStats | None) -> tuple[QuantizedTensor, TensorRecord]:
         """The planned rounder's result, or RTN's where that has the lower layer loss."""
         grid = plan.candidates[axis]
         tensor, rounder = ROUNDERS[plan.rounder](plan.name, weight, grid, axis, stats), plan.rounder
@@ -222,14 +246,15 @@ class _Job:
 
     def _plain(self, plan: LayerPlan, values: F32) -> Piece:
         record = TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note)
-        return PlainTensor(plan.name, _FLOATS[plan.dtype](values), plan.dtype), record
+        return PlainTensor(plan.name, from_f32(values, plan.dtype), plan.dtype), record
 
     def _rows(self, name: str) -> F32:
         """The whole tensor in the target's row order."""
         return self._reordered(name, self.source.read(name), ggml_row_index)
 
-    def _to_source_order(self, name: str, values: F32) -> F32:
-        return self._reordered(name, values, hf_row_index)
+    def _in_source(self, name: str, layer: DecoderLayer, values: F32) -> F32:
+        """What stands in for the source's weight: in its basis and its row order."""
+        return self._reordered(name, layer.in_source_basis(_inner(name), values), hf_row_index)
 
     def _reordered(self, name: str, values: F32, row_index: Callable[[int, int], NDArray[np.intp]]) -> F32:
         """Rows of q and k taken by ``row_index(rows, heads)`` where the target's order is not the source's."""
@@ -237,18 +262,6 @@ class _Job:
         if heads is None or self.target.row_order is RowOrder.HF:
             return values
         return values[row_index(len(values), heads)]
-
-
-def _bfloat16_bits(values: F32) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """Exact for values that came from BF16, which are the only ones kept as such."""
-    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-_FLOATS: dict[str, Callable[[F32], Any]] = {
-    "F32": lambda values: np.asarray(values, np.float32),
-    "F16": lambda values: np.asarray(values, np.float16),
-    "BF16": _bfloat16_bits,
-}
 
 
 def _check_params(tensor: QuantizedTensor) -> None:
@@ -264,6 +277,11 @@ def _place(plan: LayerPlan) -> tuple[int, int]:
     if index is not None:
         return 1, index
     return (0, 0) if plan.name == EMBEDDING else (2, int(plan.name == HEAD))
+
+
+def _inner(name: str) -> str:
+    """Without ``model.layers.N.``."""
+    return name.split(".", 3)[3]
 
 
 def _layer_index(name: str) -> int | None:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from quantize import transforms
 from quantize.errors import ConfigError, PlanError
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import SCALE_DTYPES
@@ -20,8 +21,9 @@ AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PE
 WHOLE_CHANNEL = 0  # as a group size
 GROUP_SIZES = (16, 32, 64, 128, 256, WHOLE_CHANNEL)
 EMBEDDING_GROUP = 32
-DEFAULT_BITS = 4
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
+DEFAULT_BITS = 4
+TOKEN_WEIGHTS = ("gradient", "unit", "none")
 
 
 _GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or channel"
@@ -51,11 +53,15 @@ class QuantizeConfig:
     seed: int = 0
     allow_fallback: bool = False
     max_slowdown: float = 3.0
+    transforms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, allowed in (("method", METHODS), ("selection", ("scope", "hessian")), ("token_weight", ("unit", "none"))):
+        for key, allowed in (("method", METHODS), ("selection", ("scope", "hessian")), ("token_weight", TOKEN_WEIGHTS)):
             if getattr(self, key) not in allowed:
                 raise ConfigError(f"--{key.replace('_', '-')} {getattr(self, key)}: choose one of {', '.join(allowed)}")
+        for name in self.transforms:
+            if name not in transforms.NAMES:
+                raise ConfigError(f"--transforms {name}: choose none, all or some of {', '.join(transforms.NAMES)}")
         if self.calibration_tokens < 1:
             raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
         if not self.max_slowdown >= 1:
@@ -83,13 +89,13 @@ class ModelPlan:
     target: Target
     layers: list[LayerPlan]
     budget: Mapping[str, Any] | None = None
+    assets: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Choice:
     """What was asked for one tensor: the config with a recipe's rule on top."""
 
-    assets: Mapping[str, bytes] = field(default_factory=dict)
     method: str
     bits: int | None
     grid: str | None

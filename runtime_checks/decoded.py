@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from runtime_checks.reference_onnx import ALL, OnnxTensor, read_onnx
 
 TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
 ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
+FOLDS = "adadim.transforms"  # JSON: a transform's name -> a digit for each layer, 1 where it was applied
 CHUNK_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB for each decoder
 
 
@@ -166,6 +168,19 @@ def open_onnx(folder: Path) -> dict[str, OnnxTensor]:
 def transposed_names(path: Path) -> list[str]:
     """Tensors of a GGUF that are stored transposed, which only gguf-adadim files have. Raises FileFormatError."""
     return [name for name in open_gguf(path).tensors if name.endswith(TRANSPOSED)]
+
+
+def folded_layers(path: Path) -> frozenset[int]:
+    """Decoder layers that, as the file says, were scaled or reordered before rounding. Raises FileFormatError."""
+    if path.is_dir():
+        metadata: Mapping[str, Any] = {entry.key: entry.value for entry in load_graph(path).metadata_props}
+    else:
+        metadata = open_gguf(path).metadata
+    try:
+        digits = json.loads(metadata.get(FOLDS, "{}")).values()
+        return frozenset(index for each in digits for index, digit in enumerate(each) if digit == "1")
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{path}: {FOLDS} in its metadata is damaged ({error}); export it again") from error
 
 
 def exported_bytes(path: Path) -> int:

@@ -1,8 +1,12 @@
-"""What the source alone says of a file's tensors: their names, the floats that are kept, and how far rounding may have gone."""
+"""What the source alone says of a file's tensors: their names, the floats that are kept, and how far rounding may have gone.
+
+Tensors that a fold may have changed are left to fold_check.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,10 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.types import F32
-from runtime_checks.decoded import CHUNK_WEIGHTS, Weights, open_weights, row_chunks
+from runtime_checks.decoded import CHUNK_WEIGHTS, Weights, folded_layers, open_weights, row_chunks
 from runtime_checks.results import Check, within
 
+NEVER_FOLDED = ("q_proj.bias", "k_proj.bias", "o_proj.bias", "down_proj.bias", "q_norm.weight", "k_norm.weight")
 EXACT = 0.0  # names are there or not, and floats that are kept have not moved
 # |w - decoded| / |w| of a tensor, by the width of its codes. Twice the scale gives 1 or more, another tensor or rows in another
 # order about 1.4. At 2 bits, 1 is what nearest rounding cannot exceed: a code stands for 0, so no weight moves further than
@@ -27,15 +32,21 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     A tensor that is larger than a decoder layer is read by chunks of rows. Raises FileFormatError for a damaged file.
     """
     weights, origin = open_weights(path, source.config), {name: name for name in source.specs}
+    folded = folded_layers(path)
     if source.tied and HEAD in weights.shapes:
         origin[HEAD] = EMBEDDING
     checks = []
     for name in dict.fromkeys([*origin, *weights.shapes]):
         both = name in origin and name in weights.shapes
         checks.append(within("in the file and in the source, once", name, float(not both), EXACT))
-        if both:
+        if both and not _is_folded(name, folded):
             checks.append(_compare(weights, name, source, origin[name]))
     return checks
+
+
+def _is_folded(name: str, folded: Collection[int]) -> bool:
+    parts = name.split(".")
+    return name.startswith("model.layers.") and int(parts[2]) in folded and not name.endswith(NEVER_FOLDED)
 
 
 def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Check:
@@ -56,7 +67,7 @@ def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Ch
     if not widths:
         return within("values = source's", name, moved, EXACT)
     error = math.sqrt(distance / norm) if norm else math.inf if distance else 0.0
-    return within("decoded = source, but for rounding", name, error, _tolerance(max(widths)))
+    return within("decoded = source, but for rounding", name, error, rounding_tolerance(max(widths)))
 
 
 def _as_kept(values: F32, dtype: str) -> F32:
@@ -67,6 +78,6 @@ def _as_kept(values: F32, dtype: str) -> F32:
         return values.astype(np.float16).astype(np.float32)
 
 
-def _tolerance(bits: int) -> float:
+def rounding_tolerance(bits: int) -> float:
     """The bound of that width, or of the next that has one: the largest code of a tensor may need fewer bits than its grid."""
     return ROUNDING_TOLERANCE[min(width for width in ROUNDING_TOLERANCE if width >= bits)]

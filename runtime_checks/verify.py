@@ -10,6 +10,7 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import FileFormatError
 from quantize.progress import track
 from quantize.store import QuantizedStore
+from runtime_checks.fold_check import check_folds
 from runtime_checks.gguf_check import check_gguf
 from runtime_checks.metadata_check import check_metadata
 from runtime_checks.model_check import check_model
@@ -34,6 +35,7 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) 
         "metadata": lambda: [] if path.is_dir() else check_metadata(path, source),
         "tensors": lambda: tensors(path, store),
         "source": lambda: check_source(path, source),
+        "folds": lambda: check_folds(path, source),
         "model": lambda: check_model(path, source),
     }
     checks = []

@@ -1,4 +1,4 @@
-"""Source floats: bits to F32, and the refusal of what is not finite."""
+"""Source floats: bits to F32 and back, and the refusal of what is not finite."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def to_f32(values: Array, dtype: str) -> F32:
     if dtype == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)
+
+
+def from_f32(values: F32, dtype: str) -> Array:
+    """The inverse of ``to_f32``: rounded to F16; cut to BF16, which is exact for values that came from it."""
+    if dtype == "BF16":
+        return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return np.asarray(values, FLOATS[dtype])
 
 
 def check_finite(values: Array, dtype: str, name: str, where: str) -> None:

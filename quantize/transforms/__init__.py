@@ -33,7 +33,7 @@ def transform(layer: DecoderLayer, names: Collection[str]) -> list[str]:
     """Apply those of ``names`` that pay, each in the basis that the ones before it left; returns them."""
     applied = []
     for name, propose in TRANSFORMS.items():
-        if name not in names:
+        if name not in names or not layer.rounded:
             continue
         folds = [fold for fold in map(layer.best, propose(layer)) if fold is not None]
         for fold in folds:
@@ -46,7 +46,7 @@ def correct(layer: DecoderLayer, rounded: Mapping[str, F32], names: Collection[s
     """Put new gains into ``layer.tensors`` where they make up for the ``rounded`` weights; returns what was applied."""
     applied = []
     for name, tune in CORRECTIONS.items():
-        gains = tune(layer, rounded) if name in names else {}
+        gains = tune(layer, rounded) if name in names and layer.rounded else {}
         layer.tensors.update(gains)
         applied += [name] if gains else []
     return applied

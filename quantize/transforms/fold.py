@@ -59,11 +59,15 @@ class Basis:
         if hessian.ndim == 1:
             return hessian[self.order] * np.square(self.factor)
         ordered: F32 = hessian[np.ix_(self.order, self.order)]
-        return ordered * (self.factor[:, None] * self.factor)
+        ordered *= self.factor
+        ordered *= self.factor[:, None]
+        return ordered
 
     def cost(self, per_square: F32) -> F32:
         """F32[n]: what a squared error of the channels costs."""
-        return per_square[self.order] / np.square(self.factor)
+        costs: F32 = per_square[self.order]
+        costs /= np.square(self.factor)
+        return costs
 
     def _along(self, values: F32) -> F32:
         return self.factor.reshape(-1, *[1] * (values.ndim - 1))

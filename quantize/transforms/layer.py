@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
-from quantize.model_config import ModelConfig
+from quantize.model_config import LINEARS, ModelConfig
 from quantize.rounding import ROUNDERS
 from quantize.transforms.fold import Fold
 from quantize.types import F32, LayerPlan, LayerStats
@@ -29,6 +29,11 @@ class DecoderLayer:
     stats: dict[str, LayerStats]
     folds: list[Fold] = field(default_factory=list)  # in the order in which they were applied
 
+    @property
+    def rounded(self) -> bool:
+        """Whether all linears are quantized. Where one stays in floats no fold helps it, and its values would move."""
+        return len(self.plans) == len(LINEARS)
+
     def apply(self, fold: Fold) -> None:
         """Go on in the new basis."""
         self.tensors = {name: fold.tensor(name, value) for name, value in self.tensors.items()}
@@ -44,12 +49,9 @@ class DecoderLayer:
     def best(self, candidates: Iterable[Fold]) -> Fold | None:
         """The fold under which the weights that it touches lose least, if that is less than without any.
 
-        RTN finds it, and the planned rounder has to confirm it. None where one of the weights stays in floats, too.
+        RTN finds it, and the planned rounder has to confirm it.
         """
-        tried = [fold for fold in candidates if self.plans.keys() >= set(self.weights(fold))]
-        if not tried:
-            return None
-        loss, best = min(((self._loss(fold, fold, False), fold) for fold in tried), key=lambda found: found[0])
+        loss, best = min(((self._loss(fold, fold, False), fold) for fold in candidates), key=lambda found: found[0])
         if not loss < self._loss(best, AS_IS, False):
             return None
         return best if self._loss(best, best, True) < self._loss(best, AS_IS, True) else None

@@ -22,7 +22,7 @@ def norm_gains(layer: DecoderLayer, rounded: Mapping[str, F32]) -> dict[str, F32
     """New gains by name, for the norms where they lower the loss of the ``rounded`` weights F32[OC, IC] behind them."""
     out = {}
     for norm, linears in READERS.items():
-        pairs = {name: (layer.tensors[name], rounded.get(name, layer.tensors[name])) for name in linears}
+        pairs = {name: (layer.tensors[name], rounded[name]) for name in linears}
         if layer.stats[linears[0]].hessian.ndim == 1:  # a diagonal alone does not say which channel makes up for which
             continue
         factors = _factors(list(pairs.values()), layer.stats[linears[0]].hessian)

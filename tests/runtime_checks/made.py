@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import numpy as np
+import onnx
 
 from exporter.gguf_file import write_gguf
 from exporter.onnx_file import write_onnx
@@ -48,6 +50,17 @@ def make_from(source: Checkpoint, folder: Path, form: str) -> Made:
     file = folder / ("file.gguf" if target in GGUF_TARGETS else "onnx")
     write = write_gguf if target in GGUF_TARGETS else write_onnx
     return Made(source, store, write(store, file))
+
+
+def tensor(path: Path, name: str) -> np.memmap:
+    """Bytes of a tensor or an initializer, writable in the file."""
+    if path.is_dir():
+        graph = onnx.load(path / "model.onnx", load_external_data=False).graph
+        held = next(item for item in graph.initializer if item.name == name)
+        place = {entry.key: entry.value for entry in held.external_data}
+        return np.memmap(path / place["location"], np.uint8, "r+", int(place["offset"]), int(place["length"]))
+    held = next(item for item in gguf.GGUFReader(path).tensors if item.name == name)
+    return np.memmap(path, np.uint8, "r+", int(held.data_offset), int(held.n_bytes))
 
 
 def random_blocks(kind: str, rows: int, blocks: int, rng: np.random.Generator) -> np.ndarray:
