@@ -11,8 +11,10 @@ from typing import NoReturn, TypeAlias
 from exporter.cli_size import add_size_options
 from exporter.cli_values import group_size, positive, transform_names
 from exporter.targets import TARGETS
+from quantize import transforms
 from quantize.grids import GRIDS
-from quantize.plan import DEFAULT_BITS, METHODS, WHOLE_CHANNEL, QuantizeConfig
+from quantize.grids.int_affine import SCALE_DTYPES
+from quantize.plan import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
@@ -86,9 +88,9 @@ def _add_run(commands: Subparsers) -> None:
 
 def _add_config_options(parser: OneLineParser) -> None:
     _add_grid_options(parser.add_argument_group("what the weights become"))
+    add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"))
     _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
 
-    add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"))
 
 def _add_grid_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--method", choices=METHODS, default=DEFAULTS.method, help="rounding and axis (default: %(default)s)")
@@ -104,12 +106,32 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
         help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX)",
     )
     group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
+    group.add_argument(
+        "--scale-dtype", choices=SCALE_DTYPES, default=DEFAULTS.scale_dtype, help="scales of the int grid (default: %(default)s)"
+    )
+    group.add_argument(
+        "--transforms",
+        type=transform_names,
+        metavar="none|all|NAME,...",
+        default=DEFAULTS.transforms,
+        help=f"changes of basis before rounding, where they pay: {', '.join(transforms.NAMES)} (default: none)",
+    )
     group.add_argument("--embedding", metavar="source|GRID", help="grid, or int4, int8 on ONNX (default: 8 bits of the target)")
     group.add_argument("--head", metavar="tied|source|GRID", help="(default: tied if the source is, else as the embedding)")
     group.add_argument("--recipe", type=Path, metavar="FILE.toml", help="rules for single tensors (default: none)")
     group.add_argument(
         "--allow-fallback", action="store_true", help="where a shape fits no block, take what fits and list it (default: refuse)"
     )
+
+
+def _add_sensitivity(commands: Subparsers) -> None:
+    example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
+    parser = _command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
+    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
+    _add_text_options(parser.add_argument_group("what is measured on"))
+    _add_common(parser)
 
 
 def _add_imatrix(commands: Subparsers) -> None:
@@ -124,16 +146,6 @@ def _add_imatrix(commands: Subparsers) -> None:
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
     _add_text_options(group)
     group.add_argument(
-def _add_sensitivity(commands: Subparsers) -> None:
-    example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
-    parser = _command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
-    parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
-    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
-    _add_text_options(parser.add_argument_group("what is measured on"))
-    _add_common(parser)
-
-
         "--imatrix",
         type=Path,
         metavar="FILE",
@@ -146,7 +158,7 @@ def _add_sensitivity(commands: Subparsers) -> None:
         help="AdaDim's loss: output of the attention or MLP around the layer, or of the layer (default: %(default)s)",
     )
     group.add_argument(
-        "--token-weight", choices=("unit", "none"), default=DEFAULTS.token_weight, help="scaling of tokens (default: %(default)s)"
+        "--token-weight", choices=TOKEN_WEIGHTS, default=DEFAULTS.token_weight, help="scaling of tokens (default: %(default)s)"
     )
     group.add_argument(
         "--max-slowdown",

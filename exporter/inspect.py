@@ -21,7 +21,7 @@ from typing import Any
 from exporter.targets import GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
 from quantize.errors import FileFormatError
-from quantize.grids import GRIDS
+from quantize.grids import GRIDS, grid_to_json
 from quantize.model_config import LINEARS
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Axis
@@ -35,9 +35,9 @@ def inspect(path: Path) -> Report:
     """The report of FILE.gguf, an ONNX folder or a store. Raises FileFormatError or StoreError.
 
     An ONNX folder's report has ``target`` too, and ``nodes``, the number of nodes in the graph. A store's has ``target``,
-    ``imatrix`` (the importance matrix's name, sha256, texts and chunks, or None) and, per quantized tensor, ``rounder``,
-    ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are those that the target will take, because codes
-    lie unpacked in a store.
+    ``imatrix`` (the importance matrix's name, sha256, texts and chunks, or None), ``transforms`` (in how many layers each was
+    applied) and, per quantized tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are
+    those that the target will take, because codes lie unpacked in a store.
     """
     if (path / "plan.json").is_file():
         return _inspect_store(path)
@@ -77,6 +77,7 @@ def _inspect_store(path: Path) -> Report:
     return _report(tensors, sum(item["bytes"] for item in tensors)) | {
         "target": store.target,
         "imatrix": store.header.get("imatrix"),
+        "transforms": {name: digits.count("1") for name, digits in store.header.get("transforms", {}).items()},
     }
 
 
@@ -86,8 +87,7 @@ def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report
         bits = FLOAT_BITS[record.dtype]
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
     stored = target.stored_bytes(grid, record.axis, (record.shape[0], record.shape[1]))
-    item |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(record.axis)}
-    item |= {"symmetric": grid.symmetric}
+    item |= grid_to_json(grid) | {"axis": str(record.axis)}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
 
 
@@ -163,7 +163,7 @@ def _described_item(entry: Report, stored: int) -> Report:
     item = _item(entry["name"], entry["name"], entry["shape"], stored)
     if entry["grid"] in FLOAT_BITS:
         return item | {"grid": entry["grid"].lower(), "bits": FLOAT_BITS[entry["grid"]]}
-    return item | {key: entry.get(key) for key in ("grid", "bits", "group_size", "symmetric", "axis")}
+    return item | {key: value for key, value in entry.items() if key not in ("name", "form", "shape")}
 
 
 def _float_item(tensor: Any, stored: int) -> Report:  # noqa: ANN401

@@ -11,7 +11,7 @@ import onnx.parser
 from onnx import FunctionProto, TensorProto
 
 from exporter.onnx_cost import packed_size
-from exporter.onnx_tensors import Form, Piece, Planned, Wire, node, pack_bits, scale_and_zero, site
+from exporter.onnx_tensors import Form, Piece, Planned, Wire, node, pack_bits, planned_scale, site
 from quantize.store import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 
@@ -102,7 +102,8 @@ _TAIL = """
   flat = Concat <axis = 0> (from0, padded1)
   q3 = Reshape (q, grouped)
   z3 = Unsqueeze (z, axis2)
-  s3 = Unsqueeze (scales, axis2)
+  s = Cast <to = 1> (scales)
+  s3 = Unsqueeze (s, axis2)
   centred = Sub (q3, z3)
   scaled = Mul (centred, s3)
   rows = Reshape (scaled, flat)
@@ -135,7 +136,7 @@ def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form
     zero_bytes = packed_size(groups, grid.bits)
     planned = (
         Planned(f"{name}.codes", TensorProto.UINT8, (rows, code_bytes)),
-        Planned(f"{name}.scale", TensorProto.FLOAT, (rows, groups)),
+        planned_scale(record, (rows, groups)),
         Planned(f"{name}.zero_point", TensorProto.UINT8, (1 if grid.symmetric else rows, zero_bytes)),
     )
     sizes = {"K": ic, "N": oc, "bits": grid.bits, "group_size": size, "per_oc": int(record.axis is Axis.PER_OC)}
@@ -144,9 +145,9 @@ def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form
     op = node(OP_TYPE, inputs, [wire.y], role, domain=DOMAIN, **sizes, accuracy_level=accuracy_level, layout=0)
 
     def pour(first: int, chunk: QuantizedTensor) -> Iterator[Piece]:
-        scale, zero = scale_and_zero(chunk)
+        scale, zero = chunk.params["scale"], chunk.params["zero_point"]
         yield f"{name}.codes", first * code_bytes, pack_bits(chunk.codes, grid.bits).tobytes()
-        yield f"{name}.scale", first * groups * 4, scale.tobytes()
+        yield f"{name}.scale", first * groups * scale.itemsize, scale.tobytes()
         if not grid.symmetric:
             yield f"{name}.zero_point", first * zero_bytes, pack_bits(zero, grid.bits).tobytes()
         elif first == 0:

@@ -14,12 +14,15 @@ A whole SmolLM2-135M (head and attention included) takes 2.0 times as long all p
 
 from __future__ import annotations
 
+from quantize.grids.int_affine import IntAffine
 from quantize.types import Axis, Grid
 
 FASTEST_2_BIT_BLOCK = 128  # onnxruntime's 2-bit MatMulNBits is 100 times slower at 256 and refuses more
 SMALLEST_FAST_BLOCK = 32
 SPLIT_K_BLOCK = 32  # the kernel rounds activations to 8 bits per block: the smallest fast one is the most accurate
 SCALED_VALUES = 1 << 15  # most values of x * s per token and Mul of the split form: 64 MiB for a prompt of 512 tokens
+
+RUNNING_SCALE_BYTES = 4  # onnxruntime widens scales when it loads them
 
 SECONDS_PER_BYTE = 5.3e-11
 SECONDS_PER_NODE = 7.4e-7
@@ -36,16 +39,22 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def block_size(bits: int, group_size: int, length: int) -> int:
+def scale_bytes(grid: Grid) -> int:
+    """Bytes of one scale in the file."""
+    assert isinstance(grid, IntAffine), grid
+    return grid.scale_bytes
+
+
+def block_size(grid: Grid, length: int) -> int:
     """The block that MatMulNBits stores rows of ``length`` in: the group, or a part of it that takes fewer bytes.
 
     Codes are padded to whole blocks, so one block of 1024 for a whole channel of 576 would cost 3 bits a weight more than
     blocks of 64 that repeat its scale.
     """
-    width = node_bits(bits)
+    width, group_size = node_bits(grid.bits), grid.group_size
     limit = min(group_size, FASTEST_2_BIT_BLOCK) if width == 2 else group_size
     sizes = [limit >> shift for shift in range(limit.bit_length()) if limit >> shift >= min(group_size, SMALLEST_FAST_BLOCK)]
-    return min(sizes, key=lambda size: -(-length // size) * (size * width + 32 + width))
+    return min(sizes, key=lambda size: -(-length // size) * (size * width + 8 * scale_bytes(grid) + width))
 
 
 def groups_per_mul(groups: int, ic: int) -> int:
@@ -68,22 +77,26 @@ def linear_nodes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
 
 def linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
     """Bytes of one linear's initializers on stock onnxruntime, without those that linears of one shape share."""
+    return _linear_bytes(grid, axis, shape, scale_bytes(grid))
+
+
+def _linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int], per_scale: int) -> int:
     oc, ic = shape
     bits = node_bits(grid.bits)
     if axis is Axis.PER_OC:
-        size = block_size(grid.bits, grid.group_size, ic)
+        size = block_size(grid, ic)
         blocks = -(-ic // size)
         zeros = 0 if grid.symmetric and bits == grid.bits else packed_size(blocks, bits)
-        return oc * (blocks * (size * bits // 8 + 4) + zeros)
+        return oc * (blocks * (size * bits // 8 + per_scale) + zeros)
     groups = -(-oc // grid.group_size)
     codes = oc * packed_size(-(-ic // SPLIT_K_BLOCK) * SPLIT_K_BLOCK, bits)
-    return codes + groups * ic * 4 + (0 if grid.symmetric else packed_size(groups * ic, max(4, bits)))
+    return codes + groups * ic * per_scale + (0 if grid.symmetric else packed_size(groups * ic, max(4, bits)))
 
 
 def linear_seconds(grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
     """Estimated seconds to multiply one row of activations on stock onnxruntime at accuracy level 4."""
     nodes = linear_nodes(grid, axis, shape)
-    seconds = SECONDS_PER_BYTE * linear_bytes(grid, axis, shape) + SECONDS_PER_NODE * nodes
+    seconds = SECONDS_PER_BYTE * _linear_bytes(grid, axis, shape, RUNNING_SCALE_BYTES) + SECONDS_PER_NODE * nodes
     return seconds + (SECONDS_PER_NODE_AND_CHANNEL * nodes * shape[1] if axis is Axis.PER_IC else 0)
 
 

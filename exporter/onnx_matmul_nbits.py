@@ -19,9 +19,10 @@ from exporter.onnx_tensors import (
     node,
     pack_bits,
     pad_last,
+    planned_scale,
     repeat_groups,
-    scale_and_zero,
     site,
+    wide_scale,
 )
 from quantize.model_config import HEAD
 from quantize.store import TensorRecord
@@ -38,7 +39,7 @@ class _Layout:
         assert grid is not None
         self.record, self.bits = record, node_bits(grid.bits)
         self.oc, self.ic = record.shape
-        self.size = block_size(grid.bits, grid.group_size, self.ic)
+        self.size = block_size(grid, self.ic)
         self.blocks = -(-self.ic // self.size)
         self.block_bytes = self.size * self.bits // 8
         # Without zero points both operators take 2**(bits-1), which is not the middle of 3 bits that ride in 4.
@@ -48,7 +49,11 @@ class _Layout:
         return Planned(f"{self.record.name}.codes", TensorProto.UINT8, (self.oc, self.blocks, self.block_bytes))
 
     def scale(self) -> Planned:
-        return Planned(f"{self.record.name}.scale", TensorProto.FLOAT, (self.oc, self.blocks))
+        return planned_scale(self.record, (self.oc, self.blocks))
+
+    def widening(self) -> list[NodeProto]:
+        """The nodes that make the scales float32: one form of a tensor has them, another may read their value."""
+        return wide_scale(self.scale())[1]
 
     def zero_point(self, name: str, bits: int) -> tuple[Planned, ...]:
         shape = (self.oc, packed_size(self.blocks, bits))
@@ -58,20 +63,19 @@ class _Layout:
         """Bytes of the rows from ``first`` on; ``zero_widths``: initializers of zero points and the bits each packs them in."""
         name = self.record.name
         codes = pack_bits(pad_last(chunk.codes, self.size), self.bits)
-        scale, _ = scale_and_zero(chunk)
+        scale = repeat_groups(chunk.params["scale"], self.record, self.size, self.blocks)
         yield f"{name}.codes", first * self.blocks * self.block_bytes, codes.tobytes()
-        yield f"{name}.scale", first * self.blocks * 4, repeat_groups(scale, self.record, self.size, self.blocks).tobytes()
+        yield f"{name}.scale", first * self.blocks * scale.itemsize, scale.tobytes()
         yield from self.zero_pieces(first, chunk, zero_widths)
 
     def zero_pieces(self, first: int, chunk: QuantizedTensor, zero_widths: Mapping[str, int]) -> Iterator[Piece]:
         """The zero points' part of ``pieces``."""
-        _, zero = scale_and_zero(chunk)
-        repeated = repeat_groups(zero, self.record, self.size, self.blocks)
+        repeated = repeat_groups(chunk.params["zero_point"], self.record, self.size, self.blocks)
         for initializer, bits in zero_widths.items():
             yield initializer, first * packed_size(self.blocks, bits), pack_bits(repeated, bits).tobytes()
 
     def matmul(self, name: str, wire: Wire, zeros: tuple[Planned, ...], accuracy_level: int) -> NodeProto:
-        inputs = [wire.x, self.codes().name, self.scale().name, *(zero.name for zero in zeros)]
+        inputs = [wire.x, self.codes().name, wide_scale(self.scale())[0], *(zero.name for zero in zeros)]
         sizes = {"K": self.ic, "N": self.oc, "bits": self.bits, "block_size": self.size, "accuracy_level": accuracy_level}
         return node("MatMulNBits", inputs, [wire.y], f"{site(name)}/MatMulNBits", domain=CONTRIB, **sizes)
 
@@ -83,7 +87,7 @@ def matmul_nbits(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
     matmul = layout.matmul(record.name, wire, zeros, accuracy_level)
     widths = {zero.name: layout.bits for zero in zeros}
     planned = (layout.codes(), layout.scale(), *zeros)
-    return Form("matmulnbits", [matmul], planned, lambda first, chunk: layout.pieces(first, chunk, widths))
+    return Form("matmulnbits", [*layout.widening(), matmul], planned, lambda first, chunk: layout.pieces(first, chunk, widths))
 
 
 def embedding(record: TensorRecord, wire: Wire) -> Form:
@@ -112,7 +116,8 @@ def tied_head(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
 def _gather_nodes(layout: _Layout, wire: Wire, zeros: tuple[Planned, ...]) -> tuple[list[NodeProto], dict[str, Array]]:
     prefix, columns = site(layout.record.name), layout.blocks * layout.size
     constants = {"adadim.axis_2": np.array([2], np.int64), f"adadim.columns_{columns}": np.array([0, 0, columns], np.int64)}
-    params = [layout.scale().name, *(zero.name for zero in zeros)]
+    scale, widening = wide_scale(layout.scale())
+    params = [scale, *(zero.name for zero in zeros)]
     blockwise = [f"{name}.blockwise" for name in params]
     nodes = [
         node("Unsqueeze", [name, "adadim.axis_2"], [column], f"{prefix}/Unsqueeze_{index:05d}")
@@ -130,4 +135,4 @@ def _gather_nodes(layout: _Layout, wire: Wire, zeros: tuple[Planned, ...]) -> tu
         constants |= {"adadim.axis_0": np.array([0], np.int64), f"adadim.end_{layout.ic}": np.array([layout.ic], np.int64)}
         ends = [flat, "adadim.axis_0", f"adadim.end_{layout.ic}", "adadim.axis_2"]
         nodes.append(node("Slice", ends, [wire.y], f"{prefix}/Slice"))
-    return nodes, constants
+    return widening + nodes, constants

@@ -18,6 +18,7 @@ from exporter.onnx_matmul_nbits import embedding, matmul_nbits, tied_head
 from exporter.onnx_split import split_form
 from exporter.onnx_tensors import Form, Planned, Wire
 from quantize.errors import ExportError
+from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Array, Axis
@@ -136,9 +137,7 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
         if record.grid is None:
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
-            grid = record.grid
-            entry |= {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric}
-            entry |= {"axis": str(record.axis)}
+            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
         tensors.append(entry)
     keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
     header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}

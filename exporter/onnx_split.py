@@ -5,7 +5,7 @@ For output group j with scale s and zero point z per input channel, and mid = 2*
     y_n = sum_k x_k s_kj (q_kn - z_kj) = sum_k (x_k s_kj) (q_kn - mid)  +  sum_k x_k s_kj (mid - z_kj)
                                          MatMulNBits, unit scales          one small MatMul for all groups
 
-The file holds s F32[G, 1, 1, IC] and the zero points as integers of the same shape; onnxruntime folds s * (mid - z) at load.
+The file holds s [G, 1, 1, IC] and the zero points as integers of the same shape; onnxruntime folds s * (mid - z) at load.
 x * s is made for as many groups at a time as keep a prompt's intermediate values small, then split.
 """
 
@@ -26,8 +26,9 @@ from exporter.onnx_tensors import (
     node,
     pack_bits,
     pad_last,
-    scale_and_zero,
+    planned_scale,
     site,
+    wide_scale,
 )
 from quantize.store import TensorRecord
 from quantize.types import Array, QuantizedTensor
@@ -51,22 +52,23 @@ class _Split:
         self.widths = [min(self.size, self.oc - start) for start in range(0, self.oc, self.size)]
         self.groups, self.blocks = len(self.widths), -(-self.ic // SPLIT_K_BLOCK)
         self.zero_type = TensorProto.UINT8 if grid.bits == 8 else TensorProto.UINT4
+        self.scale = planned_scale(record, (self.groups, 1, 1, self.ic))
+        self.wide, self.widening = wide_scale(self.scale)
         self.constants: dict[str, Array] = {}
 
     def planned(self) -> tuple[Planned, ...]:
-        per_group = (self.groups, 1, 1, self.ic)
         codes = [
             Planned(self._codes(j), TensorProto.UINT8, (width, self.blocks, SPLIT_K_BLOCK * self.bits // 8))
             for j, width in enumerate(self.widths)
         ]
-        zeros = [Planned(f"{self.name}.zero_point", self.zero_type, per_group)] if self.zeros else []
-        return (Planned(f"{self.name}.scale", TensorProto.FLOAT, per_group), *zeros, *codes)
+        zeros = [Planned(f"{self.name}.zero_point", self.zero_type, self.scale.shape)] if self.zeros else []
+        return (self.scale, *zeros, *codes)
 
     def pieces(self, first: int, chunk: QuantizedTensor) -> Iterator[Piece]:
         """All bytes: a linear is never larger than a decoder layer, so it comes in one chunk (rows are input channels)."""
         assert first == 0 and chunk.codes.shape[0] == self.ic, self.name
-        scale, zero = scale_and_zero(chunk)
-        yield f"{self.name}.scale", 0, np.ascontiguousarray(scale.T).tobytes()
+        zero = chunk.params["zero_point"]
+        yield self.scale.name, 0, np.ascontiguousarray(chunk.params["scale"].T).tobytes()
         if self.zeros:
             yield f"{self.name}.zero_point", 0, pack_bits(zero.T.reshape(1, -1), 8 if self.bits == 8 else 4).tobytes()
         for j, width in enumerate(self.widths):
@@ -84,18 +86,18 @@ class _Split:
             self._node("Concat", parts, self._value("stacked"), axis=-1),
             self._node("Squeeze", [self._value("stacked"), self._constant("axis_0", [0])], joined),
         ]
-        return nodes + (self._add_zero_points(joined) if self.zeros else [])
+        return self.widening + nodes + (self._add_zero_points(joined) if self.zeros else [])
 
     def _scale_activations(self) -> tuple[list[str], list[NodeProto]]:
         """x * s for every group, [1, batch, tokens, IC] each: their names, and the nodes that make them."""
         step = groups_per_mul(self.groups, self.ic)
         starts = range(0, self.groups, step)
-        scales = [f"{self.name}.scale"]
+        scales = [self.wide]
         nodes = []
         if len(starts) > 1:
             scales = [f"{self.name}.scale.part_{i:05d}" for i in range(len(starts))]
             sizes = self._constant(f"parts_{self.groups}_{step}", [min(step, self.groups - start) for start in starts])
-            nodes.append(node("Split", [f"{self.name}.scale", sizes], scales, f"{self.prefix}/Split scales", axis=0))
+            nodes.append(node("Split", [self.wide, sizes], scales, f"{self.prefix}/Split scales", axis=0))
         scaled = [f"{self.prefix}.x_{j:05d}" for j in range(self.groups)]
         for i, start in enumerate(starts):
             mine = scaled[start : start + step]
@@ -128,7 +130,7 @@ class _Split:
         return [
             self._node("Cast", [f"{self.name}.zero_point"], zero, to=TensorProto.FLOAT),
             self._node("Sub", [middle, zero], centred),
-            self._node("Mul", [centred, f"{self.name}.scale"], c4, "Mul zero"),
+            self._node("Mul", [centred, self.wide], c4, "Mul zero"),
             self._node("Reshape", [c4, shape], c2, "Reshape zero"),
             self._node("Transpose", [c2], c, perm=[1, 0]),
             self._node("MatMul", [self.wire.x, c], shift),

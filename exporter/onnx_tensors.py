@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from quantize.grids.int_affine import IntAffine
 from quantize.store import TensorRecord
-from quantize.types import F32, U8, Array, QuantizedTensor
+from quantize.types import U8, Array
 
 ITEM_BITS: dict[int, int] = {
     TensorProto.INT64: 64,
@@ -24,6 +25,9 @@ ITEM_BITS: dict[int, int] = {
     TensorProto.UINT8: 8,
     TensorProto.UINT4: 4,
 }
+
+
+SCALE_TYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,18 @@ def pad_last(values: U8, multiple: int) -> U8:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, padding)]) if padding else values
 
 
-def scale_and_zero(q: QuantizedTensor) -> tuple[F32, U8]:
-    """(scale F32, zero point U8), [rows, groups] each."""
-    scale, zero = q.grid.scale_zero(q.params)
-    return scale[..., 0], zero[..., 0].astype(np.uint8)
+def planned_scale(record: TensorRecord, shape: tuple[int, ...]) -> Planned:
+    """A tensor's scales in the type that its grid stores."""
+    assert isinstance(record.grid, IntAffine), record
+    return Planned(f"{record.name}.scale", SCALE_TYPES[record.grid.scale_dtype], shape)
+
+
+def wide_scale(scale: Planned) -> tuple[str, list[NodeProto]]:
+    """Scales as the float32 that operators want: the value, and the Cast that makes it, which onnxruntime folds at load."""
+    if scale.data_type == TensorProto.FLOAT:
+        return scale.name, []
+    wide, owner = f"{scale.name}.wide", site(scale.name.removesuffix(".scale"))
+    return wide, [node("Cast", [scale.name], [wide], f"{owner}/Cast scale", to=TensorProto.FLOAT)]
 
 
 def repeat_groups(values: Array, record: TensorRecord, size: int, blocks: int) -> Array:

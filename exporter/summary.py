@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from exporter.targets import TARGETS
-from quantize.grids import make_grid
+from quantize.grids import grid_from_json
+from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
 from quantize.store import QuantizedStore
 from quantize.types import Axis, Grid
@@ -41,6 +42,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
         if record.grid is not None and _is_linear(record.name)
     ]
     rows += _linear_rows(linears, store.target)
+    rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
     for name in (EMBEDDING, HEAD):
         if name in store.records:
             grid = store.records[name].grid
@@ -66,9 +68,10 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
     ]
     if "nodes" in report:
         rows.append(("graph", f"{report['nodes']:,} nodes"))
+    rows += _transform_rows(report.get("transforms", {}))
     if "target" in report:
         items = [item for item in report["tensors"] if item["axis"] is not None and _is_linear(item["name"])]
-        grids = [make_grid(item["grid"], item["bits"], item["group_size"], item.get("symmetric", False)) for item in items]
+        grids = [grid_from_json(item) for item in items]
         linears = [Linear(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
     return rows
@@ -79,17 +82,14 @@ def _imatrix_row(imatrix: dict[str, Any]) -> Row:
     return "imatrix", f"{imatrix['name']} (sha256 {imatrix['sha256'][:16]}), {imatrix['chunks']:,} chunks of {texts}"
 
 
+def _transform_rows(layers: dict[str, int]) -> list[Row]:
+    return [("transforms", ", ".join(f"{name} in {count} layers" for name, count in layers.items()))] if layers else []
+
+
 def _is_linear(name: str) -> bool:
     return name.removesuffix(".weight").endswith(LINEARS)
 
 
-def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any] | None = None) -> list[Row]:
-    """The text that was run over, or the importance matrix that stood in for it."""
-    if imatrix is not None:
-        return [_imatrix_row(imatrix)]
-    if calibration is None:
-        return [("calibration", "none needed")]
-    poor = [("rank-poor", site) for site in calibration["rank_poor"]]
 def _budget_rows(budget: dict[str, Any] | None) -> list[Row]:
     if budget is None:
         return []
@@ -100,6 +100,13 @@ def _budget_rows(budget: dict[str, Any] | None) -> list[Row]:
     ]
 
 
+def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any] | None = None) -> list[Row]:
+    """The text that was run over, or the importance matrix that stood in for it."""
+    if imatrix is not None:
+        return [_imatrix_row(imatrix)]
+    if calibration is None:
+        return [("calibration", "none needed")]
+    poor = [("rank-poor", site) for site in calibration["rank_poor"]]
     return [("calibration", f"{calibration['text']}, {calibration['tokens']:,} tokens"), *poor]
 
 
@@ -135,9 +142,10 @@ def _cost_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
 
 
 def _grid_name(grid: Grid) -> str:
-    if grid.name != "int":
+    if not isinstance(grid, IntAffine):
         return grid.name
-    return f"int{grid.bits} group {grid.group_size}{' symmetric' if grid.symmetric else ''}"
+    scales = "" if grid.scale_dtype == SCALE_DTYPES[0] else f", {grid.scale_dtype} scales"
+    return f"int{grid.bits} group {grid.group_size}{' symmetric' if grid.symmetric else ''}{scales}"
 
 
 def _tensor_text(item: dict[str, Any]) -> str:

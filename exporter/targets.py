@@ -13,7 +13,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from exporter.onnx_cost import SECONDS_PER_BYTE, SECONDS_PER_NODE, linear_bytes, linear_nodes, linear_seconds, packed_size
+from exporter.onnx_cost import (
+    SECONDS_PER_BYTE,
+    SECONDS_PER_NODE,
+    linear_bytes,
+    linear_nodes,
+    linear_seconds,
+    packed_size,
+    scale_bytes,
+)
 from quantize.errors import ConfigError, ExportError, StoreError
 from quantize.grids import GRIDS
 from quantize.store import QuantizedStore
@@ -116,7 +124,7 @@ class OnnxTarget:
         rows, cols = shape if axis is Axis.PER_OC else shape[::-1]
         groups = math.ceil(cols / grid.group_size)
         zero_points = packed_size(groups, grid.bits) * (1 if grid.symmetric else rows)
-        return rows * (packed_size(cols, grid.bits) + 4 * groups) + zero_points
+        return rows * (packed_size(cols, grid.bits) + scale_bytes(grid) * groups) + zero_points
 
     def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
         """Graph nodes that one linear becomes."""

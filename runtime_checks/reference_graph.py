@@ -20,7 +20,7 @@ FLOATS: dict[int, tuple[str, str]] = {
     TensorProto.BFLOAT16: ("BF16", "<u2"),
 }
 INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
-TRANSPARENT = ("Reshape", "Unsqueeze", "Cast", "Identity")  # operators that leave the values as they are
+TRANSPARENT = ("Reshape", "Unsqueeze", "Identity")  # operators that leave the values as they are
 
 
 class Graph:
@@ -42,7 +42,7 @@ class Graph:
 
     def resolve(self, name: str) -> TensorProto:
         """The initializer behind an input, looking through what leaves its values as they are."""
-        while name in self.producers and self.producers[name].op_type in TRANSPARENT:
+        while name in self.producers and _keeps_values(self.producers[name]):
             name = self.producers[name].input[0]
         if name not in self.initializers:
             raise DamagedFileError(f"{self.path}: {name} should be an initializer")
@@ -82,6 +82,13 @@ class Graph:
         if not 0 <= start <= stop <= data.size:
             raise DamagedFileError(f"{file}: {tensor.name} is at [{start}, {stop}) of {data.size} bytes; the file is truncated")
         return data[start:stop]
+
+
+def _keeps_values(node: onnx.NodeProto) -> bool:
+    """A Cast does if it widens, and float32 is wider than all that these graphs store."""
+    if node.op_type == "Cast":
+        return [item.i for item in node.attribute if item.name == "to"] == [TensorProto.FLOAT]
+    return node.op_type in TRANSPARENT
 
 
 def _by(nodes: Iterable[onnx.NodeProto], keys: Callable[[onnx.NodeProto], Iterable[str]]) -> dict[str, list[onnx.NodeProto]]:

@@ -2,14 +2,15 @@
 
 What holds a weight is told by nodes, which are named ``<weight's name without .weight>/<role>``::
 
-    MatMulNBits           B U8[N, ceil(K / block), block * bits / 8], scales F32[N, ceil(K / block)],
+    MatMulNBits           B U8[N, ceil(K / block), block * bits / 8], scales [N, ceil(K / block)],
                           zero points packed U8[N, ceil(n_blocks * bits / 8)], or absent: 2**(bits - 1)
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
     MatMulAdaDim          docs/matmul-adadim.md
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
-                          F32[groups, 1, 1, K] multiplies its input; zero_point U4 or U8 of the same shape
+                          [groups, 1, 1, K] multiplies its input; zero_point U4 or U8 of the same shape
 
-Packed values lie low bits first; only MatMulAdaDim's 3-bit ones cross bytes.
+Scales are F32, or F16 behind a Cast to F32 (MatMulAdaDim takes them as they are). Packed values lie low bits first; only
+MatMulAdaDim's 3-bit ones cross bytes.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _read_split(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxC
     scales = [_scale_row(graph, node.input[0]) for node in ordered]
     (held,) = {name for name, _ in scales}
     order = np.array([row for _, row in scales])
-    scale = graph.read(held)[order, 0, 0].T
+    scale = graph.read(held)[order, 0, 0].T.astype(np.float32)
     zero = np.stack([part.zero_point[0, 0] for part in parts])[None].repeat(scale.shape[0], axis=0)
     for node in graph.named[f"{_stem(concat)}/Sub"]:  # mid - z, where mid is what every part subtracts already
         if any((part.zero_point != graph.read(node.input[0])).any() for part in parts):
@@ -193,8 +194,8 @@ def _scale_row(graph: Graph, name: str) -> tuple[str, int]:
         row = list(node.output).index(name)
         node = graph.producers[node.input[0]]
     held = node.input[1]
-    if held in graph.producers:
-        cut = graph.producers[held]
+    cut = graph.producers.get(held)
+    if cut is not None and cut.op_type == "Split":
         row += int(graph.read(cut.input[1])[: list(cut.output).index(held)].sum())
         held = cut.input[0]
     return held, row
@@ -209,7 +210,7 @@ def _read_adadim(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onnx
     n, cols = (a["N"], a["K"]) if a["per_oc"] else (a["K"], a["N"])
     groups = -(-cols // a["group_size"])
     codes = unpack(graph.read(node.input[1]).reshape(n, -1)[rows], a["bits"], cols)
-    scale = graph.read(node.input[2]).reshape(n, groups)[rows]
+    scale = graph.read(node.input[2]).reshape(n, groups)[rows].astype(np.float32)
     zero = np.broadcast_to(unpack(graph.read(node.input[3]), a["bits"], groups), (n, groups))[rows]
     return OnnxCodes(codes, scale, zero, a["group_size"], bool(a["per_oc"]))
 

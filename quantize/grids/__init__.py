@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from quantize.errors import ConfigError
 from quantize.grids.codebook import CODEBOOK_GRIDS
 from quantize.grids.ggml import GGML_GRIDS
 from quantize.grids.ggml_k import K_GRIDS
-from quantize.grids.int_affine import IntAffine
+from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.types import Grid
 
 GRIDS: dict[str, Grid | type[IntAffine]] = {
@@ -15,8 +18,8 @@ GRIDS: dict[str, Grid | type[IntAffine]] = {
 }
 
 
-def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) -> Grid:
-    """The grid of that name; ``int`` takes its bits, group size and symmetry, a ggml grid has its own.
+def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, scale_dtype: str = SCALE_DTYPES[0]) -> Grid:
+    """The grid of that name; ``int`` takes its bits, group size, symmetry and type of scales, a ggml grid has its own.
 
     Raises ConfigError for an unknown name and for options that contradict the grid.
     """
@@ -24,12 +27,14 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) ->
     if grid is None:
         raise ConfigError(f"--grid {name}: unknown; choose one of {', '.join(GRIDS)}")
     if isinstance(grid, type):
-        return grid(bits=bits, group_size=group_size, symmetric=symmetric)
+        return grid(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     if bits != grid.bits:
         raise ConfigError(f"--grid {name} stores {grid.bits} bits, but --bits {bits} was asked for; drop one of the two")
     if group_size != grid.group_size:
         asked = group_size or "whole channels"
         raise ConfigError(f"--grid {name} has groups of {grid.group_size}, not {asked}; drop --group-size")
+    if scale_dtype != SCALE_DTYPES[0]:
+        raise ConfigError(f"--grid {name} has scales of its own; drop --scale-dtype {scale_dtype}")
     if symmetric and not grid.symmetric:
         others = [
             other.name for other in GRIDS.values() if not isinstance(other, type) and other.symmetric and other.bits == bits
@@ -37,3 +42,16 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False) ->
         choose = f"choose {' or '.join(others)}, or drop" if others else "drop"
         raise ConfigError(f"--grid {name} is not symmetric; {choose} --symmetric")
     return grid
+
+
+def grid_to_json(grid: Grid) -> dict[str, Any]:
+    """What stores and files say of a grid."""
+    out = {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric}
+    return out | ({"scale_dtype": grid.scale_dtype} if isinstance(grid, IntAffine) else {})
+
+
+def grid_from_json(raw: Mapping[str, Any]) -> Grid:
+    """The inverse of ``grid_to_json``; an int grid that names no type of scales is from when all were float32."""
+    name = raw["grid"]
+    own = {"scale_dtype": raw.get("scale_dtype", "float32")} if name == "int" else {}
+    return make_grid(name, raw["bits"], raw["group_size"], raw["symmetric"], **own)

@@ -1,4 +1,4 @@
-"""Integer codes with one float32 scale and one integer zero point per group: what ONNX's MatMulNBits stores."""
+"""Integer codes with one float scale and one integer zero point per group: what ONNX's MatMulNBits multiplies by."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantize.errors import ConfigError
-from quantize.grids.search import least_error
+from quantize.grids.ggml import CUTS
+from quantize.grids.least_squares import best_centred, best_scale, fit_turned, spreads, whole_numbers
 from quantize.types import F32, U8, Array, Params
 
 BITS = (2, 3, 4, 8)
 MIN_GROUP_SIZE = 16
-# Shares of the range's two ends that a search tries after min-max (OmniQuant's learned clipping as a coarse grid).
-SEARCH_RANGES: F32 = np.array(
-    [[1, 1], [0.93, 1], [1, 0.93], [0.93, 0.93], [0.86, 0.93], [0.93, 0.86], [0.86, 0.86], [0.78, 0.78]], np.float32
-)[..., None]
+SCALE_DTYPES = ("float16", "float32")
+LEAST_SCALE = {"float16": 2.0**-24, "float32": 2.0**-126}  # a subnormal float16; dividing by a subnormal float32 overflows
 
 
 @dataclass(frozen=True)
 class IntAffine:
     """``w = (q - zero_point) * scale``, q and zero_point in [0, 2**bits).
 
-    params: ``scale`` F32[rows, n_groups], ``zero_point`` U8[rows, n_groups]. Symmetric: zero_point is 2**(bits-1)
+    params: ``scale`` F16 or F32[rows, n_groups], ``zero_point`` U8[rows, n_groups]. Symmetric: zero_point is 2**(bits-1)
     everywhere, and the sign of the scale puts the larger extreme on code 0, as ggml's Q4_0 does.
     """
 
     bits: int = 4
     group_size: int = 64
     symmetric: bool = False
+    scale_dtype: str = SCALE_DTYPES[0]
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise ConfigError(f"--bits {self.bits}: the int grid stores {', '.join(map(str, BITS))} bits")
         if self.group_size < MIN_GROUP_SIZE or self.group_size & (self.group_size - 1):
             raise ConfigError(f"group size {self.group_size}: must be a power of two of at least {MIN_GROUP_SIZE}")
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise ConfigError(f"--scale-dtype {self.scale_dtype}: choose one of {', '.join(SCALE_DTYPES)}")
 
     @property
     def name(self) -> str:
-        """ "int": with bits and group size, the whole identity."""
+        """ "int": with the fields, the whole identity."""
         return "int"
 
     @property
@@ -47,45 +49,68 @@ class IntAffine:
         return self.group_size
 
     @property
+    def scale_bytes(self) -> int:
+        """Bytes of one stored scale."""
+        return np.dtype(self.scale_dtype).itemsize
+
+    @property
     def bits_per_weight(self) -> float:
-        """Codes, a float32 scale and, if asymmetric, a packed zero point per group."""
-        return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.group_size
+        """Codes, a scale and, if asymmetric, a packed zero point per group."""
+        return self.bits + (8 * self.scale_bytes + (0 if self.symmetric else self.bits)) / self.group_size
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """Min-max range widened to contain zero (the paper's does not, and clips one-sided groups).
 
-        With ``importance`` F32[..., group_size] (it broadcasts): the best of several narrower ranges.
+        With ``importance`` F32[..., group_size] (it broadcasts): the params of least error.
         """
-        if importance is None:
-            return self._from_range(blocks, 1, 1)
-        return least_error(self, blocks, importance, lambda x: self._from_range(x, SEARCH_RANGES[:, 0], SEARCH_RANGES[:, 1]))
-
-    def _from_range(self, blocks: F32, keep_low: F32 | int, keep_high: F32 | int) -> Params:
-        """The range with shares of its two ends kept; shares F32[candidates, 1] give params a leading axis."""
-        low, high = keep_low * np.minimum(blocks.min(-1), 0), keep_high * np.maximum(blocks.max(-1), 0)
-        top, middle = 2**self.bits - 1, 2 ** (self.bits - 1)
+        if importance is not None:
+            return fit_turned(blocks, importance, self.group_size, self._search)
+        low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
         if self.symmetric:
-            extreme = np.where(-low > high, low, high)
-            return {"scale": _nonzero(extreme / np.float32(-middle)), "zero_point": np.full(low.shape, middle, np.uint8)}
-        scale = _nonzero((high - low) / np.float32(top))
-        return {"scale": scale, "zero_point": np.clip(np.rint(-low / scale), 0, top).astype(np.uint8)}
+            return self._centred(np.where(-low > high, low, high) / np.float32(-self._middle))
+        scale = self._stored((high - low) / np.float32(self._top))
+        zero = np.clip(np.rint(-low / scale.astype(np.float32)), 0, self._top)
+        return {"scale": scale, "zero_point": zero.astype(np.uint8)}
+
+    def _search(self, x: F32, w: F32) -> Params:
+        """F32[group, 1, n] twice -> params [n]."""
+        if self.symmetric:
+            starts = np.concatenate([-self._middle * CUTS, (self._middle - 1) * CUTS])
+            nearest = whole_numbers(-self._middle, self._middle - 1)
+            return self._centred(best_scale(x[:, 0], w[:, 0], nearest, starts)[0])
+        scale, zero = best_centred(x[:, 0], w[:, 0], self._top, spreads(self._top))
+        return {"scale": self._stored(scale), "zero_point": zero.astype(np.uint8)}
+
+    @property
+    def _top(self) -> int:
+        return (1 << self.bits) - 1
+
+    @property
+    def _middle(self) -> int:
+        return 1 << self.bits - 1
+
+    def _centred(self, scale: Array) -> Params:
+        return {"scale": self._stored(scale), "zero_point": np.full(scale.shape, self._middle, np.uint8)}
+
+    def _stored(self, scale: Array) -> Array:
+        """As the file has it. A group of zeros gets scale 1, another one at least the least scale: nothing divides by zero.
+
+        What overflows becomes infinite, and the pipeline refuses that by name.
+        """
+        least = np.float32(LEAST_SCALE[self.scale_dtype])
+        kept = np.where(scale == 0, np.float32(1), np.copysign(np.maximum(np.abs(scale), least), scale))
+        with np.errstate(over="ignore"):
+            return kept.astype(self.scale_dtype)
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """params -> (scale, zero point as float), F32[..., 1] each."""
-        scale: F32 = params["scale"][..., None]
-        return scale, params["zero_point"].astype(np.float32)[..., None]
+        return params["scale"].astype(np.float32)[..., None], params["zero_point"].astype(np.float32)[..., None]
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code, ties to even."""
-        codes: U8 = np.clip(np.rint(x / scale) + zero, 0, 2**self.bits - 1).astype(np.uint8)
+        codes: U8 = np.clip(np.rint(x / scale) + zero, 0, self._top).astype(np.uint8)
         return codes
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``(q - zero) * scale`` in float32, the order of onnxruntime's DequantizeLinear."""
         return (codes.astype(np.float32) - zero) * scale
-
-
-def _nonzero(scale: Array) -> F32:
-    """A group of zeros gets scale 1, so that its codes stand at the zero point and nothing divides by zero."""
-    tiny = np.abs(scale) < np.finfo(np.float32).tiny
-    return np.where(tiny, np.float32(1), scale).astype(np.float32)

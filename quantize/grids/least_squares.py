@@ -122,6 +122,34 @@ def best_line(x: F32, w: F32, top: int, starts: Array, ceiling: float = 0.0) -> 
     return scale, low, curvature
 
 
+def best_centred(x: F32, w: F32, top: int, starts: Array) -> tuple[F32, F32]:
+    """(s, z) F32[n], z whole in 0..top, that minimize ``sum(w (s (q - z) - x)**2)``, q = nearest code in 0..top.
+
+    Each start spreads the range, zero included, over that many codes and keeps one of its ends; the best is refined.
+    """
+    low, high = np.minimum(x.min(0), 0), np.maximum(x.max(0), 0)
+    wx = w * x
+
+    def attempt(inverse: F32, zero: F32) -> Found:
+        q = x[:, None] * inverse
+        np.rint(q, out=q)
+        q = np.clip(q, -zero, top - zero)
+        projected, square = np.einsum("gn,gsn->sn", wx, q), np.einsum("gn,gsn,gsn->sn", w, q, q)
+        scale = ratio(projected, square)
+        return _first_best(-projected * scale, scale, zero)  # the loss without its constant sum(w x**2)
+
+    inverse = reciprocal(high - low)
+    found: Found = (np.zeros_like(low),) * 3  # all zero
+    for some in _portions(starts, x):
+        for zero in (-low * inverse * some, top - high * inverse * some):
+            found = _better(attempt(some * inverse, np.clip(np.rint(zero), 0, top)), found)
+    beside = np.array([[0], [-1], [1]], np.float32)
+    for _ in range(REFINEMENTS):
+        found = _better(attempt(reciprocal(found[1])[None], np.clip(found[2] + beside, 0, top)), found)
+    _, scale, zero = found
+    return scale, zero
+
+
 def _portions(starts: Array, x: F32) -> list[F32]:
     """The starts as columns F32[some, 1]: as many at once as stay in the cache beside x, which for few blocks are all."""
     column = np.asarray(starts, np.float32)[:, None]

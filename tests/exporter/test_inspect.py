@@ -67,7 +67,7 @@ def test_totals_follow_from_the_bytes(made):
     else:
         assert report["nodes"] > 20
         assert (
-            bits > {"onnx-adadim": 4.0, "onnx-oc": 5.0, "onnx-split": 5.1}[form]
+            bits > {"onnx-adadim": 3.5, "onnx-oc": 4.6, "onnx-split": 4.7}[form]
         )  # codes, scales, zero points; nodes come on top
 
 

@@ -34,16 +34,16 @@ def one_node_model(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, np
 
 
 @pytest.mark.parametrize("level", [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("symmetric", "scale_dtype"), [(False, "float16"), (True, "float16"), (False, "float32")])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("axis", Axis)
-def test_the_body_multiplies_by_the_decoded_weight(axis, bits, symmetric, level):
+def test_the_body_multiplies_by_the_decoded_weight(axis, bits, symmetric, scale_dtype, level):
     rng = np.random.default_rng(bits)
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     for oc, ic, group_size in SHAPES:
         model, decoded = one_node_model(
-            rng.normal(size=(oc, ic)).astype(np.float32), make_grid("int", bits, group_size, symmetric), axis
+            rng.normal(size=(oc, ic)).astype(np.float32), make_grid("int", bits, group_size, symmetric, scale_dtype), axis
         )
         x = rng.normal(size=(2, 3, ic)).astype(np.float32)
         (y,) = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from exporter.onnx_file import write_onnx
@@ -53,6 +54,29 @@ def test_every_architecture_gives_the_logits_of_its_decoded_weights(model_type, 
 def test_every_grid_gives_the_logits_of_its_decoded_weights(bits, group_size, symmetric, target, tmp_path):
     grid = make_grid("int", bits, group_size, symmetric)
     store, weights = tiny_store(tmp_path, Recipe(grid, in_turns, grid, target), **ODD)
+    assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime+adadim"])
+def test_float16_scales_are_widened_when_the_file_is_loaded(target, tmp_path):
+    """Every scale is stored as float16, and what runs reads float32 scales: no Cast but those of the attention's mask."""
+    store, _ = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8, target), **ODD)
+    folder = write_onnx(store, tmp_path / "out")
+    stored = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    kinds = {tensor.data_type for tensor in stored.initializer if tensor.name.endswith(".weight.scale")}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    running = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph
+    assert not [tensor.name for tensor in running.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
+    scales = {node.input[2] for node in running.node if node.op_type == "MatMulNBits"}
+    assert scales <= {tensor.name for tensor in running.initializer}
+
+
+def test_float32_scales_give_the_logits_of_their_decoded_weights(tmp_path):
+    grid = make_grid("int", 4, 32, scale_dtype="float32")
+    store, weights = tiny_store(tmp_path, Recipe(grid, in_turns, grid), **ODD)
     assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
 
 

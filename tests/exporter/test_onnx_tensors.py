@@ -12,7 +12,7 @@ from exporter.onnx_tensors import Wire, pack_bits
 from quantize import Axis, make_grid
 from quantize.store import TensorRecord
 
-ON_CONSTANTS = {"Cast", "Sub", "Mul zero", "Reshape zero", "Transpose", "Split scales"}  # folded at load
+ON_CONSTANTS = {"Cast", "Sub", "Mul zero", "Reshape zero", "Transpose", "Split scales", "Cast scale"}  # folded at load
 GOLDEN = [
     (2, [1, 2, 3, 0, 3], "3903"),
     (3, [1, 2, 3, 4, 5, 6, 7, 0], "d1581f"),  # the example of docs/matmul-adadim.md
@@ -41,15 +41,16 @@ def test_packing_is_one_bit_stream(bits, count, seed):
     [(4, 64, 576, 64), (4, 1024, 576, 64), (4, 1024, 1024, 1024), (2, 256, 512, 128), (4, 64, 100, 64), (4, 16, 40, 16)],
 )
 def test_a_block_is_the_group_unless_a_part_of_it_stores_less(bits, group_size, length, expected):
-    assert block_size(bits, group_size, length) == expected
+    assert block_size(make_grid("int", bits, group_size), length) == expected
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("scale_dtype", ["float16", "float32"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group_size", [16, 64, 1024])
 @pytest.mark.parametrize("shape", [(64, 96), (100, 72), (16, 5000), (2048, 600), (129, 40000)])
-def test_cost_is_that_of_what_is_written(shape, group_size, bits, symmetric):
-    grid = make_grid("int", bits, group_size, symmetric)
+def test_cost_is_that_of_what_is_written(shape, group_size, bits, scale_dtype, symmetric):
+    grid = make_grid("int", bits, group_size, symmetric, scale_dtype)
     for axis, write in ((Axis.PER_OC, matmul_nbits), (Axis.PER_IC, split_form)):
         form = write(TensorRecord("a.weight", shape, grid, axis=axis), Wire("x", "y"), 4)
         running = [node for node in form.nodes if node.name.rpartition("/")[2] not in ON_CONSTANTS]

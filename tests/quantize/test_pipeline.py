@@ -117,16 +117,17 @@ def test_a_missing_tokenizer_is_named_before_the_slow_part(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_weights_beyond_float16_are_refused_by_ggml_grids(tmp_path):
+def test_weights_beyond_float16_need_float32_scales(tmp_path):
     folder, sizes = make_tiny_model(tmp_path / "m"), Sizes(64, 4, 2, 16, 96, 2, 320)
     weights = tiny_weights(sizes, "llama", True, 0)
     weights[Q][0, 0] = 1e7
     write_weights(folder, weights)
-    with pytest.raises(
-        PlanError, match=r"q_proj\.weight: its weights overflow the float16 d of grid q4_0; quantize for a target"
-    ):
-        run(open_checkpoint(folder), tmp_path / "s", "llama.cpp", method="rtn-oc")
-    assert run(open_checkpoint(folder), tmp_path / "t", "onnxruntime", method="rtn-oc").records[Q].grid is not None
+    for target, param in (("llama.cpp", "d of grid q4_0"), ("onnxruntime", "scale of grid int")):
+        message = rf"q_proj\.weight: its weights overflow the float16 {param}; take an ONNX target and --scale-dtype float32"
+        with pytest.raises(PlanError, match=message):
+            run(open_checkpoint(folder), tmp_path / "s", target, method="rtn-oc")
+    store = run(open_checkpoint(folder), tmp_path / "t", "onnxruntime", method="rtn-oc", scale_dtype="float32")
+    assert {"scale_dtype": "float32"}.items() <= store.records[Q].to_json().items()
 
 
 @pytest.mark.parametrize("method", ["rtn-oc", "rtn-ada"])

@@ -183,6 +183,8 @@ def test_bad_recipes(tmp_path, text, message):
         ({"embedding": "int3"}, "--embedding int3: choose source"),
         ({"head": "tied"}, "--head tied: this model's head differs"),
         ({"grid": "q4_1", "symmetric": True, "target": "llama.cpp"}, "q4_1 is not symmetric"),
+        ({"scale_dtype": "float32", "target": "llama.cpp"}, "--grid q4_0 has scales of its own; drop --scale-dtype float32"),
+        ({"scale_dtype": "float64"}, "--scale-dtype float64: choose one of float16, float32"),
         ({"bits": 6, "target": "llama.cpp"}, "--bits 6"),
     ],
 )

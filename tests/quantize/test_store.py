@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quantize.errors import OutputError, StoreError
+from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
 from quantize.store import QuantizedStore, StoreWriter, TensorRecord
 from quantize.types import Axis, PlainTensor, QuantizedTensor
@@ -39,6 +40,13 @@ def test_quantized_tensors_come_back(tmp_path, grid, axis):
     assert np.array_equal(back.codes, tensor.codes)
     for key, value in tensor.params.items():
         assert back.params[key].dtype == value.dtype and np.array_equal(back.params[key], value)
+
+
+def test_an_int_grid_of_before_there_was_a_choice_has_float32_scales():
+    record = TensorRecord("w", (64, 96), make_grid("int", 4, 32, scale_dtype="float32"), rounder="rtn")
+    raw = record.to_json()
+    assert raw.pop("scale_dtype") == "float32"
+    assert TensorRecord.from_json(raw) == record
 
 
 def test_chunks_join_in_order(tmp_path):

@@ -68,6 +68,25 @@ def test_absent_zero_points_are_the_middle(tmp_path):
     assert read_onnx(folder)["a.weight"].decode().tolist() == [[-2, -1, 0, 1] * 4]
 
 
+def cast_scales(to: int, tmp_path: Path) -> Path:
+    """One MatMulNBits whose scale 1/3 reaches it through a Cast."""
+    cast = helper.make_node("Cast", ["s"], ["t"], to=to)
+    node = helper.make_node("MatMulNBits", ["x", "b", "t"], ["y"], name="a/MatMulNBits", K=16, N=1, bits=2, block_size=16)
+    scale = np.full((1, 1), 1 / 3, np.float16)
+    return save(tmp_path, [cast, node], {"b": np.full((1, 1, 4), 0b11100100, np.uint8), "s": scale})
+
+
+def test_a_cast_that_widens_keeps_the_scales(tmp_path):
+    stored = read_onnx(cast_scales(TensorProto.FLOAT, tmp_path))["a.weight"].codes()
+    assert stored.scale.dtype == np.float32 and stored.scale.item() == np.float16(1 / 3)
+
+
+def test_a_cast_that_narrows_is_not_looked_through(tmp_path):
+    tensor = read_onnx(cast_scales(TensorProto.BFLOAT16, tmp_path))["a.weight"]
+    with pytest.raises(DamagedFileError, match="t should be an initializer"):
+        tensor.codes()
+
+
 MODELS = {
     "tied": {"model_type": "llama", "tied": True, "hidden": 64, "ffn": 96},
     "untied, odd": {"model_type": "qwen2", "tied": False, "hidden": 48, "ffn": 80, "heads": 2, "kv_heads": 1},
@@ -84,6 +103,9 @@ CASES = {
     "operator, 3 bits": ("onnxruntime+adadim", {"method": "rtn-ic", "bits": 3}),
     "operator, 2 bits": ("onnxruntime+adadim", {"method": "rtn-oc", "bits": 2, "symmetric": True}),
     "operator, 8 bits": ("onnxruntime+adadim", {"method": "rtn-ic", "bits": 8, "group_size": 16}),
+    "float32 scales": ("onnxruntime", {"method": "rtn-oc", "scale_dtype": "float32"}),
+    "split, float32 scales": ("onnxruntime", {"method": "rtn-ic", "group_size": 16, "scale_dtype": "float32"}),
+    "operator, float32 scales": ("onnxruntime+adadim", {"method": "rtn-ic", "scale_dtype": "float32"}),
     "embedding of 4 bits": ("onnxruntime", {"method": "rtn-oc", "embedding": "int4"}),
     "embedding as it was": ("onnxruntime", {"method": "rtn-oc", "embedding": "source"}),
 }
