@@ -65,6 +65,7 @@ def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitiv
         options: dict[str, list[TensorRecord]] = {}
         for item in raw["tensors"]:
             record = TensorRecord.from_json(item)
+            float(record.loss[record.axis])
             options.setdefault(record.name, []).append(record)
         found = Sensitivity(raw["source"], raw["target"], raw["calibration"], options)
         sha256 = found.source["sha256"]

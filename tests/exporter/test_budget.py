@@ -25,6 +25,7 @@ MODELS = {  # a width that 256 divides, widths that 32 does not divide, a head o
     "untied": {"tied": False, "ffn": 128, "dtype": "F16", "kv_heads": 4},
 }
 CASES = [(model, target) for model in MODELS for target in TARGETS]
+MODELS["wide"] = {"ffn": 576, "layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,14 @@ def test_embedding_and_head_that_are_asked_for_are_kept(made, tmp_path):
     assert records[EMBEDDING].grid is None
     assert records[HEAD].grid.name == "q4_0"
     assert size == budget_of(tmp_path)["bytes"] <= 200_000
+
+
+def test_what_only_the_calibration_tells_does_not_change_the_size(made, tmp_path):
+    options = ("--target-bpw", "6", "--method", "gptq-oc", "--calibration-tokens", "512")
+    size = write(*made("wide", "onnxruntime"), "onnxruntime", tmp_path, *options)
+    header = QuantizedStore(tmp_path / "store").header
+    assert header["calibration"]["rank_poor"]
+    assert header["budget"]["bytes"] == size
 
 
 def test_slow_axes_are_left_out(made, tmp_path):
