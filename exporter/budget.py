@@ -16,7 +16,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_container import padded
 from quantize.errors import ConfigError
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan
+from quantize.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan, table_rounder
 from quantize.sensitivity import TABLES, Sensitivity
 from quantize.store import TensorRecord
 from quantize.types import Axis, LayerPlan
@@ -129,7 +129,7 @@ class Allocator:
             layers |= {plan.name: plan for plan in tables}
         for record in chosen:
             grids = {} if record.grid is None else {record.axis: record.grid}
-            own = "rtn" if record.name in TABLES else rounder
+            own = table_rounder(record.grid, self.config) if record.name in TABLES and record.grid is not None else rounder
             layers[record.name] = LayerPlan(record.name, record.shape, grids, own, record.dtype)
         return ModelPlan(self.config, self.target, list(layers.values()))
 

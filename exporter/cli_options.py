@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from exporter.cli_size import add_size_options
-from exporter.cli_values import group_size, positive, transform_names
+from exporter.cli_values import group_size, positive, transform_names, whole
 from exporter.targets import TARGETS
 from quantize import transforms
+from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.plan import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
@@ -46,8 +47,13 @@ def build_parser() -> OneLineParser:
 
 
 def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
-    """A command's options as a config: they are named alike; where it has none, the default stays. Raises ConfigError."""
-    return QuantizeConfig(**{item.name: getattr(args, item.name) for item in fields(QuantizeConfig) if hasattr(args, item.name)})
+    """A command's options as a config: they are named alike. What is not asked for is the effort's, or the default.
+
+    Raises ConfigError.
+    """
+    asked = {item.name: getattr(args, item.name) for item in fields(QuantizeConfig) if hasattr(args, item.name)}
+    effort = asdict(EFFORTS[getattr(args, "effort", "default")])
+    return QuantizeConfig(**asked | {key: value for key, value in effort.items() if asked.get(key) is None})
 
 
 def _command(commands: Subparsers, name: str, summary: str, example: str) -> OneLineParser:
@@ -93,7 +99,13 @@ def _add_config_options(parser: OneLineParser) -> None:
 
 
 def _add_grid_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--method", choices=METHODS, default=DEFAULTS.method, help="rounding and axis (default: %(default)s)")
+    group.add_argument(
+        "--effort",
+        choices=tuple(EFFORTS),
+        default="default",
+        help="fast: searched rounding; default: GPTQ weighed by the model's gradients; best: more text, then tuning",
+    )
+    group.add_argument("--method", choices=METHODS, help="rounding and axis (default: the effort's)")
     group.add_argument(
         "--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=f"5 on ggml grids only (default: {DEFAULT_BITS})"
     )
@@ -154,11 +166,16 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--selection",
         choices=("scope", "hessian"),
-        default=DEFAULTS.selection,
-        help="AdaDim's loss: output of the attention or MLP around the layer, or of the layer (default: %(default)s)",
+        help="AdaDim's loss: of the attention's or MLP's output, or by the layer's statistics (default: the effort's)",
     )
     group.add_argument(
-        "--token-weight", choices=TOKEN_WEIGHTS, default=DEFAULTS.token_weight, help="scaling of tokens (default: %(default)s)"
+        "--token-weight", choices=TOKEN_WEIGHTS, help="by what errors cost, or by their size (default: the effort's)"
+    )
+    group.add_argument(
+        "--tune-steps",
+        type=whole,
+        metavar="N",
+        help="of tuning scales and norms by the model's output (default: the effort's)",
     )
     group.add_argument(
         "--max-slowdown",
@@ -173,9 +190,7 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--calibration", metavar="FILE|builtin", default=DEFAULTS.calibration, help="UTF-8 text (default: %(default)s)"
     )
-    group.add_argument(
-        "--calibration-tokens", type=int, metavar="N", default=DEFAULTS.calibration_tokens, help="(default: %(default)s)"
-    )
+    group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
     group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.seed, help="(default: %(default)s)")
 
 

@@ -34,7 +34,7 @@ def _number(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-positive = _number(1)
+positive, whole = _number(1), _number(0)
 
 
 def file_size(word: str) -> int:

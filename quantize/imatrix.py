@@ -85,7 +85,7 @@ class Imatrix:
         return found
 
     def _check_linear(self, plan: LayerPlan, found: Mapping[str, LayerStats]) -> None:
-        if plan.rounder != "rtn":
+        if plan.rounder == "gptq":
             raise ConfigError(
                 f"--imatrix {self.path}: {plan.name} is to be rounded by {plan.rounder}, for which the source must run over a "
                 "text; choose --method rtn-oc, rtn-ic or rtn-ada, or drop --imatrix"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
@@ -20,8 +19,9 @@ from quantize.blocks import dequantize
 from quantize.calibration import SEQUENCE, Coverage, calibration_data, load_text, sequence_count
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.floats import from_f32
-from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
-from quantize.errors import CalibrationError, PlanError
+from quantize.checkpoint.row_order import RowOrders
+from quantize.errors import CalibrationError
+from quantize.float_params import check_params
 from quantize.imatrix import Imatrix, read_imatrix
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
@@ -30,14 +30,13 @@ from quantize.rounding import ROUNDERS
 from quantize.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.transforms import correct, transform
 from quantize.transforms.layer import DecoderLayer
-from quantize.types import F32, Axis, AxisChoice, Curvature, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, RowOrder, Target
+from quantize.tuning import Piece, tune_pieces, whole_pieces
+from quantize.types import F32, Axis, AxisChoice, Curvature, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, Target
 
 if TYPE_CHECKING:
     from quantize.source_model import LayerRun
 
 SCOPE_SEQUENCES = 4  # 2,048 tokens judge a scope loss; the paper uses all, at 14 more passes through the layer
-
-Piece = tuple[QuantizedTensor | PlainTensor, TensorRecord]
 
 
 def quantize_checkpoint(
@@ -56,7 +55,7 @@ def quantize_planned(source: Checkpoint, out: Path, plan: ModelPlan, force: bool
     with StoreWriter(out, force) as writer:
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-            for tensor, record in job.pieces():
+            for tensor, record in job.tuned_pieces() if plan.config.tune_steps else job.pieces():
                 writer.append(tensor, record)
         writer.finish(job.header(), job.assets)
     return QuantizedStore(out)
@@ -105,7 +104,13 @@ class _Job:
     known: Mapping[str, LayerStats] = field(default_factory=dict)  # what the importance matrix says, by weight name
     coverage: Coverage | None = None
     taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
+    tuning: Mapping[str, Any] | None = None
     transformed: set[tuple[str, int]] = field(default_factory=set)  # a transform and a layer in which it was applied
+
+    @property
+    def orders(self) -> RowOrders:
+        """Between the source's rows and the target's."""
+        return RowOrders(self.source.config, self.target.row_order)
 
     @property
     def runs_source(self) -> bool:
@@ -123,6 +128,15 @@ class _Job:
             else:
                 yield from self._layer(plans, None if walk is None else next(walk))
 
+    def tuned_pieces(self) -> list[Piece]:
+        """Every tensor whole, its floats tuned on the text that it was calibrated on."""
+        from quantize.source_model import Student
+
+        tokens, _ = calibration_data(self.config, self.assets, str(self.source.path))
+        pieces = whole_pieces(self.pieces())
+        pieces, self.tuning = tune_pieces(pieces, Student(self.source, tokens), self.orders, self.config)
+        return pieces
+
     def header(self) -> dict[str, Any]:
         """What plan.json says of the whole."""
         budget = {} if self.budget is None else {"budget": self.budget}
@@ -134,6 +148,7 @@ class _Job:
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
             "imatrix": None if self.imatrix is None else self.imatrix.to_json(),
+            "tuning": self.tuning,
             "transforms": {name: self._layer_digits(name) for name in self.config.transforms},
             "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note() + self._window_note(),
         }
@@ -173,8 +188,10 @@ class _Job:
         config = self.source.config
         step = max(1, 4 * config.hidden_size * (config.hidden_size + config.intermediate_size) // plan.shape[1])
         for start in range(0, plan.shape[0], step):
-            rows = self.source.read_rows(name, start, min(start + step, plan.shape[0]))
-            yield self._round(plan, rows, Axis.PER_OC, self.known.get(plan.name)) if plan.candidates else self._plain(plan, rows)
+            rows, stats = self.source.read_rows(name, start, min(start + step, plan.shape[0])), self.known.get(plan.name)
+            if stats is not None and stats.row_weight is not None:
+                stats = replace(stats, row_weight=stats.row_weight[start : start + step])
+            yield self._round(plan, rows, Axis.PER_OC, stats) if plan.candidates else self._plain(plan, rows)
 
     def _layer(self, plans: list[LayerPlan], run: LayerRun | None) -> Iterator[Piece]:
         """One decoder layer: choose its basis, then the axes of all its linears, round them, and tune what remains."""
@@ -186,7 +203,7 @@ class _Job:
             self.source.config,
             {_inner(plan.name): plan for plan in quantized},
             {_inner(plan.name): self._rows(plan.name) for plan in plans},
-            {_inner(plan.name): stats[plan.name] for plan in quantized if plan.name in stats},
+            {_inner(plan.name): self._in_target_rows(plan.name, stats[plan.name]) for plan in quantized if plan.name in stats},
         )
         applied = transform(layer, self.config.transforms)
         choices = self._choose_axes(quantized, layer, run)
@@ -216,10 +233,9 @@ class _Job:
                 choices[plan.name] = AxisChoice(next(iter(plan.candidates)), {})
                 continue
             weight, stats = layer.tensors[_inner(plan.name)], layer.stats[_inner(plan.name)]
-            known = stats if plan.rounder == "rtn" else None
-            tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, known) for axis, grid in plan.candidates.items()}
+            tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, stats) for axis, grid in plan.candidates.items()}
             for tensor in tensors.values():
-                _check_params(tensor)
+                check_params(tensor)
             rounded = {axis: dequantize(tensor) for axis, tensor in tensors.items()}
             if run is None or self.config.selection == "hessian":
                 loss = {axis: layer_loss(weight, value, stats) for axis, value in rounded.items()}
@@ -237,11 +253,11 @@ class _Job:
         """The planned rounder's result, or RTN's where that has the lower layer loss."""
         grid = plan.candidates[axis]
         tensor, rounder = ROUNDERS[plan.rounder](plan.name, weight, grid, axis, stats), plan.rounder
-        if stats is not None and rounder != "rtn":
-            plain = ROUNDERS["rtn"](plan.name, weight, grid, axis, None)
+        if stats is not None and rounder == "gptq":
+            plain = ROUNDERS["rtn"](plan.name, weight, grid, axis, stats)
             if layer_loss(weight, dequantize(plain), stats) < layer_loss(weight, dequantize(tensor), stats):
                 tensor, rounder = plain, "rtn"
-        _check_params(tensor)
+        check_params(tensor)
         return tensor, TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounder, note=plan.note)
 
     def _plain(self, plan: LayerPlan, values: F32) -> Piece:
@@ -250,25 +266,16 @@ class _Job:
 
     def _rows(self, name: str) -> F32:
         """The whole tensor in the target's row order."""
-        return self._reordered(name, self.source.read(name), ggml_row_index)
+        return self.orders.to_target(name, self.source.read(name))
+
+    def _in_target_rows(self, name: str, stats: LayerStats) -> LayerStats:
+        if stats.row_weight is None:
+            return stats
+        return replace(stats, row_weight=self.orders.to_target(name, stats.row_weight))
 
     def _in_source(self, name: str, layer: DecoderLayer, values: F32) -> F32:
         """What stands in for the source's weight: in its basis and its row order."""
-        return self._reordered(name, layer.in_source_basis(_inner(name), values), hf_row_index)
-
-    def _reordered(self, name: str, values: F32, row_index: Callable[[int, int], NDArray[np.intp]]) -> F32:
-        """Rows of q and k taken by ``row_index(rows, heads)`` where the target's order is not the source's."""
-        heads = self.source.config.rotary_heads(name)
-        if heads is None or self.target.row_order is RowOrder.HF:
-            return values
-        return values[row_index(len(values), heads)]
-
-
-def _check_params(tensor: QuantizedTensor) -> None:
-    for key, value in tensor.params.items():
-        if not np.isfinite(value).all():
-            mend = "is the model intact?" if value.dtype == np.float32 else "take an ONNX target and --scale-dtype float32"
-            raise PlanError(f"{tensor.name}: its weights overflow the {value.dtype} {key} of grid {tensor.grid.name}; {mend}")
+        return self.orders.to_source(name, layer.in_source_basis(_inner(name), values))
 
 
 def _place(plan: LayerPlan) -> tuple[int, int]:

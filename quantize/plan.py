@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from quantize import transforms
+from quantize.effort import DEFAULT
 from quantize.errors import ConfigError, PlanError
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
 from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
 
-METHODS = ("rtn-oc", "rtn-ic", "rtn-ada", "gptq-oc", "gptq-ic", "gptq-ada")
+METHODS = tuple(f"{rounder}-{axis}" for rounder in ("rtn", "search", "gptq") for axis in ("oc", "ic", "ada"))
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
 WHOLE_CHANNEL = 0  # as a group size
 GROUP_SIZES = (16, 32, 64, 128, 256, WHOLE_CHANNEL)
 EMBEDDING_GROUP = 32
+FINE_BITS = 8  # a tensor of that many bits has nothing to gain from care
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 DEFAULT_BITS = 4
 TOKEN_WEIGHTS = ("gradient", "unit", "none")
@@ -36,7 +38,7 @@ class QuantizeConfig:
     ``embedding`` is "source" or a grid ("q8_0", "int8", "int4", ...); ``head`` may also be "tied".
     """
 
-    method: str = "gptq-ada"
+    method: str = DEFAULT.method
     bits: int | None = None
     grid: str | None = None
     group_size: int | None = None
@@ -44,16 +46,17 @@ class QuantizeConfig:
     scale_dtype: str = SCALE_DTYPES[0]
     embedding: str | None = None
     head: str | None = None
-    selection: str = "scope"
-    token_weight: str = "unit"
+    selection: str = DEFAULT.selection
+    token_weight: str = DEFAULT.token_weight
     calibration: str = "builtin"
-    calibration_tokens: int = 16384
+    calibration_tokens: int = DEFAULT.calibration_tokens
     imatrix: Path | None = None
     recipe: Path | None = None
     seed: int = 0
     allow_fallback: bool = False
     max_slowdown: float = 3.0
     transforms: tuple[str, ...] = ()
+    tune_steps: int = DEFAULT.tune_steps
 
     def __post_init__(self) -> None:
         for key, allowed in (("method", METHODS), ("selection", ("scope", "hessian")), ("token_weight", TOKEN_WEIGHTS)):
@@ -64,6 +67,8 @@ class QuantizeConfig:
                 raise ConfigError(f"--transforms {name}: choose none, all or some of {', '.join(transforms.NAMES)}")
         if self.calibration_tokens < 1:
             raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
+        if self.tune_steps < 0:
+            raise ConfigError(f"--tune-steps {self.tune_steps}: must not be negative")
         if not self.max_slowdown >= 1:
             raise ConfigError(f"--max-slowdown {self.max_slowdown}: must be at least 1")
         if not 0 <= self.seed < 1 << 64:
@@ -157,10 +162,16 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Lay
         raise ConfigError(f"{option} {asked}: {lack}; drop {option}")
     reason = target.refuses(grid, Axis.PER_OC, (spec.shape[0], spec.shape[1]))
     if reason is None:
-        return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid})
+        return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, table_rounder(grid, config))
     if not config.allow_fallback:
         raise PlanError(f"{spec.name}: {reason}; pass {option} source, or --allow-fallback")
     return as_floats(spec, reason)
+
+
+def table_rounder(grid: Grid, config: QuantizeConfig) -> str:
+    """GPTQ for an embedding or a head where it is coarse, and where gradients say what its errors cost."""
+    careful = config.method.startswith("gptq") and config.token_weight == "gradient" and grid.bits < FINE_BITS
+    return "gptq" if careful else "rtn"
 
 
 def as_floats(spec: TensorSpec, reason: str | None = None) -> LayerPlan:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -165,16 +165,7 @@ class QuantizedStore:
 
     def read(self, name: str) -> QuantizedTensor | PlainTensor:
         """The whole tensor."""
-        parts = list(self.chunks(name))
-        if len(parts) == 1:
-            return parts[0]
-        first = parts[0]
-        if isinstance(first, PlainTensor):
-            values = [part.values for part in parts if isinstance(part, PlainTensor)]
-            return replace(first, values=np.concatenate(values))
-        quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
-        params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
-        return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
+        return joined(list(self.chunks(name)))
 
     def _chunk(self, record: TensorRecord, index: int) -> QuantizedTensor | PlainTensor:
         path = self.path / "tensors" / _file_name(record.name, index)
@@ -188,6 +179,18 @@ class QuantizedStore:
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
+
+
+def joined(parts: Sequence[QuantizedTensor | PlainTensor]) -> QuantizedTensor | PlainTensor:
+    """One tensor of chunks of its rows."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, PlainTensor):
+        return replace(first, values=np.concatenate([part.values for part in parts if isinstance(part, PlainTensor)]))
+    quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
+    params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
+    return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
 
 
 def _check_shapes(records: list[TensorRecord], config: ModelConfig) -> None:

@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantize.blocks import dequantize
+from quantize.checkpoint.row_order import RowOrders
+from quantize.errors import CalibrationError
 from quantize.float_params import floats_of, per_block, shares, with_floats
+from quantize.plan import FINE_BITS, QuantizeConfig
 from quantize.progress import track
+from quantize.store import TensorRecord, joined
 from quantize.types import F32, PlainTensor, QuantizedTensor
 
 if TYPE_CHECKING:
@@ -28,20 +33,11 @@ SEQUENCES = 2  # of each step
 MOMENTUM, MEMORY = 0.9, 0.98  # Adam's
 JUDGES = 8  # sequences that no step sees
 JUDGEMENTS = 4  # how often they are asked
-FINE_BITS = 8  # a tensor of that many bits has nothing to gain
 
 VALUES = "values"  # the one key of a norm
 
+Piece = tuple[QuantizedTensor | PlainTensor, TensorRecord]
 Tensor = QuantizedTensor | PlainTensor  # the latter in float32: norms and biases
-Reorder = Callable[[str, F32], F32]  # rows of a tensor from one order to another
-
-
-@dataclass(frozen=True)
-class RowOrders:
-    """From the rows of the target, in which the tensors are, to the source's, in which the student wants them, and back."""
-
-    to_source: Reorder
-    to_target: Reorder
 
 
 @dataclass(frozen=True)
@@ -53,15 +49,10 @@ class Tuned:
     after: float
 
 
-def sequences_needed(steps: int) -> int:
-    """How many sequences give every step new ones, and the judges theirs."""
-    return steps * SEQUENCES + JUDGES
-
-
 def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: int, seed: int) -> Tuned:
     """``steps`` of Adam on the floats of ``tensors``; the last JUDGES of the student's sequences decide what is kept.
 
-    With fewer sequences than ``sequences_needed`` steps see some again, in the order that ``seed`` draws.
+    Steps take the others in an order that ``seed`` draws, and when all were seen, again.
     """
     crew = _Crew([_Knobs(tensor) for tensor in tensors], student, orders)
     learned = student.sequences - JUDGES
@@ -80,6 +71,28 @@ def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: 
             if loss < best:
                 best, kept = loss, crew.tensors()
     return Tuned(kept, before, best)
+
+
+def whole_pieces(pieces: Iterable[Piece]) -> list[Piece]:
+    """Tensors that came in chunks of rows, joined."""
+    groups = [list(group) for _, group in groupby(pieces, key=lambda piece: piece[1].name)]
+    return [(joined([tensor for tensor, _ in group]), group[0][1]) for group in groups]
+
+
+def tune_pieces(
+    pieces: list[Piece], student: Student, orders: RowOrders, config: QuantizeConfig
+) -> tuple[list[Piece], dict[str, Any]]:
+    """``tune`` what there is to tune, and what the store's header says of it. Raises CalibrationError for too short a text."""
+    if student.sequences < JUDGES + SEQUENCES:
+        raise CalibrationError(
+            f"{config.calibration}: {student.sequences} sequences, but --tune-steps needs {JUDGES} to judge by and {SEQUENCES} "
+            "to learn from; raise --calibration-tokens, or give --tune-steps 0"
+        )
+    chosen = [index for index, (tensor, _) in enumerate(pieces) if isinstance(tensor, QuantizedTensor) or tensor.values.ndim == 1]
+    found = tune([pieces[index][0] for index in chosen], student, orders, config.tune_steps, config.seed)
+    tuned = dict(zip(chosen, found.tensors, strict=True))
+    report = {"steps": config.tune_steps, "before": found.before, "after": found.after}
+    return [(tuned.get(index, tensor), record) for index, (tensor, record) in enumerate(pieces)], report
 
 
 class _Crew:

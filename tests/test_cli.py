@@ -13,6 +13,7 @@ from exporter import cli
 from exporter.cli import main
 from exporter.cli_options import build_parser
 from exporter.targets import TARGETS
+from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
 
 COMMANDS = ("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "sensitivity", "imatrix")
@@ -46,8 +47,15 @@ def test_defaults_stand_in_help(capsys):
     with pytest.raises(SystemExit):
         main(["quantize", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("(default: gptq-ada)", "(default: 4)", "32 for GGUF, 64 for ONNX", "(default: 8 bits of the target)"):
+    for part in ("(default: the effort's)", "(default: 4)", "32 for GGUF, 64 for ONNX", "(default: 8 bits of the target)"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("word", "names"), [("none", ()), ("all", NAMES), ("ffn-order,norm-gains", ("ffn-order", "norm-gains")), ("x", ("x",))]
+)
+def test_transforms_are_none_all_or_some(word, names):
+    assert build_parser().parse_args(["quantize", "m", "--out", "s", "--transforms", word]).transforms == names
 
 
 def test_every_option_is_explained():

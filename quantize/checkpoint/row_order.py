@@ -8,8 +8,14 @@ Hugging Face keeps the two halves of a head apart, llama.cpp puts the partners s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+
+from quantize.model_config import ModelConfig
+from quantize.types import F32, RowOrder
 
 Index = NDArray[np.intp]
 
@@ -22,3 +28,25 @@ def ggml_row_index(rows: int, heads: int) -> Index:
 def hf_row_index(rows: int, heads: int) -> Index:
     """intp[rows] such that ``hf = ggml[index]``: the inverse of ``ggml_row_index``."""
     return np.arange(rows, dtype=np.intp).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+
+
+@dataclass(frozen=True)
+class RowOrders:
+    """Between the source's rows and those in which ``target`` wants its weights: they differ for q and k, weights and biases."""
+
+    model: ModelConfig
+    target: RowOrder
+
+    def to_target(self, name: str, values: F32) -> F32:
+        """F32[OC, ...] in the target's order."""
+        return self._taken(name, values, ggml_row_index)
+
+    def to_source(self, name: str, values: F32) -> F32:
+        """F32[OC, ...] in Hugging Face's order."""
+        return self._taken(name, values, hf_row_index)
+
+    def _taken(self, name: str, values: F32, row_index: Callable[[int, int], Index]) -> F32:
+        heads = self.model.rotary_heads(name)
+        if heads is None or self.target is RowOrder.HF:
+            return values
+        return values[row_index(len(values), heads)]

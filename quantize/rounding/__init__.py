@@ -18,4 +18,4 @@ def gptq_polished(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerSt
     return polish(gptq(name, weight, grid, axis, stats), weight, stats)
 
 
-ROUNDERS: dict[str, Rounder] = {"rtn": rtn, "gptq": gptq_polished}
+ROUNDERS: dict[str, Rounder] = {"rtn": rtn, "search": rtn, "gptq": gptq_polished}  # a search is RTN that must have statistics

@@ -29,7 +29,7 @@ UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of th
 def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     """One forward and one backward pass over I64[sequences, length]; ``seed`` draws the labels.
 
-    The whole source is in memory in float32. Raises CalibrationError if a gradient overflows.
+    The whole source is in memory in float32. Raises CalibrationError if an activation or a gradient overflows.
     """
     model: Any = build_model(source.config, source.read, source.tied)
     tables = _Tables(model.lm_head.weight.detach(), source.config.vocab_size)
@@ -39,6 +39,9 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
         ids = torch.from_numpy(np.ascontiguousarray(tokens[start : start + BATCH]))
         embedded = model.model.embed_tokens(ids).requires_grad_()
         last = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        if not last.isfinite().all():
+            site = _first_overflow(model, ids)
+            raise CalibrationError(f"{site}: its outputs on the calibration text overflow float32; does the source itself run?")
         last.backward(tables.add_head(last.detach(), generator))
         tables.add_embedding(ids, embedded.grad)
     rows, weights = squares.marginals()
@@ -46,6 +49,21 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
         if not np.isfinite(row).all():
             raise CalibrationError(f"{name}: its gradients on the calibration text overflow float32; does the source itself run?")
     return Curvature(weights, rows, tables.stats(source.tied))
+
+
+@torch.no_grad()
+def _first_overflow(model: Any, ids: torch.Tensor) -> str:  # noqa: ANN401 - transformers has no types
+    """Name of the first linear whose output is not finite."""
+    found = list[str]()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: None if output.isfinite().all() else found.append(name)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(note(name))
+    model.model(ids, use_cache=False)
+    return next(iter(found), "model.norm")
 
 
 class _Squares:

@@ -166,3 +166,33 @@ def test_a_context_that_a_window_cuts_is_noted(tmp_path):
     assert any("context cut from 512 to the sliding window of 32" in note for note in store.header["notes"])
     header = parse_header(write_gguf(store, tmp_path / "m.gguf").read_bytes())
     assert header.metadata["llama.context_length"].decode() == 32
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime+adadim"])
+def test_tuned_stores_differ_in_floats_alone(source, tmp_path, target):
+    plain, tuned = (
+        run(
+            source,
+            tmp_path / str(steps),
+            target,
+            bits=4,
+            embedding="int4" if "onnx" in target else "q4_0",
+            tune_steps=steps,
+            calibration_tokens=6144,
+        )
+        for steps in (0, 3)
+    )
+    report = tuned.header["tuning"]
+    assert plain.header["tuning"] is None
+    assert report["steps"] == 3
+    assert report["after"] <= report["before"]
+    for name, record in tuned.records.items():
+        one, other = plain.read(name), tuned.read(name)
+        assert record.to_json() == plain.records[name].to_json() | {"chunks": 1}
+        if record.grid is not None:
+            assert np.array_equal(one.codes, other.codes)
+
+
+def test_a_text_too_short_to_tune_on_is_refused(source, tmp_path):
+    with pytest.raises(CalibrationError, match=r"4 sequences, but --tune-steps needs 8 to judge by and 2 to learn from"):
+        run(source, tmp_path / "s", "llama.cpp", tune_steps=1, calibration_tokens=2048)

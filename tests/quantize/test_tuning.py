@@ -9,16 +9,16 @@ from quantize import tuning
 from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.rounding import ROUNDERS
 from quantize.source_model import Student, build_model, logits, measure_curvature, walk_layers
-from quantize.types import Axis, PlainTensor
+from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import make_tiny_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
-SAME_ROWS = tuning.RowOrders(lambda _name, values: values, lambda _name, values: values)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -91,7 +91,7 @@ def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, token
     off = with_floats(rounded, {key: value * np.float32(1.3) for key, value in floats_of(rounded).items()})
     tensors = [off, PlainTensor(NORM, source.read(NORM) * np.float32(0.8), "F32")]
     student = Student(source, tokens)
-    found = tuning.tune(tensors, student, SAME_ROWS, steps=12, seed=0)
+    found = tuning.tune(tensors, student, RowOrders(source.config, RowOrder.HF), steps=12, seed=0)
     assert found.after < 0.95 * found.before
     for old, new in zip(tensors, found.tensors, strict=True):
         student.put(new.name, tuning.weight_of(new), learns=False)
@@ -110,7 +110,7 @@ def _grid(name):
 def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
     monkeypatch.setattr(tuning, "RATE", 3.0)
     tensor = ROUNDERS["rtn"](DOWN, source.read(DOWN), GRIDS[0], Axis.PER_OC, None)
-    found = tuning.tune([tensor], Student(source, tokens), SAME_ROWS, steps=2, seed=0)
+    found = tuning.tune([tensor], Student(source, tokens), RowOrders(source.config, RowOrder.HF), steps=2, seed=0)
     assert found.before == found.after
     assert np.array_equal(dequantize(found.tensors[0]), dequantize(tensor))
 
