@@ -106,3 +106,8 @@ class ModelConfig:
 
 def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+
+
+def layer_index(name: str) -> int | None:
+    """Which decoder layer a tensor belongs to; None for embedding, final norm and head."""
+    return int(name.split(".", 3)[2]) if name.startswith("model.layers.") else None

@@ -23,7 +23,8 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.imatrix import Imatrix, read_imatrix
-from quantize.model_config import EMBEDDING, HEAD
+from quantize.memory import check_memory
+from quantize.model_config import EMBEDDING, HEAD, layer_index
 from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
@@ -52,6 +53,8 @@ def quantize_checkpoint(
 def quantize_planned(source: Checkpoint, out: Path, plan: ModelPlan, force: bool = False) -> QuantizedStore:
     """``quantize_checkpoint`` for what is decided already."""
     job = _job(source, plan)
+    if job.runs_source or plan.config.tune_steps:
+        check_memory(source.specs, plan.config, str(source.path))
     with StoreWriter(out, force) as writer:
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
@@ -122,7 +125,7 @@ class _Job:
         parts = [list(plans) for _, plans in groupby(sorted(self.plans, key=_place), _place)]
         walk = self._walk() if self.runs_source else None
         for plans in track(parts, "quantizing"):
-            if _layer_index(plans[0].name) is None:
+            if layer_index(plans[0].name) is None:
                 for plan in plans:
                     yield from self._table(plan)
             else:
@@ -212,7 +215,7 @@ class _Job:
             applied += correct(
                 layer, {_inner(name): dequantize(tensor) for name, (tensor, _) in rounded.items()}, self.config.transforms
             )
-        self.transformed |= {(name, _layer_index(plans[0].name) or 0) for name in applied}
+        self.transformed |= {(name, layer_index(plans[0].name) or 0) for name in applied}
         for plan in plans:
             yield rounded[plan.name] if plan.candidates else self._plain(plan, layer.tensors[_inner(plan.name)])
 
@@ -280,7 +283,7 @@ class _Job:
 
 def _place(plan: LayerPlan) -> tuple[int, int]:
     """Where a tensor comes in model order: embedding, decoder layers, final norm, head."""
-    index = _layer_index(plan.name)
+    index = layer_index(plan.name)
     if index is not None:
         return 1, index
     return (0, 0) if plan.name == EMBEDDING else (2, int(plan.name == HEAD))
@@ -289,11 +292,6 @@ def _place(plan: LayerPlan) -> tuple[int, int]:
 def _inner(name: str) -> str:
     """Without ``model.layers.N.``."""
     return name.split(".", 3)[3]
-
-
-def _layer_index(name: str) -> int | None:
-    parts = name.split(".")
-    return int(parts[2]) if name.startswith("model.layers.") else None
 
 
 def _needs_data(plan: LayerPlan) -> bool:

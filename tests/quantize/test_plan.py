@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from exporter.targets import TARGETS
+from quantize import memory
 from quantize.errors import ConfigError, PlanError
+from quantize.memory import check_memory
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.plan import QuantizeConfig, build_plan, plan_notes
 from quantize.types import Axis, TensorSpec
@@ -174,6 +176,7 @@ def test_bad_recipes(tmp_path, text, message):
         ({"method": "awq"}, "--method awq: choose one of"),
         ({"selection": "luck"}, "--selection luck"),
         ({"token_weight": "x"}, "--token-weight x"),
+        ({"transforms": ("norm-scales", "spin")}, "--transforms spin: choose none, all or some of norm-scales, ffn-scales"),
         ({"calibration_tokens": 0}, "--calibration-tokens 0"),
         ({"seed": -1}, "--seed -1: must be"),
         ({"group_size": 512}, "--group-size 512: choose one of 16, 32, 64, 128, 256 or channel"),
@@ -192,3 +195,18 @@ def test_contradictions(config, message):
     target = config.pop("target", "onnxruntime")
     with pytest.raises(ConfigError, match=message):
         plan_of(target, specs_of(head=True), **config)
+
+
+@pytest.mark.parametrize(
+    ("options", "fits", "mend"),
+    [({}, 1.2, "--token-weight unit"), ({"tune_steps": 1}, 4.4, "--tune-steps 0"), ({"token_weight": "unit"}, 0, "")],
+)
+def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, options, fits, mend):
+    specs = {"w": TensorSpec("w", "F16", (1 << 15, 1 << 15))}  # 4 GiB in float32
+    config = QuantizeConfig(**options)
+    monkeypatch.setattr(memory, "_physical", lambda: 32 << 30)
+    check_memory(specs, config, "model")
+    monkeypatch.setattr(memory, "_physical", lambda: int(fits * (4 << 30)))
+    if mend:
+        with pytest.raises(ConfigError, match=rf"model: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
+            check_memory(specs, config, "model")

@@ -1,0 +1,32 @@
+"""Whether the source fits into this machine's memory as often as was asked for, said before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from quantize.errors import ConfigError
+from quantize.plan import QuantizeConfig
+from quantize.types import TensorSpec
+
+WHOLE, TUNED = 1.3, 4.5  # times the float32 weights: run backwards; with gradients for all, and all codes beside them
+GIB = 2**30
+
+
+def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where: str) -> None:
+    """Raises ConfigError if ``config`` needs the source ``where`` whole in more memory than there is."""
+    if config.tune_steps:
+        times, mend = TUNED, "give --tune-steps 0"
+    elif config.token_weight == "gradient":
+        times, mend = WHOLE, "give --token-weight unit"
+    else:
+        return
+    needed, there = times * 4 * sum(spec.size for spec in specs.values()), _physical()
+    if needed > there:
+        raise ConfigError(
+            f"{where}: takes about {needed / GIB:.0f} GiB of memory, and this machine has {there / GIB:.0f}; {mend}"
+        )
+
+
+def _physical() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
