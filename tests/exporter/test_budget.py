@@ -132,9 +132,10 @@ def test_embedding_and_head_that_are_asked_for_are_kept(made, tmp_path):
 
 
 def test_what_only_the_calibration_tells_does_not_change_the_size(made, tmp_path):
-    options = ("--target-bpw", "6", "--method", "gptq-oc", "--calibration-tokens", "512")
+    options = ("--target-bpw", "6", "--method", "gptq-oc", "--calibration-tokens", "512", "--transforms", "all")
     size = write(*made("wide", "onnxruntime"), "onnxruntime", tmp_path, *options)
     header = QuantizedStore(tmp_path / "store").header
+    assert "1" in "".join(header["transforms"].values())
     assert header["calibration"]["rank_poor"]
     assert header["budget"]["bytes"] == size
 
