@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.blocks import spread, to_blocks, to_rows
+from quantize.rounding.rtn import block_importance
 from quantize.types import F32, U8, Array, Axis, Grid, LayerStats, Params, QuantizedTensor
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 LAZY_COLUMNS = 128  # errors go to the columns beyond this block in one matrix product
 TRIANGLE = 64  # triangles up to this size are inverted directly
-
-EVEN = np.ones(1, np.float32)  # of unknown output channels one matters like the other
 
 RoundChannel = Callable[[int, F32], tuple[U8, F32]]  # (input channel, F32[OC]) -> codes, values
 
@@ -43,10 +42,8 @@ def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | Non
     """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
     assert stats is not None, f"{name}: GPTQ needs statistics"
     order, factor = _inverse_factor(_Shared(stats.hessian))
-    if axis is Axis.PER_OC:
-        channels = _static_groups(weight, grid, stats.importance)
-    else:
-        channels = _groups_at_turn(weight, grid, EVEN if stats.row_weight is None else stats.row_weight)
+    fit_channels = _static_groups if axis is Axis.PER_OC else _groups_at_turn
+    channels = fit_channels(weight, grid, block_importance(stats, grid, axis))
     work = np.ascontiguousarray(weight.T[order])  # [IC in visiting order, OC]: a channel is one contiguous row
     codes = np.empty((weight.shape[1], weight.shape[0]), np.uint8)
     for start in range(0, len(order), LAZY_COLUMNS):
@@ -98,7 +95,7 @@ def _invert_lower(lower: Array) -> Array:
 
 
 def _static_groups(weight: F32, grid: Grid, importance: F32) -> _Channels:
-    params = grid.fit(to_blocks(weight, grid.block_size), to_blocks(importance, grid.block_size))
+    params = grid.fit(to_blocks(weight, grid.block_size), importance)
     cols = weight.shape[1]
     scale, zero = (np.ascontiguousarray(spread(value, grid.group_size, cols).T) for value in grid.scale_zero(params))
 
@@ -110,12 +107,10 @@ def _static_groups(weight: F32, grid: Grid, importance: F32) -> _Channels:
 
 
 def _groups_at_turn(weight: F32, grid: Grid, importance: F32) -> _Channels:
-    """``importance`` of output channels, F32[OC] or F32[1]."""
     fitted: dict[int, Params] = {}
-    blocks = importance if importance is EVEN else to_blocks(importance, grid.block_size)
 
     def round_channel(channel: int, values: F32) -> tuple[U8, F32]:
-        fitted[channel] = params = grid.fit(to_blocks(values, grid.block_size), blocks)
+        fitted[channel] = params = grid.fit(to_blocks(values, grid.block_size), importance)
         scale, zero = (spread(value, grid.group_size, len(values)) for value in grid.scale_zero(params))
         codes = grid.encode(values, scale, zero)
         return codes, grid.decode(codes, scale, zero)

@@ -8,13 +8,13 @@ from quantize.blocks import spread, to_blocks, to_rows
 from quantize.types import F32, Axis, Grid, LayerStats, QuantizedTensor
 
 CHUNK_WEIGHTS = 1 << 17  # encoded at a time: their scales, one for each weight, stay in the cache
-EVEN = np.ones(1, np.float32)
+EVEN = np.ones(1, np.float32)  # of output channels of which nothing is known one matters like the other
 
 
 def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None = None) -> QuantizedTensor:
     """Quantize F32[OC, IC]; ``stats`` have every group's params searched for the least error by their importance."""
     rows = to_rows(weight, axis)
-    params = grid.fit(to_blocks(rows, grid.block_size), None if stats is None else _importance(stats, grid, axis))
+    params = grid.fit(to_blocks(rows, grid.block_size), None if stats is None else block_importance(stats, grid, axis))
     scale, zero = grid.scale_zero(params)
     codes, cols = np.empty(rows.shape, np.uint8), rows.shape[1]
     step = max(1, CHUNK_WEIGHTS // cols)
@@ -25,6 +25,10 @@ def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None
     return QuantizedTensor(name, codes, axis, grid, params)
 
 
-def _importance(stats: LayerStats, grid: Grid, axis: Axis) -> F32:
-    """Of the weights of each block; inside one input channel every weight matters alike."""
-    return to_blocks(stats.importance, grid.block_size) if axis is Axis.PER_OC else EVEN
+def block_importance(stats: LayerStats, grid: Grid, axis: Axis) -> F32:
+    """What each weight of a block matters, F32[n_blocks, block_size] for every row, or EVEN.
+
+    A PER_OC block runs along input channels, a PER_IC block along output channels.
+    """
+    along = stats.importance if axis is Axis.PER_OC else stats.row_weight
+    return EVEN if along is None else to_blocks(along, grid.block_size)
