@@ -145,7 +145,11 @@ def _provenance(store: QuantizedStore) -> Metadata:
         "imatrix.name": _mapping(header.get("imatrix")).get("name"),
         "imatrix.sha256": _mapping(header.get("imatrix")).get("sha256"),
     }
-    numbers = {"seed": config.get("seed"), "calibration.tokens": calibration.get("tokens")}
+    numbers = {
+        "seed": config.get("seed"),
+        "tune_steps": config.get("tune_steps"),
+        "calibration.tokens": calibration.get("tokens"),
+    }
     out = {f"adadim.{key}": _text(str(value)) for key, value in texts.items() if value is not None}
     out |= {f"adadim.{key}": Value.encode(ValueType.U64, int(value)) for key, value in numbers.items() if value is not None}
     if any(record.grid is not None and record.axis is Axis.PER_IC for record in store.records.values()):

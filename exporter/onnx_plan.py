@@ -146,4 +146,5 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
     described = {
         f"adadim.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in header.items()
     }
+    described["adadim.tune_steps"] = str(header.get("config", {}).get("tune_steps", 0))
     return {"adadim.version": version(PRODUCER), **described, "adadim.tensors": json.dumps(tensors)}

@@ -23,6 +23,7 @@ from runtime_checks.reference_onnx import ALL, OnnxTensor, read_onnx
 TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
 ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
 FOLDS = "adadim.transforms"  # JSON: a transform's name -> a digit for each layer, 1 where it was applied
+TUNING = "adadim.tune_steps"
 CHUNK_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB for each decoder
 
 
@@ -172,15 +173,25 @@ def transposed_names(path: Path) -> list[str]:
 
 def folded_layers(path: Path) -> frozenset[int]:
     """Decoder layers that, as the file says, were scaled or reordered before rounding. Raises FileFormatError."""
-    if path.is_dir():
-        metadata: Mapping[str, Any] = {entry.key: entry.value for entry in load_graph(path).metadata_props}
-    else:
-        metadata = open_gguf(path).metadata
     try:
-        digits = json.loads(metadata.get(FOLDS, "{}")).values()
+        digits = json.loads(_metadata(path).get(FOLDS, "{}")).values()
         return frozenset(index for each in digits for index, digit in enumerate(each) if digit == "1")
     except (TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path}: {FOLDS} in its metadata is damaged ({error}); export it again") from error
+
+
+def is_tuned(path: Path) -> bool:
+    """Whether, as the file says, scales and norms were tuned after rounding. Raises FileFormatError."""
+    try:
+        return int(_metadata(path).get(TUNING, 0)) > 0
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{path}: {TUNING} in its metadata is damaged ({error}); export it again") from error
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
+    if path.is_dir():
+        return {entry.key: entry.value for entry in load_graph(path).metadata_props}
+    return open_gguf(path).metadata
 
 
 def exported_bytes(path: Path) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.types import F32
-from runtime_checks.decoded import CHUNK_WEIGHTS, Weights, folded_layers, open_weights, row_chunks
+from runtime_checks.decoded import CHUNK_WEIGHTS, Weights, folded_layers, is_tuned, open_weights, row_chunks
 from runtime_checks.results import Check, within
 
 NEVER_FOLDED = ("q_proj.bias", "k_proj.bias", "o_proj.bias", "down_proj.bias", "q_norm.weight", "k_norm.weight")
@@ -25,6 +25,8 @@ EXACT = 0.0  # names are there or not, and floats that are kept have not moved
 # at 2, 3, 4 and 8 bits; each further bit halves it.
 ROUNDING_TOLERANCE = {2: 1.0, 3: 0.85, 4: 0.6, 5: 0.3, 6: 0.2, 8: 0.1}
 
+TUNING_TOLERANCE = 0.1  # of a vector's norm; tuning moves a value by a few percent at most, half a part in a thousand a step
+
 
 def check_source(path: Path, source: Checkpoint) -> list[Check]:
     """Every tensor of the source is in the file once, and none besides; floats are equal, codes stand for nearly the same.
@@ -32,7 +34,7 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     A tensor that is larger than a decoder layer is read by chunks of rows. Raises FileFormatError for a damaged file.
     """
     weights, origin = open_weights(path, source.config), {name: name for name in source.specs}
-    folded = folded_layers(path)
+    folded, tuned = folded_layers(path), is_tuned(path)
     if source.tied and HEAD in weights.shapes:
         origin[HEAD] = EMBEDDING
     checks = []
@@ -40,7 +42,8 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
         both = name in origin and name in weights.shapes
         checks.append(within("in the file and in the source, once", name, float(not both), EXACT))
         if both and not _is_folded(name, folded):
-            checks.append(_compare(weights, name, source, origin[name]))
+            compare = _compare_tuned if tuned and len(weights.shapes[name]) == 1 else _compare
+            checks.append(compare(weights, name, source, origin[name]))
     return checks
 
 
@@ -68,6 +71,15 @@ def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Ch
         return within("values = source's", name, moved, EXACT)
     error = math.sqrt(distance / norm) if norm else math.inf if distance else 0.0
     return within("decoded = source, but for rounding", name, error, rounding_tolerance(max(widths)))
+
+
+def _compare_tuned(weights: Weights, name: str, source: Checkpoint, origin: str) -> Check:
+    """A norm or a bias that tuning has moved a little."""
+    expected = source.read(origin)
+    if weights.shapes[name] != expected.shape:
+        return within(f"shape = source's {expected.shape}", f"{name} {weights.shapes[name]}", math.inf, EXACT)
+    error = float(np.linalg.norm(weights.part(name).values - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
+    return within("values = source's, but for tuning", name, error, TUNING_TOLERANCE)
 
 
 def _as_kept(values: F32, dtype: str) -> F32:

@@ -16,7 +16,7 @@ from quantize.source_model.whole import I64, build_model
 from quantize.types import F32
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
-LOGIT_ROWS = 256  # tokens whose logits are in memory at a time
+LOGIT_ROWS = 128  # tokens whose logits are in memory at a time
 
 
 class Student:

@@ -20,6 +20,7 @@ from tests.tiny import make_tiny_model
 
 WHOLE_CHANNEL = 128  # more than any length here
 ONCE, VALUES, ROUNDED = "in the file and in the source, once", "values = source's", "decoded = source, but for rounding"
+TUNED = "values = source's, but for tuning"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,18 @@ def test_what_rounding_cannot_have_done(model, tmp_path, change):
     values = tensor(path, name).view(dtype)
     values[:] = edit(np.array(values))
     assert {found for found, _ in misses(path, model)} == {miss}
+
+
+@pytest.mark.parametrize(
+    ("target", "norm"), [("llama.cpp", "blk.0.attn_norm.weight"), ("onnxruntime", f"{LAYER}input_layernorm.weight")]
+)
+def test_tuned_norms_are_nearly_the_sources(model, tmp_path, target, norm):
+    path = written(model, tmp_path, target, tune_steps=2, calibration_tokens=6144)
+    checks = check_source(path, open_checkpoint(model))
+    assert all(check.ok for check in checks)
+    assert {check.tensor for check in checks if check.name == TUNED} >= {"model.norm.weight", f"{LAYER}input_layernorm.weight"}
+    tensor(path, norm).view(np.float32)[:] *= 1.2
+    assert misses(path, model) == {(TUNED, f"{LAYER}input_layernorm.weight")}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
