@@ -17,7 +17,7 @@ from quantize.checkpoint.gguf_container import padded
 from quantize.errors import ConfigError
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan, table_rounder
-from quantize.sensitivity import TABLES, Sensitivity
+from quantize.sensitivity import TABLES, Sensitivity, quick_enough
 from quantize.store import TensorRecord
 from quantize.types import Axis, LayerPlan
 
@@ -97,16 +97,13 @@ class Allocator:
         for name, spec in self.source.specs.items():
             if len(spec.shape) == 2 and asked.get(name) is None:
                 known = self.sensitivity.options.get(name, [])  # none where no grid fits
-                held = [record for record in known if name in TABLES or (record.axis in axes and self._quick(record))]
+                held = [
+                    record
+                    for record in known
+                    if (name in TABLES or record.axis in axes) and quick_enough(record, self.target, self.config.max_slowdown)
+                ]
                 out[name] = [*held, TensorRecord(name, spec.shape, dtype=as_floats(spec).dtype, loss={Axis.PER_OC: 0.0})]
         return out
-
-    def _quick(self, record: TensorRecord) -> bool:
-        """Whether the axis keeps this tensor, and so the layer, within ``--max-slowdown``."""
-        assert record.grid is not None
-        shape = (record.shape[0], record.shape[1])
-        plain = self.target.decode_cost(record.grid, Axis.PER_OC, shape)
-        return self.target.decode_cost(record.grid, record.axis, shape) <= self.config.max_slowdown * plain
 
     def _bytes(self, record: TensorRecord) -> int:
         """In the file, padding and graph included as far as they are the tensor's own."""

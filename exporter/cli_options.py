@@ -142,7 +142,9 @@ def _add_sensitivity(commands: Subparsers) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
     parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
     parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
-    _add_text_options(parser.add_argument_group("what is measured on"))
+    measured = parser.add_argument_group("what is measured, and on what")
+    _add_text_options(measured)
+    _add_max_slowdown(measured)
     _add_common(parser)
 
 
@@ -177,6 +179,10 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="of tuning scales and norms by the model's output (default: the effort's)",
     )
+    _add_max_slowdown(group)
+
+
+def _add_max_slowdown(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-slowdown",
         type=float,

@@ -26,17 +26,17 @@ from quantize.errors import ConfigError
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.plan import TABLE_BITS, QuantizeConfig
+from quantize.plan import FINE_BITS, TABLE_BITS, QuantizeConfig
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
 from quantize.store import TensorRecord
-from quantize.types import F32, Axis, LayerStats, Target, TensorSpec
+from quantize.types import F32, Axis, Grid, LayerStats, Target, TensorSpec
 
 FORMAT = 1
 TABLES = (EMBEDDING, HEAD)
 INT_GROUPS = (32, 64, 128)
 RUN = 256  # rows taken together, so that the groups of both axes are whole
-SAMPLE = 1 << 18  # weights of a linear that are rounded, about
+SAMPLE = 1 << 17  # weights of a linear that are rounded, about
 TABLE_ROWS = 2048
 
 
@@ -82,7 +82,7 @@ def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitiv
 
 
 def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:
-    """Every option's loss on the text of ``config``: the linears', the embedding's and the head's.
+    """Every option's loss on the text of ``config``, within its ``max_slowdown``: the linears', the embedding's and the head's.
 
     Raises CalibrationError and CheckpointError.
     """
@@ -95,6 +95,8 @@ def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Targ
     def measure(name: str, rows: F32, stats: LayerStats) -> None:
         options[name] = []
         for option in options_of(source.specs[name], target):
+            if not quick_enough(option, target, config.max_slowdown):
+                continue
             assert option.grid is not None
             rounded = dequantize(ROUNDERS["rtn"](name, rows, option.grid, option.axis, stats))
             loss = layer_loss(rows, rounded, stats)
@@ -114,13 +116,29 @@ def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:
     """Whatever ``target`` holds for a weight (OC, IC); embedding and head only per output channel (a token's row)."""
     shape = (spec.shape[0], spec.shape[1])
     grids = [grid for grid in GRIDS.values() if not isinstance(grid, type)]
-    for bits, group_size, symmetric in product(TABLE_BITS if spec.name in TABLES else BITS, INT_GROUPS, (False, True)):
-        grids.append(make_grid("int", bits, group_size, symmetric))
-    return [
-        TensorRecord(spec.name, shape, grid, axis=axis)
+    for bits, group_size in product(TABLE_BITS if spec.name in TABLES else BITS, INT_GROUPS):
+        grids.append(make_grid("int", bits, group_size, symmetric=bits == FINE_BITS))  # zero points are worth it at few bits
+    fitting = [
+        (grid, axis)
         for grid, axis in product(grids, (Axis.PER_OC,) if spec.name in TABLES else Axis)
         if target.lacks(grid, axis) is None and target.refuses(grid, axis, shape) is None
     ]
+
+    def like(grid: Grid, axis: Axis) -> tuple[Axis, int, bool, int]:
+        return axis, grid.group_size, grid.symmetric, target.stored_bytes(grid, axis, shape)
+
+    most: dict[tuple[Axis, int, bool, int], int] = {}  # bits for as many bytes: 3 that ride in 4 are no option
+    for grid, axis in fitting:
+        most[like(grid, axis)] = max(most.get(like(grid, axis), 0), grid.bits)
+    return [TensorRecord(spec.name, shape, grid, axis=axis) for grid, axis in fitting if grid.bits == most[like(grid, axis)]]
+
+
+def quick_enough(option: TensorRecord, target: Target, max_slowdown: float) -> bool:
+    """Whether the axis keeps this tensor, and so its layer, within that many times the decoding time of PER_OC."""
+    assert option.grid is not None
+    shape = (option.shape[0], option.shape[1])
+    plain = target.decode_cost(option.grid, Axis.PER_OC, shape)
+    return target.decode_cost(option.grid, option.axis, shape) <= max_slowdown * plain
 
 
 def _sample(weight: F32, stats: LayerStats) -> tuple[F32, LayerStats]:

@@ -211,5 +211,8 @@ class Target(Protocol):
     def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
         """The next grid that fits where ``grid`` does not; None means floats."""
 
+    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+        """Bytes of codes, scales and zeros of a linear (OC, IC) in the file."""
+
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
         """Estimated seconds to multiply one row of activations."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from exporter.targets import TARGETS
@@ -13,7 +15,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
 from quantize.plan import QuantizeConfig
 from quantize.rounding import ROUNDERS
-from quantize.sensitivity import measure_sensitivity, read_sensitivity
+from quantize.sensitivity import measure_sensitivity, options_of, read_sensitivity
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 
@@ -82,4 +84,17 @@ def test_the_file_says_all_of_it_and_the_same_inputs_give_the_same(source, tmp_p
     assert read.source == {"name": "model", "sha256": source.sha256}
     assert measure_sensitivity(source, CONFIG, target).to_json() == found.to_json()
     assert {option.grid.bits for option in read.options[EMBEDDING]} == {4, 8}
-    assert {option.grid.bits for option in read.options[Q]} == {2, 3, 4, 8}
+    assert {option.grid.bits for option in read.options[Q]} == {2, 4, 8}  # 3 bits take as many bytes as 4
+
+
+def test_slow_axes_are_not_measured(source):
+    measured = {}
+    for bound in (1.0, 1000.0):
+        found = measure_sensitivity(source, replace(CONFIG, max_slowdown=bound), TARGETS["onnxruntime"])
+        measured[bound] = {option.axis for option in found.options[Q]}
+    assert measured == {1.0: {Axis.PER_OC}, 1000.0: set(Axis)}
+
+
+def test_three_bits_are_an_option_where_they_save_bytes(source):
+    options = options_of(source.specs[Q], TARGETS["onnxruntime+adadim"])
+    assert {option.grid.bits for option in options} == {2, 3, 4, 8}
