@@ -51,7 +51,7 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
     options = options or EvalOptions()
     _check_context(path, source, options)
     check_shapes(path, source.config, open_weights(path, source.config))
-    chunks = _chunks(source, text, options)
+    chunks = text_chunks(source, text, options)
     other = decoded_runner(path, source) if options.weights_only else exported_runner(path, options.context)
     base = source_runner(source)
     parts = [_score(base, other, tokens) for tokens in track(chunks, "evaluating", len(chunks))]
@@ -75,7 +75,7 @@ def _check_context(path: Path, source: Checkpoint, options: EvalOptions) -> None
             raise ConfigError(f"--context {options.context}: {where} holds {limit} tokens at most; ask for no more")
 
 
-def _chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
+def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
     """I64[chunks, context]."""
     context = options.context
     ids = source_tokens(source, text)
