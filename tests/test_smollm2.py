@@ -1,4 +1,4 @@
-"""A real model all the way: SmolLM2-135M from its GGUF through both writers and every check, within 2 GiB."""
+"""A real model all the way: SmolLM2-135M from its GGUF through both writers and every check, a layer at a time within 2 GiB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PEAK_BYTES = 2 * 2**30
 def test_smollm2_through_both_writers_and_all_checks(tmp_path):
     fetched = subprocess.run([sys.executable, FETCH], check=True, capture_output=True, text=True)
     code = "import sys; from exporter.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ("--method", "rtn-ada", "--calibration-tokens", "2048", "--quiet")
+    options = ("--method", "rtn-ada", "--token-weight", "unit", "--calibration-tokens", "2048", "--quiet")
     args = ["run", fetched.stdout.strip(), "--out", str(tmp_path / "out"), *options]
     done = subprocess.run([sys.executable, "-c", code, *args], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,6 +23,7 @@ from quantize.source_model.whole import I64, build_model
 from quantize.types import F32, Curvature, LayerStats
 
 BATCH = 1  # sequences that go through the whole model together
+LOGIT_ROWS = 128  # tokens whose logits are in memory at a time
 UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of the embedding counts for nothing
 
 
@@ -110,16 +111,20 @@ class _Tables:
     @torch.no_grad()
     def add_head(self, last: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Gradient of log p(drawn label) for the last hidden states [batch, length, hidden]; gathers p (1 - p)."""
-        flat = last.reshape(-1, last.shape[-1])
-        p = (flat @ self._head.T).softmax(-1)
-        spread = p * (1 - p)
-        weight = spread.sum(1)
-        self._head_rows += spread.sum(0)
-        self._moment += (flat * weight[:, None]).T @ flat
-        self._tokens += len(flat)
-        drawn = torch.multinomial(p, 1, generator=generator)
-        p.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=p.dtype))
-        return (-p @ self._head).reshape(last.shape)
+        gradient = torch.empty_like(last)
+        flat, slopes = last.reshape(-1, last.shape[-1]), gradient.view(-1, last.shape[-1])
+        for start in range(0, len(flat), LOGIT_ROWS):
+            part = flat[start : start + LOGIT_ROWS]
+            p = (part @ self._head.T).softmax(-1)
+            spread = p * (1 - p)
+            weight = spread.sum(1)
+            self._head_rows += spread.sum(0)
+            self._moment += (part * weight[:, None]).T @ part
+            self._tokens += len(part)
+            drawn = torch.multinomial(p, 1, generator=generator)
+            p.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=p.dtype))
+            slopes[start : start + LOGIT_ROWS] = -p @ self._head
+        return gradient
 
     def add_embedding(self, ids: torch.Tensor, gradient: torch.Tensor | None) -> None:
         """Gathers the squares of the gradient at the embedding's output."""
