@@ -65,6 +65,8 @@ class QuantizeConfig:
         for name in self.transforms:
             if name not in transforms.NAMES:
                 raise ConfigError(f"--transforms {name}: choose none, all or some of {', '.join(transforms.NAMES)}")
+        if self.imatrix is not None and self.transforms:
+            raise ConfigError("--transforms: need the source run over a text, which --imatrix does without; drop one of the two")
         if self.calibration_tokens < 1:
             raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
         if self.tune_steps < 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from exporter.targets import TARGETS
@@ -210,3 +212,8 @@ def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, opt
     if mend:
         with pytest.raises(ConfigError, match=rf"model: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
             check_memory(specs, config, "model")
+
+
+def test_transforms_need_more_than_an_importance_matrix():
+    with pytest.raises(ConfigError, match=r"--transforms: need the source run over a text, which --imatrix does without"):
+        QuantizeConfig(method="rtn-oc", imatrix=Path("i.gguf"), transforms=("norm-gains",))
