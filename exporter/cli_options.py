@@ -69,11 +69,11 @@ def _command(commands: Subparsers, name: str, summary: str, example: str) -> One
 def _add_quantize(commands: Subparsers) -> None:
     example = "adadim quantize ./SmolLM2-135M --out ./store --target onnxruntime --method gptq-ada --bits 4"
     parser = _command(commands, "quantize", "quantize a checkpoint into a store", example)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    _add_source(parser)
     written = parser.add_mutually_exclusive_group(required=True)
     written.add_argument("--out", metavar="STORE", type=Path, help="directory to write")
     written.add_argument("--dry-run", action="store_true", help="only show the plan for a target size (default: quantize)")
-    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
+    _add_target(parser)
     _add_config_options(parser)
     _add_common(parser)
 
@@ -81,7 +81,7 @@ def _add_quantize(commands: Subparsers) -> None:
 def _add_run(commands: Subparsers) -> None:
     example = "adadim run ./SmolLM2-135M --out ./phone --target llama.cpp --target onnxruntime"
     parser = _command(commands, "run", "quantize, export and verify for each target", example)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    _add_source(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write; one folder per target")
     parser.add_argument(
         "--target", choices=tuple(TARGETS), action="append", help=f"may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)})"
@@ -90,6 +90,14 @@ def _add_run(commands: Subparsers) -> None:
     _add_gguf_options(parser)
     _add_onnx_options(parser)
     _add_common(parser)
+
+
+def _add_source(parser: OneLineParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+
+
+def _add_target(parser: OneLineParser) -> None:
+    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
 
 
 def _add_config_options(parser: OneLineParser) -> None:
@@ -139,9 +147,9 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
 def _add_sensitivity(commands: Subparsers) -> None:
     example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
     parser = _command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    _add_source(parser)
     parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
-    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
+    _add_target(parser)
     measured = parser.add_argument_group("what is measured, and on what")
     _add_text_options(measured)
     _add_max_slowdown(measured)
@@ -151,7 +159,7 @@ def _add_sensitivity(commands: Subparsers) -> None:
 def _add_imatrix(commands: Subparsers) -> None:
     example = "adadim imatrix ./SmolLM2-135M --calibration text.txt --out imatrix.gguf"
     parser = _command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    _add_source(parser)
     parser.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
     _add_text_options(parser.add_argument_group("what is measured on"))
     _add_common(parser)

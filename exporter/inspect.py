@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.targets import GgufTarget, OnnxTarget, target_of
-from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
+from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS, grid_to_json
 from quantize.model_config import LINEARS
@@ -105,10 +105,7 @@ def _gguf_item(tensor: Any) -> Report:  # noqa: ANN401 - gguf-py has no types
     name, kind = str(tensor.name), str(tensor.tensor_type.name)
     shape = [int(length) for length in reversed(tensor.shape)]
     transposed = name.endswith(WEIGHT_IC)
-    try:
-        hf_name = to_hf_name(name)
-    except KeyError:  # rope_freqs.weight, or a tensor of another tool's model
-        hf_name = name
+    hf_name = to_hf_name_or_own(name)  # its own: rope_freqs.weight, or a tensor of another tool's model
     item = _item(name, hf_name, reversed(shape) if transposed else shape, int(tensor.n_bytes))
     grid = GRIDS.get(kind.lower())
     if grid is None or isinstance(grid, type):

@@ -35,9 +35,14 @@ def spread(per_group: F32, group_size: int, cols: int) -> F32:
     return np.repeat(flat, group_size, axis=-1)[..., :cols]
 
 
+def per_code(tensor: QuantizedTensor) -> tuple[F32, F32]:
+    """(scale, zero) of every code, F32[rows, cols] each."""
+    group_size, cols = tensor.grid.group_size, tensor.codes.shape[1]
+    scale, zero = tensor.grid.scale_zero(tensor.params)
+    return spread(scale, group_size, cols), spread(zero, group_size, cols)
+
+
 def dequantize(tensor: QuantizedTensor) -> F32:
     """What the codes stand for, F32[OC, IC], by the grid's own formula."""
-    cols = tensor.codes.shape[1]
-    scale, zero = (spread(value, tensor.grid.group_size, cols) for value in tensor.grid.scale_zero(tensor.params))
-    values: F32 = from_rows(tensor.grid.decode(tensor.codes, scale, zero), tensor.axis)
+    values: F32 = from_rows(tensor.grid.decode(tensor.codes, *per_code(tensor)), tensor.axis)
     return values

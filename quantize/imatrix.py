@@ -40,7 +40,7 @@ from quantize.checkpoint.gguf_container import (
     padded,
     parse_header,
 )
-from quantize.checkpoint.gguf_names import to_gguf_name, to_hf_name
+from quantize.checkpoint.gguf_names import to_gguf_name, to_hf_name_or_own
 from quantize.errors import CalibrationError, ConfigError
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.outputs import check_file, new_file
@@ -72,7 +72,7 @@ class Imatrix:
         """
         found = {}
         for name, stats in self.entries.items():
-            weight = _hf_name(name)
+            weight = to_hf_name_or_own(name)
             spec = specs.get(EMBEDDING if weight == HEAD and HEAD not in specs else weight)
             if spec is None:
                 raise self._misfit(f"{name} is no weight of this model")
@@ -132,14 +132,6 @@ def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: b
         for part in _encode(sums, coverage):
             file.write(part)
     return coverage
-
-
-def _hf_name(name: str) -> str:
-    """By Hugging Face's names, or the name itself where they have none for it."""
-    try:
-        return to_hf_name(name)
-    except (KeyError, ValueError):
-        return name
 
 
 def _parse_gguf(data: memoryview) -> _Found:

@@ -36,8 +36,8 @@ JUDGEMENTS = 4  # how often they are asked
 
 VALUES = "values"  # the one key of a norm
 
-Piece = tuple[QuantizedTensor | PlainTensor, TensorRecord]
-Tensor = QuantizedTensor | PlainTensor  # the latter in float32: norms and biases
+Tensor = QuantizedTensor | PlainTensor  # the latter in float32 where they move: norms and biases
+Piece = tuple[Tensor, TensorRecord]
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: 
     kept = crew.tensors()
     for step in track(range(1, steps + 1), "tuning"):
         places = np.arange((step - 1) * SEQUENCES, step * SEQUENCES)
-        _, gradients = student.gradients(drawn.take(places, mode="wrap"))
-        crew.move(gradients, RATE * (1 - (step - 1) / steps), step)
-        crew.show()
+        crew.move(student.gradients(drawn.take(places, mode="wrap")), RATE * (1 - (step - 1) / steps), step)
         if step % -(-steps // JUDGEMENTS) == 0 or step == steps:
             loss = student.loss(judges)
             if loss < best:
@@ -107,22 +105,22 @@ class _Crew:
 
     def show(self) -> None:
         """Put every weight into the student."""
-
-        def one(knobs: _Knobs) -> None:
-            name = knobs.tensor.name
-            self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
-
-        self._everybody(one)
+        self._everybody(self._show)
 
     def move(self, gradients: Mapping[str, F32], rate: float, step: int) -> None:
-        """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order."""
+        """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order; the others stand."""
 
         def one(knobs: _Knobs) -> None:
             name = knobs.tensor.name
             if name in gradients:
                 knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
+                self._show(knobs)
 
         self._everybody(one)
+
+    def _show(self, knobs: _Knobs) -> None:
+        name = knobs.tensor.name
+        self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
 
     def _everybody(self, work: Callable[[_Knobs], None]) -> None:
         with ThreadPoolExecutor() as pool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quantize.checkpoint.expected import expected_shapes
-from quantize.checkpoint.gguf_names import to_hf_name
+from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS
@@ -54,7 +54,7 @@ class GgufWeights:
         self._config = config
         self._tensors: dict[str, GgufTensor] = {}
         for stored, tensor in open_gguf(path).tensors.items():
-            name = _hf_name(stored)
+            name = to_hf_name_or_own(stored)
             if stored != ROPE_FREQS:
                 self._tensors[stored if name in self._tensors else name] = tensor
 
@@ -138,13 +138,6 @@ def ggml_grid(kind: str) -> Grid:
     grid = GRIDS[kind.lower()]
     assert not isinstance(grid, type)
     return grid
-
-
-def _hf_name(stored: str) -> str:
-    try:
-        return to_hf_name(stored)
-    except (KeyError, ValueError):
-        return stored
 
 
 def open_gguf(path: Path) -> GgufFile:

@@ -37,3 +37,11 @@ def to_hf_name(name: str) -> str:
         return f"{_TO_HF[stem]}.{leaf}"
     _, index, part = stem.split(".", 2)
     return f"model.layers.{int(index)}.{_TO_HF[part]}.{leaf}"
+
+
+def to_hf_name_or_own(name: str) -> str:
+    """``to_hf_name``, and the name itself where Hugging Face has none for it."""
+    try:
+        return to_hf_name(name)
+    except (KeyError, ValueError):
+        return name

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantize.blocks import dequantize, spread
+from quantize.blocks import dequantize, per_code
 from quantize.float_params import Floats, floats_of, per_block, per_weight, shares, with_floats
 from quantize.types import F32, Array, Axis, LayerStats, QuantizedTensor
 
@@ -20,6 +20,7 @@ ROUNDS = 2
 LAZY_COLUMNS = 64  # gradients beyond this block of channels are brought up to date in one matrix product
 ITERATIONS = 10  # of conjugate gradients; the floats are nearly right to begin with
 BOUNDS = 0.5, 2.0  # of their change: one that hardly matters must neither vanish nor turn round
+_TINY = np.finfo(np.float32).tiny
 
 
 def polish(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
@@ -33,7 +34,7 @@ def visit_codes(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Quan
     """Every channel's codes once more, by falling diag(H)."""
     hessian, per_oc = stats.hessian, tensor.axis is Axis.PER_OC
     order = np.argsort(-stats.importance, kind="stable")
-    codes, scale, zero = (_channels_first(value, per_oc) for value in (tensor.codes, *_per_code(tensor)))
+    codes, scale, zero = (_channels_first(value, per_oc) for value in (tensor.codes, *per_code(tensor)))
     values = np.ascontiguousarray(dequantize(tensor).T)  # [IC, OC]: a channel is one contiguous row
     gradient = hessian @ (values - weight.T)
     for start in range(0, len(order), LAZY_COLUMNS):
@@ -85,9 +86,6 @@ def refit_floats(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Qua
     return with_floats(tensor, {key: value * bounded[key] for key, value in floats_of(tensor).items()})
 
 
-_TINY = np.finfo(np.float32).tiny
-
-
 def _divided(residual: Floats, diagonal: Floats) -> dict[str, F32]:
     """Elementwise, and 0 where nothing depends on the value: a block of zeros, channels that are never active."""
     return {
@@ -98,13 +96,6 @@ def _divided(residual: Floats, diagonal: Floats) -> dict[str, F32]:
 
 def _dot(left: Floats, right: Floats) -> np.float32:
     return np.float32(sum(np.sum(value * right[key], dtype=np.float64) for key, value in left.items()))
-
-
-def _per_code(tensor: QuantizedTensor) -> tuple[F32, F32]:
-    scale, zero = (
-        spread(value, tensor.grid.group_size, tensor.codes.shape[1]) for value in tensor.grid.scale_zero(tensor.params)
-    )
-    return scale, zero
 
 
 def _channels_first(values: Array, per_oc: bool) -> Array:

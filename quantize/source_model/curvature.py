@@ -19,11 +19,10 @@ from quantize.errors import CalibrationError
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
 from quantize.source_model.walk import INPUT_SITES
-from quantize.source_model.whole import I64, build_model
+from quantize.source_model.whole import I64, LOGIT_ROWS, build_model
 from quantize.types import F32, Curvature, LayerStats
 
 BATCH = 1  # sequences that go through the whole model together
-LOGIT_ROWS = 128  # tokens whose logits are in memory at a time
 UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of the embedding counts for nothing
 
 

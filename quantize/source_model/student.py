@@ -12,11 +12,10 @@ from torch.nn.functional import log_softmax
 
 from quantize.checkpoint import Checkpoint
 from quantize.progress import track
-from quantize.source_model.whole import I64, build_model
+from quantize.source_model.whole import I64, LOGIT_ROWS, build_model
 from quantize.types import F32
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
-LOGIT_ROWS = 128  # tokens whose logits are in memory at a time
 
 
 class Student:
@@ -52,14 +51,14 @@ class Student:
         with torch.no_grad():
             return self._over(sequences, self._forward)
 
-    def gradients(self, sequences: NDArray[np.intp]) -> tuple[float, dict[str, F32]]:
-        """(mean loss over those sequences, its gradient for every weight that was put)."""
-        loss = self._over(sequences, self._backward)
+    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
+        """Of the mean loss over those sequences, for every weight that learns."""
+        self._over(sequences, self._backward)
         found = dict[str, F32]()
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 found[name], parameter.grad = parameter.grad.numpy(), None
-        return loss, found
+        return found
 
     def _over(self, sequences: NDArray[np.intp], run: Callable[[torch.Tensor, torch.Tensor, int], float]) -> float:
         """Sum of ``run`` over batches of (last hidden states, the source's, all tokens that count)."""

@@ -15,6 +15,7 @@ from quantize.types import F32
 
 Read = Callable[[str], F32]
 I64 = NDArray[np.int64]
+LOGIT_ROWS = 128  # tokens whose logits, a whole vocabulary each, are in memory at a time
 
 
 def build_model(config: ModelConfig, read: Read, tied: bool) -> nn.Module:
