@@ -1,0 +1,84 @@
+#include "streams.h"
+
+#include <algorithm>
+
+#include "half.h"
+
+namespace adadim {
+namespace {
+
+constexpr int64_t kChunk = 256;  // weights decoded at a time, on the stack
+constexpr int64_t kColumns = 64;  // output channels of a task
+
+struct Job {
+  const Weights* weights;
+  const Product* product;
+};
+
+// Value i of a packed row; at 3 bits it may straddle two bytes.
+int Value(const uint8_t* row, int64_t bits, int64_t i) {
+  const int64_t first = i * bits, byte = first / 8, shift = first % 8;
+  int pair = row[byte];
+  if (shift + bits > 8) pair |= row[byte + 1] << 8;
+  return pair >> shift & ((1 << bits) - 1);
+}
+
+// W of `count` columns from `column` on in a stored row: an output channel (per_oc) or an input channel.
+void DecodeRow(const Weights& w, int64_t row, int64_t column, int64_t count, float* out) {
+  const int64_t columns = w.per_oc ? w.K : w.N, groups = (columns + w.group_size - 1) / w.group_size;
+  const uint8_t* codes = w.codes + row * ((columns * w.bits + 7) / 8);
+  const uint8_t* zeros = w.zero_points + (w.shared_zeros ? 0 : row * ((groups * w.bits + 7) / 8));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t group = (column + i) / w.group_size, at = row * groups + group;
+    const float scale = w.float16_scales ? HalfToFloat(static_cast<const uint16_t*>(w.scales)[at])
+                                         : static_cast<const float*>(w.scales)[at];
+    out[i] = static_cast<float>(Value(codes, w.bits, column + i) - Value(zeros, w.bits, group)) * scale;
+  }
+}
+
+void ColumnsPerOc(const Weights& w, const Product& p, int64_t begin, int64_t end) {
+  float decoded[kChunk];
+  for (int64_t n = begin; n < end; ++n) {
+    for (int64_t k = 0; k < w.K; k += kChunk) {
+      const int64_t count = std::min(kChunk, w.K - k);
+      DecodeRow(w, n, k, count, decoded);
+      for (int64_t m = 0; m < p.rows; ++m) {
+        const float* a = p.a + m * w.K + k;
+        float sum = 0;
+        for (int64_t i = 0; i < count; ++i) sum += a[i] * decoded[i];
+        p.y[m * w.N + n] += sum;
+      }
+    }
+  }
+}
+
+void ColumnsPerIc(const Weights& w, const Product& p, int64_t begin, int64_t end) {
+  float decoded[kColumns];
+  for (int64_t k = 0; k < w.K; ++k) {
+    DecodeRow(w, k, begin, end - begin, decoded);
+    for (int64_t m = 0; m < p.rows; ++m) {
+      const float a = p.a[m * w.K + k];
+      float* y = p.y + m * w.N;
+      for (int64_t n = begin; n < end; ++n) y[n] += a * decoded[n - begin];
+    }
+  }
+}
+
+void Task(void* data, size_t index) {
+  const Weights& w = *static_cast<Job*>(data)->weights;
+  const Product& p = *static_cast<Job*>(data)->product;
+  const int64_t begin = static_cast<int64_t>(index) * kColumns, end = std::min(begin + kColumns, w.N);
+  for (int64_t m = 0; m < p.rows; ++m) {
+    for (int64_t n = begin; n < end; ++n) p.y[m * w.N + n] = p.bias == nullptr ? 0 : p.bias[n];
+  }
+  (w.per_oc ? ColumnsPerOc : ColumnsPerIc)(w, p, begin, end);
+}
+
+}  // namespace
+
+void MatMulStreams(const Weights& weights, const Product& product, const ParallelFor& parallel_for) {
+  Job job{&weights, &product};
+  parallel_for.run(parallel_for.pool, Task, &job, static_cast<size_t>((weights.N + kColumns - 1) / kColumns));
+}
+
+}  // namespace adadim
