@@ -102,9 +102,9 @@ void ReadAttributes(Node& node, const OrtKernelInfo* info) {
   if (w.bits > 4 && w.bits < 8) Fail(node, "bits = %" PRId64 " is not 2, 3, 4 or 8", w.bits);
   w.group_size = Attribute(node, info, "group_size", 1, INT64_MAX);
   w.per_oc = Attribute(node, info, "per_oc", 0, 1) == 1;
-  w.layout = Attribute(node, info, "layout", 0, 0);
+  w.layout = Attribute(node, info, "layout", 0, 1);
   node.precision = Attribute(node, info, "accuracy_level", 0, 4) == 4 ? Precision::kInt8 : Precision::kFloat;
-  node.shapes = ShapesOf(w.K, w.N, w.bits, w.group_size, w.per_oc);
+  node.shapes = ShapesOf(w);
 }
 
 // False for an optional input that is left out.
@@ -156,8 +156,8 @@ Weights ReadWeights(const Node& node, const OrtKernelContext* context) {
   const Shapes& s = node.shapes;
   CheckShape(node, "codes", codes, {s.codes.rows, s.codes.columns});
   CheckShape(node, "scales", scales, {s.scales.rows, s.scales.columns});
-  w.shared_zeros = s.zero_points.rows > 1 && !zeros.dims.empty() && zeros.dims[0] == 1;
-  CheckShape(node, "zero_points", zeros, {w.shared_zeros ? 1 : s.zero_points.rows, s.zero_points.columns});
+  w.shared_zeros = zeros.dims == std::vector<int64_t>{1, s.shared_zeros};
+  if (!w.shared_zeros) CheckShape(node, "zero_points", zeros, {s.zero_points.rows, s.zero_points.columns});
   w.codes = static_cast<const uint8_t*>(codes.data);
   w.scales = scales.data;
   w.zero_points = static_cast<const uint8_t*>(zeros.data);

@@ -1,0 +1,211 @@
+#include "tiles.h"
+
+#include <memory>
+
+namespace adadim {
+namespace {
+
+constexpr int64_t kMostTasks = 32;
+constexpr int64_t kTaskProducts = 1 << 18;  // fewer are not worth a thread
+
+// Room for everything that is computed from activations, cut into arrays that start at whole cache lines.
+class Arena {
+ public:
+  template <typename T>
+  void Reserve(int64_t count) {
+    size_ += RoundUp(count * static_cast<int64_t>(sizeof(T)) + 1, kLine);
+  }
+  void Allocate() {
+    bytes_.reset(new uint8_t[static_cast<size_t>(size_ + kLine)]);
+    next_ = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
+  }
+  template <typename T>
+  T* Take(int64_t count) {
+    uint8_t* const at = next_;
+    next_ += RoundUp(count * static_cast<int64_t>(sizeof(T)) + 1, kLine);
+    return reinterpret_cast<T*>(at);
+  }
+
+ private:
+  int64_t size_ = 0;
+  std::unique_ptr<uint8_t[]> bytes_;
+  uint8_t* next_ = nullptr;
+};
+
+struct Job {
+  TileWeights w;
+  const Product* product;
+  const TileKernels* kernels;
+  int64_t length;  // input channels, filled up
+  int64_t width;  // rows that a panel has room for
+  int64_t panels;
+  int64_t tasks;
+  float* values;  // [panels][width * length]
+  // Of panels (PER_OC, filled before any tile) or of tasks (PER_IC, filled for each group of outputs and panel):
+  float* scaled;
+  int8_t* rounded;
+  float* scales;
+  float* corrections;
+  // Of tasks (PER_IC):
+  float* spread_scales;
+  float* float_zeros;
+  uint8_t* zeros;
+};
+
+int64_t Segments(const Job& job) { return job.length / (kBlock / 2); }  // at most
+
+// Panel `index`, its computed values in place `slot`.
+Panel PanelOf(const Job& job, int64_t index, int64_t slot) {
+  const int64_t rows = std::min(kPanel, job.product->rows - index * kPanel), size = job.width * job.length;
+  const int64_t scales = job.width * Segments(job);
+  return {rows, rows > kContiguousRows, job.values + index * size, job.scaled + slot * size, job.rounded + slot * size,
+          job.scales + slot * scales, job.corrections + slot * scales};
+}
+
+// The position of input channel k, among groups that start at multiples of the pitch.
+int64_t Position(const Job& job, int64_t k) {
+  const Geometry& g = job.w.geometry;
+  return job.w.weights.per_oc ? k / g.group_size * g.pitch + k % g.group_size : k;
+}
+
+void FillPanel(const Job& job, int64_t index) {
+  const Panel panel = PanelOf(job, index, index);
+  const int64_t K = job.w.weights.K, row = panel.interleaved ? 1 : job.length, step = panel.interleaved ? kPanel : 1;
+  const int64_t run = job.w.weights.per_oc ? job.w.geometry.group_size : K;
+  std::fill_n(panel.values, job.length * job.width, 0.0f);
+  for (int64_t m = 0; m < panel.rows; ++m) {
+    const float* a = job.product->a + (index * kPanel + m) * K;
+    for (int64_t k = 0; k < K; k += run) {
+      float* out = panel.values + m * row + Position(job, k) * step;
+      for (int64_t i = 0; i < std::min(run, K - k); ++i) out[i * step] = a[k + i];
+    }
+  }
+}
+
+void PrepareTask(void* data, size_t index) {
+  const Job& job = *static_cast<Job*>(data);
+  const int64_t panel = static_cast<int64_t>(index);
+  FillPanel(job, panel);
+  if (job.w.weights.per_oc) job.kernels->prepare(job.w, nullptr, PanelOf(job, panel, panel));
+}
+
+// First output channel of a tile, and how many of its 16 there are.
+void Outputs(const Job& job, int64_t tile, int64_t* first, int64_t* count) {
+  const Geometry& g = job.w.geometry;
+  const int64_t per_group = job.w.weights.per_oc ? g.tiles : g.pitch / kTile, group = tile / per_group;
+  const int64_t within = tile % per_group * kTile, size = job.w.weights.per_oc ? job.w.weights.N : g.group_size;
+  *first = group * size + within;
+  *count = std::min({kTile, size - within, job.w.weights.N - *first});
+}
+
+void WriteTile(const Job& job, int64_t tile, int64_t panel, const float* out) {
+  const Product& p = *job.product;
+  const int64_t N = job.w.weights.N, rows = std::min(kPanel, p.rows - panel * kPanel);
+  int64_t first, count;
+  Outputs(job, tile, &first, &count);
+  for (int64_t m = 0; m < rows; ++m) {
+    float* y = p.y + (panel * kPanel + m) * N + first;
+    for (int64_t n = 0; n < count; ++n) y[n] = out[m * kTile + n] + (p.bias == nullptr ? 0 : p.bias[first + n]);
+  }
+}
+
+void TilesPerOc(const Job& job, int64_t begin, int64_t end) {
+  alignas(64) float out[kPanel * kTile];
+  for (int64_t tile = begin; tile < end; ++tile) {
+    for (int64_t panel = 0; panel < job.panels; ++panel) {
+      job.kernels->multiply(job.w, nullptr, PanelOf(job, panel, panel), tile, out);
+      WriteTile(job, tile, panel, out);
+    }
+  }
+}
+
+void TilesPerIc(const Job& job, int64_t task, int64_t begin, int64_t end) {
+  alignas(64) float out[kPanel * kTile];
+  const int64_t per_group = job.w.geometry.pitch / kTile;
+  const Spread spread{job.spread_scales + task * job.length, job.zeros + task * job.length,
+                      job.float_zeros + task * job.length};
+  for (int64_t first = begin; first < end;) {
+    const int64_t group = first / per_group, stop = std::min(end, (group + 1) * per_group);
+    job.kernels->spread(job.w, group, spread);
+    for (int64_t panel = 0; panel < job.panels; ++panel) {
+      const Panel prepared = PanelOf(job, panel, task);
+      job.kernels->prepare(job.w, &spread, prepared);
+      for (int64_t tile = first; tile < stop; ++tile) {
+        job.kernels->multiply(job.w, &spread, prepared, tile, out);
+        WriteTile(job, tile, panel, out);
+      }
+    }
+    first = stop;
+  }
+}
+
+void MultiplyTask(void* data, size_t index) {
+  const Job& job = *static_cast<Job*>(data);
+  const Geometry& g = job.w.geometry;
+  const int64_t task = static_cast<int64_t>(index);
+  // Tasks of PER_IC hold whole groups where there are enough: each prepares its groups' activations.
+  const int64_t unit = !job.w.weights.per_oc && g.groups >= job.tasks ? g.pitch / kTile : 1, units = CeilDiv(g.tiles, unit);
+  const int64_t begin = units * task / job.tasks * unit, end = std::min(units * (task + 1) / job.tasks * unit, g.tiles);
+  if (job.w.weights.per_oc) return TilesPerOc(job, begin, end);
+  TilesPerIc(job, task, begin, end);
+}
+
+// Zero points that all rows share, as floats: a bit stream.
+void ReadSharedZeros(const Weights& w, int64_t groups, float* zeros) {
+  for (int64_t b = 0; b < groups; ++b) {
+    int value = 0;
+    for (int64_t bit = 0; bit < w.bits; ++bit) {
+      const int64_t at = b * w.bits + bit;
+      value |= (w.zero_points[at / 8] >> at % 8 & 1) << bit;
+    }
+    zeros[b] = static_cast<float>(value);
+  }
+}
+
+}  // namespace
+
+void MatMulTiles(const Weights& weights, const Product& product, const ParallelFor& parallel_for) {
+  Job job{};
+  job.w = {weights, GeometryOf(weights), nullptr, product.precision};
+  job.product = &product;
+  job.kernels = &BestTileKernels();
+  const Geometry& g = job.w.geometry;
+  job.length = g.blocks * kBlock;
+  job.panels = CeilDiv(product.rows, kPanel);
+  job.width = product.rows > kContiguousRows ? kPanel : product.rows > 1 ? kContiguousRows : 1;
+  const int64_t products = g.tiles * kTile * job.length * product.rows;
+  job.tasks = std::min({g.tiles, kMostTasks, CeilDiv(products, kTaskProducts)});
+
+  const bool int8 = product.precision == Precision::kInt8;
+  const int64_t size = job.width * job.length, scales = job.width * Segments(job);
+  const int64_t slots = weights.per_oc ? job.panels : job.tasks, spreads = weights.per_oc ? 0 : job.tasks * job.length;
+  const int64_t rounded = int8 ? slots * size : 0, scaled = int8 || weights.per_oc ? 0 : slots * size;
+  Arena arena;
+  arena.Reserve<float>(g.groups);
+  arena.Reserve<float>(job.panels * size);
+  arena.Reserve<float>(scaled);
+  arena.Reserve<int8_t>(rounded);
+  arena.Reserve<float>(slots * scales);
+  arena.Reserve<float>(slots * scales);
+  arena.Reserve<float>(spreads);
+  arena.Reserve<float>(spreads);
+  arena.Reserve<uint8_t>(spreads);
+  arena.Allocate();
+  float* shared = arena.Take<float>(g.groups);
+  job.values = arena.Take<float>(job.panels * size);
+  job.scaled = arena.Take<float>(scaled);
+  job.rounded = arena.Take<int8_t>(rounded);
+  job.scales = arena.Take<float>(slots * scales);
+  job.corrections = arena.Take<float>(slots * scales);
+  job.spread_scales = arena.Take<float>(spreads);
+  job.float_zeros = arena.Take<float>(spreads);
+  job.zeros = arena.Take<uint8_t>(spreads);
+  if (weights.shared_zeros) {
+    ReadSharedZeros(weights, g.groups, shared);
+    job.w.shared_zeros = shared;
+  }
+  parallel_for.run(parallel_for.pool, PrepareTask, &job, static_cast<size_t>(job.panels));
+  parallel_for.run(parallel_for.pool, MultiplyTask, &job, static_cast<size_t>(job.tasks));
+}
+
+}  // namespace adadim
