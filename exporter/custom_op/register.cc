@@ -104,6 +104,11 @@ void ReadAttributes(Node& node, const OrtKernelInfo* info) {
   w.per_oc = Attribute(node, info, "per_oc", 0, 1) == 1;
   w.layout = Attribute(node, info, "layout", 0, 1);
   node.precision = Attribute(node, info, "accuracy_level", 0, 4) == 4 ? Precision::kInt8 : Precision::kFloat;
+  const int64_t columns = w.per_oc ? w.K : w.N;
+  if (w.layout == 1 && w.group_size % kTile != 0 && w.group_size < columns) {
+    Fail(node, "group_size = %" PRId64 " is neither a multiple of 16 nor all of %" PRId64 " channels, as layout 1 needs",
+         w.group_size, columns);
+  }
   node.shapes = ShapesOf(w);
 }
 
@@ -156,7 +161,7 @@ Weights ReadWeights(const Node& node, const OrtKernelContext* context) {
   const Shapes& s = node.shapes;
   CheckShape(node, "codes", codes, {s.codes.rows, s.codes.columns});
   CheckShape(node, "scales", scales, {s.scales.rows, s.scales.columns});
-  w.shared_zeros = zeros.dims == std::vector<int64_t>{1, s.shared_zeros};
+  w.shared_zeros = zeros.dims == std::vector<int64_t>{s.shared_zeros.rows, s.shared_zeros.columns};
   if (!w.shared_zeros) CheckShape(node, "zero_points", zeros, {s.zero_points.rows, s.zero_points.columns});
   w.codes = static_cast<const uint8_t*>(codes.data);
   w.scales = scales.data;

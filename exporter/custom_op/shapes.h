@@ -2,7 +2,6 @@
 #ifndef ADADIM_SHAPES_H_
 #define ADADIM_SHAPES_H_
 
-#include <algorithm>
 #include <cstdint>
 
 #include "kernel.h"
@@ -21,20 +20,18 @@ struct Matrix {
 };
 
 struct Shapes {
-  Matrix codes, scales, zero_points;  // of zero points that are not shared
-  int64_t shared_zeros;  // bytes of those that are
+  Matrix codes, scales, zero_points;
+  Matrix shared_zeros;  // zero points that do not vary within a group's rows
 };
 
-// Layout 1. Along their axis, group j covers positions j * pitch to j * pitch + group_size.
+// Layout 1, for group sizes that are multiples of 16; one group of any size counts as whole tiles and blocks.
 struct Geometry {
-  int64_t group_size, groups, pitch, tiles, blocks;
+  int64_t groups, group_size, tiles, blocks;
 };
 
 inline Geometry GeometryOf(const Weights& w) {
-  const int64_t columns = w.per_oc ? w.K : w.N, group_size = std::min(w.group_size, columns);
-  const int64_t groups = CeilDiv(columns, group_size), pitch = RoundUp(group_size, kTile);
-  const int64_t last = RoundUp(columns - (groups - 1) * group_size, kTile), length = (groups - 1) * pitch + last;
-  return {group_size, groups, pitch, CeilDiv(w.per_oc ? w.N : length, kTile), CeilDiv(w.per_oc ? length : w.K, kBlock)};
+  const int64_t columns = w.per_oc ? w.K : w.N, groups = CeilDiv(columns, w.group_size);
+  return {groups, groups == 1 ? RoundUp(columns, kBlock) : w.group_size, CeilDiv(w.N, kTile), CeilDiv(w.K, kBlock)};
 }
 
 // In layout 1 zero points of 3 bits ride in 4.
@@ -44,15 +41,18 @@ inline int64_t ZeroBits(const Weights& w) { return w.bits == 3 ? 4 : w.bits; }
 inline Shapes StreamShapes(const Weights& w) {
   const int64_t rows = w.per_oc ? w.N : w.K, columns = w.per_oc ? w.K : w.N, groups = CeilDiv(columns, w.group_size);
   const int64_t zero_bytes = CeilDiv(groups * w.bits, 8);
-  return {{rows, CeilDiv(columns * w.bits, 8)}, {rows, groups}, {rows, zero_bytes}, zero_bytes};
+  return {{rows, CeilDiv(columns * w.bits, 8)}, {rows, groups}, {rows, zero_bytes}, {1, zero_bytes}};
 }
 
 inline Shapes TileShapes(const Weights& w) {
   const Geometry g = GeometryOf(w);
   const Matrix codes = {g.tiles, g.blocks * w.bits * kLine};
-  const int64_t shared = CeilDiv(g.groups * w.bits, 8);
-  if (w.per_oc) return {codes, {g.tiles, g.groups * kTile}, {g.tiles, CeilDiv(g.groups * ZeroBits(w), 32) * kLine}, shared};
-  return {codes, {g.groups, g.blocks * kBlock}, {g.groups, g.blocks * kBlock * ZeroBits(w) / 8}, shared};
+  if (w.per_oc) {
+    const int64_t words = CeilDiv(g.groups * ZeroBits(w), 32);
+    return {codes, {g.tiles, g.groups * kTile}, {g.tiles, words * kLine}, {1, words * kLine / kTile}};
+  }
+  const int64_t length = g.blocks * kBlock;
+  return {codes, {g.groups, length}, {g.groups, length * ZeroBits(w) / 8}, {g.groups, 1}};
 }
 
 inline Shapes ShapesOf(const Weights& w) { return w.layout == 0 ? StreamShapes(w) : TileShapes(w); }

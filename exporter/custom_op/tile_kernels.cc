@@ -1,7 +1,7 @@
 // The kernels of layout 1. Compiled once for each instruction set, with its compiler flags and ADADIM_TARGET as its name;
 // only the table at the end leaves this file, so that no function of one set can stand in for another's.
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #define HWY_COMPILE_ONLY_STATIC
 #include "hwy/highway.h"
@@ -15,7 +15,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 #include "dot.h"
 
 using FloatTag = hn::ScalableTag<float>;
-using IntTag = hn::RebindToSigned<hn::RebindToUnsigned<FloatTag>>;
+using IntTag = hn::RebindToSigned<FloatTag>;
+using UnsignedTag = hn::RebindToUnsigned<FloatTag>;
 using ByteTag = hn::Repartition<uint8_t, FloatTag>;
 using SignedByteTag = hn::Repartition<int8_t, FloatTag>;
 using Floats = hn::Vec<FloatTag>;
@@ -24,10 +25,15 @@ using Bytes = hn::Vec<ByteTag>;
 
 constexpr FloatTag df;
 constexpr IntTag di;
+constexpr UnsignedTag du;
 constexpr ByteTag db;
 constexpr int64_t kLanes = HWY_MAX_BYTES / sizeof(float);  // outputs, or rows, of a register
 constexpr int64_t kSteps = kBlock / 4;  // of four input channels in a block
 constexpr int kRegisterRows = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM_A64 ? 8 : 4;  // of an interleaved panel at a time
+#ifndef AHEAD
+#define AHEAD 2048
+#endif
+constexpr int64_t kAhead = AHEAD;  // bytes of codes that are asked for in advance
 constexpr float kSmallest = 1e-30f;  // below it a segment's activations count as zero
 
 HWY_INLINE Floats LoadScales(const TileWeights& w, int64_t index) {
@@ -105,14 +111,13 @@ struct Codes<3> {
 };
 
 // Zero points of a tile's outputs (PER_OC) in group b: bits (b % per) * bits of dword n in line b / per, per = 32 / bits.
+template <int kBits>
 HWY_INLINE Floats ZeroPoints(const TileWeights& w, const uint8_t* tile_lines, int64_t group, int64_t lane) {
   if (w.shared_zeros != nullptr) return hn::Set(df, w.shared_zeros[group]);
-  const int bits = static_cast<int>(ZeroBits(w.weights));
-  const int64_t per = 32 / bits;
-  const uint8_t* line = tile_lines + group / per * kLine + lane * 4;
-  const hn::RebindToUnsigned<IntTag> du;
-  const auto words = hn::ShiftRightSame(hn::BitCast(du, hn::LoadU(db, line)), static_cast<int>(group % per) * bits);
-  return hn::ConvertTo(df, hn::BitCast(di, hn::And(words, hn::Set(du, (1u << bits) - 1))));
+  constexpr int bits = kBits == 3 ? 4 : kBits, per = 32 / bits;
+  const auto words = hn::BitCast(du, hn::LoadU(db, tile_lines + group / per * kLine + lane * 4));
+  const auto zeros = hn::And(hn::ShiftRightSame(words, static_cast<int>(group % per) * bits), hn::Set(du, (1u << bits) - 1));
+  return hn::ConvertTo(df, hn::BitCast(di, zeros));
 }
 
 // Where a tile's numbers are, and which of the panel's rows are multiplied: `rows` from `first` on.
@@ -128,15 +133,16 @@ struct TileRun {
 };
 
 // The scale and zero point of each lane's output, group after group (PER_OC).
+template <int kBits>
 struct Groups {
   HWY_INLINE Groups(const TileRun& run, int64_t lane, int64_t segment)
-      : run_(run), lane_(lane), segments_(run.w.geometry.pitch / segment) {}
+      : run_(run), lane_(lane), segments_(run.w.geometry.group_size / segment) {}
   HWY_INLINE void Next() {
     if (left_-- > 0) return;
     left_ = segments_ - 1;
     if (group_ == run_.w.geometry.groups) return;  // the last block's filling, of activations that are zero
     scale = LoadScales(run_.w, run_.scales + group_ * kTile + lane_);
-    zero = ZeroPoints(run_.w, run_.zeros, group_++, lane_);
+    zero = ZeroPoints<kBits>(run_.w, run_.zeros, group_++, lane_);
   }
   Floats scale = hn::Zero(df), zero = hn::Zero(df);
 
@@ -167,10 +173,11 @@ void MultiplyInt8(const TileRun& run, int64_t lane) {
   const float* scales = run.panel.scales + run.first * steps.scale_row;
   const float* corrections = run.panel.corrections + run.first * (kPerOc ? steps.scale_row : 1);
   const uint8_t* codes = run.codes + lane * 4;
-  Groups groups(run, lane, kSegment);
+  Groups<kBits> groups(run, lane, kSegment);
   Floats total[kRows];
   for (int m = 0; m < kRows; ++m) total[m] = hn::Zero(df);
   for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += kBits * kLine) {
+    for (int64_t line = 0; line < kBits; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
     Bytes q[kSteps];
     Codes<kBits>::Unpack(codes, q);
 #pragma GCC unroll 2
@@ -209,7 +216,6 @@ void MultiplyInt8(const TileRun& run, int64_t lane) {
 // Input channel 4 * step + kByte of the codes, less the zero point.
 template <int kByte>
 HWY_INLINE Floats Centred(Bytes q, Floats zero) {
-  const hn::RebindToUnsigned<IntTag> du;
   const auto code = hn::And(hn::ShiftRight<8 * kByte>(hn::BitCast(du, q)), hn::Set(du, 255));
   return hn::Sub(hn::ConvertTo(df, hn::BitCast(di, code)), zero);
 }
@@ -222,10 +228,11 @@ void MultiplyFloat(const TileRun& run, int64_t lane) {
   const float* a = (kPerOc ? run.panel.values : run.panel.scaled) + run.first * steps.row;
   const float* zeros = kPerOc ? nullptr : run.spread->float_zeros;
   const uint8_t* codes = run.codes + lane * 4;
-  Groups groups(run, lane, kSegment);
+  Groups<kBits> groups(run, lane, kSegment);
   Floats total[kRows];
   for (int m = 0; m < kRows; ++m) total[m] = hn::Zero(df);
   for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += kBits * kLine) {
+    for (int64_t line = 0; line < kBits; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
     Bytes q[kSteps];
     Codes<kBits>::Unpack(codes, q);
 #pragma GCC unroll 2
@@ -256,7 +263,7 @@ void MultiplyFloat(const TileRun& run, int64_t lane) {
 
 template <int kBits, int kRows, bool kInterleaved>
 void MultiplyRows(const TileRun& run) {
-  const bool per_oc = run.w.weights.per_oc, even = run.w.geometry.pitch % kBlock == 0;
+  const bool per_oc = run.w.weights.per_oc, even = run.w.geometry.group_size % kBlock == 0;
   for (int64_t lane = 0; lane < kTile; lane += kLanes) {
     if (run.w.precision == Precision::kFloat) {
       (per_oc ? MultiplyFloat<kBits, kRows, kInterleaved, true> : MultiplyFloat<kBits, kRows, kInterleaved, false>)(run, lane);
@@ -272,7 +279,7 @@ void MultiplyRows(const TileRun& run) {
 template <int kBits>
 void MultiplyPanel(TileRun& run) {
   if (!run.panel.interleaved) {
-    return run.panel.rows == 1 ? MultiplyRows<kBits, 1, false>(run) : MultiplyRows<kBits, kContiguousRows, false>(run);
+    return run.panel.width == 1 ? MultiplyRows<kBits, 1, false>(run) : MultiplyRows<kBits, kContiguousRows, false>(run);
   }
   for (; run.first < run.panel.rows; run.first += kRegisterRows, run.out += kRegisterRows * kTile) {
     MultiplyRows<kBits, kRegisterRows, true>(run);
@@ -292,71 +299,163 @@ void Multiply(const TileWeights& w, const Spread* spread, const Panel& panel, in
   }
 }
 
-// Zero points of 32 input channels of a group of outputs: byte i holds those of i, i + n, ..., n = 32 * bits / 8.
-void UnpackZeros(const uint8_t* packed, int64_t bits, uint8_t* zeros) {
-  const int64_t bytes = kBlock * bits / 8;
-  const int mask = (1 << bits) - 1;
-  for (int64_t field = 0; field < 8 / bits; ++field) {
-    for (int64_t i = 0; i < bytes; ++i) zeros[field * bytes + i] = static_cast<uint8_t>(packed[i] >> field * bits & mask);
+// Zero points of 32 input channels of a group of outputs, from a stream of bits.
+template <int kBits>
+HWY_INLINE void UnpackZeros(const uint8_t* packed, uint8_t* zeros) {
+  const hn::CappedTag<uint8_t, kBlock * kBits / 8> d;
+  const hn::Repartition<uint16_t, decltype(d)> dw;
+  const auto field = [&](auto bytes, int index) HWY_ATTR {
+    return hn::And(hn::BitCast(d, hn::ShiftRightSame(hn::BitCast(dw, bytes), kBits * index)), hn::Set(d, (1 << kBits) - 1));
+  };
+  const auto bytes = hn::LoadU(d, packed);
+  if (kBits == 4) {  // byte i holds 2i, 2i + 1
+    hn::StoreInterleaved2(field(bytes, 0), field(bytes, 1), d, zeros);
+  } else {  // 2 bits: byte i holds 4i to 4i + 3
+    hn::StoreInterleaved4(field(bytes, 0), field(bytes, 1), field(bytes, 2), field(bytes, 3), d, zeros);
   }
+}
+
+template <int kBits>
+void UnpackZeroRow(const uint8_t* packed, int64_t length, uint8_t* zeros) {
+  for (int64_t k = 0; k < length; k += kBlock) UnpackZeros<kBits>(packed + k * kBits / 8, zeros + k);
 }
 
 void SpreadGroup(const TileWeights& w, int64_t group, const Spread& spread) {
   const int64_t length = w.geometry.blocks * kBlock, bits = ZeroBits(w.weights);
   for (int64_t k = 0; k < length; k += kLanes) hn::StoreU(LoadScales(w, group * length + k), df, spread.scales + k);
+  const uint8_t* packed = w.weights.zero_points + group * length * bits / 8;
   if (w.shared_zeros != nullptr) {
-    for (int64_t k = 0; k < length; ++k) spread.zeros[k] = static_cast<uint8_t>(w.shared_zeros[group]);
+    std::memset(spread.zeros, static_cast<int>(w.shared_zeros[group]), static_cast<size_t>(length));
+  } else if (bits == 8) {
+    std::memcpy(spread.zeros, packed, static_cast<size_t>(length));
   } else {
-    const uint8_t* packed = w.weights.zero_points + group * length * bits / 8;
-    for (int64_t k = 0; k < length; k += kBlock) UnpackZeros(packed + k * bits / 8, bits, spread.zeros + k);
+    (bits == 4 ? UnpackZeroRow<4> : UnpackZeroRow<2>)(packed, length, spread.zeros);
   }
+  if (w.precision == Precision::kInt8) return;
   for (int64_t k = 0; k < length; ++k) spread.float_zeros[k] = spread.zeros[k];
 }
 
-// Zero, or NaN in lanes where a value is no finite number.
-HWY_INLINE Floats Probe(Floats probe, Floats value) { return hn::MulAdd(value, hn::Zero(df), probe); }
+// |value| as an integer: in the order of the floats, and a NaN is greater than every number.
+HWY_INLINE Ints Magnitude(Floats value) { return hn::And(hn::BitCast(di, value), hn::Set(di, 0x7FFFFFFF)); }
 
-// Rounds `segment` values of one row, times `by` unless null; returns their scale. *correction becomes scale * sum of
-// zeros * rounded, with zeros of 1 if null.
+// The lowest byte of each lane is the value rounded to the nearest integer, for values between -127 and 127: the sum has no
+// room for a fraction. Not so for NaN, whose scale says it.
+HWY_INLINE hn::Vec<UnsignedTag> RoundToByte(Floats value, Floats factor) {
+  return hn::BitCast(du, hn::MulAdd(value, factor, hn::Set(df, 12582912.0f)));
+}
+
+// One operation over the 128-bit parts of a register.
+template <class Operation>
+HWY_INLINE hn::Vec128<int32_t> Fold(hn::Vec128<int32_t> v, Operation) {
+  return v;
+}
+#if HWY_MAX_BYTES >= 32
+template <class Operation>
+HWY_INLINE hn::Vec128<int32_t> Fold(hn::Vec256<int32_t> v, Operation operation) {
+  return operation(hn::LowerHalf(hn::Full128<int32_t>(), v), hn::UpperHalf(hn::Full128<int32_t>(), v));
+}
+#endif
+#if HWY_MAX_BYTES >= 64
+template <class Operation>
+HWY_INLINE hn::Vec128<int32_t> Fold(hn::Vec512<int32_t> v, Operation operation) {
+  const hn::Full256<int32_t> half;
+  return Fold(operation(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), operation);
+}
+#endif
+
+// [sums or maxima of four registers] by one operation.
+template <class Operation>
+HWY_INLINE hn::Vec128<int32_t> Reduce4(const Ints v[4], Operation operation) {
+  const hn::Repartition<uint64_t, IntTag> dl;
+  const Ints ab = operation(hn::InterleaveLower(di, v[0], v[1]), hn::InterleaveUpper(di, v[0], v[1]));
+  const Ints cd = operation(hn::InterleaveLower(di, v[2], v[3]), hn::InterleaveUpper(di, v[2], v[3]));
+  const auto ab2 = hn::BitCast(dl, ab), cd2 = hn::BitCast(dl, cd);
+  return Fold(operation(hn::BitCast(di, hn::InterleaveLower(dl, ab2, cd2)), hn::BitCast(di, hn::InterleaveUpper(dl, ab2, cd2))),
+              operation);
+}
+
+// Rounds four segments of a row, times `by` unless null.
 template <int64_t kSegment>
-HWY_INLINE float RoundSegment(const float* values, const float* by, const float* zeros, int8_t* rounded, float* correction) {
+HWY_INLINE void RoundSegments(const float* const values[4], const float* const by[4], int8_t* const rounded[4], float scales[4]) {
   constexpr int64_t kVectors = kSegment / kLanes;
-  Floats scaled[kVectors], largest = hn::Zero(df), probe = hn::Zero(df);
-  for (int64_t i = 0; i < kVectors; ++i) {
-    scaled[i] = hn::LoadU(df, values + i * kLanes);
-    if (by != nullptr) scaled[i] = hn::Mul(scaled[i], hn::LoadU(df, by + i * kLanes));
-    largest = hn::Max(largest, hn::Abs(scaled[i]));
-    probe = Probe(probe, scaled[i]);
+  const hn::Full128<float> d4;
+  Floats scaled[4][kVectors];
+  Ints most[4];
+#pragma GCC unroll 4
+  for (int64_t s = 0; s < 4; ++s) {
+    most[s] = hn::Zero(di);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kVectors; ++i) {
+      scaled[s][i] = hn::LoadU(df, values[s] + i * kLanes);
+      if (by != nullptr) scaled[s][i] = hn::Mul(scaled[s][i], hn::LoadU(df, by[s] + i * kLanes));
+      most[s] = hn::Max(most[s], Magnitude(scaled[s][i]));
+    }
   }
-  const float most = hn::GetLane(hn::MaxOfLanes(df, largest)), broken = hn::GetLane(hn::SumOfLanes(df, probe));
-  const Floats inverse = hn::Set(df, most > kSmallest ? 127 / most : 0);
-  Floats sum = hn::Zero(df);
-  for (int64_t i = 0; i < kVectors; ++i) {
-    const Ints integers = hn::NearestInt(hn::Mul(scaled[i], inverse));
-    hn::StoreU(hn::DemoteTo(hn::Rebind<int8_t, FloatTag>(), integers), hn::Rebind<int8_t, FloatTag>(), rounded + i * kLanes);
-    const Floats whole = hn::ConvertTo(df, integers);
-    sum = zeros == nullptr ? hn::Add(sum, whole) : hn::MulAdd(whole, hn::LoadU(df, zeros + i * kLanes), sum);
+  const auto largest = hn::BitCast(d4, Reduce4(most, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); }));
+  const auto inverse = hn::IfThenElseZero(hn::Gt(largest, hn::Set(d4, kSmallest)), hn::Div(hn::Set(d4, 127), largest));
+  HWY_ALIGN float factors[4];
+  hn::Store(inverse, d4, factors);
+  hn::StoreU(hn::Mul(largest, hn::Set(d4, 1.0f / 127)), d4, scales);
+  const hn::Rebind<uint8_t, FloatTag> dq;
+#pragma GCC unroll 4
+  for (int64_t s = 0; s < 4; ++s) {
+    const Floats factor = hn::Set(df, factors[s]);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kVectors; ++i) {
+      hn::StoreU(hn::U8FromU32(RoundToByte(scaled[s][i], factor)), dq,
+                 reinterpret_cast<uint8_t*>(rounded[s]) + i * kLanes);
+    }
   }
-  const float scale = most / 127 + broken;
-  *correction = scale * hn::GetLane(hn::SumOfLanes(df, sum));
-  return scale;
+}
+
+// Sum over k of zeros[k] * rounded[k] * its segment's scale, in some order of lanes.
+HWY_INLINE float Correction(const TileWeights& w, const uint8_t* zeros, const int8_t* rounded, const float* scales) {
+  constexpr int64_t kBytes = 4 * kLanes;
+  const int64_t length = w.geometry.blocks * kBlock;
+  Floats total = hn::Zero(df);
+  for (int64_t k = 0; k < length; k += kBytes) {
+    const Ints sum = Dot4<false>(hn::Zero(di), hn::LoadU(db, zeros + k), hn::LoadU(SignedByteTag(), rounded + k));
+    const int64_t segment = k / kBlock;
+    Floats scale = hn::Set(df, scales[segment]);
+    if (kBytes > kBlock) {  // two segments, or the last one and what lies behind it
+      const Floats second = hn::Set(df, segment + 1 < w.geometry.blocks ? scales[segment + 1] : 0);
+      scale = hn::IfThenElse(hn::FirstN(df, kBlock / 4), scale, second);
+    }
+    total = hn::MulAdd(hn::ConvertTo(df, sum), scale, total);
+  }
+  return hn::GetLane(hn::SumOfLanes(df, total));
 }
 
 template <int64_t kSegment>
 void RoundRows(const TileWeights& w, const Spread* spread, const Panel& panel) {
   const int64_t length = w.geometry.blocks * kBlock, segments = length / kSegment;
-  for (int64_t m = 0; m < panel.rows; ++m) {
-    float total = 0;
-    for (int64_t s = 0; s < segments; ++s) {
-      const int64_t k = s * kSegment, at = m * length + k;
-      float correction;
-      panel.scales[m * segments + s] =
-          RoundSegment<kSegment>(panel.values + at, spread == nullptr ? nullptr : spread->scales + k,
-                                 spread == nullptr ? nullptr : spread->float_zeros + k, panel.rounded + at, &correction);
-      if (spread == nullptr) panel.corrections[m * segments + s] = correction;
-      total += correction;
+  for (int64_t m = 0; m < panel.width; ++m) {
+    const float* values = panel.values + m * length;
+    int8_t* rounded = panel.rounded + m * length;
+    float* scales = panel.scales + m * segments;
+    for (int64_t first = 0; first < segments; first += 4) {
+      const float* from[4];
+      const float* by[4];
+      int8_t* to[4];
+      float found[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        const int64_t k = std::min(first + i, segments - 1) * kSegment;  // the last one again instead of those behind it
+        from[i] = values + k;
+        by[i] = spread == nullptr ? nullptr : spread->scales + k;
+        to[i] = rounded + k;
+      }
+      RoundSegments<kSegment>(from, spread == nullptr ? nullptr : by, to, found);
+      for (int64_t i = 0; i < std::min<int64_t>(4, segments - first); ++i) scales[first + i] = found[i];
     }
-    if (spread != nullptr) panel.corrections[m] = total;
+    if (spread != nullptr) {
+      panel.corrections[m] = Correction(w, spread->zeros, rounded, scales);
+      continue;
+    }
+    for (int64_t s = 0; s < segments; ++s) {
+      int32_t sum = 0;
+      for (int64_t i = 0; i < kSegment; ++i) sum += rounded[s * kSegment + i];
+      panel.corrections[m * segments + s] = scales[s] * static_cast<float>(sum);
+    }
   }
 }
 
@@ -364,26 +463,28 @@ void RoundRows(const TileWeights& w, const Spread* spread, const Panel& panel) {
 template <int64_t kSegment>
 void RoundInterleaved(const TileWeights& w, const Spread* spread, const Panel& panel) {
   const int64_t segments = w.geometry.blocks * kBlock / kSegment;
-  const hn::RebindToUnsigned<IntTag> du;
   for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
     Floats total = hn::Zero(df);
     for (int64_t s = 0; s < segments; ++s) {
       const float* values = panel.values + s * kSegment * kPanel + lane;
-      Floats scaled[kSegment], largest = hn::Zero(df), probe = hn::Zero(df);
+      Floats scaled[kSegment];
+      Ints most = hn::Zero(di);
+#pragma GCC unroll 32
       for (int64_t k = 0; k < kSegment; ++k) {
         scaled[k] = hn::LoadU(df, values + k * kPanel);
         if (spread != nullptr) scaled[k] = hn::Mul(scaled[k], hn::Set(df, spread->scales[s * kSegment + k]));
-        largest = hn::Max(largest, hn::Abs(scaled[k]));
-        probe = Probe(probe, scaled[k]);
+        most = hn::Max(most, Magnitude(scaled[k]));
       }
+      const Floats largest = hn::BitCast(df, most);
       const auto used = hn::Gt(largest, hn::Set(df, kSmallest));
       const Floats inverse = hn::IfThenElseZero(used, hn::Div(hn::Set(df, 127), largest));
       Ints sum = hn::Zero(di);
+#pragma GCC unroll 8
       for (int64_t k = 0; k < kSegment; k += 4) {
-        auto four = hn::Zero(du);  // input channel k in the lowest byte
-        for (int64_t i = 3; i >= 0; --i) {
-          const auto byte = hn::And(hn::BitCast(du, hn::NearestInt(hn::Mul(scaled[k + i], inverse))), hn::Set(du, 255));
-          four = hn::Or(hn::ShiftLeft<8>(four), byte);
+        auto four = RoundToByte(scaled[k + 3], inverse);  // to the highest byte
+#pragma GCC unroll 3
+        for (int64_t i = 2; i >= 0; --i) {
+          four = hn::Or(hn::ShiftLeft<8>(four), hn::And(RoundToByte(scaled[k + i], inverse), hn::Set(du, 255)));
         }
         const auto rounded = hn::BitCast(SignedByteTag(), four);
         hn::StoreU(rounded, SignedByteTag(), panel.rounded + (s * kSegment + k) * kPanel + lane * 4);
@@ -391,7 +492,7 @@ void RoundInterleaved(const TileWeights& w, const Spread* spread, const Panel& p
                                               : hn::BitCast(db, Broadcast4(spread->zeros + s * kSegment + k));
         sum = Dot4<false>(sum, zeros, rounded);
       }
-      const Floats scale = hn::MulAdd(largest, hn::Set(df, 1.0f / 127), probe);
+      const Floats scale = hn::Mul(largest, hn::Set(df, 1.0f / 127));
       const Floats correction = hn::Mul(scale, hn::ConvertTo(df, sum));
       hn::StoreU(scale, df, panel.scales + s * kPanel + lane);
       if (spread == nullptr) hn::StoreU(correction, df, panel.corrections + s * kPanel + lane);
@@ -412,7 +513,7 @@ void ScaleRows(const TileWeights& w, const Spread& spread, const Panel& panel) {
     }
     return;
   }
-  for (int64_t m = 0; m < panel.rows; ++m) {
+  for (int64_t m = 0; m < panel.width; ++m) {
     for (int64_t k = 0; k < length; k += kLanes) {
       const int64_t at = m * length + k;
       hn::StoreU(hn::Mul(hn::LoadU(df, panel.values + at), hn::LoadU(df, spread.scales + k)), df, panel.scaled + at);
@@ -423,7 +524,7 @@ void ScaleRows(const TileWeights& w, const Spread& spread, const Panel& panel) {
 void Prepare(const TileWeights& w, const Spread* spread, const Panel& panel) {
   if (w.precision == Precision::kFloat) {
     if (spread != nullptr) ScaleRows(w, *spread, panel);
-  } else if (w.weights.per_oc && w.geometry.pitch % kBlock != 0) {
+  } else if (w.weights.per_oc && w.geometry.group_size % kBlock != 0) {
     (panel.interleaved ? RoundInterleaved<kBlock / 2> : RoundRows<kBlock / 2>)(w, spread, panel);
   } else {
     (panel.interleaved ? RoundInterleaved<kBlock> : RoundRows<kBlock>)(w, spread, panel);

@@ -1,5 +1,6 @@
 #include "tiles.h"
 
+#include <algorithm>
 #include <memory>
 
 namespace adadim {
@@ -16,7 +17,7 @@ class Arena {
     size_ += RoundUp(count * static_cast<int64_t>(sizeof(T)) + 1, kLine);
   }
   void Allocate() {
-    bytes_.reset(new uint8_t[static_cast<size_t>(size_ + kLine)]);
+    bytes_.reset(new uint8_t[static_cast<size_t>(size_ + 2 * kLine)]);
     next_ = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
   }
   template <typename T>
@@ -52,33 +53,26 @@ struct Job {
   uint8_t* zeros;
 };
 
+// How many rows a panel of so many has room for.
+int64_t Width(int64_t rows) { return rows > kContiguousRows ? kPanel : rows > 1 ? kContiguousRows : 1; }
+
 int64_t Segments(const Job& job) { return job.length / (kBlock / 2); }  // at most
 
 // Panel `index`, its computed values in place `slot`.
 Panel PanelOf(const Job& job, int64_t index, int64_t slot) {
   const int64_t rows = std::min(kPanel, job.product->rows - index * kPanel), size = job.width * job.length;
   const int64_t scales = job.width * Segments(job);
-  return {rows, rows > kContiguousRows, job.values + index * size, job.scaled + slot * size, job.rounded + slot * size,
+  return {rows, Width(rows), rows > kContiguousRows, job.values + index * size, job.scaled + slot * size, job.rounded + slot * size,
           job.scales + slot * scales, job.corrections + slot * scales};
-}
-
-// The position of input channel k, among groups that start at multiples of the pitch.
-int64_t Position(const Job& job, int64_t k) {
-  const Geometry& g = job.w.geometry;
-  return job.w.weights.per_oc ? k / g.group_size * g.pitch + k % g.group_size : k;
 }
 
 void FillPanel(const Job& job, int64_t index) {
   const Panel panel = PanelOf(job, index, index);
   const int64_t K = job.w.weights.K, row = panel.interleaved ? 1 : job.length, step = panel.interleaved ? kPanel : 1;
-  const int64_t run = job.w.weights.per_oc ? job.w.geometry.group_size : K;
-  std::fill_n(panel.values, job.length * job.width, 0.0f);
+  std::fill_n(panel.values, job.length * panel.width, 0.0f);
   for (int64_t m = 0; m < panel.rows; ++m) {
     const float* a = job.product->a + (index * kPanel + m) * K;
-    for (int64_t k = 0; k < K; k += run) {
-      float* out = panel.values + m * row + Position(job, k) * step;
-      for (int64_t i = 0; i < std::min(run, K - k); ++i) out[i * step] = a[k + i];
-    }
+    for (int64_t k = 0; k < K; ++k) panel.values[m * row + k * step] = a[k];
   }
 }
 
@@ -89,20 +83,10 @@ void PrepareTask(void* data, size_t index) {
   if (job.w.weights.per_oc) job.kernels->prepare(job.w, nullptr, PanelOf(job, panel, panel));
 }
 
-// First output channel of a tile, and how many of its 16 there are.
-void Outputs(const Job& job, int64_t tile, int64_t* first, int64_t* count) {
-  const Geometry& g = job.w.geometry;
-  const int64_t per_group = job.w.weights.per_oc ? g.tiles : g.pitch / kTile, group = tile / per_group;
-  const int64_t within = tile % per_group * kTile, size = job.w.weights.per_oc ? job.w.weights.N : g.group_size;
-  *first = group * size + within;
-  *count = std::min({kTile, size - within, job.w.weights.N - *first});
-}
-
 void WriteTile(const Job& job, int64_t tile, int64_t panel, const float* out) {
   const Product& p = *job.product;
-  const int64_t N = job.w.weights.N, rows = std::min(kPanel, p.rows - panel * kPanel);
-  int64_t first, count;
-  Outputs(job, tile, &first, &count);
+  const int64_t N = job.w.weights.N, first = tile * kTile, count = std::min(kTile, N - first);
+  const int64_t rows = std::min(kPanel, p.rows - panel * kPanel);
   for (int64_t m = 0; m < rows; ++m) {
     float* y = p.y + (panel * kPanel + m) * N + first;
     for (int64_t n = 0; n < count; ++n) y[n] = out[m * kTile + n] + (p.bias == nullptr ? 0 : p.bias[first + n]);
@@ -121,7 +105,7 @@ void TilesPerOc(const Job& job, int64_t begin, int64_t end) {
 
 void TilesPerIc(const Job& job, int64_t task, int64_t begin, int64_t end) {
   alignas(64) float out[kPanel * kTile];
-  const int64_t per_group = job.w.geometry.pitch / kTile;
+  const int64_t per_group = job.w.geometry.group_size / kTile;
   const Spread spread{job.spread_scales + task * job.length, job.zeros + task * job.length,
                       job.float_zeros + task * job.length};
   for (int64_t first = begin; first < end;) {
@@ -144,21 +128,17 @@ void MultiplyTask(void* data, size_t index) {
   const Geometry& g = job.w.geometry;
   const int64_t task = static_cast<int64_t>(index);
   // Tasks of PER_IC hold whole groups where there are enough: each prepares its groups' activations.
-  const int64_t unit = !job.w.weights.per_oc && g.groups >= job.tasks ? g.pitch / kTile : 1, units = CeilDiv(g.tiles, unit);
+  const int64_t unit = !job.w.weights.per_oc && g.groups >= job.tasks ? g.group_size / kTile : 1, units = CeilDiv(g.tiles, unit);
   const int64_t begin = units * task / job.tasks * unit, end = std::min(units * (task + 1) / job.tasks * unit, g.tiles);
   if (job.w.weights.per_oc) return TilesPerOc(job, begin, end);
   TilesPerIc(job, task, begin, end);
 }
 
-// Zero points that all rows share, as floats: a bit stream.
+// The zero point of each group, where all its rows share it: a stream of bits (PER_OC), or one in each byte.
 void ReadSharedZeros(const Weights& w, int64_t groups, float* zeros) {
+  const int64_t bits = ZeroBits(w), step = w.per_oc ? bits : 8;
   for (int64_t b = 0; b < groups; ++b) {
-    int value = 0;
-    for (int64_t bit = 0; bit < w.bits; ++bit) {
-      const int64_t at = b * w.bits + bit;
-      value |= (w.zero_points[at / 8] >> at % 8 & 1) << bit;
-    }
-    zeros[b] = static_cast<float>(value);
+    zeros[b] = static_cast<float>(w.zero_points[b * step / 8] >> b * step % 8 & ((1 << bits) - 1));
   }
 }
 
@@ -172,7 +152,7 @@ void MatMulTiles(const Weights& weights, const Product& product, const ParallelF
   const Geometry& g = job.w.geometry;
   job.length = g.blocks * kBlock;
   job.panels = CeilDiv(product.rows, kPanel);
-  job.width = product.rows > kContiguousRows ? kPanel : product.rows > 1 ? kContiguousRows : 1;
+  job.width = Width(product.rows);
   const int64_t products = g.tiles * kTile * job.length * product.rows;
   job.tasks = std::min({g.tiles, kMostTasks, CeilDiv(products, kTaskProducts)});
 

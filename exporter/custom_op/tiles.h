@@ -10,7 +10,7 @@
 //   3 bits  lines 0 and 1    the low two bits of each code, as at 2 bits
 //           line 2           the high bits: bit p is that of q[4p + i]
 //
-// Groups start at multiples of 16 along their axis (Geometry::pitch), tiles and blocks are filled up with zeros.
+// The last tile and block are filled up with zeros.
 #ifndef ADADIM_TILES_H_
 #define ADADIM_TILES_H_
 
@@ -26,6 +26,7 @@ constexpr int64_t kContiguousRows = 4;  // up to so many are kept as they are, 2
 // input channels for int8). Rounded ones have a scale for each segment: of row m, segment s, at m * scale_row + s * scale_step.
 struct Panel {
   int64_t rows;
+  int64_t width;  // 1, 4 or 16: rows of zeros follow
   bool interleaved;  // [K][16] instead of [rows][K]
   float* values;  // as given, padded to whole blocks
   float* scaled;  // float, PER_IC: times the scales of a group of outputs
