@@ -41,7 +41,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
         for record in store.records.values()
         if record.grid is not None and _is_linear(record.name)
     ]
-    rows += _linear_rows(linears, store.target)
+    rows += _linear_rows(linears, store.target) + _loss_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
     for name in (EMBEDDING, HEAD):
         if name in store.records:
@@ -139,6 +139,25 @@ def _cost_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
         ("nodes", f"{nodes:,} for the linears, {plain_nodes:,} if all were per_oc"),
         ("decode", f"about {time:.2f} ms a token for the linears, {plain_time:.2f} ms if all were per_oc (cost model)"),
     ]
+
+
+def _loss_rows(store: QuantizedStore) -> list[Row]:
+    """What rounding and tuning left, where losses are nats a token."""
+    config, tuning = store.header["config"], store.header.get("tuning")
+    losses = [
+        record.loss.get(record.axis) for name, record in store.records.items() if record.grid is not None and _is_linear(name)
+    ]
+    rows = list[Row]()
+    if store.header.get("imatrix") is None and config["token_weight"] == "gradient" and config["selection"] == "hessian":
+        known = [loss for loss in losses if loss is not None]
+        if known and len(known) == len(losses):
+            rows.append(
+                ("rounding", f"KL divergence {sum(known):.4g} nats a token predicted for the linears as they are rounded")
+            )
+    if tuning is not None:
+        change = f"{tuning['before']:.4g} to {tuning['after']:.4g}"
+        rows.append(("tuning", f"{tuning['steps']} steps: KL divergence {change} nats a token on held-out calibration text"))
+    return rows
 
 
 def _grid_name(grid: Grid) -> str:

@@ -1,8 +1,10 @@
-"""Whether the source fits into this machine's memory as often as was asked for, said before any work."""
+"""Whether the source fits into this machine's memory as often as was asked for, said before any work; and what frees it again."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Mapping
 
 from quantize.errors import ConfigError
@@ -26,6 +28,13 @@ def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where:
         raise ConfigError(
             f"{where}: takes about {needed / GIB:.0f} GiB of memory, and this machine has {there / GIB:.0f}; {mend}"
         )
+
+
+def return_freed() -> None:
+    """Hand what is free back to the system. glibc keeps the pieces that a pass through a model leaves, and needs new ones for the
+    next: after 64 sequences of SmolLM2-135M 5.7 GB, where 1.6 are in use."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _physical() -> int:

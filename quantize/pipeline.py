@@ -14,25 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
 from quantize.blocks import dequantize
 from quantize.calibration import SEQUENCE, Coverage, calibration_data, load_text, sequence_count
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.floats import from_f32
 from quantize.checkpoint.row_order import RowOrders
-from quantize.errors import CalibrationError
-from quantize.float_params import check_params
 from quantize.imatrix import Imatrix, read_imatrix
+from quantize.layer_rounding import Linear, Rounded, round_layer, round_layer_by_scope
 from quantize.memory import check_memory
 from quantize.model_config import EMBEDDING, HEAD, layer_index
 from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
 from quantize.progress import track
-from quantize.rounding import ROUNDERS
 from quantize.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.transforms import correct, transform
 from quantize.transforms.layer import DecoderLayer
 from quantize.tuning import Piece, tune_pieces, whole_pieces
-from quantize.types import F32, Axis, AxisChoice, Curvature, LayerPlan, LayerStats, PlainTensor, QuantizedTensor, Target
+from quantize.types import F32, Axis, Curvature, LayerPlan, LayerStats, PlainTensor, Target
 
 if TYPE_CHECKING:
     from quantize.source_model import LayerRun
@@ -194,7 +191,11 @@ class _Job:
             rows, stats = self.source.read_rows(name, start, min(start + step, plan.shape[0])), self.known.get(plan.name)
             if stats is not None and stats.row_weight is not None:
                 stats = replace(stats, row_weight=stats.row_weight[start : start + step])
-            yield self._round(plan, rows, Axis.PER_OC, stats) if plan.candidates else self._plain(plan, rows)
+            if plan.candidates:
+                tensor, record = Linear(plan, rows, stats).rounded(Axis.PER_OC)
+                yield tensor, replace(record, loss={})  # of a chunk
+            else:
+                yield self._plain(plan, rows)
 
     def _layer(self, plans: list[LayerPlan], run: LayerRun | None) -> Iterator[Piece]:
         """One decoder layer: choose its basis, then the axes of all its linears, round them, and tune what remains."""
@@ -209,8 +210,7 @@ class _Job:
             {_inner(plan.name): self._in_target_rows(plan.name, stats[plan.name]) for plan in quantized if plan.name in stats},
         )
         applied = transform(layer, self.config.transforms)
-        choices = self._choose_axes(quantized, layer, run)
-        rounded = {plan.name: self._linear(plan, layer, choices[plan.name]) for plan in quantized}
+        rounded = self._rounded(quantized, layer, run)
         if self.config.transforms:
             applied += correct(
                 layer, {_inner(name): dequantize(tensor) for name, (tensor, _) in rounded.items()}, self.config.transforms
@@ -219,49 +219,28 @@ class _Job:
         for plan in plans:
             yield rounded[plan.name] if plan.candidates else self._plain(plan, layer.tensors[_inner(plan.name)])
 
-    def _linear(self, plan: LayerPlan, layer: DecoderLayer, choice: AxisChoice) -> tuple[QuantizedTensor, TensorRecord]:
-        if choice.loss and choose_axis(choice.loss).axis is not choice.axis:
-            self.taken_back.append(plan.name)
-        name = _inner(plan.name)
-        tensor, record = self._round(plan, layer.tensors[name], choice.axis, layer.stats.get(name))
-        return tensor, replace(record, loss={str(axis): value for axis, value in choice.loss.items()})
+    def _rounded(self, plans: list[LayerPlan], layer: DecoderLayer, run: LayerRun | None) -> dict[str, Rounded]:
+        """AdaDim: each on its better axis, within the slowdown."""
+        linears = [Linear(plan, layer.tensors[_inner(plan.name)], layer.stats.get(_inner(plan.name))) for plan in plans]
+        cost = {
+            plan.name: {
+                axis: self.target.decode_cost(grid, axis, (plan.shape[0], plan.shape[1]))
+                for axis, grid in plan.candidates.items()
+            }
+            for plan in plans
+        }
+        if run is None or self.config.selection == "hessian":
+            rounded = round_layer(linears, cost, self.config.max_slowdown)
+        else:
 
-    def _choose_axes(self, plans: list[LayerPlan], layer: DecoderLayer, run: LayerRun | None) -> dict[str, AxisChoice]:
-        """AdaDim over one decoder layer; siblings count as quantized once their axis is chosen."""
-        choices, cost = dict[str, AxisChoice](), dict[str, dict[Axis, float]]()
-        for plan in plans:
-            shape = (plan.shape[0], plan.shape[1])
-            cost[plan.name] = {axis: self.target.decode_cost(grid, axis, shape) for axis, grid in plan.candidates.items()}
-            if len(plan.candidates) == 1:
-                choices[plan.name] = AxisChoice(next(iter(plan.candidates)), {})
-                continue
-            weight, stats = layer.tensors[_inner(plan.name)], layer.stats[_inner(plan.name)]
-            tensors = {axis: ROUNDERS["rtn"](plan.name, weight, grid, axis, stats) for axis, grid in plan.candidates.items()}
-            for tensor in tensors.values():
-                check_params(tensor)
-            rounded = {axis: dequantize(tensor) for axis, tensor in tensors.items()}
-            if run is None or self.config.selection == "hessian":
-                loss = {axis: layer_loss(weight, value, stats) for axis, value in rounded.items()}
-            else:
-                in_source = [self._in_source(plan.name, layer, value) for value in rounded.values()]
-                loss = dict(zip(rounded, run.scope_loss(plan.name, in_source), strict=True))
-            if not np.isfinite(list(loss.values())).all():
-                raise CalibrationError(f"{plan.name}: its outputs on the calibration text overflow; does the source itself run?")
-            choices[plan.name] = choose_axis(loss)
-            if run is not None:
-                run.commit(plan.name, self._in_source(plan.name, layer, rounded[choices[plan.name].axis]))
-        return within_slowdown(choices, cost, self.config.max_slowdown)
+            def in_source(name: str, values: F32) -> F32:
+                return self.orders.to_source(name, layer.in_source_basis(_inner(name), values))
 
-    def _round(self, plan: LayerPlan, weight: F32, axis: Axis, stats: LayerStats | None) -> tuple[QuantizedTensor, TensorRecord]:
-        """The planned rounder's result, or RTN's where that has the lower layer loss."""
-        grid = plan.candidates[axis]
-        tensor, rounder = ROUNDERS[plan.rounder](plan.name, weight, grid, axis, stats), plan.rounder
-        if stats is not None and rounder == "gptq":
-            plain = ROUNDERS["rtn"](plan.name, weight, grid, axis, stats)
-            if layer_loss(weight, dequantize(plain), stats) < layer_loss(weight, dequantize(tensor), stats):
-                tensor, rounder = plain, "rtn"
-        check_params(tensor)
-        return tensor, TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounder, note=plan.note)
+            rounded = round_layer_by_scope(linears, cost, self.config.max_slowdown, run, in_source)
+        for name, (_, record) in rounded.items():
+            if record.loss and min(record.loss.values()) < record.loss[str(record.axis)]:
+                self.taken_back.append(name)
+        return rounded
 
     def _plain(self, plan: LayerPlan, values: F32) -> Piece:
         record = TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note)
@@ -275,10 +254,6 @@ class _Job:
         if stats.row_weight is None:
             return stats
         return replace(stats, row_weight=self.orders.to_target(name, stats.row_weight))
-
-    def _in_source(self, name: str, layer: DecoderLayer, values: F32) -> F32:
-        """What stands in for the source's weight: in its basis and its row order."""
-        return self.orders.to_source(name, layer.in_source_basis(_inner(name), values))
 
 
 def _place(plan: LayerPlan) -> tuple[int, int]:

@@ -28,11 +28,11 @@ from quantize.types import F32, PlainTensor, QuantizedTensor
 if TYPE_CHECKING:
     from quantize.source_model import Student
 
-RATE = 0.0006  # of a value, per step; it falls to nothing at the last one. Thrice as much undoes what GPTQ did well
+RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss
 SEQUENCES = 2  # of each step
 MOMENTUM, MEMORY = 0.9, 0.98  # Adam's
 JUDGES = 8  # sequences that no step sees
-JUDGEMENTS = 4  # how often they are asked
+SPAN = 4  # steps between two judgements
 
 VALUES = "values"  # the one key of a norm
 
@@ -52,7 +52,8 @@ class Tuned:
 def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: int, seed: int) -> Tuned:
     """``steps`` of Adam on the floats of ``tensors``; the last JUDGES of the student's sequences decide what is kept.
 
-    Steps take the others in an order that ``seed`` draws, and when all were seen, again.
+    Steps take the others in an order that ``seed`` draws, and when all were seen, again. The rate falls to nothing at the last
+    step; a span that did not help is taken back, and the rate halved.
     """
     crew = _Crew([_Knobs(tensor) for tensor in tensors], student, orders)
     learned = student.sequences - JUDGES
@@ -60,15 +61,19 @@ def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: 
     judges, drawn = np.arange(learned, student.sequences), np.random.default_rng(seed).permutation(learned)
     crew.show()
     before = best = student.loss(judges)
-    kept = crew.tensors()
+    rate = RATE * before**0.5
     for step in track(range(1, steps + 1), "tuning"):
         places = np.arange((step - 1) * SEQUENCES, step * SEQUENCES)
-        crew.move(student.gradients(drawn.take(places, mode="wrap")), RATE * (1 - (step - 1) / steps), step)
-        if step % -(-steps // JUDGEMENTS) == 0 or step == steps:
+        crew.move(student.gradients(drawn.take(places, mode="wrap")), rate * (1 - (step - 1) / steps), step)
+        if step % SPAN == 0 or step == steps:
             loss = student.loss(judges)
             if loss < best:
-                best, kept = loss, crew.tensors()
-    return Tuned(kept, before, best)
+                best = loss
+                crew.keep()
+            else:
+                rate /= 2
+                crew.take_back()
+    return Tuned(crew.tensors(), before, best)
 
 
 def whole_pieces(pieces: Iterable[Piece]) -> list[Piece]:
@@ -107,6 +112,21 @@ class _Crew:
         """Put every weight into the student."""
         self._everybody(self._show)
 
+    def keep(self) -> None:
+        """This is where ``take_back`` goes."""
+        for knobs in self._knobs:
+            knobs.keep()
+
+    def take_back(self) -> None:
+        """As at the last ``keep``, or at the beginning."""
+
+        def one(knobs: _Knobs) -> None:
+            if knobs.moves:
+                knobs.take_back()
+                self._show(knobs)
+
+        self._everybody(one)
+
     def move(self, gradients: Mapping[str, F32], rate: float, step: int) -> None:
         """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order; the others stand."""
 
@@ -135,12 +155,24 @@ class _Knobs:
         self._values = floats_of(tensor) if isinstance(tensor, QuantizedTensor) else {VALUES: tensor.values.astype(np.float32)}
         self._mean = {key: np.zeros_like(value) for key, value in self._values.items()}
         self._square = {key: np.zeros_like(value) for key, value in self._values.items()}
+        self.keep()
 
     @property
     def moves(self) -> bool:
         """Whether there is anything to move that could help."""
         fine = isinstance(self.tensor, QuantizedTensor) and self.tensor.grid.bits >= FINE_BITS
         return bool(self._values) and not fine
+
+    def keep(self) -> None:
+        """Remember tensor and values."""
+        self._kept = self.tensor, {key: value.copy() for key, value in self._values.items()}
+
+    def take_back(self) -> None:
+        """What was kept; the way that led on from there counts no more."""
+        self.tensor, values = self._kept
+        self._values = {key: value.copy() for key, value in values.items()}
+        for mean in self._mean.values():
+            mean[:] = 0
 
     def move(self, gradient: F32, rate: float, step: int) -> None:
         """Adam on the logarithms of the values; ``gradient`` is that of the weights, F32[OC, IC] or F32[n]."""

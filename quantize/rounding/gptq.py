@@ -70,7 +70,7 @@ class _Shared:
         return id(self.hessian)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # the inputs of one decoder layer, whose linears are rounded side by side
 def _inverse_factor(shared: _Shared) -> tuple[NDArray[np.intp], F32]:
     """Visiting order of the input channels and the upper Cholesky factor of the damped inverse in that order."""
     diagonal = np.diag(shared.hessian).astype(np.float64)

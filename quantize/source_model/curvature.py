@@ -16,6 +16,7 @@ import torch
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
+from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
 from quantize.source_model.walk import INPUT_SITES
@@ -23,6 +24,7 @@ from quantize.source_model.whole import I64, LOGIT_ROWS, build_model
 from quantize.types import F32, Curvature, LayerStats
 
 BATCH = 1  # sequences that go through the whole model together
+TIDY = 4  # batches between two returns of memory
 UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of the embedding counts for nothing
 
 
@@ -44,6 +46,8 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
             raise CalibrationError(f"{site}: its outputs on the calibration text overflow float32; does the source itself run?")
         last.backward(tables.add_head(last.detach(), generator))
         tables.add_embedding(ids, embedded.grad)
+        if start // BATCH % TIDY == 0:
+            return_freed()
     rows, weights = squares.marginals()
     for name, row in rows.items():
         if not np.isfinite(row).all():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import log_softmax
 
 from quantize.checkpoint import Checkpoint
+from quantize.memory import return_freed
 from quantize.progress import track
 from quantize.source_model.whole import I64, LOGIT_ROWS, build_model
 from quantize.types import F32
@@ -66,6 +67,7 @@ class Student:
         for start in range(0, len(sequences), BATCH):
             rows = torch.from_numpy(sequences[start : start + BATCH])
             total += run(self._last(self._tokens[rows]), self._taught[rows].float(), count)
+        return_freed()
         return total
 
     def _last(self, ids: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
+from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING
 from quantize.source_model.whole import I64, put, skeleton
 from quantize.types import F32, Curvature, LayerStats
@@ -80,6 +81,7 @@ def walk_layers(source: Checkpoint, tokens: I64, token_weight: str | Curvature, 
     ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). Raises CalibrationError for tokens
     that the model does not have, and for activations that overflow.
     """
+    return_freed()  # the whole model, if curvature was measured
     model = skeleton(source.config, tied=True)
     rotary = type(model.model.rotary_emb)(model.config)
     hidden = torch.from_numpy(_embed(source, tokens))

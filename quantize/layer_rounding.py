@@ -1,0 +1,128 @@
+"""AdaDim over one decoder layer: every linear rounded on each axis that it may have, and the better one kept.
+
+The loss is that of what the planned rounder leaves, not of round-to-nearest: GPTQ mends more on one axis than on the other.
+A scope loss (arXiv 2309.15531, section 4.2: the output error of the whole attention or MLP) needs the source's layer and its
+siblings' axes, so it is asked with round-to-nearest, one linear after the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
+from quantize.blocks import dequantize
+from quantize.errors import CalibrationError
+from quantize.float_params import check_params
+from quantize.rounding import ROUNDERS
+from quantize.store import TensorRecord
+from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, QuantizedTensor
+
+if TYPE_CHECKING:
+    from quantize.source_model import LayerRun
+
+Rounded = tuple[QuantizedTensor, TensorRecord]
+InSource = Callable[[str, F32], F32]  # (weight name, F32[OC, IC]) -> what stands in for the source's weight
+Cost = Mapping[str, Mapping[Axis, float]]  # seconds by weight name
+Losses = Mapping[Axis, float]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight F32[OC, IC] to be rounded; ``stats`` None where no rounder and no choice needs them."""
+
+    plan: LayerPlan
+    weight: F32
+    stats: LayerStats | None
+
+    def rounded(self, axis: Axis) -> Rounded:
+        """The planned rounder's result, or RTN's where that has the lower layer loss; the record has the loss, if it is known.
+
+        Raises PlanError for scales that overflow the file's dtype.
+        """
+        plan, grid = self.plan, self.plan.candidates[axis]
+        tensor = ROUNDERS[plan.rounder](plan.name, self.weight, grid, axis, self.stats)
+        record = TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=plan.rounder, note=plan.note)
+        loss = self._loss(tensor)
+        if plan.rounder == "gptq":
+            plain = ROUNDERS["rtn"](plan.name, self.weight, grid, axis, self.stats)
+            if self._loss(plain) < loss:
+                tensor, record, loss = plain, replace(record, rounder="rtn"), self._loss(plain)
+        check_params(tensor)
+        return tensor, record if self.stats is None else replace(record, loss={str(axis): loss})
+
+    def only(self, axis: Axis) -> Linear:
+        """The same with one candidate."""
+        return replace(self, plan=replace(self.plan, candidates={axis: self.plan.candidates[axis]}))
+
+    def _loss(self, tensor: QuantizedTensor) -> float:
+        return 0.0 if self.stats is None else layer_loss(self.weight, dequantize(tensor), self.stats)
+
+
+def round_all(linears: Iterable[Linear]) -> list[dict[Axis, Rounded]]:
+    """Each linear on each of its candidate axes; those that share an input one after the other, the others side by side."""
+    linears = list(linears)
+    sites: dict[int, list[int]] = {}
+    for index, linear in enumerate(linears):
+        sites.setdefault(index if linear.stats is None else id(linear.stats.hessian), []).append(index)
+
+    def one_site(indices: list[int]) -> list[tuple[int, dict[Axis, Rounded]]]:
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
+            return [(i, {axis: linears[i].rounded(axis) for axis in linears[i].plan.candidates}) for i in indices]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(pair for pairs in pool.map(one_site, sites.values()) for pair in pairs)
+    return [found[index] for index in range(len(linears))]
+
+
+def round_layer(linears: list[Linear], cost: Cost, max_slowdown: float) -> dict[str, Rounded]:
+    """Every linear of a decoder layer, by name, on the axis whose rounding loses least, within the slowdown."""
+    options = round_all(linears)
+    losses = {
+        linear.plan.name: {axis: record.loss[str(axis)] for axis, (_, record) in tried.items() if record.loss}
+        for linear, tried in zip(linears, options, strict=True)
+    }
+    choices = _choose(linears, losses, cost, max_slowdown)
+    return {name: _told(tried[choices[name].axis], choices[name]) for name, tried in zip(choices, options, strict=True)}
+
+
+def round_layer_by_scope(
+    linears: list[Linear], cost: Cost, max_slowdown: float, run: LayerRun, in_source: InSource
+) -> dict[str, Rounded]:
+    """The same by ``run``'s scope losses; siblings count as quantized once their axis is chosen."""
+    losses = dict[str, Losses]()
+    for linear in linears:
+        name, tried = linear.plan.name, linear.plan.candidates
+        if len(tried) == 1:
+            losses[name] = {}
+            continue
+        rounded = [ROUNDERS["rtn"](name, linear.weight, grid, axis, linear.stats) for axis, grid in tried.items()]
+        for tensor in rounded:
+            check_params(tensor)
+        values = [in_source(name, dequantize(tensor)) for tensor in rounded]
+        losses[name] = dict(zip(tried, run.scope_loss(name, values), strict=True))
+        run.commit(name, dict(zip(tried, values, strict=True))[choose_axis(losses[name]).axis])
+    choices = _choose(linears, losses, cost, max_slowdown)
+    options = round_all(linear.only(choices[linear.plan.name].axis) for linear in linears)
+    return {name: _told(tried[choices[name].axis], choices[name]) for name, tried in zip(choices, options, strict=True)}
+
+
+def _choose(linears: list[Linear], losses: Mapping[str, Losses], cost: Cost, max_slowdown: float) -> dict[str, AxisChoice]:
+    choices = dict[str, AxisChoice]()
+    for linear in linears:
+        name, loss = linear.plan.name, losses[linear.plan.name]
+        if not np.isfinite(list(loss.values())).all():
+            raise CalibrationError(f"{name}: its outputs on the calibration text overflow; does the source itself run?")
+        several = len(linear.plan.candidates) > 1
+        choices[name] = choose_axis(loss) if several else AxisChoice(next(iter(linear.plan.candidates)), loss)
+    return within_slowdown(choices, cost, max_slowdown)
+
+
+def _told(rounded: Rounded, choice: AxisChoice) -> Rounded:
+    """With the loss of every axis that was tried."""
+    return rounded[0], replace(rounded[1], loss={str(axis): value for axis, value in choice.loss.items()})
