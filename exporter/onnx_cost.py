@@ -22,6 +22,8 @@ SMALLEST_FAST_BLOCK = 32
 SPLIT_K_BLOCK = 32  # the kernel rounds activations to 8 bits per block: the smallest fast one is the most accurate
 SCALED_VALUES = 1 << 15  # most values of x * s per token and Mul of the split form: 64 MiB for a prompt of 512 tokens
 
+TILE, BLOCK = 16, 32  # output and input channels that MatMulAdaDim's kernels take at a time
+
 RUNNING_SCALE_BYTES = 4  # onnxruntime widens scales when it loads them
 
 SECONDS_PER_BYTE = 5.3e-11
@@ -98,6 +100,29 @@ def linear_seconds(grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
     nodes = linear_nodes(grid, axis, shape)
     seconds = SECONDS_PER_BYTE * _linear_bytes(grid, axis, shape, RUNNING_SCALE_BYTES) + SECONDS_PER_NODE * nodes
     return seconds + (SECONDS_PER_NODE_AND_CHANNEL * nodes * shape[1] if axis is Axis.PER_IC else 0)
+
+
+def zero_point_bits(bits: int) -> int:
+    """Width of MatMulAdaDim's zero points: those of 3 bits ride in 4."""
+    return 4 if bits == 3 else bits
+
+
+def tile_shapes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Of MatMulAdaDim's codes (bytes), scales and zero points (bytes) for a linear (OC, IC)."""
+    oc, ic = shape
+    tiles, blocks, width = -(-oc // TILE), -(-ic // BLOCK), zero_point_bits(grid.bits)
+    groups = -(-(ic if axis is Axis.PER_OC else oc) // grid.group_size)
+    codes = (tiles, blocks * BLOCK * TILE * grid.bits // 8)
+    if axis is Axis.PER_OC:
+        words = -(-groups * width // 32)
+        return codes, (tiles, groups * TILE), (1, words * 4) if grid.symmetric else (tiles, words * TILE * 4)
+    return codes, (groups, blocks * BLOCK), (groups, 1 if grid.symmetric else blocks * BLOCK * width // 8)
+
+
+def tile_bytes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    """Bytes of MatMulAdaDim's initializers for a linear (OC, IC)."""
+    (tiles, code_bytes), (rows, scales), (zero_rows, zero_bytes) = tile_shapes(grid, axis, shape)
+    return tiles * code_bytes + rows * scales * scale_bytes(grid) + zero_rows * zero_bytes
 
 
 def gather_bytes(grid: Grid, shape: tuple[int, int], tied: bool) -> int:

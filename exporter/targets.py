@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from exporter.onnx_cost import (
@@ -19,8 +18,7 @@ from exporter.onnx_cost import (
     linear_bytes,
     linear_nodes,
     linear_seconds,
-    packed_size,
-    scale_bytes,
+    tile_bytes,
 )
 from quantize.errors import ConfigError, ExportError, StoreError
 from quantize.grids import GRIDS
@@ -119,12 +117,7 @@ class OnnxTarget:
 
     def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
         """Bytes of codes, scales and zero points in the file."""
-        if self.split:
-            return linear_bytes(grid, axis, shape)
-        rows, cols = shape if axis is Axis.PER_OC else shape[::-1]
-        groups = math.ceil(cols / grid.group_size)
-        zero_points = packed_size(groups, grid.bits) * (1 if grid.symmetric else rows)
-        return rows * (packed_size(cols, grid.bits) + scale_bytes(grid) * groups) + zero_points
+        return linear_bytes(grid, axis, shape) if self.split else tile_bytes(grid, axis, shape)
 
     def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
         """Graph nodes that one linear becomes."""

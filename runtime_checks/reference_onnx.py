@@ -26,6 +26,7 @@ import onnx
 
 from runtime_checks.reference import F32, U8, Array, DamagedFileError, decode_affine, decode_floats, unpack
 from runtime_checks.reference_graph import FLOATS, Graph
+from runtime_checks.reference_tiles import tile_codes, tile_scales, tile_zero_points
 
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
 ALL = slice(None)
@@ -205,14 +206,21 @@ def _read_adadim(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onnx
     """MatMulAdaDim, by its specification."""
     (node,) = nodes
     a = _attributes(node)
-    if a["layout"] != 0:
-        raise DamagedFileError(f"{graph.path}: {node.name} has layout {a['layout']}, which is not specified")
-    n, cols = (a["N"], a["K"]) if a["per_oc"] else (a["K"], a["N"])
+    per_oc, bits = bool(a["per_oc"]), a["bits"]
+    n, cols = (a["N"], a["K"]) if per_oc else (a["K"], a["N"])
     groups = -(-cols // a["group_size"])
-    codes = unpack(graph.read(node.input[1]).reshape(n, -1)[rows], a["bits"], cols)
-    scale = graph.read(node.input[2]).reshape(n, groups)[rows].astype(np.float32)
-    zero = np.broadcast_to(unpack(graph.read(node.input[3]), a["bits"], groups), (n, groups))[rows]
-    return OnnxCodes(codes, scale, zero, a["group_size"], bool(a["per_oc"]))
+    stored_codes, stored_scale, stored_zero = (graph.read(name) for name in node.input[1:4])
+    if a["layout"] == 0:
+        codes = unpack(stored_codes.reshape(n, -1), bits, cols)
+        scale, zero = stored_scale.reshape(n, groups), unpack(stored_zero, bits, groups)
+    elif a["layout"] == 1:
+        outputs = tile_codes(stored_codes, bits)
+        codes = (outputs if per_oc else outputs.T)[:n, :cols]
+        scale, zero = tile_scales(stored_scale, groups, per_oc)[:n], tile_zero_points(stored_zero, bits, groups, per_oc)[:n]
+    else:
+        raise DamagedFileError(f"{graph.path}: {node.name} has layout {a['layout']}, which is not specified")
+    zero = np.broadcast_to(zero, (n, groups))
+    return OnnxCodes(codes[rows], scale[rows].astype(np.float32), zero[rows], a["group_size"], per_oc)
 
 
 def _zero_points(graph: Graph, node: onnx.NodeProto, shape: tuple[int, int], bits: int) -> U8:

@@ -11,7 +11,7 @@ from exporter.onnx_adadim_op import DOMAIN, adadim_function, matmul_adadim
 from exporter.onnx_tensors import Wire
 from quantize import Axis, dequantize, make_grid
 from quantize.store import TensorRecord
-from tests.exporter.onnx_stores import rtn, stored_rows
+from tests.exporter.onnx_stores import rtn
 
 FLOAT_SUM = 1e-5  # two float32 summation orders over at most 100 products
 SHAPES = [(50, 70, 16), (96, 64, 32), (36, 100, 128)]  # OC, IC, group: ragged, even, shorter than a group
@@ -22,9 +22,8 @@ def one_node_model(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, np
     q = rtn(record.name, weight, grid, axis)
     form = matmul_adadim(record, Wire("x", "y"), 4)
     data = {planned.name: bytearray(planned.nbytes) for planned in form.planned}
-    for first in range(0, len(q.codes), 30):
-        for name, offset, piece in form.pour(first, stored_rows(q, first, first + 30)):
-            data[name][offset : offset + len(piece)] = piece
+    for name, offset, piece in form.pour(0, q):
+        data[name][offset : offset + len(piece)] = piece
     tensors = [helper.make_tensor(p.name, p.data_type, p.shape, bytes(data[p.name]), raw=True) for p in form.planned]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", weight.shape[1]])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

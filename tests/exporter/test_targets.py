@@ -67,7 +67,7 @@ def test_only_the_split_form_makes_per_ic_dear():
     shape = (576, 576)
     stock, custom = TARGETS["onnxruntime"], TARGETS["onnxruntime+adadim"]
     assert stock.decode_cost(INT4, Axis.PER_IC, shape) > 3 * stock.decode_cost(INT4, Axis.PER_OC, shape)
-    assert custom.decode_cost(INT4, Axis.PER_IC, shape) == custom.decode_cost(INT4, Axis.PER_OC, shape)
+    assert custom.decode_cost(INT4, Axis.PER_IC, shape) == pytest.approx(custom.decode_cost(INT4, Axis.PER_OC, shape), rel=0.02)
 
 
 def test_smaller_groups_make_the_split_form_dearer():

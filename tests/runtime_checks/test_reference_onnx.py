@@ -239,10 +239,10 @@ def test_an_unspecified_layout_is_refused(tmp_path):
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.name == "layout":
-                    attribute.i = 1
+                    attribute.i = 2
 
     edit(folder, relayout)
-    with pytest.raises(DamagedFileError, match="layout 1"):
+    with pytest.raises(DamagedFileError, match="layout 2"):
         read_onnx(folder)[f"{NAME}.weight"].decode()
 
 
