@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself, once for each change of constraints.txt or pyproject.toml.
+# Every target sets up .venv by itself, once for each change of constraints.txt, pyproject.toml or setup.py.
 PYTHON := $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -6,15 +6,20 @@ DEMO := build/demo
 # One thread for each process: the tests run in parallel, and tiny matrices gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: setup demo test check bench
+.PHONY: setup native demo test check bench
 
 setup: $(STAMP)
 
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
+	$(BIN)/python tools/fetch_runtime_sdk.py || echo 'going on without the native library'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev]'
 	touch $@
+
+# The native library, and what its tests run: only what changed is built.
+native: $(STAMP)
+	tools/build_native.sh
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO)
@@ -24,7 +29,7 @@ check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: check
+test: check native
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 bench: $(STAMP)

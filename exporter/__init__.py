@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from exporter.gguf_file import write_gguf
+    from exporter.library import add_library, custom_op_path
     from exporter.onnx_file import write_onnx
     from exporter.targets import TARGETS
 
-__all__ = ["TARGETS", "write_gguf", "write_onnx"]
+__all__ = ["TARGETS", "add_library", "custom_op_path", "write_gguf", "write_onnx"]
 
-_HOMES = {"TARGETS": "targets", "write_gguf": "gguf_file", "write_onnx": "onnx_file"}
+_HOMES = {
+    "TARGETS": "targets",
+    "add_library": "library",
+    "custom_op_path": "library",
+    "write_gguf": "gguf_file",
+    "write_onnx": "onnx_file",
+}
 
 
 def __getattr__(name: str) -> object:

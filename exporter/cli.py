@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.cli_size import has_target_size, model_plan
+from exporter.library import add_library, custom_op_path
 from exporter.preflight import check_source
 from exporter.summary import calibration_rows, inspect_summary, store_summary, table, totals_rows
 from exporter.targets import GGUF_TARGETS, TARGETS
@@ -100,8 +101,19 @@ def _export(args: Namespace) -> int:
     from quantize.store import QuantizedStore
 
     store = QuantizedStore(args.store)
-    print(_totals(_write(args, store, args.out, args.format)))
+    library = _library(store) if getattr(args, "with_library", False) else None
+    out = _write(args, store, args.out, args.format)
+    if library is not None:
+        add_library(out, library)
+    print(_totals(out))
     return 0
+
+
+def _library(store: QuantizedStore) -> Path:
+    """Raises ConfigError before any work for a store whose file would not use it, ExportError where it was not built."""
+    if store.target != "onnxruntime+adadim":
+        raise ConfigError(f"--with-library: {store.path} was quantized for {store.target}; only onnxruntime+adadim has a library")
+    return custom_op_path()
 
 
 def _write(args: Namespace, store: QuantizedStore, out: Path, file_format: str) -> Path:

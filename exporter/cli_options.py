@@ -223,6 +223,11 @@ def _add_export(commands: Subparsers) -> None:
     onnx.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
     onnx.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
     _add_onnx_options(onnx)
+    onnx.add_argument(
+        "--with-library",
+        action="store_true",
+        help="add this machine's kernel of MatMulAdaDim (default: the model's portable body runs, exact but slow)",
+    )
     for parser in (gguf, onnx):
         _add_common(parser)
 

@@ -5,6 +5,7 @@
     DIR/model.onnx           graph, small constants, metadata; external data below
     DIR/model.onnx.data      codes, scales, zero points, norms, rotary tables
     DIR/genai_config.json    and the tokenizer's files
+    DIR/libadadim_ort.so     if add_library put it there
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import BinaryIO
 
 import onnx
 
+from exporter.library import LIBRARY
 from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES, write_genai_files
 from exporter.onnx_graph import exported_context
 from exporter.onnx_plan import DATA_FILE, PRODUCER, OnnxPlan, plan_onnx
@@ -25,7 +27,7 @@ from quantize.store import QuantizedStore
 from quantize.types import PlainTensor
 
 MODEL_FILE = "model.onnx"
-FILES = (MODEL_FILE, DATA_FILE, GENAI_FILE, *TOKENIZER_FILES)
+FILES = (MODEL_FILE, DATA_FILE, GENAI_FILE, LIBRARY, *TOKENIZER_FILES)
 
 
 def write_onnx(

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from exporter.library import LIBRARY
 from quantize.errors import FileFormatError
 from quantize.types import F32
 from runtime_checks.divergence import I64
@@ -127,14 +128,20 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
 
 
 def open_session(model: Path | onnx.ModelProto, folder: Path) -> ort.InferenceSession:
-    """A CPU session on a file, or on a graph whose external data lies in ``folder``. Raises FileFormatError."""
+    """A CPU session on a file, or on a graph whose external data lies in ``folder``, with the library that lies there.
+
+    Raises FileFormatError.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # A DequantizeLinear that feeds a MatMul is fused at level 4 unless told otherwise; what the file says must decide.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    library = folder / LIBRARY
     try:
+        if library.exists():
+            options.register_custom_ops_library(str(library.absolute()))
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base below Exception
         raise FileFormatError(f"{folder}: onnxruntime refuses it ({_line(error)}); export it again") from error

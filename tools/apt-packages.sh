@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what Debian must provide and is missing here: Python with venv, make, gcc and two runtime libraries.
+# Installs what Debian must provide and is missing here: Python with venv, make, compilers and what the native library is
+# built, tested and fetched with.
 set -euo pipefail
 
 missing=()
@@ -16,6 +17,13 @@ PATH=$PATH:/sbin:/usr/sbin
 need python3 python3-venv -- python_with_venv
 need make -- command -v make
 need gcc -- command -v gcc
+need g++ -- command -v g++
+need cmake -- command -v cmake
+need ninja-build -- command -v ninja
+need libhwy-dev -- test -f /usr/include/hwy/highway.h
+need g++-aarch64-linux-gnu -- command -v aarch64-linux-gnu-g++
+need qemu-user -- command -v qemu-aarch64
+need npm -- command -v npm
 need libgomp1 -- library libgomp.so.1
 need libstdc++6 -- library libstdc++.so.6
 

@@ -1,0 +1,42 @@
+"""The kernel of MatMulAdaDim as a library that onnxruntime loads. Needs no onnx library."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from exporter.onnx_genai import GENAI_FILE
+from quantize.errors import ExportError
+from quantize.outputs import new_file
+
+LIBRARY = "libadadim_ort.so"
+
+
+def custom_op_path() -> Path:
+    """The library that was built when this package was installed. Raises ExportError if there is none."""
+    path = Path(__file__).parent / "custom_op" / LIBRARY
+    if not path.is_file():
+        raise ExportError(
+            f"{path}: not built; fetch ONNX Runtime's headers with tools/fetch_runtime_sdk.py and install again where cmake, "
+            "a C++ compiler and Google Highway are (docs/custom-op.md), or do without: the portable body gives the same"
+        )
+    return path
+
+
+def add_library(folder: Path, library: Path | None = None) -> None:
+    """Copy a library (default: this machine's) into an exported folder and name it in its genai_config.json.
+
+    genai refuses a folder that names a library which isn't there, so the copy comes first. Raises ExportError.
+    """
+    library = library or custom_op_path()
+    path = folder / GENAI_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ExportError(f"{path}: is not as `adadim export onnx` writes it ({error!r}); export it again") from error
+    with library.open("rb") as source, new_file(folder / LIBRARY, force=True) as file:
+        shutil.copyfileobj(source, file)
+    with new_file(path, force=True) as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())

@@ -1,0 +1,24 @@
+"""What `make native` built. Tests of it are skipped where it was not built, but for CI, where everything for it is installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def built(path: str) -> Path:
+    """A file, by its path from the root."""
+    found = ROOT / path
+    if not found.is_file():
+        reason = f"{path} is not there; `make native` builds it where cmake, the compilers and ONNX Runtime's headers are"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return found
+
+
+def library() -> Path:
+    """The library of this machine, where exporter.custom_op_path() finds it."""
+    return built("exporter/custom_op/libadadim_ort.so")

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Builds the native library where the package looks for it, and its variants for the tests: under sanitizers, and for arm64
+# if there is a cross compiler. Without cmake or ONNX Runtime's headers nothing is built; the package works without it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+without() {
+  echo "going on without the native library: $1 (docs/custom-op.md)"
+  exit 0
+}
+command -v cmake >/dev/null || without "cmake is not there"
+[ -d "$(python3 tools/fetch_runtime_sdk.py --where sdk)" ] || without "tools/fetch_runtime_sdk.py was not run"
+
+build() {
+  (cd exporter/custom_op && cmake --preset "$1" -DADADIM_DRIVER=ON >/dev/null)
+  cmake --build "build/custom_op/$1"
+}
+build host
+cmake --install build/custom_op/host --prefix . --strip >/dev/null
+build sanitize
+if command -v aarch64-linux-gnu-g++ >/dev/null; then build linux-arm64; fi
