@@ -32,5 +32,6 @@ check: $(STAMP)
 test: check native
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
-bench: $(STAMP)
+bench: $(STAMP) native
 	$(BIN)/python tools/bench_decode.py
+	$(BIN)/adadim bench kernel --json build/bench/kernel.json

@@ -197,6 +197,18 @@ def _imatrix(args: Namespace) -> int:
     return 0
 
 
+def _bench(args: Namespace) -> int:
+    from exporter.cli_bench import bench_table
+    from runtime_checks.kernel_bench import BenchOptions, bench_kernel
+
+    asked = {name: getattr(args, name) for name in ("shapes", "threads") if getattr(args, name)}
+    rows = bench_kernel(BenchOptions(**asked))
+    print(bench_table(rows))
+    if args.json is not None:
+        _write_json(args.json, rows)
+    return 0
+
+
 def _run(args: Namespace) -> int:
     from quantize import open_checkpoint
 
@@ -249,7 +261,7 @@ def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan) -> bool:
     return bool(report["ok"])
 
 
-def _write_json(path: Path, report: dict[str, Any]) -> None:
+def _write_json(path: Path, report: dict[str, Any] | list[dict[str, Any]]) -> None:
     with new_file(path, force=True) as file:
         file.write((json.dumps(report, indent=1) + "\n").encode())
 
@@ -263,6 +275,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "sensitivity": _sensitivity,
     "imatrix": _imatrix,
+    "bench": _bench,
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
 from exporter.cli_size import add_size_options
 from exporter.cli_values import group_size, positive, transform_names, whole
 from exporter.targets import TARGETS
@@ -41,7 +42,8 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_sensitivity, _add_imatrix):
+    adders = (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_sensitivity, _add_imatrix)
+    for add in (*adders, _add_bench):
         add(commands)
     return parser
 
@@ -282,6 +284,11 @@ def _add_inspect(commands: Subparsers) -> None:
     parser = _command(commands, "inspect", "show what a file or a store holds, from its headers", "adadim inspect model.gguf")
     parser.add_argument("path", metavar="FILE.gguf|DIR|STORE", type=Path, help="what to look at")
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+
+
+def _add_bench(commands: Subparsers) -> None:
+    kinds = _command(commands, "bench", "time parts of a runtime", BENCH_EXAMPLE).add_subparsers(dest="kind", required=True)
+    add_bench_options(_command(kinds, "kernel", "time MatMulAdaDim's kernel beside onnxruntime's own MatMulNBits", BENCH_EXAMPLE))
 
 
 def _add_common(parser: OneLineParser) -> None:

@@ -37,6 +37,14 @@ def _number(minimum: int) -> Callable[[str], int]:
 positive, whole = _number(1), _number(0)
 
 
+def sides(word: str) -> tuple[int, int]:
+    """Input and output channels of a linear, as 576x1536."""
+    k, _, n = word.partition("x")
+    if not (k.isdecimal() and n.isdecimal() and int(k) and int(n)):
+        raise argparse.ArgumentTypeError(f"{word!r} is no KxN, as 576x1536")
+    return int(k), int(n)
+
+
 def file_size(word: str) -> int:
     """Bytes, from 80MB and its like."""
     try:

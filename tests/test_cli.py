@@ -16,7 +16,10 @@ from exporter.targets import TARGETS
 from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
 
-COMMANDS = ("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "sensitivity", "imatrix")
+COMMANDS = (
+    *("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "sensitivity", "imatrix"),
+    "bench kernel",
+)
 EVAL_KEYS = {"ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "tokens_per_s", "runtime"}
 CHECK_KEYS = {"name", "tensor", "error", "tolerance", "ok"}
 TOTAL_KEYS = {"bytes", "weights", "bits_per_weight"}
@@ -66,7 +69,7 @@ def test_every_option_is_explained():
                 parsers.extend(action.choices.values())
             elif action.option_strings:
                 assert action.help
-    assert len(parsers) == 2 + len(COMMANDS)  # and adadim itself, and export
+    assert len(parsers) == 3 + len(COMMANDS)  # and adadim itself, export and bench
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,0 +1,41 @@
+"""`adadim bench kernel` on a tiny shape: what it says, not how fast."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from exporter.cli import main
+from exporter.library import LIBRARY, custom_op_path
+from quantize.errors import ExportError
+from runtime_checks import kernel_bench
+
+KEYS = ["K", "N", "rows", "bits", "axis", "threads", "accuracy_level", "seconds", "matmulnbits_seconds", "ratio", "gb_per_s"]
+
+
+def test_rows(tmp_path, capsys, monkeypatch):
+    try:
+        custom_op_path()
+    except ExportError:
+        pytest.skip(f"{LIBRARY} is not built")
+    monkeypatch.setattr(kernel_bench.BenchOptions, "seconds", 0.0)
+    monkeypatch.setattr(kernel_bench, "ROWS", (1, 16))
+    assert main(["bench", "kernel", "--shape", "64x96", "--threads", "1", "--json", str(tmp_path / "rows.json")]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [list(row) for row in rows] == [KEYS] * 16
+    assert {(row["K"], row["N"], row["threads"], row["accuracy_level"]) for row in rows} == {(64, 96, 1, 4)}
+    assert {(row["bits"], row["axis"], row["rows"]) for row in rows} == {
+        (bits, axis, count) for bits in (2, 3, 4, 8) for axis in ("per_oc", "per_ic") for count in (1, 16)
+    }
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["matmulnbits_seconds"] / row["seconds"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "64 x 96" in lines[1]
+
+
+@pytest.mark.parametrize("word", ["64", "64x", "ax3", "0x3"])
+def test_a_shape_that_is_none(word, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "kernel", "--shape", word])
+    assert f"{word!r} is no KxN" in capsys.readouterr().err
