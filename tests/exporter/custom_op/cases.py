@@ -132,5 +132,5 @@ def assert_close(actual: np.ndarray | str, expected: np.ndarray, relative: float
     """Within ``relative`` of the largest value, and of the same shape."""
     assert isinstance(actual, np.ndarray), f"{what}: {actual}"
     assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
-    error = np.abs(actual.astype(np.float64) - expected).max() / np.abs(expected).max()
-    assert error <= relative, (what, error)
+    error, largest = np.abs(actual.astype(np.float64) - expected).max(), np.abs(expected).max()
+    assert error <= relative * largest, (what, error, largest)
