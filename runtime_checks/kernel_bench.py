@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,19 +72,22 @@ def _record(shape: tuple[int, int], bits: int, axis: Axis) -> TensorRecord:
     return TensorRecord("linear.weight", shape[::-1], make_grid("int", bits, GROUP_SIZE), axis=axis)
 
 
-def form_session(form: Form, k: int, threads: int) -> ort.InferenceSession:
-    """A form's nodes on F32[rows, k], its weights random."""
+def form_session(form: Form, k: int, threads: int, data: Mapping[str, bytes] | None = None) -> ort.InferenceSession:
+    """A form's nodes on F32[rows, k], its initializers' bytes from ``data``, or random."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Sessions take turns: the threads of one that is done must not spin beside the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.register_custom_ops_library(str(custom_op_path()))
-    return ort.InferenceSession(_model(form, k).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(_model(form, k, data).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _model(form: Form, k: int) -> ModelProto:
-    rng = np.random.default_rng(0)
-    initializers = [_random(planned, rng) for planned in form.planned]
+def _model(form: Form, k: int, data: Mapping[str, bytes] | None) -> ModelProto:
+    data = data or {planned.name: _random(planned) for planned in form.planned}
+    initializers = [
+        helper.make_tensor(planned.name, planned.data_type, planned.shape, data[planned.name], raw=True)
+        for planned in form.planned
+    ]
     initializers += [numpy_helper.from_array(value, name) for name, value in form.constants.items()]
     x, y = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in ((WIRE.x, k), (WIRE.y, None))
@@ -94,12 +97,12 @@ def _model(form: Form, k: int) -> ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
 
-def _random(planned: Planned, rng: np.random.Generator) -> TensorProto:
+def _random(planned: Planned) -> bytes:
     """Scales of common sizes; of codes and zero points every byte is one."""
+    rng = np.random.default_rng(planned.nbytes)
     if planned.data_type in (TensorProto.FLOAT16, TensorProto.FLOAT):
-        values = rng.uniform(0.001, 0.02, planned.shape).astype(helper.tensor_dtype_to_np_dtype(planned.data_type))
-        return helper.make_tensor(planned.name, planned.data_type, planned.shape, values.tobytes(), raw=True)
-    return helper.make_tensor(planned.name, planned.data_type, planned.shape, rng.bytes(planned.nbytes), raw=True)
+        return rng.uniform(0.001, 0.02, planned.shape).astype(helper.tensor_dtype_to_np_dtype(planned.data_type)).tobytes()
+    return rng.bytes(planned.nbytes)
 
 
 def interleaved(sessions: Sequence[ort.InferenceSession], x: F32, seconds: float) -> list[float]:

@@ -1,7 +1,12 @@
 // Dot4: each int32 lane of `sum` plus four products of uint8 codes and int8 activations, exact for every code; kNarrow
 // promises codes below 16, which are cheaper on processors without a mixed dot product. Highway 1.0 has none of this.
-//
-// Included in the namespace of one instruction set.
+#ifndef ADADIM_DOT_H_
+#define ADADIM_DOT_H_
+
+#include "simd.h"
+
+namespace adadim {
+namespace {
 
 #if HWY_ARCH_X86
 
@@ -69,3 +74,8 @@ HWY_INLINE hn::Vec128<int32_t> Dot4(hn::Vec128<int32_t> sum, hn::Vec128<uint8_t>
 #else
 #error "no integer dot product for this processor"
 #endif
+
+}  // namespace
+}  // namespace adadim
+
+#endif  // ADADIM_DOT_H_

@@ -9,35 +9,32 @@ namespace {
 constexpr int64_t kMostTasks = 32;
 constexpr int64_t kTaskProducts = 1 << 18;  // fewer are not worth a thread
 
-// Room for everything that is computed from activations, cut into arrays that start at whole cache lines.
+// Room for everything that is computed from activations, cut into arrays that start at whole cache lines. The same arrays are
+// taken twice: first to measure, from nothing, then for good.
 class Arena {
  public:
   template <typename T>
-  void Reserve(int64_t count) {
-    size_ += RoundUp(count * static_cast<int64_t>(sizeof(T)) + 1, kLine);
+  T* Take(int64_t count) {
+    uint8_t* const at = bytes_ == nullptr ? nullptr : start_ + size_;
+    size_ += (count * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine;
+    return reinterpret_cast<T*>(at);
   }
   void Allocate() {
-    bytes_.reset(new uint8_t[static_cast<size_t>(size_ + 2 * kLine)]);
-    next_ = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
-  }
-  template <typename T>
-  T* Take(int64_t count) {
-    uint8_t* const at = next_;
-    next_ += RoundUp(count * static_cast<int64_t>(sizeof(T)) + 1, kLine);
-    return reinterpret_cast<T*>(at);
+    bytes_.reset(new uint8_t[static_cast<size_t>(size_ + kLine)]);
+    start_ = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
+    size_ = 0;
   }
 
  private:
   int64_t size_ = 0;
   std::unique_ptr<uint8_t[]> bytes_;
-  uint8_t* next_ = nullptr;
+  uint8_t* start_ = nullptr;
 };
 
 struct Job {
   TileWeights w;
   const Product* product;
   const TileKernels* kernels;
-  int64_t length;  // input channels, filled up
   int64_t width;  // rows that a panel has room for
   int64_t panels;
   int64_t tasks;
@@ -56,20 +53,26 @@ struct Job {
 // How many rows a panel of so many has room for.
 int64_t Width(int64_t rows) { return rows > kContiguousRows ? kPanel : rows > 1 ? kContiguousRows : 1; }
 
-int64_t Segments(const Job& job) { return job.length / (kBlock / 2); }  // at most
+int64_t Segments(const Job& job) { return job.w.length / (kBlock / 2); }  // at most
 
 // Panel `index`, its computed values in place `slot`.
 Panel PanelOf(const Job& job, int64_t index, int64_t slot) {
-  const int64_t rows = std::min(kPanel, job.product->rows - index * kPanel), size = job.width * job.length;
+  const int64_t rows = std::min(kPanel, job.product->rows - index * kPanel), size = job.width * job.w.length;
   const int64_t scales = job.width * Segments(job);
-  return {rows, Width(rows), rows > kContiguousRows, job.values + index * size, job.scaled + slot * size, job.rounded + slot * size,
-          job.scales + slot * scales, job.corrections + slot * scales};
+  return {rows,
+          Width(rows),
+          rows > kContiguousRows,
+          job.values + index * size,
+          job.scaled + slot * size,
+          job.rounded + slot * size,
+          job.scales + slot * scales,
+          job.corrections + slot * scales};
 }
 
 void FillPanel(const Job& job, int64_t index) {
   const Panel panel = PanelOf(job, index, index);
-  const int64_t K = job.w.weights.K, row = panel.interleaved ? 1 : job.length, step = panel.interleaved ? kPanel : 1;
-  std::fill_n(panel.values, job.length * panel.width, 0.0f);
+  const int64_t K = job.w.weights.K, row = panel.interleaved ? 1 : job.w.length, step = panel.interleaved ? kPanel : 1;
+  std::fill_n(panel.values, job.w.length * panel.width, 0.0f);
   for (int64_t m = 0; m < panel.rows; ++m) {
     const float* a = job.product->a + (index * kPanel + m) * K;
     for (int64_t k = 0; k < K; ++k) panel.values[m * row + k * step] = a[k];
@@ -106,8 +109,8 @@ void TilesPerOc(const Job& job, int64_t begin, int64_t end) {
 void TilesPerIc(const Job& job, int64_t task, int64_t begin, int64_t end) {
   alignas(64) float out[kPanel * kTile];
   const int64_t per_group = job.w.geometry.group_size / kTile;
-  const Spread spread{job.spread_scales + task * job.length, job.zeros + task * job.length,
-                      job.float_zeros + task * job.length};
+  const Spread spread{job.spread_scales + task * job.w.length, job.zeros + task * job.w.length,
+                      job.float_zeros + task * job.w.length};
   for (int64_t first = begin; first < end;) {
     const int64_t group = first / per_group, stop = std::min(end, (group + 1) * per_group);
     job.kernels->spread(job.w, group, spread);
@@ -142,47 +145,42 @@ void ReadSharedZeros(const Weights& w, int64_t groups, float* zeros) {
   }
 }
 
+// Gives each array of the job its place.
+void Arrange(Arena& arena, Job& job, float** shared_zeros) {
+  const bool per_oc = job.w.weights.per_oc, int8 = job.w.precision == Precision::kInt8;
+  const int64_t size = job.width * job.w.length, scales = int8 ? job.width * Segments(job) : 0;
+  const int64_t slots = per_oc ? job.panels : job.tasks, spread = per_oc ? 0 : job.tasks * job.w.length;
+  *shared_zeros = arena.Take<float>(job.w.geometry.groups);
+  job.values = arena.Take<float>(job.panels * size);
+  job.scaled = arena.Take<float>(int8 || per_oc ? 0 : slots * size);
+  job.rounded = arena.Take<int8_t>(int8 ? slots * size : 0);
+  job.scales = arena.Take<float>(slots * scales);
+  job.corrections = arena.Take<float>(slots * scales);
+  job.spread_scales = arena.Take<float>(spread);
+  job.float_zeros = arena.Take<float>(int8 ? 0 : spread);
+  job.zeros = arena.Take<uint8_t>(spread);
+}
+
 }  // namespace
 
 void MatMulTiles(const Weights& weights, const Product& product, const ParallelFor& parallel_for) {
+  const Geometry g = GeometryOf(weights);
+  const int64_t products = g.tiles * kTile * g.blocks * kBlock * product.rows;
   Job job{};
-  job.w = {weights, GeometryOf(weights), nullptr, product.precision};
+  job.w = {weights, g, nullptr, product.precision, RoundUp(weights.K, kChunk)};
   job.product = &product;
   job.kernels = &BestTileKernels();
-  const Geometry& g = job.w.geometry;
-  job.length = g.blocks * kBlock;
   job.panels = CeilDiv(product.rows, kPanel);
   job.width = Width(product.rows);
-  const int64_t products = g.tiles * kTile * job.length * product.rows;
   job.tasks = std::min({g.tiles, kMostTasks, CeilDiv(products, kTaskProducts)});
-
-  const bool int8 = product.precision == Precision::kInt8;
-  const int64_t size = job.width * job.length, scales = job.width * Segments(job);
-  const int64_t slots = weights.per_oc ? job.panels : job.tasks, spreads = weights.per_oc ? 0 : job.tasks * job.length;
-  const int64_t rounded = int8 ? slots * size : 0, scaled = int8 || weights.per_oc ? 0 : slots * size;
+  float* shared_zeros = nullptr;
   Arena arena;
-  arena.Reserve<float>(g.groups);
-  arena.Reserve<float>(job.panels * size);
-  arena.Reserve<float>(scaled);
-  arena.Reserve<int8_t>(rounded);
-  arena.Reserve<float>(slots * scales);
-  arena.Reserve<float>(slots * scales);
-  arena.Reserve<float>(spreads);
-  arena.Reserve<float>(spreads);
-  arena.Reserve<uint8_t>(spreads);
+  Arrange(arena, job, &shared_zeros);
   arena.Allocate();
-  float* shared = arena.Take<float>(g.groups);
-  job.values = arena.Take<float>(job.panels * size);
-  job.scaled = arena.Take<float>(scaled);
-  job.rounded = arena.Take<int8_t>(rounded);
-  job.scales = arena.Take<float>(slots * scales);
-  job.corrections = arena.Take<float>(slots * scales);
-  job.spread_scales = arena.Take<float>(spreads);
-  job.float_zeros = arena.Take<float>(spreads);
-  job.zeros = arena.Take<uint8_t>(spreads);
+  Arrange(arena, job, &shared_zeros);
   if (weights.shared_zeros) {
-    ReadSharedZeros(weights, g.groups, shared);
-    job.w.shared_zeros = shared;
+    ReadSharedZeros(weights, g.groups, shared_zeros);
+    job.w.shared_zeros = shared_zeros;
   }
   parallel_for.run(parallel_for.pool, PrepareTask, &job, static_cast<size_t>(job.panels));
   parallel_for.run(parallel_for.pool, MultiplyTask, &job, static_cast<size_t>(job.tasks));

@@ -19,6 +19,7 @@
 
 namespace adadim {
 
+constexpr int64_t kChunk = 4 * kBlock;  // activations that are rounded together
 constexpr int64_t kPanel = 16;  // rows of activations that are prepared together
 constexpr int64_t kContiguousRows = 4;  // up to so many are kept as they are, 2 or 3 with rows of zeros; more are interleaved
 
@@ -28,7 +29,7 @@ struct Panel {
   int64_t rows;
   int64_t width;  // 1, 4 or 16: rows of zeros follow
   bool interleaved;  // [K][16] instead of [rows][K]
-  float* values;  // as given, padded to whole blocks
+  float* values;  // as given, filled up to whole chunks
   float* scaled;  // float, PER_IC: times the scales of a group of outputs
   int8_t* rounded;  // int8
   float* scales;
@@ -47,6 +48,7 @@ struct TileWeights {
   Geometry geometry;
   const float* shared_zeros;  // float[groups], or null
   Precision precision;
+  int64_t length;  // of a row of prepared activations: input channels, filled up to whole chunks
 };
 
 // What one instruction set offers.

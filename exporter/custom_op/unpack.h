@@ -1,0 +1,107 @@
+// Codes and zero points of layout 1, from bits to registers. Only tile_kernels.cc includes this.
+#ifndef ADADIM_UNPACK_H_
+#define ADADIM_UNPACK_H_
+
+#include "simd.h"
+
+namespace adadim {
+namespace {
+
+// Bits from kShift on of each byte.
+template <int kShift>
+HWY_INLINE Bytes Field(Bytes line, uint8_t mask) {
+  const WordTag dw;  // x86 shifts no bytes; what comes over from a neighbour is masked away
+  return hn::And(hn::BitCast(db, hn::ShiftRight<kShift>(hn::BitCast(dw, line))), hn::Set(db, mask));
+}
+
+// The codes of a block, four input channels for each lane's output in each register.
+template <int kBits>
+struct Codes;
+
+template <>
+struct Codes<8> {
+  static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
+    for (int64_t line = 0; line < 8; ++line) q[line] = hn::LoadU(db, block + line * kLine);
+  }
+};
+
+template <>
+struct Codes<4> {
+  static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
+    for (int64_t line = 0; line < 4; ++line) {
+      const Bytes pair = hn::LoadU(db, block + line * kLine);
+      q[2 * line] = hn::And(pair, hn::Set(db, 15));
+      q[2 * line + 1] = Field<4>(pair, 15);
+    }
+  }
+};
+
+template <>
+struct Codes<2> {
+  static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
+    for (int64_t line = 0; line < 2; ++line) {
+      const Bytes four = hn::LoadU(db, block + line * kLine);
+      q[4 * line] = hn::And(four, hn::Set(db, 3));
+      q[4 * line + 1] = Field<2>(four, 3);
+      q[4 * line + 2] = Field<4>(four, 3);
+      q[4 * line + 3] = Field<6>(four, 3);
+    }
+  }
+};
+
+template <>
+struct Codes<3> {
+  static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
+    Codes<2>::Unpack(block, q);
+    const Bytes high = hn::LoadU(db, block + 2 * kLine);
+    const WordTag dw;
+    const Bytes two = hn::BitCast(db, hn::ShiftLeft<2>(hn::BitCast(dw, high)));
+    const Bytes one = hn::BitCast(db, hn::ShiftLeft<1>(hn::BitCast(dw, high)));
+    const Bytes four = hn::Set(db, 4);
+    q[0] = hn::Or(q[0], hn::And(two, four));
+    q[1] = hn::Or(q[1], hn::And(one, four));
+    q[2] = hn::Or(q[2], hn::And(high, four));
+    q[3] = hn::Or(q[3], Field<1>(high, 4));
+    q[4] = hn::Or(q[4], Field<2>(high, 4));
+    q[5] = hn::Or(q[5], Field<3>(high, 4));
+    q[6] = hn::Or(q[6], Field<4>(high, 4));
+    q[7] = hn::Or(q[7], Field<5>(high, 4));
+  }
+};
+
+// Zero points of a tile's outputs (PER_OC) in group b: bits (b % per) * bits of dword n in line b / per, per = 32 / bits.
+template <int kBits>
+HWY_INLINE Floats ZeroPoints(const TileWeights& w, const uint8_t* tile_lines, int64_t group, int64_t lane) {
+  if (w.shared_zeros != nullptr) return hn::Set(df, w.shared_zeros[group]);
+  constexpr int bits = kBits == 3 ? 4 : kBits, per = 32 / bits;
+  const auto words = hn::BitCast(du, hn::LoadU(db, tile_lines + group / per * kLine + lane * 4));
+  const auto zeros = hn::And(hn::ShiftRightSame(words, static_cast<int>(group % per) * bits), hn::Set(du, (1u << bits) - 1));
+  return hn::ConvertTo(df, hn::BitCast(di, zeros));
+}
+
+// Zero points of 32 input channels of a group of outputs, from a stream of bits.
+template <int kBits>
+HWY_INLINE void UnpackZeros(const uint8_t* packed, uint8_t* zeros) {
+  const hn::CappedTag<uint8_t, kBlock * kBits / 8> d;
+  const hn::Repartition<uint16_t, decltype(d)> dw;
+  const auto field = [&](auto bytes, int index) HWY_ATTR {
+    return hn::And(hn::BitCast(d, hn::ShiftRightSame(hn::BitCast(dw, bytes), kBits * index)), hn::Set(d, (1 << kBits) - 1));
+  };
+  const auto bytes = hn::LoadU(d, packed);
+  if (kBits == 4) {  // byte i holds 2i, 2i + 1
+    hn::StoreInterleaved2(field(bytes, 0), field(bytes, 1), d, zeros);
+  } else {  // 2 bits: byte i holds 4i to 4i + 3
+    hn::StoreInterleaved4(field(bytes, 0), field(bytes, 1), field(bytes, 2), field(bytes, 3), d, zeros);
+  }
+}
+
+template <int kBits>
+void UnpackZeroRow(const uint8_t* packed, int64_t length, uint8_t* zeros) {
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < length; k += kBlock) UnpackZeros<kBits>(packed + k * kBits / 8, zeros + k);
+}
+
+}  // namespace
+}  // namespace adadim
+
+#endif  // ADADIM_UNPACK_H_

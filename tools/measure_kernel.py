@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""What docs/kernel.md says of MatMulAdaDim's kernel beyond `adadim bench kernel`.
+
+usage: measure_kernel.py accuracy MODEL_DIR   # error of 8-bit activations on a model's own, beside MatMulNBits
+       measure_kernel.py memory               # of a session on 8 large linears
+       measure_kernel.py split                # time beside the split form's, and the memory's reading speed
+       valgrind --tool=callgrind --callgrind-out-file=/dev/null python tools/measure_kernel.py count     # instructions
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from exporter.library import custom_op_path
+from exporter.onnx_adadim_op import DOMAIN, VERSION, matmul_adadim
+from exporter.onnx_matmul_nbits import matmul_nbits
+from exporter.onnx_split import split_form
+from exporter.onnx_tensors import Form
+from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoint
+from quantize.blocks import to_blocks, to_rows
+from quantize.calibration import held_out_text, tokenize
+from quantize.model_config import LINEARS
+from quantize.source_model.whole import build_model, logits
+from quantize.store import TensorRecord
+from quantize.types import F32
+from runtime_checks.kernel_bench import ROWS, WIRE, form_session, interleaved
+
+GRID = make_grid("int", 4, 32)
+TOKENS = 128
+LARGE, COUNT = (4096, 11008), 8  # K, N of the linears of `memory`, and how many
+
+
+def rtn(name: str, weight: F32, axis: Axis) -> QuantizedTensor:
+    """Rounded to nearest."""
+    rows = to_rows(weight, axis)
+    blocks = to_blocks(rows, GRID.block_size)
+    params = GRID.fit(blocks)
+    codes = GRID.encode(blocks, *GRID.scale_zero(params)).reshape(len(rows), -1)[:, : rows.shape[1]]
+    return QuantizedTensor(name, np.ascontiguousarray(codes), axis, GRID, params)
+
+
+def layer_inputs(folder: Path) -> Iterator[tuple[str, F32, F32]]:
+    """Name, weight and input F32[TOKENS, IC] of each linear of a model that runs over a text."""
+    source, seen = open_checkpoint(folder), dict[str, F32]()
+    model = build_model(source.config, source.read, "lm_head.weight" not in source.specs)
+    for name, module in model.named_modules():
+        if name.endswith(LINEARS):
+            module.register_forward_hook(lambda _module, args, _out, name=name: seen.update({name: args[0][0].numpy()}))
+    logits(model, tokenize(held_out_text(), source.assets()["tokenizer.json"], "the text")[None, :TOKENS])
+    for name, x in seen.items():
+        yield name, source.read(f"{name}.weight"), np.ascontiguousarray(x, np.float32)
+
+
+def level_4_error(form: Form, q: QuantizedTensor, x: F32) -> float:
+    """Of the output with rounded activations, by the output with exact ones: the root of the mean square."""
+    data = {planned.name: bytearray(planned.nbytes) for planned in form.planned}
+    for name, offset, piece in form.pour(0, q):
+        data[name][offset : offset + len(piece)] = piece
+    (y,) = form_session(form, x.shape[1], 1, {name: bytes(value) for name, value in data.items()}).run(None, {WIRE.x: x})
+    exact = x @ dequantize(q).T
+    return float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+
+
+def accuracy(folder: str) -> None:
+    """Errors by form and kind of linear."""
+    makers: dict[str, tuple[Callable[..., Form], Axis]] = {
+        "MatMulNBits": (matmul_nbits, Axis.PER_OC),
+        "MatMulAdaDim, per-OC": (matmul_adadim, Axis.PER_OC),
+        "MatMulAdaDim, per-IC": (matmul_adadim, Axis.PER_IC),
+    }
+    found: dict[str, dict[str, float]] = {label: {} for label in makers}
+    for name, weight, x in layer_inputs(Path(folder)):
+        for label, (make, axis) in makers.items():
+            record = TensorRecord(f"{name}.weight", weight.shape, GRID, axis=axis)
+            found[label][name] = level_4_error(make(record, WIRE, 4), rtn(name, weight, axis), x)
+    base = found["MatMulNBits"]
+    for label, errors in found.items():
+        kinds = (f"{kind} {np.median([error for name, error in errors.items() if name.endswith(kind)]):.4f}" for kind in LINEARS)
+        worse = sum(error > base[name] for name, error in errors.items())
+        print(f"{label:>21}: {', '.join(kinds)}; most {max(errors.values()):.4f}; above MatMulNBits in {worse} of {len(errors)}")
+
+
+def memory() -> None:
+    """Megabytes of a process before and after it makes a session, and after a run."""
+    k, n = LARGE
+    for bits, axis in ((4, Axis.PER_OC), (3, Axis.PER_IC)):
+        form = matmul_adadim(TensorRecord("linear.weight", (n, k), make_grid("int", bits, 32), axis=axis), WIRE, 4)
+        with tempfile.TemporaryDirectory() as folder:
+            packed = write_linears(form, Path(folder))
+            print(f"{bits} bits {axis}: {packed / 1e6:.1f} MB packed;", end=" ", flush=True)
+            subprocess.run([sys.executable, __file__, "load", folder], check=True)
+
+
+def write_linears(form: Form, folder: Path) -> int:
+    """COUNT copies of a form over external data; returns their bytes."""
+    nodes, tensors, offset = [], [], 0
+    with (folder / "data").open("wb") as file:
+        for index in range(COUNT):
+            node = onnx.NodeProto()
+            node.CopyFrom(form.nodes[0])
+            node.name, node.output[0] = f"{index}", f"y{index}"
+            node.input[1:] = [f"{planned.name}.{index}" for planned in form.planned]
+            nodes.append(node)
+            for planned in form.planned:
+                tensor = TensorProto(name=f"{planned.name}.{index}", data_type=planned.data_type, dims=planned.shape)
+                tensor.data_location = TensorProto.EXTERNAL
+                for key, value in (("location", "data"), ("offset", offset), ("length", planned.nbytes)):
+                    tensor.external_data.add(key=key, value=str(value))
+                tensors.append(tensor)
+                file.write(os.urandom(planned.nbytes) if planned.data_type == TensorProto.UINT8 else bytes(planned.nbytes))
+                offset += -(-planned.nbytes // 4096) * 4096
+                file.seek(offset)
+        file.truncate(offset)
+    x = helper.make_tensor_value_info(WIRE.x, TensorProto.FLOAT, ["rows", LARGE[0]])
+    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None) for node in nodes]
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
+    graph = helper.make_graph(nodes, "linears", [x], outputs, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), folder / "model.onnx")
+    return COUNT * sum(planned.nbytes for planned in form.planned)
+
+
+def load(folder: str) -> None:
+    """The part of ``memory`` that is measured."""
+
+    def resident() -> tuple[float, float]:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        anonymous, mapped = (int(re.findall(rf"{key}:\s+(\d+) kB", status)[0]) / 1000 for key in ("RssAnon", "RssFile"))
+        return anonymous, mapped
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.register_custom_ops_library(str(custom_op_path()))
+    start = resident()
+    session = ort.InferenceSession(str(Path(folder) / "model.onnx"), options)
+    loaded = resident()
+    session.run(None, {WIRE.x: np.ones((1, LARGE[0]), np.float32)})
+    used = resident()
+    for label, state in (("after load", loaded), ("after a run", used)):
+        print(f"{label} {state[0] - start[0]:.1f} MB more anonymous, {state[1] - start[1]:.1f} MB more mapped", end="; ")
+    print()
+
+
+def split() -> None:
+    """Milliseconds of both forms of PER_IC linears, and GB/s of reading memory."""
+    for k, n in ((2048, 2048), LARGE):
+        for group in (32, 128):
+            record = TensorRecord("linear.weight", (n, k), make_grid("int", 4, group), axis=Axis.PER_IC)
+            forms = [make(record, WIRE, 4) for make in (split_form, matmul_adadim)]
+            sessions = [form_session(form, k, 1) for form in forms]
+            for rows in ROWS:
+                theirs, ours = interleaved(sessions, np.ones((rows, k), np.float32), 1.0)
+                times = f"split form {theirs * 1e3:.2f} ms, kernel {ours * 1e3:.2f} ms"
+                print(f"{k} x {n}, group {group}, {rows} rows: {times}, {theirs / ours:.1f} times as fast", flush=True)
+    for threads in (1, 2):
+        print(f"reading memory, {threads} threads: {reading_speed(threads):.1f} GB/s")
+
+
+def reading_speed(threads: int) -> float:
+    """The best of some passes over 64 MiB for each thread."""
+    parts = [np.arange(1 << 23, dtype=np.int64) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(20):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start))
+    return best / 1e9
+
+
+def count() -> None:
+    """Instructions of a run, as callgrind counts them between two of its dumps; it knows processors up to AVX2."""
+    k, n = 2048, 2048
+    records = {
+        (bits, axis): TensorRecord("linear.weight", (n, k), make_grid("int", bits, 32), axis=axis)
+        for bits in (2, 3, 4, 8)
+        for axis in Axis
+    }
+    forms = {"MatMulNBits, 4 bits": matmul_nbits(records[4, Axis.PER_OC], WIRE, 4)}
+    forms |= {f"MatMulAdaDim, {bits} bits, {axis}": matmul_adadim(record, WIRE, 4) for (bits, axis), record in records.items()}
+    for label, form in forms.items():
+        session = form_session(form, k, 1)
+        counts = []
+        for rows in (1, 16):
+            x = np.ones((rows, k), np.float32)
+            session.run(None, {WIRE.x: x})
+            control("-z")
+            session.run(None, {WIRE.x: x})
+            counts.append(f"{rows} rows {int(re.findall(r'total Ir: *([0-9,]+)', control('-s'))[0].replace(',', '')):,}")
+        print(f"{label}: {', '.join(counts)}", flush=True)
+
+
+def control(option: str) -> str:
+    """What callgrind_control says of this process."""
+    done = subprocess.run(["callgrind_control", option, str(os.getpid())], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    commands: dict[str, Callable[..., None]] = {
+        "accuracy": accuracy,
+        "memory": memory,
+        "load": load,
+        "split": split,
+        "count": count,
+    }
+    commands[sys.argv[1]](*sys.argv[2:])
