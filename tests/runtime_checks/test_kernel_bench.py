@@ -7,18 +7,14 @@ import json
 import pytest
 
 from exporter.cli import main
-from exporter.library import LIBRARY, custom_op_path
-from quantize.errors import ExportError
 from runtime_checks import kernel_bench
+from tests import native
 
 KEYS = ["K", "N", "rows", "bits", "axis", "threads", "accuracy_level", "seconds", "matmulnbits_seconds", "ratio", "gb_per_s"]
 
 
 def test_rows(tmp_path, capsys, monkeypatch):
-    try:
-        custom_op_path()
-    except ExportError:
-        pytest.skip(f"{LIBRARY} is not built")
+    native.library()
     monkeypatch.setattr(kernel_bench.BenchOptions, "seconds", 0.0)
     monkeypatch.setattr(kernel_bench, "ROWS", (1, 16))
     assert main(["bench", "kernel", "--shape", "64x96", "--threads", "1", "--json", str(tmp_path / "rows.json")]) == 0

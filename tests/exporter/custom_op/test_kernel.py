@@ -11,10 +11,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from exporter.library import LIBRARY, custom_op_path
 from quantize import Axis
-from quantize.errors import ExportError
 from runtime_checks.reference_tiles import tile_codes, tile_scales, tile_zero_points
+from tests import native
 from tests.exporter.custom_op.cases import NODE, Case, Spec, make_case
 
 # Of the largest output: float32 sums in another order, float16 results, and the kernel's float32 sums of rounded activations.
@@ -28,10 +27,7 @@ KINDS = [("float32", "float16", False, False), ("float16", "float32", True, True
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    try:
-        return custom_op_path()
-    except ExportError:
-        pytest.skip(f"{LIBRARY} is not built")
+    return native.library()
 
 
 def session(model: bytes, library: Path | None, threads: int = 2) -> ort.InferenceSession:
