@@ -1,6 +1,6 @@
 """The command ``adadim``: argparse -> one call each. The composition root, the only file that may import everything.
 
-Exit codes: 0 done; 1 ``verify`` (alone or in ``run``) found a miss; 2 bad input, said in one line; 130 interrupted.
+Exit codes: 0 done; 1 ``verify`` (alone, in ``run`` or of a bundle) found a miss; 2 bad input, said in one line; 130 interrupted.
 What a command needs is imported inside it: ``adadim --help`` is quick, and nothing asks for a library that it does not use.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter import verify_bundle
+from exporter.cli_bundle import VERIFY, bundle, joined_command
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.cli_size import has_target_size, model_plan
 from exporter.library import add_library, custom_op_path
@@ -38,7 +40,7 @@ SHOWN_MISSES = 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(joined_command(list(sys.argv[1:] if argv is None else argv)))
     if getattr(args, "quiet", False):
         silence()
     try:
@@ -209,6 +211,15 @@ def _bench(args: Namespace) -> int:
     return 0
 
 
+def _bundle(args: Namespace) -> int:
+    print(bundle(args))
+    return 0
+
+
+def _verify_bundle(args: Namespace) -> int:
+    return verify_bundle.report(args.path, args.digest)
+
+
 def _run(args: Namespace) -> int:
     from quantize import open_checkpoint
 
@@ -276,6 +287,8 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "sensitivity": _sensitivity,
     "imatrix": _imatrix,
     "bench": _bench,
+    "bundle": _bundle,
+    VERIFY: _verify_bundle,
 }
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import argparse
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeAlias
 
 from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
+from exporter.cli_bundle import add_bundle
+from exporter.cli_parser import OneLineParser, Subparsers, add_common, add_quiet, command
 from exporter.cli_size import add_size_options
 from exporter.cli_values import group_size, positive, transform_names, whole
 from exporter.targets import TARGETS
@@ -22,15 +23,6 @@ DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
 BITS = (2, 3, 4, 5, 8)
-Subparsers: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, not under a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> OneLineParser:
@@ -43,7 +35,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     adders = (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_sensitivity, _add_imatrix)
-    for add in (*adders, _add_bench):
+    for add in (*adders, _add_bench, add_bundle):
         add(commands)
     return parser
 
@@ -58,31 +50,21 @@ def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
     return QuantizeConfig(**asked | {key: value for key, value in effort.items() if asked.get(key) is None})
 
 
-def _command(commands: Subparsers, name: str, summary: str, example: str) -> OneLineParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _add_quantize(commands: Subparsers) -> None:
     example = "adadim quantize ./SmolLM2-135M --out ./store --target onnxruntime --method gptq-ada --bits 4"
-    parser = _command(commands, "quantize", "quantize a checkpoint into a store", example)
+    parser = command(commands, "quantize", "quantize a checkpoint into a store", example)
     _add_source(parser)
     written = parser.add_mutually_exclusive_group(required=True)
     written.add_argument("--out", metavar="STORE", type=Path, help="directory to write")
     written.add_argument("--dry-run", action="store_true", help="only show the plan for a target size (default: quantize)")
     _add_target(parser)
     _add_config_options(parser)
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_run(commands: Subparsers) -> None:
     example = "adadim run ./SmolLM2-135M --out ./phone --target llama.cpp --target onnxruntime"
-    parser = _command(commands, "run", "quantize, export and verify for each target", example)
+    parser = command(commands, "run", "quantize, export and verify for each target", example)
     _add_source(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write; one folder per target")
     parser.add_argument(
@@ -91,7 +73,7 @@ def _add_run(commands: Subparsers) -> None:
     _add_config_options(parser)
     _add_gguf_options(parser)
     _add_onnx_options(parser)
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_source(parser: OneLineParser) -> None:
@@ -148,23 +130,23 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_sensitivity(commands: Subparsers) -> None:
     example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
-    parser = _command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
+    parser = command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
     _add_source(parser)
     parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
     _add_target(parser)
     measured = parser.add_argument_group("what is measured, and on what")
     _add_text_options(measured)
     _add_max_slowdown(measured)
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_imatrix(commands: Subparsers) -> None:
     example = "adadim imatrix ./SmolLM2-135M --calibration text.txt --out imatrix.gguf"
-    parser = _command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
+    parser = command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
     _add_source(parser)
     parser.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
     _add_text_options(parser.add_argument_group("what is measured on"))
-    _add_common(parser)
+    add_common(parser)
 
 
 def _add_data_options(group: argparse._ArgumentGroup) -> None:
@@ -212,14 +194,14 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_export(commands: Subparsers) -> None:
     example = "adadim export gguf ./store --out model.gguf"
-    formats = _command(commands, "export", "write a store as a file for a runtime", example).add_subparsers(
+    formats = command(commands, "export", "write a store as a file for a runtime", example).add_subparsers(
         dest="format", required=True, metavar="FORMAT"
     )
-    gguf = _command(formats, "gguf", "write a GGUF for llama.cpp", example)
+    gguf = command(formats, "gguf", "write a GGUF for llama.cpp", example)
     gguf.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
     gguf.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
     _add_gguf_options(gguf)
-    onnx = _command(
+    onnx = command(
         formats, "onnx", "write an ONNX folder for onnxruntime and onnxruntime-genai", "adadim export onnx ./store --out ./onnx"
     )
     onnx.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
@@ -231,7 +213,7 @@ def _add_export(commands: Subparsers) -> None:
         help="add this machine's kernel of MatMulAdaDim (default: the model's portable body runs, exact but slow)",
     )
     for parser in (gguf, onnx):
-        _add_common(parser)
+        add_common(parser)
 
 
 def _add_gguf_options(parser: OneLineParser) -> None:
@@ -259,17 +241,17 @@ def _add_onnx_options(parser: OneLineParser) -> None:
 
 def _add_verify(commands: Subparsers) -> None:
     example = "adadim verify model.gguf --source ./SmolLM2-135M --store ./store"
-    parser = _command(commands, "verify", "check a written file in its runtime; exit code 1 on any miss", example)
+    parser = command(commands, "verify", "check a written file in its runtime; exit code 1 on any miss", example)
     parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
     parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
     parser.add_argument("--store", type=Path, help="also compare every code and scale with this store (default: none)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every check here (default: none)")
-    _add_quiet(parser)
+    add_quiet(parser)
 
 
 def _add_eval(commands: Subparsers) -> None:
     example = "adadim eval model.gguf --source ./SmolLM2-135M --text held-out.txt --chunks 12"
-    parser = _command(commands, "eval", "measure perplexity and KL divergence to the source, in the file's runtime", example)
+    parser = command(commands, "eval", "measure perplexity and KL divergence to the source, in the file's runtime", example)
     parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
     parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
     parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8 text that was not calibrated on")
@@ -277,24 +259,15 @@ def _add_eval(commands: Subparsers) -> None:
     parser.add_argument("--chunks", type=positive, metavar="N", help="(default: the whole text)")
     parser.add_argument("--weights-only", action="store_true", help="run the decoded weights in torch (default: the runtime)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here (default: none)")
-    _add_quiet(parser)
+    add_quiet(parser)
 
 
 def _add_inspect(commands: Subparsers) -> None:
-    parser = _command(commands, "inspect", "show what a file or a store holds, from its headers", "adadim inspect model.gguf")
+    parser = command(commands, "inspect", "show what a file or a store holds, from its headers", "adadim inspect model.gguf")
     parser.add_argument("path", metavar="FILE.gguf|DIR|STORE", type=Path, help="what to look at")
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
 
 
 def _add_bench(commands: Subparsers) -> None:
-    kinds = _command(commands, "bench", "time parts of a runtime", BENCH_EXAMPLE).add_subparsers(dest="kind", required=True)
-    add_bench_options(_command(kinds, "kernel", "time MatMulAdaDim's kernel beside onnxruntime's own MatMulNBits", BENCH_EXAMPLE))
-
-
-def _add_common(parser: OneLineParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace an existing output (default: refuse)")
-    _add_quiet(parser)
-
-
-def _add_quiet(parser: OneLineParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress bars (default: shown on stderr)")
+    kinds = command(commands, "bench", "time parts of a runtime", BENCH_EXAMPLE).add_subparsers(dest="kind", required=True)
+    add_bench_options(command(kinds, "kernel", "time MatMulAdaDim's kernel beside onnxruntime's own MatMulNBits", BENCH_EXAMPLE))

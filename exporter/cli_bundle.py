@@ -1,0 +1,116 @@
+"""``adadim bundle`` and ``adadim bundle verify``: their options, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exporter.bundle import PART_SIZE, BundleOptions, sums_digest, write_bundle
+from exporter.cli_parser import OneLineParser, Subparsers, add_common, command
+from exporter.cli_values import file_size, positive
+from exporter.onnx_genai import MAX_LENGTH
+from exporter.summary import table
+from exporter.verify_bundle import PLATFORMS
+from quantize.errors import ConfigError
+
+VERIFY = "bundle verify"
+SMALLEST_PART = 10**6
+
+
+def joined_command(words: list[str]) -> list[str]:
+    """The words of a command line, ``bundle verify`` as one: argparse has no command that takes a file or a command."""
+    return [VERIFY, *words[2:]] if words[:2] == VERIFY.split() else words
+
+
+def add_bundle(commands: Subparsers) -> None:
+    """Both commands."""
+    example = "adadim bundle model.gguf --platform android --out ./bundle"
+    parser = command(commands, "bundle", "put a model file, and all that an app needs with it, into a folder and a zip", example)
+    _add_inputs(parser)
+    _add_facts(parser)
+    add_common(parser)
+    example = "adadim bundle verify ./bundle --digest $DIGEST"
+    parser = command(commands, VERIFY, "check every byte of a bundle; exit code 1 for any problem", example)
+    parser.add_argument("path", metavar="DIR", type=Path, help="what `adadim bundle` wrote")
+    parser.add_argument("--digest", type=_digest, metavar="HEX", help="the sha256 of its SHA256SUMS (default: not compared)")
+
+
+def _add_inputs(parser: OneLineParser) -> None:
+    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
+    parser.add_argument("--platform", choices=tuple(PLATFORMS), required=True, help="where it will run")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write; DIR.zip is written beside it")
+    parser.add_argument(
+        "--context",
+        type=positive,
+        metavar="N",
+        default=MAX_LENGTH,
+        help="tokens that an app keeps (default: %(default)s, or the model's limit)",
+    )
+    parser.add_argument(
+        "--part-size", type=_part_size, metavar="SIZE", default=PART_SIZE, help="larger model files are cut (default: 24MiB)"
+    )
+    parser.add_argument(
+        "--custom-op",
+        dest="libraries",
+        type=_library,
+        action="append",
+        metavar="ABI=FILE",
+        help="native library of MatMulAdaDim built for an ABI; may be repeated (default: none)",
+    )
+
+
+def _add_facts(parser: OneLineParser) -> None:
+    parser.add_argument("--licence", metavar="NAME", help="the model's, as apache-2.0 (default: what the GGUF states)")
+    parser.add_argument("--licence-text", type=Path, metavar="FILE", help="its text, to be included (default: none)")
+    parser.add_argument("--store", type=Path, help="the store it was exported from, for its losses (default: none)")
+    parser.add_argument(
+        "--eval", dest="evaluation", type=Path, metavar="FILE.json", help="what `adadim eval --json` wrote of it (default: none)"
+    )
+
+
+def bundle(args: argparse.Namespace) -> str:
+    """Write what the options ask for; what to tell."""
+    libraries = dict(args.libraries or ())
+    if len(libraries) != len(args.libraries or ()):
+        raise ConfigError("--custom-op: names an ABI twice; give one library for each")
+    names = ("platform", "context", "part_size", "licence", "licence_text", "store", "evaluation")
+    options = BundleOptions(**{name: getattr(args, name) for name in names}, libraries=libraries)
+    return _summary(args.out, write_bundle(args.path, args.out, options, args.force))
+
+
+def _summary(out: Path, manifest: dict[str, Any]) -> str:
+    runtime, generation, files = manifest["runtime"], manifest["generation"], manifest["files"]
+    parts = sum(len(file.get("parts", [file])) for file in files)
+    rows = [
+        ("runs in", f"{runtime['package']}, {runtime['name']} {runtime['minimum_version']} or later"),
+        ("model", f"{manifest['model']}, {generation['context']:,} tokens of context"),
+        ("bytes", f"{sum(file['bytes'] for file in files):,} in {parts + 2} files"),
+        ("libraries", ", ".join(item["abi"] for item in manifest["libraries"]) or "none"),
+        ("licence", manifest["licence"]["name"] or "not stated; --licence NAME states it"),
+        ("zip", str(out.with_name(out.name + ".zip"))),
+        ("digest", f"{sums_digest(out)}  (sha256 of SHA256SUMS: pin it in the app)"),
+    ]
+    if manifest["quantization"]["target"] == "onnxruntime+adadim" and not manifest["libraries"]:
+        rows.append(("note", "without a native library (--custom-op) the model's portable body runs: exact, but slow"))
+    return table(str(out), rows)
+
+
+def _part_size(word: str) -> int:
+    size = file_size(word)
+    if size < SMALLEST_PART:
+        raise argparse.ArgumentTypeError(f"{word!r} is less than {SMALLEST_PART:,} bytes, which makes too many files")
+    return size
+
+
+def _library(word: str) -> tuple[str, Path]:
+    abi, found, path = word.partition("=")
+    if not (abi and found and path):
+        raise argparse.ArgumentTypeError(f"{word!r} is no ABI=FILE, as arm64-v8a=libadadim_ort.so")
+    return abi, Path(path)
+
+
+def _digest(word: str) -> str:
+    if len(word) != 64 or set(word.lower()) - set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"{word!r} is no sha256: 64 digits of 0 to 9 and a to f")
+    return word
