@@ -7,11 +7,16 @@
 namespace adadim {
 namespace {
 
-// Bits from kShift on of each byte.
+// Bits from kShift on of each byte, with a neighbour's bits above: x86 shifts no bytes.
+template <int kShift>
+HWY_INLINE Bytes Shifted(Bytes line) {
+  const WordTag dw;
+  return hn::BitCast(db, hn::ShiftRight<kShift>(hn::BitCast(dw, line)));
+}
+
 template <int kShift>
 HWY_INLINE Bytes Field(Bytes line, uint8_t mask) {
-  const WordTag dw;  // x86 shifts no bytes; what comes over from a neighbour is masked away
-  return hn::And(hn::BitCast(db, hn::ShiftRight<kShift>(hn::BitCast(dw, line))), hn::Set(db, mask));
+  return hn::And(Shifted<kShift>(line), hn::Set(db, mask));
 }
 
 // The codes of a block, four input channels for each lane's output in each register.
@@ -53,19 +58,15 @@ template <>
 struct Codes<3> {
   static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
     Codes<2>::Unpack(block, q);
-    const Bytes high = hn::LoadU(db, block + 2 * kLine);
-    const WordTag dw;
-    const Bytes two = hn::BitCast(db, hn::ShiftLeft<2>(hn::BitCast(dw, high)));
-    const Bytes one = hn::BitCast(db, hn::ShiftLeft<1>(hn::BitCast(dw, high)));
-    const Bytes four = hn::Set(db, 4);
-    q[0] = hn::Or(q[0], hn::And(two, four));
-    q[1] = hn::Or(q[1], hn::And(one, four));
-    q[2] = hn::Or(q[2], hn::And(high, four));
-    q[3] = hn::Or(q[3], Field<1>(high, 4));
-    q[4] = hn::Or(q[4], Field<2>(high, 4));
-    q[5] = hn::Or(q[5], Field<3>(high, 4));
-    q[6] = hn::Or(q[6], Field<4>(high, 4));
-    q[7] = hn::Or(q[7], Field<5>(high, 4));
+    const Bytes high = hn::LoadU(db, block + 2 * kLine), two = hn::Add(high, high), four = hn::Set(db, 4);
+    q[0] = hn::OrAnd(q[0], hn::Add(two, two), four);
+    q[1] = hn::OrAnd(q[1], two, four);
+    q[2] = hn::OrAnd(q[2], high, four);
+    q[3] = hn::OrAnd(q[3], Shifted<1>(high), four);
+    q[4] = hn::OrAnd(q[4], Shifted<2>(high), four);
+    q[5] = hn::OrAnd(q[5], Shifted<3>(high), four);
+    q[6] = hn::OrAnd(q[6], Shifted<4>(high), four);
+    q[7] = hn::OrAnd(q[7], Shifted<5>(high), four);
   }
 };
 
