@@ -43,8 +43,8 @@ PACKAGES = {
     ("llama.cpp", "ios"): "llama.xcframework",
     ("llama.cpp", "web"): "@wllama/wllama",
 }
-# 1.24 to 1.26 of onnxruntime load the files too, and compute some of them wrong. llama.cpp: MXFP4, the youngest of our blocks.
-MINIMUM = {"onnxruntime": "1.28.0", "llama.cpp": "b6096"}
+# 1.24.4 and 1.26.0 of onnxruntime load the files too, and compute some of them wrong. b6096 brought MXFP4, the youngest block.
+MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6096"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can state
 CHUNK = 1 << 20
 

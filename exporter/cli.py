@@ -17,6 +17,7 @@ from exporter import verify_bundle
 from exporter.cli_bundle import VERIFY, bundle, joined_command
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.cli_size import has_target_size, model_plan
+from exporter.doctor import EXTRAS, doctor, requirements
 from exporter.library import add_library, custom_op_path
 from exporter.preflight import check_source
 from exporter.summary import calibration_rows, inspect_summary, store_summary, table, totals_rows
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from quantize.plan import ModelPlan
     from quantize.store import QuantizedStore
 
-EXTRAS = {  # top-level module -> the extra that brings it
-    **dict.fromkeys(("torch", "transformers"), "torch"),
-    **dict.fromkeys(("onnx", "onnx_ir", "mobius"), "onnx"),
-    **dict.fromkeys(("onnxruntime", "onnxruntime_genai", "xllamacpp"), "runtimes"),
-}
 SHOWN_MISSES = 20
 
 
@@ -220,6 +216,11 @@ def _verify_bundle(args: Namespace) -> int:
     return verify_bundle.report(args.path, args.digest)
 
 
+def _doctor(args: Namespace) -> int:
+    print(doctor(requirements()))
+    return 0
+
+
 def _run(args: Namespace) -> int:
     from quantize import open_checkpoint
 
@@ -289,6 +290,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "bench": _bench,
     "bundle": _bundle,
     VERIFY: _verify_bundle,
+    "doctor": _doctor,
 }
 
 if __name__ == "__main__":

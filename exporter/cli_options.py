@@ -35,7 +35,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     adders = (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_sensitivity, _add_imatrix)
-    for add in (*adders, _add_bench, add_bundle):
+    for add in (*adders, _add_bench, add_bundle, _add_doctor):
         add(commands)
     return parser
 
@@ -271,3 +271,7 @@ def _add_inspect(commands: Subparsers) -> None:
 def _add_bench(commands: Subparsers) -> None:
     kinds = command(commands, "bench", "time parts of a runtime", BENCH_EXAMPLE).add_subparsers(dest="kind", required=True)
     add_bench_options(command(kinds, "kernel", "time MatMulAdaDim's kernel beside onnxruntime's own MatMulNBits", BENCH_EXAMPLE))
+
+
+def _add_doctor(commands: Subparsers) -> None:
+    command(commands, "doctor", "show what is installed, and what each command and target still needs", "adadim doctor")

@@ -255,7 +255,7 @@ def _elf_needs(data: bytes, loaded: list[tuple[int, ...]], dynamic: tuple[int, .
 def _archive_problem(data: bytes) -> str | None:
     """A static library: "!<arch>\\n", then members of a header of 60 bytes and their content, padded to even sizes."""
     if data[:8] != b"!<arch>\n":
-        return "is no static library (.a), which iOS needs"
+        return "is no static library (.a) of one machine, which iOS needs"
     position, objects = 8, 0
     while position + 60 <= len(data):
         size = max(0, int(data[position + 48 : position + 58]))

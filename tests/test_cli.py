@@ -18,7 +18,7 @@ from tests.tiny import TEXT, make_tiny_model
 
 COMMANDS = (
     *("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "sensitivity", "imatrix"),
-    *("bench kernel", "bundle", "bundle verify"),
+    *("bench kernel", "bundle", "bundle verify", "doctor"),
 )
 EVAL_KEYS = {"ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "tokens_per_s", "runtime"}
 CHECK_KEYS = {"name", "tensor", "error", "tolerance", "ok"}

@@ -205,7 +205,7 @@ REFUSED_ARCHIVES = {
     "another machine": (archive(machine=0x01000007), "is built for Mach-O machine 0x1000007, not for arm64"),
     "a Mac": (archive(platform=1), "is built for macOS, not for iOS"),
     "the simulator": (archive(platform=7), "is built for the iOS simulator, not for iOS"),
-    "ELF": (elf(), "is no static library (.a), which iOS needs"),
+    "ELF": (elf(), "is no static library (.a) of one machine, which iOS needs"),
     "nothing in it": (b"!<arch>\n", "holds no Mach-O object with RegisterCustomOps"),
     "without the entry": (archive(name=b"_Other\0"), "holds no Mach-O object with RegisterCustomOps"),
     "no size": (b"!<arch>\n" + b"x" * 60, "is damaged: its headers point outside it"),
