@@ -4,7 +4,7 @@
 usage: measure_kernel.py accuracy MODEL_DIR   # error of 8-bit activations on a model's own, beside MatMulNBits
        measure_kernel.py memory               # of a session on 8 large linears
        measure_kernel.py split                # time beside the split form's, and the memory's reading speed
-       valgrind --tool=callgrind --callgrind-out-file=/dev/null python tools/measure_kernel.py count     # instructions
+       valgrind --tool=callgrind --callgrind-out-file=DIR/callgrind.%p python tools/measure_kernel.py count DIR    # instructions
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoi
 from quantize.blocks import to_blocks, to_rows
 from quantize.calibration import held_out_text, tokenize
 from quantize.model_config import LINEARS
-from quantize.source_model.whole import build_model, logits
 from quantize.store import TensorRecord
 from quantize.types import F32
 from runtime_checks.kernel_bench import ROWS, WIRE, form_session, interleaved
@@ -54,6 +53,8 @@ def rtn(name: str, weight: F32, axis: Axis) -> QuantizedTensor:
 
 def layer_inputs(folder: Path) -> Iterator[tuple[str, F32, F32]]:
     """Name, weight and input F32[TOKENS, IC] of each linear of a model that runs over a text."""
+    from quantize.source_model.whole import build_model, logits  # torch takes its time under valgrind
+
     source, seen = open_checkpoint(folder), dict[str, F32]()
     model = build_model(source.config, source.read, "lm_head.weight" not in source.specs)
     for name, module in model.named_modules():
@@ -169,43 +170,43 @@ def split() -> None:
 
 
 def reading_speed(threads: int) -> float:
-    """The best of some passes over 64 MiB for each thread."""
-    parts = [np.arange(1 << 23, dtype=np.int64) for _ in range(threads)]
+    """The best of some passes over 512 MiB for each thread, more than caches hold."""
+    parts = [np.arange(1 << 26, dtype=np.int64) for _ in range(threads)]
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(20):
+        for _ in range(5):
             start = time.perf_counter()
             list(pool.map(np.max, parts))
             best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start))
     return best / 1e9
 
 
-def count() -> None:
+def count(folder: str) -> None:
     """Instructions of a run, as callgrind counts them between two of its dumps; it knows processors up to AVX2."""
-    k, n = 2048, 2048
+    shape = (2048, 2048)
+    grids = {bits: make_grid("int", bits, 32) for bits in (2, 3, 4, 8)}
     records = {
-        (bits, axis): TensorRecord("linear.weight", (n, k), make_grid("int", bits, 32), axis=axis)
-        for bits in (2, 3, 4, 8)
-        for axis in Axis
+        (bits, axis): TensorRecord("linear.weight", shape, grid, axis=axis) for bits, grid in grids.items() for axis in Axis
     }
     forms = {"MatMulNBits, 4 bits": matmul_nbits(records[4, Axis.PER_OC], WIRE, 4)}
     forms |= {f"MatMulAdaDim, {bits} bits, {axis}": matmul_adadim(record, WIRE, 4) for (bits, axis), record in records.items()}
     for label, form in forms.items():
-        session = form_session(form, k, 1)
+        session = form_session(form, shape[1], 1)
         counts = []
         for rows in (1, 16):
-            x = np.ones((rows, k), np.float32)
+            x = np.ones((rows, shape[1]), np.float32)
             session.run(None, {WIRE.x: x})
-            control("-z")
+            dump(Path(folder))
             session.run(None, {WIRE.x: x})
-            counts.append(f"{rows} rows {int(re.findall(r'total Ir: *([0-9,]+)', control('-s'))[0].replace(',', '')):,}")
+            counts.append(f"{rows} rows {dump(Path(folder)):,}")
         print(f"{label}: {', '.join(counts)}", flush=True)
 
 
-def control(option: str) -> str:
-    """What callgrind_control says of this process."""
-    done = subprocess.run(["callgrind_control", option, str(os.getpid())], capture_output=True, text=True, check=True)
-    return done.stdout
+def dump(folder: Path) -> int:
+    """Instructions since the last call."""
+    subprocess.run(["callgrind_control", "--dump", str(os.getpid())], stdout=subprocess.DEVNULL, check=True)
+    newest = max(folder.glob(f"callgrind.{os.getpid()}.*"), key=lambda path: int(path.suffix[1:]))
+    return int(re.findall(r"^(?:summary|totals): (\d+)", newest.read_text(encoding="utf-8"), re.MULTILINE)[-1])
 
 
 if __name__ == "__main__":
