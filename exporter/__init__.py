@@ -9,17 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exporter.bundle import BundleOptions, write_bundle
     from exporter.gguf_file import write_gguf
     from exporter.library import add_library, custom_op_path
     from exporter.onnx_file import write_onnx
     from exporter.targets import TARGETS
 
-__all__ = ["TARGETS", "add_library", "custom_op_path", "write_gguf", "write_onnx"]
+__all__ = ["TARGETS", "BundleOptions", "add_library", "custom_op_path", "write_bundle", "write_gguf", "write_onnx"]
 
 _HOMES = {
     "TARGETS": "targets",
+    "BundleOptions": "bundle",
     "add_library": "library",
     "custom_op_path": "library",
+    "write_bundle": "bundle",
     "write_gguf": "gguf_file",
     "write_onnx": "onnx_file",
 }

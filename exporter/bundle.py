@@ -43,8 +43,8 @@ PACKAGES = {
     ("llama.cpp", "ios"): "llama.xcframework",
     ("llama.cpp", "web"): "@wllama/wllama",
 }
-# 1.24.4 and 1.26.0 of onnxruntime load the files too, and compute some of them wrong. b6096 brought MXFP4, the youngest block.
-MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6096"}
+# The oldest that gave what today's give, by trial (docs/bundle.md); older ones load some of the files and compute them wrong.
+MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6451"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can state
 CHUNK = 1 << 20
 

@@ -126,7 +126,7 @@ def _read_sums(folder: Path, digest: str | None) -> dict[str, str]:
     sums: dict[str, str] = {}
     for number, line in enumerate(lines[:-1], 1):
         match = LINE.fullmatch(line)
-        if match is None or not PLAIN.fullmatch(match[2]) or match[2] in (SUMS, *sums):
+        if match is None or not PLAIN.fullmatch(match[2]) or match[2] == SUMS or match[2] in sums:
             raise Unusable(f"{SUMS}: line {number} is not a sha256, two spaces and a plain name that is there once")
         sums[match[2]] = match[1]
     if lines[-1] or list(sums) != sorted(sums):

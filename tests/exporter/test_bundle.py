@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+import exporter.bundle
 from exporter.bundle import BundleOptions, sums_digest, write_bundle
 from exporter.cli import main
 from exporter.inspect import inspect
@@ -288,6 +290,19 @@ def test_only_a_bundle_is_replaced(gguf, tmp_path):
     (tmp_path / "other" / "manifest.json").write_text("{}")
     with pytest.raises(OutputError, match=r"has no SHA256SUMS and manifest\.json of an earlier bundle"):
         write_bundle(gguf.file, tmp_path / "other", options, force=True)
+
+
+def test_a_full_disk_leaves_what_was_there(gguf, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_bundle(gguf.file, tmp_path / "out", BundleOptions("ios"))
+    before = files(tmp_path)
+    monkeypatch.setattr(exporter.bundle, "_zip", full)
+    for name, force in (("out", True), ("new", False)):
+        with pytest.raises(OutputError, match="free some space"):
+            write_bundle(gguf.file, tmp_path / name, BundleOptions("web"), force)
+        assert files(tmp_path) == before
 
 
 def test_the_command_line(adadim, tmp_path, capsys):
