@@ -22,20 +22,35 @@ def pack_codes(codes: U8, bits: int, axis: Axis) -> U8:
     """U8[rows, columns] -> U8[tiles, blocks * bits * 64]."""
     outputs = _pad_rows(pad_last(codes if axis is Axis.PER_OC else codes.T, BLOCK))
     steps = outputs.reshape(len(outputs) // TILE, TILE, -1, BLOCK // 4, 4).transpose(0, 2, 3, 1, 4)
-    planes = [_plane(steps & np.uint8(3), 2), _plane(steps >> np.uint8(2), 1)] if bits == 3 else [_plane(steps, bits)]
-    return np.concatenate(planes, axis=2).reshape(len(steps), -1)
+    lines = _lines_of_3_bits(steps) if bits == 3 else _lines(steps, bits)
+    return lines.reshape(len(steps), -1)
 
 
-def _plane(steps: U8, bits: int) -> U8:
+def _lines(steps: U8, bits: int) -> U8:
     """U8[..., 8, 16, 4] below 2**bits -> U8[..., bits, 16, 4]: a line holds 8 / bits steps of four input channels.
 
     ::
 
         bits = 4    line 0: step 0 | step 1 << 4    line 1: step 2 | step 3 << 4    ...
-        bits = 1    line 0: step 0 | step 1 << 1 | ... | step 7 << 7
     """
     lines = steps.reshape(*steps.shape[:-3], bits, 8 // bits, TILE, 4)
     return pack_bits(np.moveaxis(lines, -3, -1), bits)[..., 0]
+
+
+def _lines_of_3_bits(steps: U8) -> U8:
+    """U8[..., 8, 16, 4] below 8 -> U8[..., 3, 16, 4]: two steps in each line; the two bits above them hold steps 6 and 7.
+
+    ::
+
+        bits       7 6            5 4 3     2 1 0
+        line 0     low of step 6  step 1    step 0
+        line 1     low of step 7  step 3    step 2
+        line 2     high of 7, 6   step 5    step 4
+    """
+    even, odd, six, seven = steps[..., 0:6:2, :, :], steps[..., 1:6:2, :, :], steps[..., 6, :, :], steps[..., 7, :, :]
+    high = six >> np.uint8(2) | seven >> np.uint8(2) << np.uint8(1)
+    above = np.stack([six & np.uint8(3), seven & np.uint8(3), high], axis=-3)
+    return even | odd << np.uint8(3) | above << np.uint8(6)
 
 
 def pack_scales(scales: NDArray[Any], axis: Axis) -> NDArray[Any]:

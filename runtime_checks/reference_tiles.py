@@ -6,7 +6,8 @@ eight steps takes ``bits`` lines::
     8 bits   line p: step p
     4 bits   line p // 2, step p in the low nibble if p is even
     2 bits   line p // 4, step p in bits 2 * (p % 4) and the next
-    3 bits   the low two bits as at 2 bits; bit p of line 2 is the high bit of step p
+    3 bits   line p // 2, step p in bits 0 to 2 if p is even, else in 3 to 5; of steps 6 and 7 the low two bits in the highest
+             of lines 0 and 1, the high bit in bit p of line 2
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def tile_codes(packed: U8, bits: int) -> U8:
 
 
 def _step(lines: U8, bits: int, p: int) -> U8:
-    if bits == 3:
-        return _step(lines, 2, p) | (lines[:, :, 2] >> np.uint8(p) & np.uint8(1)) << np.uint8(2)
+    if bits == 3 and p >= 6:
+        return lines[:, :, p - 6] >> np.uint8(6) | (lines[:, :, 2] >> np.uint8(p) & np.uint8(1)) << np.uint8(2)
     in_byte = 8 // bits
     return lines[:, :, p // in_byte] >> np.uint8(bits * (p % in_byte)) & np.uint8((1 << bits) - 1)
 

@@ -7,8 +7,8 @@
 //   8 bits  line l, 0 to 7   q[4l + i]
 //   4 bits  line l, 0 to 3   q[8l + i] | q[8l + 4 + i] << 4
 //   2 bits  line l, 0 to 1   q[16l + i] | q[16l + 4 + i] << 2 | q[16l + 8 + i] << 4 | q[16l + 12 + i] << 6
-//   3 bits  lines 0 and 1    the low two bits of each code, as at 2 bits
-//           line 2           the high bits: bit p is that of q[4p + i]
+//   3 bits  line l, 0 to 2   q[8l + i] | q[8l + 4 + i] << 3, and in bits 6 and 7: the low two of q[24 + i] (line 0), those of
+//                            q[28 + i] (line 1), the high bits of both (line 2)
 //
 // The last tile and block are filled up with zeros.
 #ifndef ADADIM_TILES_H_

@@ -57,16 +57,15 @@ struct Codes<2> {
 template <>
 struct Codes<3> {
   static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
-    Codes<2>::Unpack(block, q);
-    const Bytes high = hn::LoadU(db, block + 2 * kLine), two = hn::Add(high, high), four = hn::Set(db, 4);
-    q[0] = hn::OrAnd(q[0], hn::Add(two, two), four);
-    q[1] = hn::OrAnd(q[1], two, four);
-    q[2] = hn::OrAnd(q[2], high, four);
-    q[3] = hn::OrAnd(q[3], Shifted<1>(high), four);
-    q[4] = hn::OrAnd(q[4], Shifted<2>(high), four);
-    q[5] = hn::OrAnd(q[5], Shifted<3>(high), four);
-    q[6] = hn::OrAnd(q[6], Shifted<4>(high), four);
-    q[7] = hn::OrAnd(q[7], Shifted<5>(high), four);
+    const Bytes four = hn::Set(db, 4);
+    Bytes line[3];
+    for (int64_t l = 0; l < 3; ++l) {
+      line[l] = hn::LoadU(db, block + l * kLine);
+      q[2 * l] = hn::And(line[l], hn::Set(db, 7));
+      q[2 * l + 1] = Field<3>(line[l], 7);
+    }
+    q[6] = hn::OrAnd(Field<6>(line[0], 3), Shifted<4>(line[2]), four);
+    q[7] = hn::OrAnd(Field<6>(line[1], 3), Shifted<5>(line[2]), four);
   }
 };
 

@@ -15,8 +15,8 @@ RAMP = {8: np.arange(32), 4: np.arange(32) % 16, 3: np.arange(32) % 8, 2: np.ara
 LINES = {
     8: [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]],
     4: [[0x40, 0x51, 0x62, 0x73], [0xC8, 0xD9, 0xEA, 0xFB], [0x40, 0x51, 0x62, 0x73], [0xC8, 0xD9, 0xEA, 0xFB]],
-    # low bits of steps 0 to 3 (0 0 0 0 for input 0, 4, 8, 12), then the high ones: 0 1 0 1 0 1 0 1 from bit 0 on
-    3: [[0x00, 0x55, 0xAA, 0xFF], [0x00, 0x55, 0xAA, 0xFF], [0xAA, 0xAA, 0xAA, 0xAA]],
+    # even steps are 0 1 2 3, odd ones 4 5 6 7: i | (4 + i) << 3, above them the low bits of step 6 and 7, then 0 and 1 << 7
+    3: [[0x20, 0x69, 0xB2, 0xFB], [0x20, 0x69, 0xB2, 0xFB], [0xA0, 0xA9, 0xB2, 0xBB]],
     2: [[0x00, 0x55, 0xAA, 0xFF], [0x00, 0x55, 0xAA, 0xFF]],
 }
 
@@ -32,7 +32,7 @@ def test_codes(bits, axis):
     lines = packed.reshape(2, bits, 16, 4)
     assert lines[0, : len(LINES[bits]), 1].tolist() == LINES[bits]
     assert np.argwhere(lines[0]).shape[0] == np.count_nonzero(lines[0, :, 1])  # nothing in other outputs
-    first = {8: 1, 4: 16, 3: 4, 2: 4}[bits]  # input 39 is number 7 of the second block: byte 3 of step 1
+    first = {8: 1, 4: 16, 3: 8, 2: 4}[bits]  # input 39 is number 7 of the second block: byte 3 of step 1
     assert np.argwhere(lines[1]).tolist() == [[int(bits == 8), 2, 3]]
     assert lines[1].max() == first
 
