@@ -50,7 +50,8 @@ def _lines_of_3_bits(steps: U8) -> U8:
     even, odd, six, seven = steps[..., 0:6:2, :, :], steps[..., 1:6:2, :, :], steps[..., 6, :, :], steps[..., 7, :, :]
     high = six >> np.uint8(2) | seven >> np.uint8(2) << np.uint8(1)
     above = np.stack([six & np.uint8(3), seven & np.uint8(3), high], axis=-3)
-    return even | odd << np.uint8(3) | above << np.uint8(6)
+    lines: U8 = even | odd << np.uint8(3) | above << np.uint8(6)
+    return lines
 
 
 def pack_scales(scales: NDArray[Any], axis: Axis) -> NDArray[Any]:

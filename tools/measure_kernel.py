@@ -4,7 +4,6 @@
 usage: measure_kernel.py accuracy MODEL_DIR   # error of 8-bit activations on a model's own, beside MatMulNBits
        measure_kernel.py memory               # of a session on 8 large linears
        measure_kernel.py split                # time beside the split form's, and the memory's reading speed
-       valgrind --tool=callgrind --callgrind-out-file=DIR/callgrind.%p python tools/measure_kernel.py count DIR    # instructions
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoi
 from quantize.blocks import to_blocks, to_rows
 from quantize.calibration import held_out_text, tokenize
 from quantize.model_config import LINEARS
+from quantize.source_model.whole import build_model, logits
 from quantize.store import TensorRecord
 from quantize.types import F32
 from runtime_checks.kernel_bench import ROWS, WIRE, form_session, interleaved
@@ -53,8 +53,6 @@ def rtn(name: str, weight: F32, axis: Axis) -> QuantizedTensor:
 
 def layer_inputs(folder: Path) -> Iterator[tuple[str, F32, F32]]:
     """Name, weight and input F32[TOKENS, IC] of each linear of a model that runs over a text."""
-    from quantize.source_model.whole import build_model, logits  # torch takes its time under valgrind
-
     source, seen = open_checkpoint(folder), dict[str, F32]()
     model = build_model(source.config, source.read, "lm_head.weight" not in source.specs)
     for name, module in model.named_modules():
@@ -181,40 +179,6 @@ def reading_speed(threads: int) -> float:
     return best / 1e9
 
 
-def count(folder: str) -> None:
-    """Instructions of a run, as callgrind counts them between two of its dumps; it knows processors up to AVX2."""
-    shape = (2048, 2048)
-    grids = {bits: make_grid("int", bits, 32) for bits in (2, 3, 4, 8)}
-    records = {
-        (bits, axis): TensorRecord("linear.weight", shape, grid, axis=axis) for bits, grid in grids.items() for axis in Axis
-    }
-    forms = {"MatMulNBits, 4 bits": matmul_nbits(records[4, Axis.PER_OC], WIRE, 4)}
-    forms |= {f"MatMulAdaDim, {bits} bits, {axis}": matmul_adadim(record, WIRE, 4) for (bits, axis), record in records.items()}
-    for label, form in forms.items():
-        session = form_session(form, shape[1], 1)
-        counts = []
-        for rows in (1, 16):
-            x = np.ones((rows, shape[1]), np.float32)
-            session.run(None, {WIRE.x: x})
-            dump(Path(folder))
-            session.run(None, {WIRE.x: x})
-            counts.append(f"{rows} rows {dump(Path(folder)):,}")
-        print(f"{label}: {', '.join(counts)}", flush=True)
-
-
-def dump(folder: Path) -> int:
-    """Instructions since the last call."""
-    subprocess.run(["callgrind_control", "--dump", str(os.getpid())], stdout=subprocess.DEVNULL, check=True)
-    newest = max(folder.glob(f"callgrind.{os.getpid()}.*"), key=lambda path: int(path.suffix[1:]))
-    return int(re.findall(r"^(?:summary|totals): (\d+)", newest.read_text(encoding="utf-8"), re.MULTILINE)[-1])
-
-
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {
-        "accuracy": accuracy,
-        "memory": memory,
-        "load": load,
-        "split": split,
-        "count": count,
-    }
+    commands: dict[str, Callable[..., None]] = {"accuracy": accuracy, "memory": memory, "load": load, "split": split}
     commands[sys.argv[1]](*sys.argv[2:])
