@@ -33,5 +33,5 @@ test: check native
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 bench: $(STAMP) native
-	$(BIN)/python tools/bench_decode.py
+	$(BIN)/python tools/bench_models.py
 	$(BIN)/adadim bench kernel --json build/bench/kernel.json
