@@ -10,9 +10,9 @@ namespace adadim {
 namespace {
 
 constexpr int kRegisterRows = HWY_MAX_BYTES == 64 || HWY_ARCH_ARM_A64 ? 8 : 4;  // of an interleaved panel, for the registers
-constexpr int64_t kAhead = 2048;  // bytes of codes that are asked for in advance: more than a page's prefetcher sees
+constexpr int64_t kAhead = 2048;  // bytes of codes that are asked for in advance: the best of 0 to 16384, measured out of memory
 
-// Where a tile's numbers are, and which of the panel's rows are multiplied: `rows` from `first` on.
+// Where a tile's numbers are, and from which of the panel's rows on it is multiplied.
 struct TileRun {
   const TileWeights& w;
   const Spread* spread;
@@ -44,7 +44,7 @@ struct Groups {
   int64_t group_ = 0, left_ = 0;
 };
 
-// Distances in a panel's arrays, in elements of four rounded values, of floats, and of scales.
+// Distances in a panel's arrays (struct Panel): elements are floats, rounded values in fours, and scales.
 template <bool kInterleaved>
 struct Steps {
   explicit Steps(const TileWeights& w, int64_t segment)
