@@ -31,6 +31,7 @@ from exporter.onnx_genai import GENAI_FILE, MAX_LENGTH
 from exporter.verify_bundle import FORMAT, MANIFEST, SUMS, VERSION, library_problem
 from quantize.errors import ConfigError, ExportError
 from quantize.outputs import Unfinished, check_file, check_folder, new_file
+from quantize.progress import track
 
 PART_SIZE = 24 << 20  # below the 25 MiB that the strictest static hosts take of one file
 CARD, CHECKER = "MODEL_CARD.md", "verify_bundle.py"
@@ -171,7 +172,8 @@ def _genai_config(data: bytes, context: int) -> bytes:
 
 def _pour(folder: Path, contents: Mapping[str, Path | bytes], manifest: dict[str, Any], part_size: int) -> None:
     files = [
-        _store(folder, path, contents[path], part_size if path.startswith(f"{FOLDER}/") else None) for path in sorted(contents)
+        _store(folder, path, contents[path], part_size if path.startswith(f"{FOLDER}/") else None)
+        for path in track(sorted(contents), "bundling")
     ]
     files.append(_store(folder, CARD, model_card(manifest, files).encode()))
     manifest["files"] = sorted(files, key=lambda file: str(file["path"]))

@@ -94,7 +94,7 @@ def _counts(words: Iterable[str]) -> str:
 
 
 def _quality(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    rows: dict[str, Any] = {"evaluation": None if manifest["evaluation"] is None else "of this very file, by `adadim eval`"}
+    rows: dict[str, Any] = {"evaluation": None if manifest["evaluation"] is None else "by `adadim eval`, of a file of this size"}
     rows |= {EVALUATED.get(key, _cell(key)): value for key, value in (manifest["evaluation"] or {}).items()}
     losses = [item["loss"].get(item["axis"]) for item in manifest["quantization"]["tensors"] if "loss" in item]
     known = [loss for loss in losses if loss is not None]

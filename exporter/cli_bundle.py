@@ -48,7 +48,11 @@ def _add_inputs(parser: OneLineParser) -> None:
         help="tokens that an app keeps (default: %(default)s, or the model's limit)",
     )
     parser.add_argument(
-        "--part-size", type=_part_size, metavar="SIZE", default=PART_SIZE, help="larger model files are cut (default: 24MiB)"
+        "--part-size",
+        type=_part_size,
+        metavar="SIZE",
+        default=PART_SIZE,
+        help=f"larger model files are cut (default: {PART_SIZE >> 20}MiB)",
     )
     parser.add_argument(
         "--custom-op",

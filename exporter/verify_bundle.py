@@ -236,7 +236,7 @@ def _elf_problem(data: bytes, abi: str) -> str | None:
         return f"needs {foreign}, which no Android brings; link it statically"
     for _, _, offset, address, _, _, _, alignment in loaded:
         if alignment % PAGE or (address - offset) % PAGE or not alignment:
-            return f"has a segment aligned to {alignment:,} bytes; Android 15 needs {PAGE:,}: link with -z max-page-size={PAGE}"
+            return f"has a segment at {address:#x} aligned to {alignment:,}; Android 15 needs {PAGE:,}: -z max-page-size={PAGE}"
     return None if LIBRARY_ENTRY in strings.split(b"\0") else f"exports no {LIBRARY_ENTRY.decode()}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ARM64, X86_64, ARM32 = 183, 62, 40
 SHARED = 3
-IOS, MACOS = 2, 1
+IOS = 2
 
 
 def elf(
@@ -19,18 +19,19 @@ def elf(
     names: tuple[str, ...] = ("RegisterCustomOps",),
     alignment: int = 1 << 14,
     kind: int = SHARED,
+    address: int = 0,
 ) -> bytes:
     """header 64 | two segments of 56, the whole file and its dynamic section | dynamic section | strings"""
     strings = b"\0" + b"".join(name.encode() + b"\0" for name in (*needed, *names))
     start = 64 + 2 * 56
     entries = [(1, strings.index(b"\0" + name.encode() + b"\0") + 1) for name in needed]
-    entries += [(5, start + 16 * (len(needed) + 3)), (10, len(strings)), (0, 0)]
+    entries += [(5, address + start + 16 * (len(needed) + 3)), (10, len(strings)), (0, 0)]
     dynamic = b"".join(struct.pack("<QQ", *entry) for entry in entries)
     total = start + len(dynamic) + len(strings)
     header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
         "<HHIQQQIHHHHHH", kind, machine, 1, 0, 64, 0, 0, 64, 56, 2, 64, 0, 0
     )
-    load = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, total, total, alignment)
+    load = struct.pack("<IIQQQQQQ", 1, 5, 0, address, 0, total, total, alignment)
     return header + load + struct.pack("<IIQQQQQQ", 2, 6, start, start, start, len(dynamic), len(dynamic), 8) + dynamic + strings
 
 
