@@ -46,7 +46,6 @@ PACKAGES = {
 }
 # The oldest that gave what today's give, by trial (docs/bundle.md); older ones load some of the files and compute them wrong.
 MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6451"}
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can state
 CHUNK = 1 << 20
 
 
@@ -213,10 +212,10 @@ def _copy(source: BinaryIO, path: Path, most: int, whole: Any) -> dict[str, Any]
 
 
 def _zip(folder: Path, file: BinaryIO) -> None:
-    """Stored, in the order of names, without dates: the same files give the same zip."""
+    """Stored, in the order of names, dated 1980 as ZipInfo is by itself: the same files give the same zip."""
     with zipfile.ZipFile(file, "w") as archive:
         for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-            info = zipfile.ZipInfo(path.relative_to(folder).as_posix(), ZIP_DATE)
+            info = zipfile.ZipInfo(path.relative_to(folder).as_posix())
             info.create_system, info.external_attr, info.file_size = 3, 0o100644 << 16, path.stat().st_size
             with path.open("rb") as source, archive.open(info, "w") as target:
                 while chunk := source.read(CHUNK):
