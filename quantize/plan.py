@@ -54,7 +54,7 @@ class QuantizeConfig:
     recipe: Path | None = None
     seed: int = 0
     allow_fallback: bool = False
-    max_slowdown: float = 3.0
+    max_slowdown: float = 1.5
     transforms: tuple[str, ...] = ()
     tune_steps: int = DEFAULT.tune_steps
 

@@ -28,11 +28,24 @@ TIDY = 4  # batches between two returns of memory
 UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of the embedding counts for nothing
 
 
+_last: dict[tuple[str, bytes, int], Curvature] = {}  # one at most
+
+
 def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
-    """One forward and one backward pass over I64[sequences, length]; ``seed`` draws the labels.
+    """One forward and one backward pass over I64[sequences, length]; ``seed`` draws the labels. The last result is remembered:
+    one command may quantize a source for several targets.
 
     The whole source is in memory in float32. Raises CalibrationError if an activation or a gradient overflows.
     """
+    key = source.sha256, tokens.tobytes(), seed
+    if key not in _last:
+        measured = _measure(source, tokens, seed)
+        _last.clear()
+        _last[key] = measured
+    return _last[key]
+
+
+def _measure(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     model: Any = build_model(source.config, source.read, source.tied)
     tables = _Tables(model.lm_head.weight.detach(), source.config.vocab_size)
     squares = _Squares(model)

@@ -12,7 +12,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.rounding import ROUNDERS
-from quantize.source_model import Student, build_model, logits, measure_curvature, walk_layers
+from quantize.source_model import Student, build_model, curvature, logits, measure_curvature, walk_layers
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import make_tiny_model
@@ -116,10 +116,10 @@ def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
 
 
 def test_curvature_predicts_the_divergence(source, tokens):
-    curvature = measure_curvature(source, tokens, seed=0)
+    measured = measure_curvature(source, tokens, seed=0)
     rng = np.random.default_rng(5)
-    stats = {name: stat for run in walk_layers(source, tokens, curvature, 0) for name, stat in run.stats.items()} | dict(
-        curvature.tables
+    stats = {name: stat for run in walk_layers(source, tokens, measured, 0) for name, stat in run.stats.items()} | dict(
+        measured.tables
     )
     names = [name for name in stats if source.specs[name].shape == stats[name].row_weight.shape + stats[name].importance.shape]
     assert len(names) == len(stats)
@@ -131,3 +131,12 @@ def test_curvature_predicts_the_divergence(source, tokens):
         }
         predicted = sum(layer_loss(weight, changed[name], stats[name]) for name, weight in weights.items())
         assert 0.6 < predicted / divergence(source, tokens, changed) < 1.6
+
+
+def test_curvature_is_measured_once_for_the_same_text(source, tokens, monkeypatch):
+    found = measure_curvature(source, tokens, seed=7)
+    monkeypatch.setattr(curvature, "_measure", None)
+    assert measure_curvature(source, tokens.copy(), seed=7) is found
+    for other in ((tokens[:-1], 7), (tokens, 8)):
+        with pytest.raises(TypeError):  # it would measure
+            measure_curvature(source, *other)
