@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
-from quantize.model_config import LINEARS
+from quantize.model_config import is_linear
 
 UNKNOWN = "not stated"
 EVALUATED = {  # key of `adadim eval --json` -> what it is called
@@ -68,9 +68,9 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
 def _quantized(quantization: Mapping[str, Any]) -> dict[str, Any]:
     linears, others = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
     for item in quantization["tensors"]:
-        name = to_hf_name_or_own(item["name"]).removesuffix("_ic").removesuffix(".weight")
+        name = to_hf_name_or_own(item["name"]).removesuffix("_ic")
         if len(item["shape"]) == 2:
-            (linears if name.endswith(LINEARS) else others).append(item)
+            (linears if is_linear(name) else others).append(item)
     return {
         "made for": quantization["target"],
         "weights": f"{quantization['weights']:,}",

@@ -22,7 +22,7 @@ from exporter.targets import GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS, grid_to_json
-from quantize.model_config import LINEARS
+from quantize.model_config import is_linear
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Axis
 
@@ -65,7 +65,7 @@ def _size(item: Report) -> int:
 
 def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:
     """A tensor of floats until its grid is filled in; ``linear`` is taken out by ``_report``."""
-    linear = hf_name.removesuffix(".weight").endswith(LINEARS) and hf_name.endswith(".weight")
+    linear = is_linear(hf_name) and hf_name.endswith(".weight")
     keys = {"grid": None, "bits": None, "group_size": None, "axis": None}
     return {"name": name, **keys, "shape": list(shape), "bytes": stored, "linear": linear}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from exporter.targets import TARGETS
 from quantize.grids import grid_from_json
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
-from quantize.model_config import EMBEDDING, HEAD, LINEARS
+from quantize.model_config import EMBEDDING, HEAD, is_linear
 from quantize.store import QuantizedStore
 from quantize.types import Axis, Grid
 
@@ -39,7 +39,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     linears = [
         Linear(record.grid, record.axis, (record.shape[0], record.shape[1]))
         for record in store.records.values()
-        if record.grid is not None and _is_linear(record.name)
+        if record.grid is not None and is_linear(record.name)
     ]
     rows += _linear_rows(linears, store.target) + _loss_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
@@ -70,7 +70,7 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
         rows.append(("graph", f"{report['nodes']:,} nodes"))
     rows += _transform_rows(report.get("transforms", {}))
     if "target" in report:
-        items = [item for item in report["tensors"] if item["axis"] is not None and _is_linear(item["name"])]
+        items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"])]
         grids = [grid_from_json(item) for item in items]
         linears = [Linear(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
@@ -84,10 +84,6 @@ def _imatrix_row(imatrix: dict[str, Any]) -> Row:
 
 def _transform_rows(layers: dict[str, int]) -> list[Row]:
     return [("transforms", ", ".join(f"{name} in {count} layers" for name, count in layers.items()))] if layers else []
-
-
-def _is_linear(name: str) -> bool:
-    return name.removesuffix(".weight").endswith(LINEARS)
 
 
 def _budget_rows(budget: dict[str, Any] | None) -> list[Row]:
@@ -145,7 +141,7 @@ def _loss_rows(store: QuantizedStore) -> list[Row]:
     """What rounding and tuning left, where losses are nats a token."""
     config, tuning = store.header["config"], store.header.get("tuning")
     losses = [
-        record.loss.get(record.axis) for name, record in store.records.items() if record.grid is not None and _is_linear(name)
+        record.loss.get(record.axis) for name, record in store.records.items() if record.grid is not None and is_linear(name)
     ]
     rows = list[Row]()
     if store.header.get("imatrix") is None and config["token_weight"] == "gradient" and config["selection"] == "hessian":

@@ -51,8 +51,9 @@ class Linear:
         loss = self._loss(tensor)
         if plan.rounder == "gptq":
             plain = ROUNDERS["rtn"](plan.name, self.weight, grid, axis, self.stats)
-            if self._loss(plain) < loss:
-                tensor, record, loss = plain, replace(record, rounder="rtn"), self._loss(plain)
+            plain_loss = self._loss(plain)
+            if plain_loss < loss:
+                tensor, record, loss = plain, replace(record, rounder="rtn"), plain_loss
         check_params(tensor)
         return tensor, record if self.stats is None else replace(record, loss={str(axis): loss})
 
@@ -87,8 +88,7 @@ def round_layer(linears: list[Linear], cost: Cost, max_slowdown: float) -> dict[
         linear.plan.name: {axis: record.loss[str(axis)] for axis, (_, record) in tried.items() if record.loss}
         for linear, tried in zip(linears, options, strict=True)
     }
-    choices = _choose(linears, losses, cost, max_slowdown)
-    return {name: _told(tried[choices[name].axis], choices[name]) for name, tried in zip(choices, options, strict=True)}
+    return _kept(_choose(linears, losses, cost, max_slowdown), options)
 
 
 def round_layer_by_scope(
@@ -108,8 +108,7 @@ def round_layer_by_scope(
         losses[name] = dict(zip(tried, run.scope_loss(name, values), strict=True))
         run.commit(name, dict(zip(tried, values, strict=True))[choose_axis(losses[name]).axis])
     choices = _choose(linears, losses, cost, max_slowdown)
-    options = round_all(linear.only(choices[linear.plan.name].axis) for linear in linears)
-    return {name: _told(tried[choices[name].axis], choices[name]) for name, tried in zip(choices, options, strict=True)}
+    return _kept(choices, round_all(linear.only(choices[linear.plan.name].axis) for linear in linears))
 
 
 def _choose(linears: list[Linear], losses: Mapping[str, Losses], cost: Cost, max_slowdown: float) -> dict[str, AxisChoice]:
@@ -123,6 +122,10 @@ def _choose(linears: list[Linear], losses: Mapping[str, Losses], cost: Cost, max
     return within_slowdown(choices, cost, max_slowdown)
 
 
-def _told(rounded: Rounded, choice: AxisChoice) -> Rounded:
-    """With the loss of every axis that was tried."""
-    return rounded[0], replace(rounded[1], loss={str(axis): value for axis, value in choice.loss.items()})
+def _kept(choices: Mapping[str, AxisChoice], options: list[dict[Axis, Rounded]]) -> dict[str, Rounded]:
+    """Of each linear's options the chosen one, its record with the loss of every axis that was tried."""
+    kept = dict[str, Rounded]()
+    for (name, choice), tried in zip(choices.items(), options, strict=True):
+        tensor, record = tried[choice.axis]
+        kept[name] = tensor, replace(record, loss={str(axis): value for axis, value in choice.loss.items()})
+    return kept

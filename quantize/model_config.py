@@ -23,6 +23,11 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
 
+def is_linear(name: str) -> bool:
+    """Whether ``name``, with or without ``.weight``, is a decoder layer's linear."""
+    return name.removesuffix(".weight").endswith(LINEARS)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of a Llama-like decoder; ``raw`` is the whole config.json."""

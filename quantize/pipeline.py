@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantize.blocks import dequantize
@@ -112,6 +114,11 @@ class _Job:
         """Between the source's rows and the target's."""
         return RowOrders(self.source.config, self.target.row_order)
 
+    @cached_property
+    def calibration(self) -> tuple[NDArray[np.int64], Coverage]:
+        """The text's tokens I64[sequences, length], and what is to be said of them. Raises CalibrationError."""
+        return calibration_data(self.config, self.assets, str(self.source.path))
+
     @property
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives."""
@@ -132,7 +139,7 @@ class _Job:
         """Every tensor whole, its floats tuned on the text that it was calibrated on."""
         from quantize.source_model import Student
 
-        tokens, _ = calibration_data(self.config, self.assets, str(self.source.path))
+        tokens, _ = self.calibration  # a text that cannot be read is refused before any work
         pieces = whole_pieces(self.pieces())
         pieces, self.tuning = tune_pieces(pieces, Student(self.source, tokens), self.orders, self.config)
         return pieces
@@ -171,7 +178,7 @@ class _Job:
         """The source in torch, imported only here: RTN without calibration never needs it."""
         from quantize.source_model import measure_curvature, walk_layers
 
-        tokens, self.coverage = calibration_data(self.config, self.assets, str(self.source.path))
+        tokens, self.coverage = self.calibration
         scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
         token_weight: str | Curvature = self.config.token_weight
         if token_weight == "gradient":

@@ -14,7 +14,7 @@ from quantize.effort import DEFAULT
 from quantize.errors import ConfigError, PlanError
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import SCALE_DTYPES
-from quantize.model_config import EMBEDDING, HEAD, LINEARS
+from quantize.model_config import EMBEDDING, HEAD, is_linear
 from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
 
 METHODS = tuple(f"{rounder}-{axis}" for rounder in ("rtn", "search", "gptq") for axis in ("oc", "ic", "ada"))
@@ -122,7 +122,7 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
     for name, spec in _with_head(specs, config).items():
         if name in (EMBEDDING, HEAD):
             plans.append(_plan_table(spec, config, target))
-        elif name.removesuffix(".weight").endswith(LINEARS) and len(spec.shape) == 2:
+        elif is_linear(name) and len(spec.shape) == 2:
             choice, used = _choose(spec.name, config, rules)
             unused -= used
             plans.append(_plan_linear(spec, choice, config.allow_fallback, target))

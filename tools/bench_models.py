@@ -19,7 +19,7 @@ from fetch_smollm2 import fetch
 
 from exporter.inspect import inspect
 from exporter.targets import GGUF_TARGETS, TARGETS
-from quantize.model_config import LINEARS
+from quantize.model_config import is_linear
 from quantize.store import QuantizedStore
 from runtime_checks.runners import Runner, exported_runner
 
@@ -44,7 +44,7 @@ def linears_cost(store: QuantizedStore) -> float:
     return sum(
         target.decode_cost(record.grid, record.axis, (record.shape[0], record.shape[1]))
         for record in store.records.values()
-        if record.grid is not None and record.name.removesuffix(".weight").endswith(LINEARS)
+        if record.grid is not None and is_linear(record.name)
     )
 
 

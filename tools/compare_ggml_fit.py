@@ -18,7 +18,7 @@ import numpy as np
 from quantize.blocks import spread, to_blocks
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.grids import GRIDS
-from quantize.model_config import LINEARS
+from quantize.model_config import is_linear
 from quantize.types import F32, Grid
 from runtime_checks.ggml_quantizer import ggml_dequantize, ggml_quantize
 
@@ -43,7 +43,7 @@ def our_values(grid: Grid, weight: F32, importance: F32) -> F32:
 
 def default_tensors(source: Checkpoint) -> list[str]:
     """The first, the middle and the last linear."""
-    linears = [name for name in source.specs if name.removesuffix(".weight").endswith(LINEARS)]
+    linears = [name for name in source.specs if is_linear(name)]
     return [linears[0], linears[len(linears) // 2], linears[-1]]
 
 

@@ -29,9 +29,9 @@ from exporter.onnx_matmul_nbits import matmul_nbits
 from exporter.onnx_split import split_form
 from exporter.onnx_tensors import Form
 from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoint
-from quantize.blocks import to_blocks, to_rows
 from quantize.calibration import held_out_text, tokenize
-from quantize.model_config import LINEARS
+from quantize.model_config import LINEARS, is_linear
+from quantize.rounding import ROUNDERS
 from quantize.source_model.whole import build_model, logits
 from quantize.store import TensorRecord
 from quantize.types import F32
@@ -42,21 +42,12 @@ TOKENS = 128
 LARGE, COUNT = (4096, 11008), 8  # K, N of the linears of `memory`, and how many
 
 
-def rtn(name: str, weight: F32, axis: Axis) -> QuantizedTensor:
-    """Rounded to nearest."""
-    rows = to_rows(weight, axis)
-    blocks = to_blocks(rows, GRID.block_size)
-    params = GRID.fit(blocks)
-    codes = GRID.encode(blocks, *GRID.scale_zero(params)).reshape(len(rows), -1)[:, : rows.shape[1]]
-    return QuantizedTensor(name, np.ascontiguousarray(codes), axis, GRID, params)
-
-
 def layer_inputs(folder: Path) -> Iterator[tuple[str, F32, F32]]:
     """Name, weight and input F32[TOKENS, IC] of each linear of a model that runs over a text."""
     source, seen = open_checkpoint(folder), dict[str, F32]()
-    model = build_model(source.config, source.read, "lm_head.weight" not in source.specs)
+    model = build_model(source.config, source.read, source.tied)
     for name, module in model.named_modules():
-        if name.endswith(LINEARS):
+        if is_linear(name):
             module.register_forward_hook(lambda _module, args, _out, name=name: seen.update({name: args[0][0].numpy()}))
     logits(model, tokenize(held_out_text(), source.assets()["tokenizer.json"], "the text")[None, :TOKENS])
     for name, x in seen.items():
@@ -84,7 +75,7 @@ def accuracy(folder: str) -> None:
     for name, weight, x in layer_inputs(Path(folder)):
         for label, (make, axis) in makers.items():
             record = TensorRecord(f"{name}.weight", weight.shape, GRID, axis=axis)
-            found[label][name] = level_4_error(make(record, WIRE, 4), rtn(name, weight, axis), x)
+            found[label][name] = level_4_error(make(record, WIRE, 4), ROUNDERS["rtn"](name, weight, GRID, axis, None), x)
     base = found["MatMulNBits"]
     for label, errors in found.items():
         kinds = (f"{kind} {np.median([error for name, error in errors.items() if name.endswith(kind)]):.4f}" for kind in LINEARS)

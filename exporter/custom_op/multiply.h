@@ -44,6 +44,13 @@ struct Groups {
   int64_t group_ = 0, left_ = 0;
 };
 
+// A block's codes in registers; those that will be wanted soon are asked for.
+template <int kBits>
+HWY_INLINE void NextCodes(const uint8_t* codes, Bytes q[kSteps]) {
+  for (int64_t line = 0; line < kBits; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
+  Codes<kBits>::Unpack(codes, q);
+}
+
 // Distances in a panel's arrays (struct Panel): elements are floats, rounded values in fours, and scales.
 template <bool kInterleaved>
 struct Steps {
@@ -69,9 +76,8 @@ void MultiplyInt8(const TileRun& run, int64_t lane) {
   Floats total[kRows];
   for (int m = 0; m < kRows; ++m) total[m] = hn::Zero(df);
   for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += kBits * kLine) {
-    for (int64_t line = 0; line < kBits; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
     Bytes q[kSteps];
-    Codes<kBits>::Unpack(codes, q);
+    NextCodes<kBits>(codes, q);
 #pragma GCC unroll 2
     for (int64_t segment = 0; segment < kBlock / kSegment; ++segment) {
       Ints sum[kRows];
@@ -125,9 +131,8 @@ void MultiplyFloat(const TileRun& run, int64_t lane) {
   Floats total[kRows];
   for (int m = 0; m < kRows; ++m) total[m] = hn::Zero(df);
   for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += kBits * kLine) {
-    for (int64_t line = 0; line < kBits; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
     Bytes q[kSteps];
-    Codes<kBits>::Unpack(codes, q);
+    NextCodes<kBits>(codes, q);
 #pragma GCC unroll 2
     for (int64_t segment = 0; segment < kBlock / kSegment; ++segment) {
       if (kPerOc) groups.Next();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "half.h"
+#include "shapes.h"
 
 namespace adadim {
 namespace {
@@ -25,9 +26,9 @@ int Value(const uint8_t* row, int64_t bits, int64_t i) {
 
 // W of `count` columns from `column` on in a stored row: an output channel (per_oc) or an input channel.
 void DecodeRow(const Weights& w, int64_t row, int64_t column, int64_t count, float* out) {
-  const int64_t columns = w.per_oc ? w.K : w.N, groups = (columns + w.group_size - 1) / w.group_size;
-  const uint8_t* codes = w.codes + row * ((columns * w.bits + 7) / 8);
-  const uint8_t* zeros = w.zero_points + (w.shared_zeros ? 0 : row * ((groups * w.bits + 7) / 8));
+  const int64_t columns = w.per_oc ? w.K : w.N, groups = CeilDiv(columns, w.group_size);
+  const uint8_t* codes = w.codes + row * CeilDiv(columns * w.bits, 8);
+  const uint8_t* zeros = w.zero_points + (w.shared_zeros ? 0 : row * CeilDiv(groups * w.bits, 8));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t group = (column + i) / w.group_size, at = row * groups + group;
     const float scale = w.float16_scales ? HalfToFloat(static_cast<const uint16_t*>(w.scales)[at])
@@ -78,7 +79,7 @@ void Task(void* data, size_t index) {
 
 void MatMulStreams(const Weights& weights, const Product& product, const ParallelFor& parallel_for) {
   Job job{&weights, &product};
-  parallel_for.run(parallel_for.pool, Task, &job, static_cast<size_t>((weights.N + kColumns - 1) / kColumns));
+  parallel_for.run(parallel_for.pool, Task, &job, static_cast<size_t>(CeilDiv(weights.N, kColumns)));
 }
 
 }  // namespace adadim
