@@ -18,20 +18,18 @@ from exporter.cli_bundle import VERIFY, bundle, joined_command
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.cli_size import has_target_size, model_plan
 from exporter.doctor import EXTRAS, doctor, requirements
-from exporter.library import add_library, custom_op_path
 from exporter.preflight import check_source
-from exporter.summary import calibration_rows, inspect_summary, store_summary, table, totals_rows
-from exporter.targets import GGUF_TARGETS, TARGETS
+from exporter.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
+from exporter.targets import TARGETS
 from quantize.errors import AdaDimError, CalibrationError, ConfigError
 from quantize.outputs import check_file, new_file
 from quantize.progress import silence
 
 if TYPE_CHECKING:
+    from exporter.cli_export import RunOutputs
     from quantize.checkpoint import Checkpoint
     from quantize.plan import ModelPlan
     from quantize.store import QuantizedStore
-
-SHOWN_MISSES = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,38 +94,10 @@ def _sensitivity(args: Namespace) -> int:
 
 
 def _export(args: Namespace) -> int:
-    from quantize.store import QuantizedStore
+    from exporter.cli_export import export
 
-    store = QuantizedStore(args.store)
-    library = _library(store) if getattr(args, "with_library", False) else None
-    out = _write(args, store, args.out, args.format)
-    if library is not None:
-        add_library(out, library)
-    print(_totals(out))
+    print(export(args))
     return 0
-
-
-def _library(store: QuantizedStore) -> Path:
-    """Raises ConfigError before any work for a store whose file would not use it, ExportError where it was not built."""
-    if store.target != "onnxruntime+adadim":
-        raise ConfigError(f"--with-library: {store.path} was quantized for {store.target}; only onnxruntime+adadim has a library")
-    return custom_op_path()
-
-
-def _write(args: Namespace, store: QuantizedStore, out: Path, file_format: str) -> Path:
-    if file_format == "gguf":
-        from exporter.gguf_file import write_gguf
-
-        return write_gguf(store, out, tokenizer_pre=args.tokenizer_pre, force=args.force)
-    from exporter.onnx_file import write_onnx
-
-    return write_onnx(store, out, accuracy_level=args.accuracy_level, context=args.context, force=args.force)
-
-
-def _totals(path: Path) -> str:
-    from exporter.inspect import inspect
-
-    return table(str(path), totals_rows(inspect(path)))
 
 
 def _verify(args: Namespace) -> int:
@@ -142,18 +112,13 @@ def _verify(args: Namespace) -> int:
 
 
 def _run_checks(path: Path, source: Checkpoint, store: QuantizedStore | None) -> dict[str, Any]:
-    """Verify, print what missed and a line of totals; returns the report with its fixed keys."""
+    """Verify and say how it went; returns the report with its fixed keys."""
     from runtime_checks.verify import verify
 
     checks = verify(path, source, store)
-    misses = [check for check in checks if not check.ok]
-    for check in misses[:SHOWN_MISSES]:
-        print(f"MISS {check.name}: {check.tensor}: {check.error:.6g}, allowed {check.tolerance:.6g}")
-    if len(misses) > SHOWN_MISSES:
-        print(f"... and {len(misses) - SHOWN_MISSES} more misses")
-    ok = bool(checks) and not misses
-    print(f"{path}: {'ok' if ok else 'NOT ok'}, {len(checks) - len(misses)} of {len(checks)} checks hold")
-    return {"ok": ok, "checks": [check.to_json() for check in checks]}
+    report = {"ok": bool(checks) and all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}
+    print(checks_summary(report, str(path)))
+    return report
 
 
 def _eval(args: Namespace) -> int:
@@ -222,54 +187,29 @@ def _doctor(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
+    from exporter.cli_export import RunOutputs
     from quantize import open_checkpoint
 
-    targets = dict.fromkeys(args.target or DEFAULT_RUN_TARGETS)
-    for target in targets:
-        _check_outputs(args, target)
+    outputs = {target: RunOutputs.under(args.out, target) for target in args.target or DEFAULT_RUN_TARGETS}
+    for each in outputs.values():
+        each.check(args.force)
     source = open_checkpoint(args.source)
-    for target in targets:
+    for target in outputs:
         check_source(source, target, args.tokenizer_pre)
-    plans = [model_plan(args, quantize_config(args), source, target) for target in targets]
-    verdicts = [_run_target(args, source, plan) for plan in plans]
+    plans = [model_plan(args, quantize_config(args), source, target) for target in outputs]
+    verdicts = [_run_target(args, source, plan, outputs[plan.target.name]) for plan in plans]
     return 0 if all(verdicts) else 1
 
 
-def _outputs(folder: Path, target: str) -> tuple[Path, Path, Path]:
-    """The store, the file or folder for the runtime, and the report of ``verify``."""
-    return folder / "store", folder / ("model.gguf" if _format(target) == "gguf" else "onnx"), folder / "verify.json"
-
-
-def _check_outputs(args: Namespace, target: str) -> None:
-    """Raises OutputError before any work for what would not be replaced after it."""
-    from quantize.store import check_store_output
-
-    store, path, report = _outputs(args.out / target, target)
-    check_store_output(store, args.force)
-    check_file(report, args.force)
-    if _format(target) == "gguf":
-        check_file(path, args.force)
-    else:
-        from exporter.onnx_file import check_onnx_output
-
-        check_onnx_output(path, args.force)
-
-
-def _format(target: str) -> str:
-    """The word after ``export``."""
-    return "gguf" if target in GGUF_TARGETS else "onnx"
-
-
-def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan) -> bool:
+def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan, outputs: RunOutputs) -> bool:
+    from exporter.cli_export import write
     from quantize.pipeline import quantize_planned
 
-    target = plan.target.name
-    store_path, path, report_path = _outputs(args.out / target, target)
-    store = quantize_planned(source, store_path, plan, args.force)
+    store = quantize_planned(source, outputs.store, plan, args.force)
     print(store_summary(store))
-    print(_totals(_write(args, store, path, _format(target))))
-    report = _run_checks(path, source, store)
-    _write_json(report_path, report)
+    print(write(args, store, outputs.path, outputs.file_format))
+    report = _run_checks(outputs.path, source, store)
+    _write_json(outputs.report, report)
     return bool(report["ok"])
 
 

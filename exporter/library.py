@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 from exporter.onnx_genai import GENAI_FILE
-from quantize.errors import ExportError
+from quantize.errors import ConfigError, ExportError
 from quantize.outputs import new_file
+from quantize.store import QuantizedStore
 
 LIBRARY = "libadadim_ort.so"
 
@@ -22,6 +23,13 @@ def custom_op_path() -> Path:
             "a C++ compiler and Google Highway are (docs/custom-op.md), or do without: the portable body gives the same"
         )
     return path
+
+
+def library_of(store: QuantizedStore) -> Path:
+    """The library for a store's file. Raises ConfigError if the file would not use it, ExportError if there is none."""
+    if store.target != "onnxruntime+adadim":
+        raise ConfigError(f"--with-library: {store.path} was quantized for {store.target}; only onnxruntime+adadim has a library")
+    return custom_op_path()
 
 
 def add_library(folder: Path, library: Path | None = None) -> None:

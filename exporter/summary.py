@@ -14,6 +14,7 @@ from quantize.store import QuantizedStore
 from quantize.types import Axis, Grid
 
 Row = tuple[str, str]
+SHOWN_MISSES = 20
 
 
 class Linear(NamedTuple):
@@ -75,6 +76,20 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
         linears = [Linear(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
     return rows
+
+
+def checks_summary(report: dict[str, Any], title: str) -> str:
+    """What missed of a report of ``verify``, and how many checks hold."""
+    checks = report["checks"]
+    misses = [check for check in checks if not check["ok"]]
+    lines = [
+        f"MISS {miss['name']}: {miss['tensor']}: {miss['error']:.6g}, allowed {miss['tolerance']:.6g}"
+        for miss in misses[:SHOWN_MISSES]
+    ]
+    if len(misses) > SHOWN_MISSES:
+        lines.append(f"... and {len(misses) - SHOWN_MISSES} more misses")
+    verdict = "ok" if report["ok"] else "NOT ok"
+    return "\n".join([*lines, f"{title}: {verdict}, {len(checks) - len(misses)} of {len(checks)} checks hold"])
 
 
 def _imatrix_row(imatrix: dict[str, Any]) -> Row:
