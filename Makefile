@@ -5,8 +5,10 @@ STAMP := .venv/.installed
 DEMO := build/demo
 # One thread for each process: the tests run in parallel, and tiny matrices gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+NPM := apps/node_modules/.installed
+NODE_20 := $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20)' && echo yes)
 
-.PHONY: setup native demo test check bench
+.PHONY: setup native apps demo test check bench
 
 setup: $(STAMP)
 
@@ -21,6 +23,18 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 native: $(STAMP)
 	tools/build_native.sh
 
+# The clients of a bundle in JavaScript: packages as the lock says, types checked, scripts built; only if something changed.
+apps: $(if $(NODE_20),build/apps/.built)
+	@$(if $(NODE_20),,echo 'going on without apps/: it needs npm and Node 20 or later')
+
+$(NPM): apps/package-lock.json
+	cd apps && npm ci --loglevel=error
+	touch $@
+
+build/apps/.built: $(NPM) $(shell find apps -name node_modules -prune -o -name dist -prune -o -type f -print)
+	cd apps && npm run --workspaces --if-present check && npm run --workspaces --if-present build
+	mkdir -p $(@D) && touch $@
+
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO)
 
@@ -29,7 +43,7 @@ check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-test: check native
+test: check native apps
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
 bench: $(STAMP) native

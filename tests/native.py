@@ -1,4 +1,4 @@
-"""What `make native` built. Tests of it are skipped where it was not built, but for CI, where everything for it is installed."""
+"""What `make native` and `make apps` built. Tests of it are skipped where it was not built, but for CI, where all is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def built(path: str) -> Path:
     """A file, by its path from the root."""
     found = ROOT / path
     if not found.is_file():
-        reason = f"{path} is not there; `make native` builds it where cmake, the compilers and ONNX Runtime's headers are"
+        reason = f"{path} is not there; `make native apps` builds it where what that needs is (docs/custom-op.md, docs/web.md)"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     return found
 

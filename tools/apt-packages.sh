@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what Debian must provide and is missing here: Python with venv, make, compilers and what the native library is
-# built, tested and fetched with.
+# Installs what Debian must provide and is missing here: Python with venv, make, compilers, what the native library is built,
+# tested and fetched with, and the browser that the web client is tested in.
 set -euo pipefail
 
 missing=()
@@ -24,6 +24,7 @@ need libhwy-dev -- test -f /usr/include/hwy/highway.h
 need g++-aarch64-linux-gnu -- command -v aarch64-linux-gnu-g++
 need qemu-user -- command -v qemu-aarch64
 need npm -- command -v npm
+need chromium -- command -v chromium
 need libgomp1 -- library libgomp.so.1
 need libstdc++6 -- library libstdc++.so.6
 
