@@ -1,4 +1,4 @@
-"""What `make native` and `make apps` built. Tests of it are skipped where it was not built, but for CI, where all is installed."""
+"""What `make native` and `make apps` built. Tests of it are skipped where it was not built, but for CI, where it has to be."""
 
 from __future__ import annotations
 
