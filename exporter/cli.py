@@ -1,6 +1,7 @@
 """The command ``adadim``: argparse -> one call each. The composition root, the only file that may import everything.
 
-Exit codes: 0 done; 1 ``verify`` (alone, in ``run`` or of a bundle) found a miss; 2 bad input, said in one line; 130 interrupted.
+Exit codes: 0 done; 1 ``verify`` (alone, in ``run`` or of a bundle) found a miss, or ``compare`` could not measure a file;
+2 bad input, said in one line; 130 interrupted.
 What a command needs is imported inside it: ``adadim --help`` is quick, and nothing asks for a library that it does not use.
 """
 
@@ -21,7 +22,7 @@ from exporter.doctor import EXTRAS, doctor, requirements
 from exporter.preflight import check_source
 from exporter.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.targets import TARGETS
-from quantize.errors import AdaDimError, CalibrationError, ConfigError
+from quantize.errors import AdaDimError, ConfigError
 from quantize.outputs import check_file, new_file
 from quantize.progress import silence
 
@@ -122,25 +123,43 @@ def _run_checks(path: Path, source: Checkpoint, store: QuantizedStore | None) ->
 
 
 def _eval(args: Namespace) -> int:
+    from exporter.cli_compare import measuring_text, naming
     from quantize import open_checkpoint
-    from quantize.calibration import load_text
     from runtime_checks.evaluate import EvalOptions, evaluate
 
     options = EvalOptions(args.context, args.chunks, args.weights_only)
-    text = load_text(str(args.text)).text
-    source = open_checkpoint(args.source)
-    try:
-        report = evaluate(args.path, source, text, options)
-    except CalibrationError as error:  # evaluate is given the text, not its name
-        raise CalibrationError(f"{args.text}: {error}") from error
-    print(
-        table(
-            str(args.path), [(key, f"{value:,.10g}" if isinstance(value, float) else str(value)) for key, value in report.items()]
-        )
-    )
+    text = measuring_text(args.text)
+    with naming(text):
+        report = evaluate(args.path, open_checkpoint(args.source), text.text, options)
+    rows = [(key, f"{value:,.10g}" if isinstance(value, float) else str(value)) for key, value in report.items()]
+    print(table(str(args.path), rows))
     if args.json is not None:
         _write_json(args.json, report)
     return 0
+
+
+def _compare(args: Namespace) -> int:
+    from exporter.cli_compare import check_compare, measuring_text, naming
+    from quantize import open_checkpoint
+    from runtime_checks.compare import PROMPT, compare_files, describe_files
+    from runtime_checks.compare_report import compare_page, compare_table
+    from runtime_checks.evaluate import EvalOptions
+
+    check_compare(args)
+    options = EvalOptions(args.context, args.chunks, args.weights_only)
+    if args.source is None:
+        report = describe_files(args.paths, options)
+    else:
+        text = measuring_text(args.text)
+        with naming(text):
+            report = compare_files(args.paths, open_checkpoint(args.source), text, options, args.prompt or PROMPT)
+    print(compare_table(report))
+    if args.json is not None:
+        _write_json(args.json, report)
+    if args.html is not None:
+        with new_file(args.html, force=True) as file:
+            file.write(compare_page(report))
+    return 1 if any("error" in row for row in report["files"]) else 0
 
 
 def _inspect(args: Namespace) -> int:
@@ -223,6 +242,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "export": _export,
     "verify": _verify,
     "eval": _eval,
+    "compare": _compare,
     "inspect": _inspect,
     "run": _run,
     "sensitivity": _sensitivity,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
 from exporter.cli_bundle import add_bundle
+from exporter.cli_compare import add_compare, add_eval
 from exporter.cli_parser import OneLineParser, Subparsers, add_common, add_quiet, command
 from exporter.cli_size import add_size_options
 from exporter.cli_values import group_size, positive, transform_names, whole
@@ -34,7 +35,17 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    adders = (_add_quantize, _add_export, _add_verify, _add_eval, _add_inspect, _add_run, _add_sensitivity, _add_imatrix)
+    adders = (
+        _add_quantize,
+        _add_export,
+        _add_verify,
+        add_eval,
+        add_compare,
+        _add_inspect,
+        _add_run,
+        _add_sensitivity,
+        _add_imatrix,
+    )
     for add in (*adders, _add_bench, add_bundle, _add_doctor):
         add(commands)
     return parser
@@ -246,19 +257,6 @@ def _add_verify(commands: Subparsers) -> None:
     parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
     parser.add_argument("--store", type=Path, help="also compare every code and scale with this store (default: none)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every check here (default: none)")
-    add_quiet(parser)
-
-
-def _add_eval(commands: Subparsers) -> None:
-    example = "adadim eval model.gguf --source ./SmolLM2-135M --text held-out.txt --chunks 12"
-    parser = command(commands, "eval", "measure perplexity and KL divergence to the source, in the file's runtime", example)
-    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
-    parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
-    parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8 text that was not calibrated on")
-    parser.add_argument("--context", type=positive, default=512, metavar="N", help="tokens a chunk (default: %(default)s)")
-    parser.add_argument("--chunks", type=positive, metavar="N", help="(default: the whole text)")
-    parser.add_argument("--weights-only", action="store_true", help="run the decoded weights in torch (default: the runtime)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here (default: none)")
     add_quiet(parser)
 
 

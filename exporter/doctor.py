@@ -18,13 +18,15 @@ EXTRAS = {  # top-level module -> the extra that brings it
     **dict.fromkeys(("torch", "transformers"), "torch"),
     **dict.fromkeys(("onnx", "onnx_ir", "mobius"), "onnx"),
     **dict.fromkeys(("onnxruntime", "onnxruntime_genai", "xllamacpp"), "runtimes"),
+    "vl_convert": "report",
 }
 COMMANDS = {  # what is done -> the extras that it takes
     "quantize --effort fast --method rtn-oc, or by --imatrix": (),
     "quantize, run, sensitivity, imatrix": ("torch",),
     "export gguf, bundle FILE.gguf, bundle verify, inspect": (),
     "export onnx, bundle DIR": ("onnx",),
-    "verify, eval": ("torch", "onnx", "runtimes"),
+    "verify, eval, compare": ("torch", "onnx", "runtimes"),
+    "compare --html": ("torch", "onnx", "runtimes", "report"),
     "bench kernel": ("onnx", "runtimes"),
 }
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {  # to write a file, to run it here

@@ -13,6 +13,7 @@ A tensor of floats has its dtype as grid, and no group size and axis (None). Sha
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,16 +29,17 @@ from quantize.types import Axis
 
 Report = dict[str, Any]
 FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}
+CODES_INPUT = {"MatMulNBits": 1, "GatherBlockQuantized": 0}  # operator -> which input has the codes
 ONNX_FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 def inspect(path: Path) -> Report:
     """The report of FILE.gguf, an ONNX folder or a store. Raises FileFormatError or StoreError.
 
-    An ONNX folder's report has ``target`` too, and ``nodes``, the number of nodes in the graph. A store's has ``target``,
-    ``imatrix`` (the importance matrix's name, sha256, texts and chunks, or None), ``transforms`` (in how many layers each was
-    applied) and, per quantized tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its ``bytes`` are
-    those that the target will take, because codes lie unpacked in a store.
+    An ONNX folder's report has ``nodes``, the number of nodes in the graph, and, if we wrote it, ``target``. A store's has
+    ``target``, ``imatrix`` (the importance matrix's name, sha256, texts and chunks, or None), ``transforms`` (in how many
+    layers each was applied) and, per quantized tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its
+    ``bytes`` are those that the target will take, because codes lie unpacked in a store.
     """
     if (path / "plan.json").is_file():
         return _inspect_store(path)
@@ -57,10 +59,7 @@ def _report(tensors: list[Report], total_bytes: int) -> Report:
 
 
 def _size(item: Report) -> int:
-    size = 1
-    for length in item["shape"]:
-        size *= length
-    return size
+    return math.prod(item["shape"])
 
 
 def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:
@@ -115,27 +114,25 @@ def _gguf_item(tensor: Any) -> Report:  # noqa: ANN401 - gguf-py has no types
 
 
 def _inspect_onnx(folder: Path) -> Report:
-    model, metadata = _load_onnx(folder)
-    described = metadata["tensors"]
-    stored: dict[str, int] = defaultdict(int)
-    for tensor in model.graph.initializer:
-        stored[_owner(tensor.name)] += _initializer_bytes(tensor)
-    for node in model.graph.node:  # the split form's nodes are part of what a weight costs
-        stored[node.name.rpartition("/")[0] + ".weight"] += node.ByteSize()
-    known = {entry["name"] for entry in described}
-    tensors = [_described_item(entry, stored[entry["name"]]) for entry in described]
-    tensors += [
-        _float_item(tensor, stored[tensor.name])
+    model = _load_onnx(folder)
+    known = _known(folder, model)
+    if known is None:
+        described, target = _node_items(model), {}
+    else:
+        described, target = _described_items(model, known["tensors"]), {"target": known["target"]}
+    names = {item["name"] for item in described}
+    floats = [
+        _float_item(tensor, _initializer_bytes(tensor))
         for tensor in model.graph.initializer
-        if tensor.name.endswith((".weight", ".bias")) and tensor.name not in known
+        if tensor.name.endswith((".weight", ".bias")) and tensor.name not in names
     ]
     files = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
     total = sum((folder / name).stat().st_size for name in {"model.onnx", *files})
-    return _report(tensors, total) | {"nodes": len(model.graph.node), "target": metadata["target"]}
+    return _report(described + floats, total) | {"nodes": len(model.graph.node), **target}
 
 
-def _load_onnx(folder: Path) -> tuple[Any, Report]:
-    """The graph without its external data; the target and the tensors that its writer names. Raises FileFormatError."""
+def _load_onnx(folder: Path) -> Any:  # noqa: ANN401 - onnx is imported where it is needed
+    """The graph without its external data. Raises FileFormatError."""
     import onnx
 
     path = folder / "model.onnx"
@@ -147,13 +144,53 @@ def _load_onnx(folder: Path) -> tuple[Any, Report]:
         ) from error
     except Exception as error:  # protobuf's DecodeError; its class moved between versions
         raise FileFormatError(f"{path}: not an ONNX model ({error}); export it again") from error
+    if not model.graph.node:
+        raise FileFormatError(f"{path}: its graph is empty; export it again")
+    return model
+
+
+def _known(folder: Path, model: Any) -> Report | None:  # noqa: ANN401
+    """The target and the tensors that our writer names; None for a folder of another tool. Raises FileFormatError."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if "adadim.target" not in metadata:
+        return None
     try:
-        return model, {"target": metadata["adadim.target"], "tensors": json.loads(metadata["adadim.tensors"])}
+        return {"target": metadata["adadim.target"], "tensors": json.loads(metadata["adadim.tensors"])}
     except (KeyError, ValueError) as error:
         raise FileFormatError(
-            f"{path}: no adadim.tensors and adadim.target in its metadata; `adadim export onnx` writes it"
+            f"{folder / 'model.onnx'}: adadim.tensors in its metadata is damaged or missing; export it again"
         ) from error
+
+
+def _described_items(model: Any, described: list[Report]) -> list[Report]:  # noqa: ANN401
+    """Of our own folder."""
+    stored: dict[str, int] = defaultdict(int)
+    for tensor in model.graph.initializer:
+        stored[_owner(tensor.name)] += _initializer_bytes(tensor)
+    for node in model.graph.node:  # the split form's nodes are part of what a weight costs
+        stored[node.name.rpartition("/")[0] + ".weight"] += node.ByteSize()
+    return [_described_item(entry, stored[entry["name"]]) for entry in described]
+
+
+def _node_items(model: Any) -> list[Report]:  # noqa: ANN401
+    """Of another tool's folder: the nodes that hold codes, named by their place in the graph; linear is all but the head."""
+    from onnx.helper import get_attribute_value
+
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    out = []
+    for node in model.graph.node:
+        codes = initializers.get(node.input[CODES_INPUT[node.op_type]]) if node.op_type in CODES_INPUT else None
+        if codes is None:  # no codes, or those of the head again
+            continue
+        a = {item.name: get_attribute_value(item) for item in node.attribute}
+        bits, group_size, rows = a.get("bits", 4), a["block_size"], a.get("N", codes.dims[0])
+        cols = a.get("K", 8 * math.prod(codes.dims[1:]) // bits)
+        name = (node.name.strip("/").rpartition("/")[0] or node.name).replace("/", ".") + ".weight"
+        stored = sum(_initializer_bytes(initializers[name]) for name in node.input if name in initializers)
+        item = _item(name, name, (rows, cols), stored + node.ByteSize())
+        grid = {"grid": "int", "bits": bits, "group_size": group_size, "axis": str(Axis.PER_OC)}
+        out.append(item | grid | {"linear": node.op_type == "MatMulNBits" and "lm_head" not in name})
+    return out
 
 
 def _described_item(entry: Report, stored: int) -> Report:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from exporter.inspect import inspect
 from quantize.checkpoint.expected import expected_shapes
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.checkpoint.row_order import hf_row_index
@@ -127,6 +128,19 @@ def check_shapes(path: Path, config: ModelConfig, weights: Weights) -> None:
             raise FileFormatError(f"{path}: {name} is {held}, the source's is {shape}; name the source that it was made from")
 
 
+def check_same_model(path: Path, config: ModelConfig) -> None:
+    """Raises FileFormatError for a tensor whose shape is not the model's, in a file of any tool and of any type.
+
+    Tensors are known by their names. What goes by another name (genai's builder joins q, k and v) or is missing is left to
+    the runtime, which refuses what it cannot run.
+    """
+    shapes = {to_hf_name_or_own(item["name"]): tuple(item["shape"]) for item in inspect(path)["tensors"]}
+    for name, shape in expected_shapes(config).items():
+        held = shapes.get(name, shape)
+        if held != shape:
+            raise FileFormatError(f"{path}: {name} is {held}, the source's is {shape}; name the source that it was made from")
+
+
 def row_chunks(rows: int, cols: int, weights: int = CHUNK_WEIGHTS) -> Iterator[slice]:
     """Slices of a matrix's rows, ``weights`` numbers at a time."""
     step = max(1, weights // cols)
@@ -161,7 +175,7 @@ def open_onnx(folder: Path) -> dict[str, OnnxTensor]:
 
 def transposed_names(path: Path) -> list[str]:
     """Tensors of a GGUF that are stored transposed, which only gguf-adadim files have. Raises FileFormatError."""
-    return [name for name in open_gguf(path).tensors if name.endswith(TRANSPOSED)]
+    return [item["name"] for item in inspect(path)["tensors"] if item["name"].endswith(TRANSPOSED)]
 
 
 def folded_layers(path: Path) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.errors import CalibrationError, ConfigError
+from quantize.errors import CalibrationError, ConfigError, FileFormatError
 from quantize.progress import track
-from runtime_checks.decoded import check_shapes, exported_bytes, open_weights
+from quantize.types import F32
+from runtime_checks.decoded import check_same_model, exported_bytes
 from runtime_checks.divergence import I64, Scores, compare, join
 from runtime_checks.onnx_runner import exported_context
 from runtime_checks.runners import Runner, decoded_runner, exported_runner, source_runner, source_tokens
@@ -49,35 +51,20 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
     model, ConfigError if the context is longer than the source's.
     """
     options = options or EvalOptions()
-    _check_context(path, source, options)
-    check_shapes(path, source.config, open_weights(path, source.config))
     chunks = text_chunks(source, text, options)
-    other = decoded_runner(path, source) if options.weights_only else exported_runner(path, options.context)
+    other = open_runner(path, source, options)
     base = source_runner(source)
-    parts = [_score(base, other, tokens) for tokens in track(chunks, "evaluating", len(chunks))]
+    parts = [score(path, predictions(base, tokens), other, tokens) for tokens in track(chunks, "evaluating", len(chunks))]
     base.close()
-    report = _summary(join(parts)) | {
-        "bytes": exported_bytes(path),
-        "tokens_per_s": other.speed(min(SPEED_TOKENS, options.context - 1)),
-        "runtime": other.name,
-    }
+    report = summary(parts) | cost(path, other, options)
     other.close()
     return report
 
 
-def _check_context(path: Path, source: Checkpoint, options: EvalOptions) -> None:
-    limits = {source.path: source.config.context}
-    exported = exported_context(path) if path.is_dir() and not options.weights_only else None
-    if exported is not None:
-        limits[path] = exported
-    for where, limit in limits.items():
-        if options.context > limit:
-            raise ConfigError(f"--context {options.context}: {where} holds {limit} tokens at most; ask for no more")
-
-
 def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
-    """I64[chunks, context]."""
+    """I64[chunks, context]. Raises ConfigError, CalibrationError."""
     context = options.context
+    _check_context(source.path, source.config.context, context)
     ids = source_tokens(source, text)
     count = len(ids) // context
     if not count:
@@ -88,13 +75,39 @@ def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
     return ids[: count * context].reshape(count, context)
 
 
-def _score(base: Runner, other: Runner, tokens: I64) -> Scores:
-    half = len(tokens) // 2
-    scored = slice(half - 1, len(tokens) - 1)
-    return compare(base.logits(tokens)[scored], other.logits(tokens)[scored], tokens[half:])
+def open_runner(path: Path, source: Checkpoint, options: EvalOptions) -> Runner:
+    """The file as it will be measured. Raises FileFormatError, ConfigError."""
+    if options.weights_only:
+        return decoded_runner(path, source)
+    limit = exported_context(path) if path.is_dir() else None
+    _check_context(path, limit or options.context, options.context)
+    check_same_model(path, source.config)
+    return exported_runner(path, options.context)
 
 
-def _summary(scores: Scores) -> dict[str, Any]:
+def _check_context(where: Path, limit: int, context: int) -> None:
+    if context > limit:
+        raise ConfigError(f"--context {context}: {where} holds {limit} tokens at most; ask for no more")
+
+
+def predictions(runner: Runner, tokens: I64) -> F32:
+    """F32[context / 2, vocab]: what a model expects of the second half of I64[context] ``tokens``."""
+    return runner.logits(tokens)[len(tokens) // 2 - 1 : -1]
+
+
+def score(path: Path, expected: F32, other: Runner, tokens: I64) -> Scores:
+    """The file's ``predictions`` against the source's. Raises FileFormatError if it has another vocabulary."""
+    found = predictions(other, tokens)
+    if found.shape != expected.shape:
+        raise FileFormatError(
+            f"{path}: has {found.shape[1]} tokens, the source {expected.shape[1]}; name the source that it was made from"
+        )
+    return compare(expected, found, tokens[len(tokens) // 2 :])
+
+
+def summary(parts: Sequence[Scores]) -> dict[str, Any]:
+    """The keys of ``evaluate`` that tell of quality."""
+    scores = join(parts)
     return {
         "ppl": float(np.exp(scores.nll.mean())),
         "source_ppl": float(np.exp(scores.base_nll.mean())),
@@ -103,3 +116,9 @@ def _summary(scores: Scores) -> dict[str, Any]:
         "top1": float(scores.agree.mean()),
         "tokens": len(scores.kl),
     }
+
+
+def cost(path: Path, runner: Runner, options: EvalOptions) -> dict[str, Any]:
+    """The keys of ``evaluate`` that tell of size and speed."""
+    speed = runner.speed(min(SPEED_TOKENS, options.context - 1))
+    return {"bytes": exported_bytes(path), "tokens_per_s": speed, "runtime": runner.name}

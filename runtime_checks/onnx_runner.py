@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime as ort
 
 from exporter.library import LIBRARY
+from exporter.onnx_genai import GENAI_FILE
 from quantize.errors import FileFormatError
 from quantize.types import F32
 from runtime_checks.divergence import I64
@@ -64,6 +66,7 @@ class OnnxRunner:
         out = {}
         for name in self._past:
             _, heads, _, size = self._inputs[name].shape
+            size = size if isinstance(size, int) else head_size(self._folder)
             out[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), ELEMENTS[self._inputs[name].type]))
         return out
 
@@ -108,6 +111,15 @@ def exported_context(folder: Path) -> int | None:
     """Positions for which the graph has rotary tables, or None if it has none. Raises FileFormatError."""
     tables = [tensor.dims[0] for tensor in load_graph(folder).graph.initializer if tensor.name.endswith("cos_cache")]
     return min(tables, default=None)
+
+
+def head_size(folder: Path) -> int:
+    """As genai_config.json says: graphs of genai's builder name it and do not count it. Raises FileFormatError."""
+    path = folder / GENAI_FILE
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]["head_size"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise FileFormatError(f"{path}: does not say the head size, nor does the graph ({error!r}); export it again") from error
 
 
 def load_graph(folder: Path) -> onnx.ModelProto:

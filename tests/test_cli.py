@@ -17,7 +17,7 @@ from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
 
 COMMANDS = (
-    *("quantize", "export gguf", "export onnx", "verify", "eval", "inspect", "run", "sensitivity", "imatrix"),
+    *("quantize", "export gguf", "export onnx", "verify", "eval", "compare", "inspect", "run", "sensitivity", "imatrix"),
     *("bench kernel", "bundle", "bundle verify", "doctor"),
 )
 EVAL_KEYS = {"ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "tokens_per_s", "runtime"}

@@ -53,7 +53,11 @@ def test_all_is_there():
         ({"xllamacpp": "2026.10.11550"}, "xllamacpp", "2026.10.11550, but ==2026.10.11549 is needed"),
         ({"torch": None}, "quantize, run, sensitivity, imatrix", "needs torch; pip install 'adadim-edge[torch]'"),
         ({"torch": None}, "export onnx, bundle DIR", "ready"),
-        ({"torch": None, "xllamacpp": None}, "verify, eval", "needs torch, xllamacpp; pip install 'adadim-edge[torch,runtimes]'"),
+        (
+            {"torch": None, "xllamacpp": None},
+            "verify, eval, compare",
+            "needs torch, xllamacpp; pip install 'adadim-edge[torch,runtimes]'",
+        ),
         ({"numpy": "1.26"}, "export gguf, bundle FILE.gguf, bundle verify, inspect", "needs numpy; pip install adadim-edge"),
         ({"mobius_onnx": None}, "onnxruntime", "needs mobius-onnx; pip install 'adadim-edge[onnx]'"),
         (
