@@ -162,6 +162,19 @@ def _compare(args: Namespace) -> int:
     return 1 if any("error" in row for row in report["files"]) else 0
 
 
+def _report(args: Namespace) -> int:
+    from runtime_checks.report import Closeup, write_report
+    from runtime_checks.report_data import Paths
+
+    if args.source is None and (args.calibration or args.layer):
+        raise ConfigError("--calibration and --layer show a layer of the source; name it with --source")
+    names = ("models", "comparisons", "evaluations", "verifications", "references")
+    closeup = None if args.source is None else Closeup(args.source, args.calibration, args.layer)
+    titles = write_report(Paths(**{name: getattr(args, name) for name in names}), closeup, args.out, args.force)
+    print(f"{args.out}: {args.out.stat().st_size:,} bytes, {', '.join(titles)}")
+    return 0
+
+
 def _inspect(args: Namespace) -> int:
     from exporter.inspect import inspect
 
@@ -243,6 +256,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "verify": _verify,
     "eval": _eval,
     "compare": _compare,
+    "report": _report,
     "inspect": _inspect,
     "run": _run,
     "sensitivity": _sensitivity,

@@ -11,6 +11,7 @@ from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
 from exporter.cli_bundle import add_bundle
 from exporter.cli_compare import add_compare, add_eval
 from exporter.cli_parser import OneLineParser, Subparsers, add_common, add_quiet, command
+from exporter.cli_report import add_report
 from exporter.cli_size import add_size_options
 from exporter.cli_values import group_size, positive, transform_names, whole
 from exporter.targets import TARGETS
@@ -41,6 +42,7 @@ def build_parser() -> OneLineParser:
         _add_verify,
         add_eval,
         add_compare,
+        add_report,
         _add_inspect,
         _add_run,
         _add_sensitivity,

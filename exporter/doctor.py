@@ -27,6 +27,8 @@ COMMANDS = {  # what is done -> the extras that it takes
     "export onnx, bundle DIR": ("onnx",),
     "verify, eval, compare": ("torch", "onnx", "runtimes"),
     "compare --html": ("torch", "onnx", "runtimes", "report"),
+    "report": ("onnx", "report"),
+    "report --calibration": ("torch", "onnx", "report"),
     "bench kernel": ("onnx", "runtimes"),
 }
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {  # to write a file, to run it here

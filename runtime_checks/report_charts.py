@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from runtime_checks.report_page import Cell, Chart, Number, Table
+from runtime_checks.report_page import Cell, Chart, Number, Picture, Table
 
 Spec = dict[str, Any]
 WIDE, NARROW = 1040, 344  # of the two shapes of a picture: what page.css gives them in a wide window, and on a phone of 360 px
@@ -54,6 +54,11 @@ def svg(spec: Spec, label: str) -> str:
     return f'<svg role="graphics-document" aria-label="{_escaped(label)}" viewBox="{box[1]}">{body}'
 
 
+def both_shapes(spec: Callable[[int], Spec], label: str) -> list[Picture]:
+    """The specification for WIDE and for NARROW as two pictures, of which a window shows one."""
+    return [Picture(svg(spec(width), label), shape) for width, shape in ((WIDE, "wide"), (NARROW, "narrow"))]
+
+
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
@@ -83,12 +88,12 @@ def pareto_chart(points: Sequence[Point]) -> Chart:
     title = "Size and distance to the source"
     names = ", ".join(f"{point.name} ({point.size / 1e6:,.1f} MB, {point.kld:.4f})" for point in front)
     summary = f"Further left is smaller, further down is closer. No other file is both smaller and closer than these: {names}."
-    wide, narrow = (svg(_pareto_spec(points, front, width), title) for width in (WIDE, NARROW))
+    pictures = both_shapes(lambda width: _pareto_spec(points, front, width), title)
     rows = [_pareto_row(point, front) for point in sorted(points, key=lambda point: point.size)]
     legend = [("var(--ic)", "on the front"), ("var(--oc)", "off the front")]
     if any(point.reference for point in points):
         legend.append(("var(--reference)", "diamond: reference, made by another tool"))
-    return Chart(title, summary, wide, narrow, Table(title, ("file", "MB", "KL divergence", "on the front"), rows, True), legend)
+    return Chart(title, summary, pictures, Table(title, ("file", "MB", "KL divergence", "on the front"), rows, True), legend)
 
 
 def _pareto_row(point: Point, front: Sequence[Point]) -> list[Cell]:

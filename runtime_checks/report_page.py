@@ -45,16 +45,21 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A picture in two shapes, for a wide window and for a phone, what it says in words, and the same as a table.
+class Picture:
+    """An SVG of ``report_charts``. ``shape``: "wide" or "narrow" for a window like that, "panel" for one of several beside it."""
 
-    ``wide`` and ``narrow`` are SVG of ``report_charts``, or "" where one shape serves both.
-    """
+    svg: str
+    shape: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Pictures, what they say in words, and the same as a table."""
 
     title: str
     summary: str
-    wide: str
-    narrow: str
+    pictures: Sequence[Picture]
     table: Table
     legend: Sequence[tuple[str, str]] = ()  # a colour of page.css and what it stands for
     kind: ClassVar[str] = "chart"

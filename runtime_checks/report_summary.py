@@ -1,0 +1,140 @@
+"""The top of a report: what was measured and checked of each file, in numbers, for the one who decides whether to ship it."""
+
+from __future__ import annotations
+
+from runtime_checks.report_charts import Point, pareto_front
+from runtime_checks.report_data import Inputs, Measured, Subject, measured_subjects
+from runtime_checks.report_page import Block, Cell, Facts, Number, Table, Text
+
+Statement = tuple[str, str]
+COLUMNS = (
+    "file",
+    "MB",
+    "bits/weight",
+    "KL divergence",
+    "99th percentile",
+    "top-1",
+    "perplexity",
+    "tokens/s",
+    "checks",
+    "on the front",
+)
+
+
+def points(inputs: Inputs) -> list[Point]:
+    """What was measured, in the plane of size and quality."""
+    return [
+        Point(subject.name, found.size, found.kld, subject.reference) for subject, found in measured_subjects(inputs.subjects)
+    ]
+
+
+def lead(inputs: Inputs) -> str:
+    """What the whole page rests on, in a sentence or two."""
+    own = [subject for subject in inputs.subjects if not subject.reference]
+    verified = [subject.verified for subject in own if subject.verified is not None]
+    measured = measured_subjects(inputs.subjects)
+    parts = [
+        f"{len(own)} files and stores"
+        + (f" beside {len(inputs.subjects) - len(own)} references." if len(own) < len(inputs.subjects) else ".")
+    ]
+    if verified:
+        parts.append(f"{sum(not item.misses for item in verified)} of {len(verified)} verified files hold every check.")
+    if measured:
+        found = [item for _, item in measured]
+        on = f" of {inputs.text}" if inputs.text else ""
+        parts.append(
+            f"Measured on {found[0].tokens:,} tokens{on}, where the source's perplexity is {found[0].source_ppl:.2f}: "
+            f"KL divergence {min(item.kld for item in found):.4f} to {max(item.kld for item in found):.4f} nats a token."
+        )
+    return " ".join(parts)
+
+
+def summary_blocks(inputs: Inputs) -> list[Block]:
+    """A card for each file that may be shipped, what nothing was said of, and all numbers as a table."""
+    front = {point.name for point in pareto_front(points(inputs))}
+    files = [
+        subject
+        for subject in inputs.subjects
+        if not subject.reference and (subject.measured or subject.verified or subject.error)
+    ]
+    blocks: list[Block] = [Facts([_card(subject, inputs) for subject in files])] if files else []
+    gaps = _gaps(inputs)
+    if gaps:
+        blocks.append(Text(f"Not known from what was given: {'; '.join(gaps)}."))
+    rows = [_row(subject, subject.name in front) for subject in inputs.subjects]
+    return [*blocks, Table("All that was given", COLUMNS, rows)]
+
+
+def _card(subject: Subject, inputs: Inputs) -> tuple[str, str, str, list[Statement]]:
+    size = _size(subject)
+    statements = [("size", f"{size / 1e6:,.1f} MB")] if size else []
+    if subject.measured is not None:
+        statements += _quality(subject.measured) + _rivals(subject, subject.measured, inputs)
+    return subject.name, *_verdict(subject), statements
+
+
+def _verdict(subject: Subject) -> tuple[str, str]:
+    if subject.error is not None:
+        return f"failed: {subject.error}", "bad"
+    if subject.verified is None:
+        return "not verified", ""
+    checks, misses = subject.verified.checks, len(subject.verified.misses)
+    return (f"{misses:,} of {checks:,} checks missed", "bad") if misses or not checks else (f"all {checks:,} checks hold", "good")
+
+
+def _quality(found: Measured) -> list[Statement]:
+    change = 100 * (found.ppl / found.source_ppl - 1) if found.source_ppl else 0.0
+    out = [
+        ("KL divergence", f"{found.kld:.4f}, 1 token in 100 over {found.kld_p99:.2f}"),
+        ("same favourite token", f"{100 * found.top1:.1f} %"),
+        ("perplexity", f"{found.ppl:.2f}, source {found.source_ppl:.2f} ({change:+.1f} %)"),
+        ("speed here", f"{found.tokens_per_s:,.0f} tokens/s, {found.runtime}"),
+    ]
+    if found.sample is not None:
+        same = found.first_difference is None
+        out.append(("greedy text", "the source's" if same else f"the source's for {found.first_difference} tokens"))
+    return out
+
+
+def _rivals(subject: Subject, found: Measured, inputs: Inputs) -> list[Statement]:
+    """What is better in both, and the best reference that is no larger."""
+    others = [(other, item) for other, item in measured_subjects(inputs.subjects) if other is not subject]
+    better = [other.name for other, item in others if item.size <= found.size and item.kld < found.kld]
+    out = [("no larger and closer", ", ".join(better) or "none")] if others else []
+    references = [(item.kld, other.name) for other, item in others if other.reference and item.size <= found.size]
+    if references:
+        kld, name = min(references)
+        out.append(("best reference no larger", f"{name}, {kld:.4f}"))
+    return out
+
+
+def _gaps(inputs: Inputs) -> list[str]:
+    """What a decision would rest on and was not given."""
+    files = [subject for subject in inputs.subjects if not subject.reference and not subject.is_store and subject.error is None]
+    unverified = [subject.name for subject in files if subject.verified is None]
+    unmeasured = [subject.name for subject in files if subject.measured is None]
+    gaps = [f"whether the bytes are right (`adadim verify`) of {', '.join(unverified)}"] if unverified else []
+    return gaps + ([f"quality (`adadim eval`) of {', '.join(unmeasured)}"] if unmeasured else [])
+
+
+def _size(subject: Subject) -> int | None:
+    """Of the file; of a store, that of its tensors in the file to come."""
+    if subject.measured is not None:
+        return subject.measured.size
+    return None if subject.report is None else int(subject.report["totals"]["bytes"])
+
+
+def _row(subject: Subject, front: bool) -> list[Cell]:
+    found, size = subject.measured, _size(subject)
+    kind = " (reference)" if subject.reference else " (store)" if subject.is_store else ""
+    bits = subject.report["totals"]["bits_per_weight"] if subject.report else found and found.bits_per_weight
+    checks = (
+        ""
+        if subject.verified is None
+        else f"{subject.verified.checks - len(subject.verified.misses):,} of {subject.verified.checks:,}"
+    )
+    start: list[Cell] = [subject.name + kind, Number(f"{size / 1e6:,.1f}" if size else ""), Number(f"{bits:.2f}" if bits else "")]
+    if found is None:
+        return [*start, *[Number("")] * 5, Number(checks), ""]
+    numbers = (f"{found.kld:.4f}", f"{found.kld_p99:.3f}", f"{found.top1:.3f}", f"{found.ppl:.2f}", f"{found.tokens_per_s:,.0f}")
+    return [*start, *map(Number, numbers), Number(checks), "yes" if front else "no"]
