@@ -11,21 +11,36 @@ namespace {
 
 constexpr float kSmallest = 1e-30f;  // a segment whose values are all below counts as zero
 
-void SpreadGroup(const TileWeights& w, int64_t group, const Spread& spread) {
+// Scales of a group of outputs, zero beyond the last block.
+HWY_INLINE Floats GroupScales(const TileWeights& w, const Spread& spread, int64_t k) {
+  const int64_t length = w.geometry.blocks * kBlock;
+  return k < length ? LoadScales(w.weights, spread.group * length + k) : hn::Zero(df);
+}
+
+// Asks for what the next group has for a chunk of input channels: it lies too far from this group's for the processor to guess.
+HWY_INLINE void AskForNext(const TileWeights& w, const Spread& spread, int64_t k) {
+  const int64_t at = (spread.group + 1) * w.geometry.blocks * kBlock + k, size = w.weights.float16_scales ? 2 : 4;
+  const uint8_t* scales = static_cast<const uint8_t*>(w.weights.scales) + at * size;
+  for (int64_t i = 0; i < kChunk * size; i += kLine) __builtin_prefetch(scales + i);
+  __builtin_prefetch(w.weights.zero_points + at * ZeroBits(w.weights) / 8);
+}
+
+void SpreadGroup(const TileWeights& w, const Spread& spread) {
   const int64_t length = w.geometry.blocks * kBlock, bits = ZeroBits(w.weights);
+  if (spread.scales != nullptr) {
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < length; k += kLanes) hn::StoreU(LoadScales(w.weights, group * length + k), df, spread.scales + k);
-  std::memset(spread.scales + length, 0, static_cast<size_t>(w.length - length) * sizeof(float));
+    for (int64_t k = 0; k < w.length; k += kLanes) hn::StoreU(GroupScales(w, spread, k), df, spread.scales + k);
+  }
   std::memset(spread.zeros + length, 0, static_cast<size_t>(w.length - length));
-  const uint8_t* packed = w.weights.zero_points + group * length * bits / 8;
+  const uint8_t* packed = w.weights.zero_points + spread.group * length * bits / 8;
   if (w.shared_zeros != nullptr) {
-    std::memset(spread.zeros, static_cast<int>(w.shared_zeros[group]), static_cast<size_t>(length));
+    std::memset(spread.zeros, static_cast<int>(w.shared_zeros[spread.group]), static_cast<size_t>(length));
   } else if (bits == 8) {
     std::memcpy(spread.zeros, packed, static_cast<size_t>(length));
   } else {
     (bits == 4 ? UnpackZeroRow<4> : UnpackZeroRow<2>)(packed, length, spread.zeros);
   }
-  if (w.precision == Precision::kInt8) return;
+  if (spread.float_zeros == nullptr) return;
   for (int64_t k = 0; k < w.length; ++k) spread.float_zeros[k] = spread.zeros[k];
 }
 
@@ -61,12 +76,15 @@ HWY_INLINE hn::Vec128<int32_t> Largest4(const Ints v[4]) {
   return Fold(hn::Max(hn::BitCast(di, hn::InterleaveLower(dl, ab, cd)), hn::BitCast(di, hn::InterleaveUpper(dl, ab, cd))));
 }
 
-// Rounds four segments that follow each other, times `by` unless null.
+// Rounds four segments of row m from `segment` on, times the scales of a group of outputs unless `spread` is null.
 template <int64_t kSegment>
-HWY_INLINE void Round4(const float* values, const float* by, int8_t* rounded, float* scales) {
+HWY_INLINE void Round4(const TileWeights& w, const Spread* spread, const Panel& panel, int64_t m, int64_t segment) {
   constexpr int64_t kVectors = kSegment / kLanes;
   const hn::Full128<float> d4;
   const hn::Rebind<uint8_t, FloatTag> dq;
+  const int64_t k = segment * kSegment;
+  const float* values = panel.values + m * w.length + k;
+  uint8_t* rounded = reinterpret_cast<uint8_t*>(panel.rounded) + m * w.length + k;
   Floats scaled[4 * kVectors];
   Ints most[4];
 #pragma GCC unroll 4
@@ -75,18 +93,18 @@ HWY_INLINE void Round4(const float* values, const float* by, int8_t* rounded, fl
 #pragma GCC unroll 8
     for (int64_t i = s * kVectors; i < (s + 1) * kVectors; ++i) {
       scaled[i] = hn::LoadU(df, values + i * kLanes);
-      if (by != nullptr) scaled[i] = hn::Mul(scaled[i], hn::LoadU(df, by + i * kLanes));
+      if (spread != nullptr) scaled[i] = hn::Mul(scaled[i], GroupScales(w, *spread, k + i * kLanes));
       most[s] = hn::Max(most[s], Magnitude(scaled[i]));
     }
   }
   const auto largest = hn::BitCast(d4, Largest4(most));
   HWY_ALIGN float factors[4];
   hn::Store(hn::IfThenElseZero(hn::Gt(largest, hn::Set(d4, kSmallest)), hn::Div(hn::Set(d4, 127), largest)), d4, factors);
-  hn::StoreU(hn::Mul(largest, hn::Set(d4, 1.0f / 127)), d4, scales);
+  hn::StoreU(hn::Mul(largest, hn::Set(d4, 1.0f / 127)), d4, panel.scales + m * w.length / kSegment + segment);
 #pragma GCC unroll 32
   for (int64_t i = 0; i < 4 * kVectors; ++i) {
     const auto bytes = hn::U8FromU32(RoundToByte(scaled[i], hn::Set(df, factors[i / kVectors])));
-    hn::StoreU(bytes, dq, reinterpret_cast<uint8_t*>(rounded) + i * kLanes);
+    hn::StoreU(bytes, dq, rounded + i * kLanes);
   }
 }
 
@@ -107,12 +125,11 @@ template <int64_t kSegment>
 void RoundRows(const TileWeights& w, const Spread* spread, const Panel& panel) {
   const int64_t segments = w.length / kSegment;
   for (int64_t m = 0; m < panel.width; ++m) {
-    const float* values = panel.values + m * w.length;
-    int8_t* rounded = panel.rounded + m * w.length;
-    float* scales = panel.scales + m * segments;
+    const int8_t* rounded = panel.rounded + m * w.length;
+    const float* scales = panel.scales + m * segments;
     for (int64_t s = 0; s < segments; s += 4) {
-      const int64_t k = s * kSegment;
-      Round4<kSegment>(values + k, spread == nullptr ? nullptr : spread->scales + k, rounded + k, scales + s);
+      if (spread != nullptr && m == 0) AskForNext(w, *spread, s * kSegment);
+      Round4<kSegment>(w, spread, panel, m, s);
     }
     if (spread != nullptr) {
       panel.corrections[m] = ZeroSum(spread->zeros, rounded, scales, w.length);

@@ -109,11 +109,13 @@ void TilesPerOc(const Job& job, int64_t begin, int64_t end) {
 void TilesPerIc(const Job& job, int64_t task, int64_t begin, int64_t end) {
   alignas(64) float out[kPanel * kTile];
   const int64_t per_group = job.w.geometry.group_size / kTile;
-  const Spread spread{job.spread_scales + task * job.w.length, job.zeros + task * job.w.length,
-                      job.float_zeros + task * job.w.length};
+  const bool int8 = job.w.precision == Precision::kInt8, in_place = int8 && job.width <= kContiguousRows;
+  const int64_t own = task * job.w.length;
   for (int64_t first = begin; first < end;) {
     const int64_t group = first / per_group, stop = std::min(end, (group + 1) * per_group);
-    job.kernels->spread(job.w, group, spread);
+    const Spread spread{group, in_place ? nullptr : job.spread_scales + own, job.zeros + own,
+                        int8 ? nullptr : job.float_zeros + own};
+    job.kernels->spread(job.w, spread);
     for (int64_t panel = 0; panel < job.panels; ++panel) {
       const Panel prepared = PanelOf(job, panel, task);
       job.kernels->prepare(job.w, &spread, prepared);

@@ -38,9 +38,10 @@ struct Panel {
 
 // Scales and zero points of one group of outputs, spread over the input channels (PER_IC).
 struct Spread {
-  float* scales;
+  int64_t group;
+  float* scales;  // null where rounded rows are all kept as they are: they take the scales from the weights
   uint8_t* zeros;
-  float* float_zeros;
+  float* float_zeros;  // float, else null
 };
 
 struct TileWeights {
@@ -54,7 +55,7 @@ struct TileWeights {
 // What one instruction set offers.
 struct TileKernels {
   // Fills a group's Spread.
-  void (*spread)(const TileWeights& weights, int64_t group, const Spread& spread);
+  void (*spread)(const TileWeights& weights, const Spread& spread);
   // Rounds or scales a panel's values; `spread` is null for PER_OC.
   void (*prepare)(const TileWeights& weights, const Spread* spread, const Panel& panel);
   // out[rows][16] = the panel times a tile.

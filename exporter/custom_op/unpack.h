@@ -2,6 +2,8 @@
 #ifndef ADADIM_UNPACK_H_
 #define ADADIM_UNPACK_H_
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace adadim {
@@ -79,26 +81,19 @@ HWY_INLINE Floats ZeroPoints(const TileWeights& w, const uint8_t* tile_lines, in
   return hn::ConvertTo(df, hn::BitCast(di, zeros));
 }
 
-// Zero points of 32 input channels of a group of outputs, from a stream of bits.
-template <int kBits>
-HWY_INLINE void UnpackZeros(const uint8_t* packed, uint8_t* zeros) {
-  const hn::CappedTag<uint8_t, kBlock * kBits / 8> d;
-  const hn::Repartition<uint16_t, decltype(d)> dw;
-  const auto field = [&](auto bytes, int index) HWY_ATTR {
-    return hn::And(hn::BitCast(d, hn::ShiftRightSame(hn::BitCast(dw, bytes), kBits * index)), hn::Set(d, (1 << kBits) - 1));
-  };
-  const auto bytes = hn::LoadU(d, packed);
-  if (kBits == 4) {  // byte i holds 2i, 2i + 1
-    hn::StoreInterleaved2(field(bytes, 0), field(bytes, 1), d, zeros);
-  } else {  // 2 bits: byte i holds 4i to 4i + 3
-    hn::StoreInterleaved4(field(bytes, 0), field(bytes, 1), field(bytes, 2), field(bytes, 3), d, zeros);
-  }
-}
-
+// Zero points of a group of outputs, a stream of bits, each to a byte of its own: a lane of as many bytes as a byte holds zero
+// points takes one byte of the stream and moves its bits apart.
 template <int kBits>
 void UnpackZeroRow(const uint8_t* packed, int64_t length, uint8_t* zeros) {
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < length; k += kBlock) UnpackZeros<kBits>(packed + k * kBits / 8, zeros + k);
+  const hn::CappedTag<uint8_t, kBlock> d;
+  const hn::Repartition<std::conditional_t<kBits == 4, uint16_t, uint32_t>, decltype(d)> wide;
+  const hn::Rebind<uint8_t, decltype(wide)> narrow;
+  for (int64_t k = 0; k < length; k += static_cast<int64_t>(hn::Lanes(d))) {
+    auto lanes = hn::PromoteTo(wide, hn::LoadU(narrow, packed + k * kBits / 8));
+    if (kBits == 2) lanes = hn::Or(lanes, hn::ShiftLeft<12>(lanes));
+    lanes = hn::Or(lanes, hn::ShiftLeft<8 - kBits>(lanes));
+    hn::StoreU(hn::And(hn::BitCast(d, lanes), hn::Set(d, (1 << kBits) - 1)), d, zeros + k);
+  }
 }
 
 }  // namespace
