@@ -24,13 +24,14 @@ struct Weights {
 
 enum class Precision { kFloat, kInt8 };  // what activations are multiplied as
 
-// Y[rows, N] = A[rows, K] * W + bias[N] (none if null); all float32, row by row.
+// Y[rows, N] = A[rows, K] * W + bias[N] (none if null), row by row; the bias is float32.
 struct Product {
-  const float* a;
+  const void* a;
   int64_t rows;
   const float* bias;
-  float* y;
+  void* y;
   Precision precision;
+  bool float16;  // A and Y; else float32
 };
 
 // Calls task(data, i) for every i below count, on any thread and in any order, and returns when all are done.

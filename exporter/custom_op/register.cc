@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "half.h"
 #include "kernel.h"
 #include "shapes.h"
 
@@ -214,20 +213,11 @@ void Compute(const Node& node, OrtKernelContext* context) {
   const Weights weights = ReadWeights(node, context);
   const Tensor a = Require(node, context, kA, "A");
   const int64_t rows = Rows(node, a);
-  Product product{static_cast<const float*>(a.data), rows, ReadBias(node, context), nullptr, node.precision};
+  const float* bias = ReadBias(node, context);
   void* y = Output(node, context, a.dims);
   Pool pool{node.api, context};
-  const ParallelFor parallel_for{RunInPool, &pool};
-  if (node.element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-    product.y = static_cast<float*>(y);
-    return MatMul(weights, product, parallel_for);
-  }
-  std::vector<float> wide_a(static_cast<size_t>(rows * weights.K)), wide_y(static_cast<size_t>(rows * weights.N));
-  for (size_t i = 0; i < wide_a.size(); ++i) wide_a[i] = HalfToFloat(static_cast<const uint16_t*>(a.data)[i]);
-  product.a = wide_a.data();
-  product.y = wide_y.data();
-  MatMul(weights, product, parallel_for);
-  for (size_t i = 0; i < wide_y.size(); ++i) static_cast<uint16_t*>(y)[i] = FloatToHalf(wide_y[i]);
+  MatMul(weights, {a.data, rows, bias, y, node.precision, node.element == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
+         {RunInPool, &pool});
 }
 
 OrtStatus* CreateNode(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {

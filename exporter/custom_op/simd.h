@@ -25,6 +25,7 @@ using Ints = hn::Vec<IntTag>;
 using Bytes = hn::Vec<ByteTag>;
 
 constexpr FloatTag df;
+constexpr hn::Rebind<hwy::float16_t, FloatTag> dh;
 constexpr IntTag di;
 constexpr UnsignedTag du;
 constexpr ByteTag db;
@@ -33,7 +34,6 @@ constexpr int64_t kSteps = kBlock / 4;  // of four input channels in a block
 
 HWY_INLINE Floats LoadScales(const Weights& w, int64_t index) {
   if (!w.float16_scales) return hn::LoadU(df, static_cast<const float*>(w.scales) + index);
-  const hn::Rebind<hwy::float16_t, FloatTag> dh;
   return hn::PromoteTo(df, hn::LoadU(dh, static_cast<const hwy::float16_t*>(w.scales) + index));
 }
 

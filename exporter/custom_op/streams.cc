@@ -1,6 +1,7 @@
 #include "streams.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "half.h"
 #include "shapes.h"
@@ -13,7 +14,10 @@ constexpr int64_t kColumns = 64;  // output channels of a task
 
 struct Job {
   const Weights* weights;
-  const Product* product;
+  int64_t rows;
+  const float* a;
+  const float* bias;
+  float* y;
 };
 
 // Value i of a packed row; at 3 bits it may straddle two bytes.
@@ -37,49 +41,59 @@ void DecodeRow(const Weights& w, int64_t row, int64_t column, int64_t count, flo
   }
 }
 
-void ColumnsPerOc(const Weights& w, const Product& p, int64_t begin, int64_t end) {
+void ColumnsPerOc(const Weights& w, const Job& job, int64_t begin, int64_t end) {
   float decoded[kChunk];
   for (int64_t n = begin; n < end; ++n) {
     for (int64_t k = 0; k < w.K; k += kChunk) {
       const int64_t count = std::min(kChunk, w.K - k);
       DecodeRow(w, n, k, count, decoded);
-      for (int64_t m = 0; m < p.rows; ++m) {
-        const float* a = p.a + m * w.K + k;
+      for (int64_t m = 0; m < job.rows; ++m) {
+        const float* a = job.a + m * w.K + k;
         float sum = 0;
         for (int64_t i = 0; i < count; ++i) sum += a[i] * decoded[i];
-        p.y[m * w.N + n] += sum;
+        job.y[m * w.N + n] += sum;
       }
     }
   }
 }
 
-void ColumnsPerIc(const Weights& w, const Product& p, int64_t begin, int64_t end) {
+void ColumnsPerIc(const Weights& w, const Job& job, int64_t begin, int64_t end) {
   float decoded[kColumns];
   for (int64_t k = 0; k < w.K; ++k) {
     DecodeRow(w, k, begin, end - begin, decoded);
-    for (int64_t m = 0; m < p.rows; ++m) {
-      const float a = p.a[m * w.K + k];
-      float* y = p.y + m * w.N;
+    for (int64_t m = 0; m < job.rows; ++m) {
+      const float a = job.a[m * w.K + k];
+      float* y = job.y + m * w.N;
       for (int64_t n = begin; n < end; ++n) y[n] += a * decoded[n - begin];
     }
   }
 }
 
 void Task(void* data, size_t index) {
-  const Weights& w = *static_cast<Job*>(data)->weights;
-  const Product& p = *static_cast<Job*>(data)->product;
+  const Job& job = *static_cast<Job*>(data);
+  const Weights& w = *job.weights;
   const int64_t begin = static_cast<int64_t>(index) * kColumns, end = std::min(begin + kColumns, w.N);
-  for (int64_t m = 0; m < p.rows; ++m) {
-    for (int64_t n = begin; n < end; ++n) p.y[m * w.N + n] = p.bias == nullptr ? 0 : p.bias[n];
+  for (int64_t m = 0; m < job.rows; ++m) {
+    for (int64_t n = begin; n < end; ++n) job.y[m * w.N + n] = job.bias == nullptr ? 0 : job.bias[n];
   }
-  (w.per_oc ? ColumnsPerOc : ColumnsPerIc)(w, p, begin, end);
+  (w.per_oc ? ColumnsPerOc : ColumnsPerIc)(w, job, begin, end);
 }
 
 }  // namespace
 
 void MatMulStreams(const Weights& weights, const Product& product, const ParallelFor& parallel_for) {
-  Job job{&weights, &product};
+  Job job{&weights, product.rows, static_cast<const float*>(product.a), product.bias, static_cast<float*>(product.y)};
+  std::vector<float> a, y;
+  if (product.float16) {
+    const uint16_t* halves = static_cast<const uint16_t*>(product.a);
+    a.resize(static_cast<size_t>(product.rows * weights.K));
+    y.resize(static_cast<size_t>(product.rows * weights.N));
+    std::transform(halves, halves + a.size(), a.begin(), HalfToFloat);
+    job.a = a.data();
+    job.y = y.data();
+  }
   parallel_for.run(parallel_for.pool, Task, &job, static_cast<size_t>(CeilDiv(weights.N, kColumns)));
+  if (product.float16) std::transform(y.begin(), y.end(), static_cast<uint16_t*>(product.y), FloatToHalf);
 }
 
 }  // namespace adadim

@@ -1,6 +1,7 @@
 #include "tiles.h"
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 
 namespace adadim {
@@ -8,6 +9,7 @@ namespace {
 
 constexpr int64_t kMostTasks = 32;
 constexpr int64_t kTaskProducts = 1 << 18;  // fewer are not worth a thread
+constexpr int64_t kPiece = 256;  // halves that are widened at a time
 
 // Room for everything that is computed from activations, cut into arrays that start at whole cache lines. The same arrays are
 // taken twice: first to measure, from nothing, then for good.
@@ -73,9 +75,19 @@ void FillPanel(const Job& job, int64_t index) {
   const Panel panel = PanelOf(job, index, index);
   const int64_t K = job.w.weights.K, row = panel.interleaved ? 1 : job.w.length, step = panel.interleaved ? kPanel : 1;
   std::fill_n(panel.values, job.w.length * panel.width, 0.0f);
+  float widened[kPiece];
   for (int64_t m = 0; m < panel.rows; ++m) {
-    const float* a = job.product->a + (index * kPanel + m) * K;
-    for (int64_t k = 0; k < K; ++k) panel.values[m * row + k * step] = a[k];
+    for (int64_t first = 0; first < K; first += kPiece) {
+      const int64_t at = (index * kPanel + m) * K + first, count = std::min(kPiece, K - first);
+      const float* a = widened;
+      if (job.product->float16) {
+        job.kernels->widen(static_cast<const uint16_t*>(job.product->a) + at, count, widened);
+      } else {
+        a = static_cast<const float*>(job.product->a) + at;
+      }
+      float* values = panel.values + m * row + first * step;
+      for (int64_t k = 0; k < count; ++k) values[k * step] = a[k];
+    }
   }
 }
 
@@ -86,13 +98,19 @@ void PrepareTask(void* data, size_t index) {
   if (job.w.weights.per_oc) job.kernels->prepare(job.w, nullptr, PanelOf(job, panel, panel));
 }
 
-void WriteTile(const Job& job, int64_t tile, int64_t panel, const float* out) {
+void WriteTile(const Job& job, int64_t tile, int64_t panel, float* out) {
   const Product& p = *job.product;
   const int64_t N = job.w.weights.N, first = tile * kTile, count = std::min(kTile, N - first);
   const int64_t rows = std::min(kPanel, p.rows - panel * kPanel);
   for (int64_t m = 0; m < rows; ++m) {
-    float* y = p.y + (panel * kPanel + m) * N + first;
-    for (int64_t n = 0; n < count; ++n) y[n] = out[m * kTile + n] + (p.bias == nullptr ? 0 : p.bias[first + n]);
+    const int64_t at = (panel * kPanel + m) * N + first;
+    float* sums = out + m * kTile;
+    if (p.bias != nullptr) std::transform(sums, sums + count, p.bias + first, sums, std::plus<float>());
+    if (p.float16) {
+      job.kernels->narrow(sums, count, static_cast<uint16_t*>(p.y) + at);
+    } else {
+      std::copy_n(sums, count, static_cast<float*>(p.y) + at);
+    }
   }
 }
 

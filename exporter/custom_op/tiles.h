@@ -58,6 +58,9 @@ struct TileKernels {
   void (*spread)(const TileWeights& weights, const Spread& spread);
   // Rounds or scales a panel's values; `spread` is null for PER_OC.
   void (*prepare)(const TileWeights& weights, const Spread* spread, const Panel& panel);
+  // Half precision to float and back, rounded to the nearest even.
+  void (*widen)(const uint16_t* halves, int64_t count, float* floats);
+  void (*narrow)(const float* floats, int64_t count, uint16_t* halves);
   // out[rows][16] = the panel times a tile.
   void (*multiply)(const TileWeights& weights, const Spread* spread, const Panel& panel, int64_t tile, float* out);
 };
