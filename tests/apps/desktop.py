@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from runtime_checks.runners import Runner
+from quantize.types import F32
+from runtime_checks.llama_cpp import LlamaModel
+from runtime_checks.onnx_runner import OnnxRunner
 
 NEARLY_EQUAL = 0.05  # logits: below this another instruction set's sums may choose the other token
+CONTEXT = 512
 
 
-def assert_same_greedy(desktop: Runner, prompt: list[int], tokens: list[int]) -> None:
-    """The same tokens after ``prompt``, or another one first where the two best logits are nearly equal."""
-    expected = desktop.greedy(np.array(prompt, np.int64), len(tokens))
-    differing = [index for index, (one, other) in enumerate(zip(expected, tokens, strict=True)) if one != other]
-    if differing:
-        before = np.array([*prompt, *expected[: differing[0]]], np.int64)
-        second, best = np.sort(desktop.logits(before)[-1])[-2:]
-        assert best - second < NEARLY_EQUAL, f"token {differing[0]} differs: {tokens} instead of {expected}"
+def check_greedy(file: Path, prompt: list[int], answer: list[int], *, float_activations: bool = False) -> int:
+    """The desktop runtime has to choose every token of ``answer``, up to one that is nearly the best; how many are the same.
+
+    ``float_activations``: compute ONNX as onnxruntime's WebAssembly does, which has no 8-bit kernels.
+    """
+    assert answer
+    rows = following_logits(file, prompt, answer[:-1], 0 if float_activations else None)
+    for index, token in enumerate(answer):
+        best = int(rows[index].argmax())
+        if token != best:
+            gap = float(rows[index, best] - rows[index, token])
+            assert gap < NEARLY_EQUAL, f"token {index} is {token}, here {best}, whose logit is larger by {gap:.3f}"
+            return index
+    return len(answer)
+
+
+def following_logits(file: Path, prompt: list[int], answer: list[int], accuracy_level: int | None) -> F32:
+    """F32[len(answer) + 1, vocab]: after the prompt, and after each token of the answer.
+
+    llama.cpp is fed the prompt at once and the rest one by one, as when it decodes: it rounds activations to 8 bits, and what that
+    does to the logits depends on how many tokens it is given at a time.
+    """
+    if file.is_dir():
+        return OnnxRunner(file, accuracy_level).logits(np.array(prompt + answer, np.int64))[len(prompt) - 1 :]
+    with LlamaModel(file, n_ctx=CONTEXT) as model:
+        rows = [model.logits(np.array(prompt, np.int32))[-1]]
+        for index, token in enumerate(answer):
+            rows.append(model._decode(np.array([token], np.int32), len(prompt) + index)[-1].copy())
+        return np.stack(rows)

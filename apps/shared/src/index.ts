@@ -4,4 +4,4 @@ export { type BundleFile, type Manifest, type StoredFile, stored, storedFiles } 
 export { greedy, type GreedyOptions } from "./onnx_decode";
 export { BundleError, count } from "./problems";
 export { Chat, TextStream, type TokenizerFiles } from "./tokenizer";
-export { type Bundle, checkBundle, type Source } from "./verify";
+export { type Bundle, checkBundle, sha256, type Source } from "./verify";

@@ -23,6 +23,8 @@ export interface Source {
   readonly paths: readonly string[] | null;
   /** A file's bytes, null if it is not there. `expected`: what the bundle says of it, null before that is known. */
   read(path: string, expected: StoredFile | null): Promise<Bytes | null>;
+  /** Told once what all files are, before they are read. */
+  announce?(files: readonly StoredFile[]): void;
 }
 
 export interface Bundle {
@@ -87,6 +89,7 @@ async function checkFiles(source: Source, sums: Map<string, string>, problems: s
   await note(MANIFEST, text);
   const whole = found.get(MANIFEST)?.sha256 === (sums.get(MANIFEST) ?? found.get(MANIFEST)?.sha256);
   const manifest = whole ? readManifest(text) : null;
+  if (manifest !== null) source.announce?.(storedFiles(manifest));
   const stated = new Map(manifest === null ? [] : storedFiles(manifest).map((file) => [file.path, file]));
 
   const read = async (path: string): Promise<Bytes | null> => {
@@ -187,7 +190,8 @@ function otherwise(found: string, expected: string): string {
   return `its sha256 is ${found}, not ${expected}`;
 }
 
-async function sha256(data: Bytes): Promise<string> {
+/** In lower-case hex. */
+export async function sha256(data: Bytes): Promise<string> {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

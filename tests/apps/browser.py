@@ -1,0 +1,105 @@
+"""Debian's Chromium on the page of apps/web, used as a person does: by labels, buttons and keys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.native import built
+
+PATIENCE = 120_000  # ms; a busy machine compiles 14 MB of WebAssembly slowly
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: list[int]
+    speed: str
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Skips the test where it, or the page, is not there."""
+    built("build/apps/web/index.html")
+    path = shutil.which("chromium")
+    if path is None:
+        reason = "chromium is not there; tools/apt-packages.sh installs it"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, address: str, **how: object) -> Iterator[Page]:
+    """The page, in a profile of its own; in the end nothing may have failed in it or been asked of anybody else."""
+    context = browser.new_context(**how)
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: troubles.append(request.url) if not ours(request.url, address) else None)
+    page.goto(address)
+    yield page
+    context.close()
+    assert troubles == []
+
+
+def ours(url: str, address: str) -> bool:
+    return url.startswith((address, f"blob:{address}"))
+
+
+def load(page: Page, name: str) -> None:
+    """Choose a bundle of the server and wait until it is ready or refused."""
+    page.get_by_label("From this server").select_option(label=name)
+    page.get_by_role("button", name="Load").click()
+    settled(page)
+
+
+def settled(page: Page) -> None:
+    expect(page.locator("#loading")).to_be_hidden(timeout=PATIENCE)
+
+
+def facts(page: Page) -> dict[str, str]:
+    rows = page.locator("dl")
+    return dict(zip(rows.locator("dt").all_inner_texts(), rows.locator("dd").all_inner_texts(), strict=True))
+
+
+def problems(page: Page) -> list[str]:
+    """What the page says is wrong."""
+    return page.get_by_role("alert").get_by_role("listitem").all_inner_texts()
+
+
+def ask(page: Page, question: str, most: int) -> Answer:
+    """Type, press Enter and read."""
+    page.get_by_label("At most").fill(str(most))
+    page.get_by_label("Your question").fill(question)
+    page.get_by_label("Your question").press("Enter")
+    expect(page.get_by_role("button", name="Ask")).to_be_enabled(timeout=PATIENCE)
+    return read(page)
+
+
+def read(page: Page) -> Answer:
+    tokens = page.locator("#tokens").text_content() or ""
+    return Answer(
+        page.locator("#answer").text_content() or "",
+        [int(word) for word in tokens.split()],
+        page.locator("#speed").inner_text(),
+    )
+
+
+def tampered(bundle: Path, name: str, place: int) -> Path:
+    """Its file ``name`` with one byte changed."""
+    path = bundle / name
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    return path
