@@ -16,6 +16,7 @@ Json = dict[str, Any]
 STEPS = 8  # of the palette "seq" in page.css; "div" has one more than RATIOS
 RATIOS = (1 / 2, 1 / 1.25, 1 / 1.05, 1.05, 1.25, 2)  # of losses per OC to losses per IC, between the steps of "div"
 SHORT = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+AXES = {Axis.PER_OC: "per OC", Axis.PER_IC: "per IC", None: "no axis"}
 LEFT = 52  # pixels for the names of the rows
 CELL = {WIDE: 30, NARROW: 20}  # its rows
 SMALLEST_TEXT = 15  # pixels of a cell that can hold two letters
@@ -96,24 +97,25 @@ def _loss_map(cells: Sequence[Json], name: str) -> Chart:
         loss = _loss(item)
         return None if loss is None else f"seq-{sum(loss > edge for edge in edges)}"
 
-    return _map(f"{name}: what each linear loses", summary, cells, (shade, _bits), legend)
+    return _map(f"{name}: what each linear loses", summary, cells, (shade, bits_text), legend)
 
 
 def _bits_map(cells: Sequence[Json], name: str) -> Chart:
-    widths = sorted({item["bits"] for item in cells if item["bits"] is not None})
-    counts = ", ".join(f"{sum(item['bits'] == bits for item in cells)} at {bits} bits" for bits in widths)
+    widths = {bits_text(item): bits_shade(item) for item in sorted(cells, key=lambda item: float(bits_text(item)))}
+    counts = ", ".join(f"{sum(bits_text(item) == bits for item in cells)} at {bits} bits" for bits in widths)
     summary = f"The bits of the codes of each of {len(cells)} linears: {counts}. A file knows no losses; its store does."
-    legend = [(f"var(--{bits_shade({'bits': bits})})", f"{bits:g} bits") for bits in widths]
-    return _map(f"{name}: bits of each linear", summary, cells, (bits_shade, _bits), legend)
+    legend = [(f"var(--{shade})", f"{bits} bits") for bits, shade in widths.items()]
+    return _map(f"{name}: bits of each linear", summary, cells, (bits_shade, bits_text), legend)
 
 
-def _bits(item: Json) -> str:
-    return "" if item["bits"] is None else f"{item['bits']:g}"
+def bits_text(item: Json) -> str:
+    """The width of a tensor's codes or floats; of a type that is none of ours, what its bytes come to."""
+    return f"{item['bits'] or 8 * item['bytes'] / max(1, math.prod(item['shape'])):.3g}"
 
 
 def bits_shade(item: Json) -> str:
-    """The colour of 2 bits to 8, each its own; floats take the last."""
-    return f"seq-{min(max(int(item['bits'] or 32) - 2, 0), STEPS - 1)}"
+    """The colour of 2 bits to 8, each its own; what is wider takes the last."""
+    return f"seq-{min(max(round(float(bits_text(item))) - 2, 0), STEPS - 1)}"
 
 
 def _map(
@@ -140,20 +142,15 @@ def _row(item: Json) -> list[Cell]:
     loss = item.get("loss", {})
     losses = [Number(f"{loss[axis]:.3g}") if axis in loss else "" for axis in Axis]
     group = "" if item["group_size"] is None else Number(item["group_size"])
-    return [item["name"], _axis_words(item), item["grid"], Number(_bits(item)), group, *losses]
-
-
-def _axis_words(item: Json) -> str:
-    return {Axis.PER_OC: "per OC", Axis.PER_IC: "per IC", None: "floats"}[item["axis"]]
+    return [item["name"], AXES[item["axis"]], item["grid"], Number(bits_text(item)), group, *losses]
 
 
 def _tip(item: Json) -> str:
     layer, linear = item["place"]
-    losses = "".join(
-        f", loss {axis.replace('_', ' ')[:3]}{axis[-2:].upper()} {loss:.3g}" for axis, loss in item.get("loss", {}).items()
-    )
+    losses = ", ".join(f"{AXES[axis]} {loss:.3g}" for axis, loss in item.get("loss", {}).items())
     group = "" if item["group_size"] is None else f" in groups of {item['group_size']}"
-    return f"layer {layer}, {linear}: {_axis_words(item)}, {item['grid']}, {_bits(item)} bits{group}{losses}"
+    stored = f"{AXES[item['axis']]}, {item['grid']}, {bits_text(item)} bits{group}"
+    return f"layer {layer}, {linear}: {stored}" + (f", loss {losses}" if losses else "")
 
 
 def _map_spec(values: Sequence[Json], width: int) -> Spec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.model_config import layer_index
 from runtime_checks.report_charts import FONT_SIZE, NARROW, WIDE, Spec, both_shapes
-from runtime_checks.report_maps import bits_shade
+from runtime_checks.report_maps import bits_shade, bits_text
 from runtime_checks.report_page import Chart, Number, Table
 
 Json = dict[str, Any]
@@ -26,32 +25,29 @@ def tree_chart(report: Json, name: str) -> Chart:
     largest = tensors[0]
     spent = defaultdict[str, int](int)
     for item in tensors:
-        spent[_bits(item)] += item["bytes"]
-    shares = ", ".join(f"{bits} {100 * size / total:.0f} %" for bits, size in sorted(spent.items(), key=lambda pair: -pair[1]))
+        spent[bits_text(item)] += item["bytes"]
+    shares = ", ".join(
+        f"{100 * size / total:.1f} % at {bits} bits" for bits, size in sorted(spent.items(), key=lambda pair: -pair[1])
+    )
     summary = (
         f"{total / 1e6:,.1f} MB in {len(tensors)} tensors. The largest is {largest['name']} with "
-        f"{100 * largest['bytes'] / total:.0f} % of it. By width: {shares}."
+        f"{100 * largest['bytes'] / total:.0f} % of it. {shares}."
     )
     title = f"{name}: bytes by tensor"
     pictures = both_shapes(lambda width: _spec(tensors, width), title)
     rows = [
-        [item["name"], "×".join(map(str, item["shape"])), item["grid"], Number(_bits(item)), Number(f"{item['bytes']:,}")]
+        [item["name"], "×".join(map(str, item["shape"])), item["grid"], Number(bits_text(item)), Number(f"{item['bytes']:,}")]
         for item in tensors
     ]
-    shades = {_bits(item): bits_shade(item) for item in sorted(tensors, key=lambda item: item["bits"] or math.inf)}
-    legend = [(f"var(--{shade})", bits) for bits, shade in shades.items()]
+    shades = {bits_text(item): bits_shade(item) for item in sorted(tensors, key=lambda item: float(bits_text(item)))}
+    legend = [(f"var(--{shade})", f"{bits} bits") for bits, shade in shades.items()]
     return Chart(title, summary, pictures, Table(title, ("tensor", "shape", "grid", "bits", "bytes"), rows, True), legend)
-
-
-def _bits(item: Json) -> str:
-    return "other" if item["bits"] is None else f"{item['bits']:g} bits"
 
 
 def _spec(tensors: Sequence[Json], width: int) -> Spec:
     root: Json = {"id": ROOT}
-    layers = {
-        index: {"id": index, "parent": ROOT, "title": f"layer {index}"} for item in tensors if (index := _layer(item)) is not None
-    }
+    indices = sorted({index for item in tensors if (index := _layer(item)) is not None})
+    layers = [{"id": index, "parent": ROOT, "title": f"layer {index}"} for index in indices]
     leaves = [
         {
             "id": item["name"],
@@ -60,7 +56,7 @@ def _spec(tensors: Sequence[Json], width: int) -> Spec:
             "fill": f"var(--{bits_shade(item)})",
             "ink": f"var(--{bits_shade(item)}-ink)",
             "label": _short(item["name"]),
-            "tip": f"{item['name']}: {item['bytes']:,} bytes, {item['grid']}, {_bits(item)}",
+            "tip": f"{item['name']}: {item['bytes']:,} bytes, {item['grid']}, {bits_text(item)} bits",
         }
         for item in tensors
     ]
@@ -74,7 +70,7 @@ def _spec(tensors: Sequence[Json], width: int) -> Spec:
         "height": HEIGHT[width],
         "padding": 0,
         "data": [
-            {"name": "tree", "values": [root, *layers.values(), *leaves], "transform": tree},
+            {"name": "tree", "values": [root, *leaves[:1], *layers, *leaves[1:]], "transform": tree},
             {"name": "layers", "source": "tree", "transform": [{"type": "filter", "expr": "isValid(datum.title)"}]},
             {"name": "leaves", "source": "tree", "transform": [{"type": "filter", "expr": "isValid(datum.label)"}]},
         ],

@@ -17,8 +17,20 @@ from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
 
 COMMANDS = (
-    *("quantize", "export gguf", "export onnx", "verify", "eval", "compare", "inspect", "run", "sensitivity", "imatrix"),
-    *("bench kernel", "bundle", "bundle verify", "doctor"),
+    *(
+        "quantize",
+        "export gguf",
+        "export onnx",
+        "verify",
+        "eval",
+        "compare",
+        "report",
+        "inspect",
+        "run",
+        "sensitivity",
+        "imatrix",
+    ),
+    *("bench kernel", "bundle", "bundle verify", "doctor", "completion"),
 )
 EVAL_KEYS = {"ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "tokens_per_s", "runtime"}
 CHECK_KEYS = {"name", "tensor", "error", "tolerance", "ok"}
