@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import verify_bundle
 from exporter.cli_bundle import VERIFY, bundle, joined_command
+from exporter.cli_completion import completion
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.cli_size import has_target_size, model_plan
 from exporter.doctor import EXTRAS, doctor, requirements
@@ -218,6 +219,11 @@ def _doctor(args: Namespace) -> int:
     return 0
 
 
+def _completion(args: Namespace) -> int:
+    print(completion(build_parser(), args.shell), end="")
+    return 0
+
+
 def _run(args: Namespace) -> int:
     from exporter.cli_export import RunOutputs
     from quantize import open_checkpoint
@@ -265,6 +271,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "bundle": _bundle,
     VERIFY: _verify_bundle,
     "doctor": _doctor,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
 from exporter.cli_bundle import add_bundle
 from exporter.cli_compare import add_compare, add_eval
+from exporter.cli_completion import add_completion
 from exporter.cli_parser import OneLineParser, Subparsers, add_common, add_quiet, command
 from exporter.cli_report import add_report
 from exporter.cli_size import add_size_options
@@ -48,7 +49,7 @@ def build_parser() -> OneLineParser:
         _add_sensitivity,
         _add_imatrix,
     )
-    for add in (*adders, _add_bench, add_bundle, _add_doctor):
+    for add in (*adders, _add_bench, add_bundle, _add_doctor, add_completion):
         add(commands)
     return parser
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Debian must provide and is missing here: Python with venv, make, compilers, what the native library is built,
-# tested and fetched with, and the browser that the web client is tested in.
+# tested and fetched with, the browser that the web client is tested in, and the shells
+# that completion is tested in.
 set -euo pipefail
 
 missing=()
@@ -25,6 +26,9 @@ need g++-aarch64-linux-gnu -- command -v aarch64-linux-gnu-g++
 need qemu-user -- command -v qemu-aarch64
 need npm -- command -v npm
 need chromium -- command -v chromium
+need zsh -- command -v zsh
+need tcsh -- command -v tcsh
+need fish -- command -v fish
 need libgomp1 -- library libgomp.so.1
 need libstdc++6 -- library libstdc++.so.6
 
