@@ -131,4 +131,6 @@ def _failures(inputs: Inputs) -> list[Block]:
 def _nothing_failed(inputs: Inputs) -> str:
     checks = sum(subject.verified.checks for subject in inputs.subjects if subject.verified is not None)
     measured = len(measured_subjects(inputs.subjects))
+    if not checks and not measured:
+        return "Nothing was verified or measured, so nothing could fail."
     return f"Nothing that was given failed: {checks:,} checks of `adadim verify`, {measured} measurements."

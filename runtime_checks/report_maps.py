@@ -103,7 +103,7 @@ def _loss_map(cells: Sequence[Json], name: str) -> Chart:
 def _bits_map(cells: Sequence[Json], name: str) -> Chart:
     widths = {bits_text(item): bits_shade(item) for item in sorted(cells, key=lambda item: float(bits_text(item)))}
     counts = ", ".join(f"{sum(bits_text(item) == bits for item in cells)} at {bits} bits" for bits in widths)
-    summary = f"The bits of the codes of each of {len(cells)} linears: {counts}. A file knows no losses; its store does."
+    summary = f"The bits of the codes of each of {len(cells)} linears: {counts}. Their losses are not recorded here."
     legend = [(f"var(--{shade})", f"{bits} bits") for bits, shade in widths.items()]
     return _map(f"{name}: bits of each linear", summary, cells, (bits_shade, bits_text), legend)
 

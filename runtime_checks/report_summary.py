@@ -62,7 +62,9 @@ def summary_blocks(inputs: Inputs) -> list[Block]:
     if gaps:
         blocks.append(Text(f"Not known from what was given: {'; '.join(gaps)}."))
     rows = [_row(subject, subject.name in front) for subject in inputs.subjects]
-    return [*blocks, Table("All that was given", COLUMNS, rows)]
+    used = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows)]
+    table = Table("All that was given", [COLUMNS[index] for index in used], [[row[index] for index in used] for row in rows])
+    return [*blocks, table]
 
 
 def _card(subject: Subject, inputs: Inputs) -> tuple[str, str, str, list[Statement]]:
