@@ -18,4 +18,5 @@ build() {
 build host
 cmake --install build/custom_op/host --prefix . --strip >/dev/null
 build sanitize
+build sanitize-threads
 if command -v aarch64-linux-gnu-g++ >/dev/null; then build linux-arm64; fi

@@ -1,19 +1,22 @@
 // Runs models in an ONNX Runtime that Python cannot load: of another processor, or under a sanitizer.
 //
-//   driver RUNTIME LIBRARY THREADS < cases
+//   driver RUNTIME LIBRARY THREADS [CALLERS] < cases
 //
 // RUNTIME is a libonnxruntime.so. LIBRARY holds the custom operators; "-" for none, "RegisterCustomOps" if they are linked
 // into this program. Each line of the input is a case, words apart by one space:
 //
 //   MODEL OUTPUT {NAME TYPE RANK DIMENSION... FILE}...
 //
+// With CALLERS all cases run at once, each called by so many threads, whose outputs must be the same.
 // Inputs come from files of raw little-endian numbers; the model's only output goes to such a file. Each case is answered by
 // one line: "ok DIMENSION..." or "error" and what the runtime says.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
+#include <future>
 #include <iostream>
 #include <memory>
 #include <numeric>
@@ -72,7 +75,7 @@ Input ReadInput(const std::string& name, std::istream& words) {
   return input;
 }
 
-void Write(const std::string& path, const Ort::Value& tensor) {
+size_t Write(const std::string& path, const Ort::Value& tensor) {
   const auto info = tensor.GetTensorTypeAndShapeInfo();
   const auto type = std::find_if(std::begin(kTypes), std::end(kTypes),
                                  [&](const Type& known) { return known.element == info.GetElementType(); });
@@ -81,15 +84,11 @@ void Write(const std::string& path, const Ort::Value& tensor) {
   if (!std::ofstream(path, std::ios::binary).write(static_cast<const char*>(tensor.GetTensorRawData()), size)) {
     throw std::runtime_error(path + " cannot be written");
   }
+  return static_cast<size_t>(size);
 }
 
-// Runs one case and returns the dimensions of its output.
-std::vector<int64_t> Run(const Ort::Env& env, const Ort::SessionOptions& options, std::istream& words) {
-  std::string model, output, name;
-  words >> model >> output;
-  std::vector<Input> inputs;
-  while (words >> name) inputs.push_back(ReadInput(name, words));
-  Ort::Session session(env, model.c_str(), options);
+// Not inlined, so that callgrind counts what happens in here alone (tools/count_instructions.py).
+[[gnu::noinline]] Ort::Value RunSession(Ort::Session& session, const std::vector<Input>& inputs) {
   std::vector<const char*> names;
   std::vector<const OrtValue*> values;
   for (const Input& input : inputs) {
@@ -102,28 +101,50 @@ std::vector<int64_t> Run(const Ort::Env& env, const Ort::SessionOptions& options
   OrtValue* made = nullptr;
   Ort::ThrowOnError(
       Ort::GetApi().Run(session, nullptr, names.data(), values.data(), names.size(), &wanted_name, 1, &made));
-  const Ort::Value result(made);
-  Write(output, result);
+  return Ort::Value(made);
+}
+
+bool SameBytes(const Ort::Value& one, const Ort::Value& other, size_t size) {
+  return std::memcmp(one.GetTensorRawData(), other.GetTensorRawData(), size) == 0;
+}
+
+// Runs one case and returns the dimensions of its output.
+std::vector<int64_t> Run(const Ort::Env& env, const Ort::SessionOptions& options, size_t callers, std::istream& words) {
+  std::string model, output, name;
+  words >> model >> output;
+  std::vector<Input> inputs;
+  while (words >> name) inputs.push_back(ReadInput(name, words));
+  Ort::Session session(env, model.c_str(), options);
+  std::vector<std::future<Ort::Value>> others;
+  while (others.size() + 1 < callers) {
+    others.push_back(std::async(std::launch::async, [&] { return RunSession(session, inputs); }));
+  }
+  const Ort::Value result = RunSession(session, inputs);
+  const size_t size = Write(output, result);
+  for (auto& other : others) {
+    if (!SameBytes(result, other.get(), size)) throw std::runtime_error("two threads got different outputs");
+  }
   return result.GetTensorTypeAndShapeInfo().GetShape();
 }
 
-void RunLine(const Ort::Env& env, const Ort::SessionOptions& options, const std::string& line) {
+std::string Answer(const Ort::Env& env, const Ort::SessionOptions& options, size_t callers, const std::string& line) {
   std::istringstream words(line);
   try {
-    std::ostringstream answer;
-    for (const int64_t dim : Run(env, options, words)) answer << ' ' << dim;
-    std::cout << "ok" << answer.str() << std::endl;
+    std::ostringstream answer("ok", std::ios::ate);
+    for (const int64_t dim : Run(env, options, callers, words)) answer << ' ' << dim;
+    return answer.str();
   } catch (const std::exception& error) {
     std::string text = error.what();
     std::replace(text.begin(), text.end(), '\n', ' ');
-    std::cout << "error " << text << std::endl;
+    return "error " + text;
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) return std::cerr << "usage: driver RUNTIME LIBRARY THREADS < cases\n", 2;
+  if (argc < 4) return std::cerr << "usage: driver RUNTIME LIBRARY THREADS [CALLERS] < cases\n", 2;
+  const size_t callers = argc > 4 ? std::stoul(argv[4]) : 1;
   void* const runtime = dlopen(argv[1], RTLD_NOW);
   if (runtime == nullptr) return std::cerr << dlerror() << '\n', 2;
   const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(runtime, "OrtGetApiBase"))();
@@ -137,5 +158,10 @@ int main(int argc, char** argv) {
   } else if (library != "-") {
     options.RegisterCustomOpsLibrary(library.c_str());
   }
-  for (std::string line; std::getline(std::cin, line);) RunLine(env, options, line);
+  std::vector<std::future<std::string>> answers;
+  const auto launch = callers > 1 ? std::launch::async : std::launch::deferred;
+  for (std::string line; std::getline(std::cin, line);) {
+    answers.push_back(std::async(launch, [&, line] { return Answer(env, options, callers, line); }));
+  }
+  for (auto& answer : answers) std::cout << answer.get() << std::endl;
 }

@@ -25,17 +25,26 @@ CPU part\t: 0xd0c
 CPU revision\t: 1
 
 """
+# Mutexes that onnxruntime locks unseen would be reported when its threads wait on them.
+SANITIZER_OPTIONS = {
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": f"report_mutex_bugs=0:suppressions={Path(__file__).parent / 'threads.supp'}",
+}
 HOST_RUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A build of the driver, the runtime and the library that it loads, and the processor that is emulated."""
+    """A build of the driver, the runtime and the library that it loads, and the processor that is emulated.
+
+    ``callers``: so many threads call each session, and all sessions at once.
+    """
 
     preset: str
     runtime: Path
     library: str = "libadadim_ort.so"
     emulator: tuple[str, ...] = ()
+    callers: int = 1
 
     def __call__(self, cases: Sequence[Case], folder: Path, function: bool = False) -> list[np.ndarray | str]:
         """The output of each case, or the error. ``function``: let the portable body do it, without the library."""
@@ -44,12 +53,12 @@ class Driver:
         lines = [_line(case, folder / str(number), function) for number, case in enumerate(cases)]
         emulator = (*self.emulator, "-L", str(_arm64_root(folder))) if self.preset == "linux-arm64" else self.emulator
         done = subprocess.run(
-            [*emulator, str(program), str(self.runtime), library, THREADS],
+            [*emulator, str(program), str(self.runtime), library, THREADS, str(self.callers)],
             input="".join(lines),
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"},
+            env=os.environ | SANITIZER_OPTIONS,
         )
         answers = done.stdout.splitlines()
         assert done.returncode == 0 and len(answers) == len(cases), f"case {len(answers)}: {done.stderr[-6000:]}"
@@ -96,3 +105,4 @@ def emulated_x86(cpu: str) -> Driver:
 
 HOST = Driver("host", HOST_RUNTIME)
 SANITIZED = Driver("sanitize", HOST_RUNTIME, "RegisterCustomOps")
+THREADS_SANITIZED = Driver("sanitize-threads", HOST_RUNTIME, "RegisterCustomOps", callers=4)

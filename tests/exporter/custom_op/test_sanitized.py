@@ -1,4 +1,4 @@
-"""The kernel under AddressSanitizer and UndefinedBehaviorSanitizer, linked into a program as an app on iOS links it.
+"""The kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, linked into a program as an app on iOS links it.
 
 Every input is a buffer of its very size, so a read beyond it ends the program.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from quantize import Axis
 from tests.exporter.custom_op.cases import NODE, Case, Spec, assert_close, grid, make_case, tolerance
-from tests.exporter.custom_op.driver import SANITIZED
+from tests.exporter.custom_op.driver import SANITIZED, THREADS_SANITIZED
 
 HUGE = 2**62
 
@@ -53,6 +53,19 @@ def test_shapes_at_random(tmp_path):
     specs = [random_spec(rng) for _ in range(200)]
     cases = [make_case(spec, rng) for spec in specs]
     for spec, case, actual in zip(specs, cases, SANITIZED(cases, tmp_path), strict=True):
+        assert_close(actual, case.expected, tolerance(spec), spec)
+
+
+def test_many_threads_in_sessions_at_once(tmp_path):
+    """Under ThreadSanitizer, which ends the driver with an error when it has seen a race."""
+    specs = [
+        Spec(512, 1040, 4, 32, axis, level, layout, (rows,), dtype)
+        for axis in Axis
+        for level, layout in ((0, 0), (0, 1), (4, 1))
+        for rows, dtype in ((1, "float32"), (19, "float16"))
+    ]
+    cases = [make_case(spec, np.random.default_rng(0)) for spec in specs]
+    for spec, case, actual in zip(specs, cases, THREADS_SANITIZED(cases, tmp_path), strict=True):
         assert_close(actual, case.expected, tolerance(spec), spec)
 
 
