@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from quantize.types import F32
+from runtime_checks.chat_template import render, special_tokens_of, template_of
 from runtime_checks.llama_cpp import LlamaModel
 from runtime_checks.onnx_runner import OnnxRunner
 
 NEARLY_EQUAL = 0.05  # logits: below this another instruction set's sums may choose the other token
 CONTEXT = 512
+
+
+def prompt_ids(model: Path, question: str) -> list[int]:
+    """A question in the chat template of the model's folder, by its own tokenizer."""
+    assets = {path.name: path.read_bytes() for path in model.iterdir() if path.suffix in (".json", ".jinja")}
+    text = render(template_of(assets), ({"role": "user", "content": question},), special_tokens_of(assets))
+    return Tokenizer.from_file(str(model / "tokenizer.json")).encode(text, add_special_tokens=False).ids
 
 
 def check_greedy(file: Path, prompt: list[int], answer: list[int], *, float_activations: bool = False) -> int:
@@ -33,8 +42,8 @@ def check_greedy(file: Path, prompt: list[int], answer: list[int], *, float_acti
 def following_logits(file: Path, prompt: list[int], answer: list[int], accuracy_level: int | None) -> F32:
     """F32[len(answer) + 1, vocab]: after the prompt, and after each token of the answer.
 
-    llama.cpp is fed the prompt at once and the rest one by one, as when it decodes: it rounds activations to 8 bits, and what that
-    does to the logits depends on how many tokens it is given at a time.
+    llama.cpp is fed the prompt at once and the rest one by one, as when it decodes: it rounds activations to 8 bits, and what
+    that does to the logits depends on how many tokens it is given at a time.
     """
     if file.is_dir():
         return OnnxRunner(file, accuracy_level).logits(np.array(prompt + answer, np.int64))[len(prompt) - 1 :]

@@ -62,9 +62,10 @@ async function ask(question: string, most: number): Promise<void> {
     showTrouble("The answer was broken off", error);
   } finally {
     view.end();
+    const away = [document.body, parts.send, parts.stop].includes(document.activeElement as HTMLElement);
+    if (away) parts.question.focus(); // the focus was on a button that is disabled now
     parts.stop.disabled = true;
     parts.send.disabled = false;
-    if (document.activeElement === document.body) parts.question.focus(); // the button that had it is disabled now
   }
 }
 
