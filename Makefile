@@ -24,7 +24,7 @@ native: $(STAMP)
 	tools/build_native.sh
 
 # The clients of a bundle in JavaScript: packages as the lock says, types checked, scripts built; only if something changed.
-apps: $(if $(NODE_20),build/apps/.built)
+apps: $(if $(NODE_20),build/apps/.built build/apps/android/sample.jar)
 	@$(if $(NODE_20),,echo 'going on without apps/: it needs npm and Node 20 or later')
 
 $(NPM): apps/package-lock.json
@@ -34,6 +34,10 @@ $(NPM): apps/package-lock.json
 build/apps/.built: $(NPM) $(shell find apps -name node_modules -prune -o -name dist -prune -o -type f -print)
 	cd apps && npm run --workspaces --if-present check && npm run --workspaces --if-present build
 	mkdir -p $(@D) && touch $@
+
+# What the Android sample has that runs on a JVM, for the tests.
+build/apps/android/sample.jar: $(STAMP) $(NPM) tools/build_android.py $(shell find apps/android tests/apps/jvm -type f)
+	$(BIN)/python tools/build_android.py
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO)

@@ -25,6 +25,8 @@ need libhwy-dev -- test -f /usr/include/hwy/highway.h
 need g++-aarch64-linux-gnu -- command -v aarch64-linux-gnu-g++
 need qemu-user -- command -v qemu-aarch64
 need npm -- command -v npm
+need openjdk-17-jre-headless -- command -v java
+need libandroid-json-java -- test -f /usr/share/java/com.android.json.jar
 need chromium -- command -v chromium
 need zsh -- command -v zsh
 need tcsh -- command -v tcsh

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
+from tests.apps.answering import Answering
 from tests.native import built
 
 APPS = Path(__file__).parent.parent.parent / "apps"
@@ -20,21 +19,8 @@ def bundle_script(source: Path, out: Path) -> Path:
     return out
 
 
-class NodeScript:
+class NodeScript(Answering):
     """A script in a process of its own that answers each line of JSON with one. Use as a context manager."""
 
     def __init__(self, script: Path) -> None:
-        self._process = subprocess.Popen(["node", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **request: Any) -> Any:
-        """Its answer."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def __enter__(self) -> NodeScript:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._process.communicate()
+        super().__init__(["node", script])

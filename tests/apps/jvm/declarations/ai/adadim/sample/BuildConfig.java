@@ -1,0 +1,6 @@
+package ai.adadim.sample;
+
+public final class BuildConfig {
+    public static final String BUNDLE_DIGEST = "";
+    public static final String BUNDLE_ADDRESS = "";
+}
