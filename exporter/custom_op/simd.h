@@ -14,6 +14,13 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Where a compiler flag that it wants is missing (AES, say), Highway takes a lesser instruction set and says nothing.
+#if defined(__AVX512VNNI__)
+static_assert(HWY_MAX_BYTES == 64, "not AVX-512");
+#elif defined(__AVX2__)
+static_assert(HWY_MAX_BYTES == 32, "not AVX2");
+#endif
+
 using FloatTag = hn::ScalableTag<float>;
 using IntTag = hn::RebindToSigned<FloatTag>;
 using UnsignedTag = hn::RebindToUnsigned<FloatTag>;
