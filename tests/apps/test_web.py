@@ -262,8 +262,7 @@ def test_it_fits_a_phone_and_does_not_blink_at_those_who_mind(page):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_screenshot_of_the_documents_is_made_so(scheme, browser, bundles, tmp_path):
-    answer = screenshot(browser, bundles["onnx-oc"], tmp_path / "page.png", scheme, most=8)
+    screenshot(browser, bundles["onnx-oc"], tmp_path / "page.png", scheme, most=8)
     image = (tmp_path / "page.png").read_bytes()
     width, height = struct.unpack(">II", image[16:24])
     assert image.startswith(b"\x89PNG") and width > 600 and height > 600 and len(image) > 20_000
-    assert answer
