@@ -30,15 +30,23 @@ def points(inputs: Inputs) -> list[Point]:
 
 def lead(inputs: Inputs) -> str:
     """What the whole page rests on, in a sentence or two."""
-    own = [subject for subject in inputs.subjects if not subject.reference]
-    verified = [subject.verified for subject in own if subject.verified is not None]
-    measured = measured_subjects(inputs.subjects)
-    parts = [
-        f"{len(own)} files and stores"
-        + (f" beside {len(inputs.subjects) - len(own)} references." if len(own) < len(inputs.subjects) else ".")
+    files = [subject for subject in inputs.subjects if not subject.reference and not subject.is_store]
+    stores = sum(subject.is_store for subject in inputs.subjects)
+    counts = [
+        _count(len(files), "file"),
+        _count(stores, "store"),
+        _count(len(inputs.subjects) - len(files) - stores, "reference"),
     ]
-    if verified:
-        parts.append(f"{sum(not item.misses for item in verified)} of {len(verified)} verified files hold every check.")
+    parts = [f"{', '.join(text for text in counts if text)}."]
+    verified = [subject.verified for subject in files if subject.verified is not None]
+    if files:
+        checks, misses = sum(item.checks for item in verified), sum(len(item.misses) for item in verified)
+        parts.append(
+            f"{len(verified)} of {len(files)} verified: {checks:,} checks, {misses:,} missed."
+            if verified
+            else "None is verified."
+        )
+    measured = measured_subjects(inputs.subjects)
     if measured:
         found = [item for _, item in measured]
         on = f" of {inputs.text}" if inputs.text else ""
@@ -47,6 +55,10 @@ def lead(inputs: Inputs) -> str:
             f"KL divergence {min(item.kld for item in found):.4f} to {max(item.kld for item in found):.4f} nats a token."
         )
     return " ".join(parts)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}" if number else ""
 
 
 def summary_blocks(inputs: Inputs) -> list[Block]:
@@ -87,14 +99,18 @@ def _verdict(subject: Subject) -> tuple[str, str]:
 def _quality(found: Measured) -> list[Statement]:
     change = 100 * (found.ppl / found.source_ppl - 1) if found.source_ppl else 0.0
     out = [
-        ("KL divergence", f"{found.kld:.4f}, 1 token in 100 over {found.kld_p99:.2f}"),
+        ("KL divergence", f"{found.kld:.4f}"),
+        ("1 token in 100 is over", f"{found.kld_p99:.3f}"),
         ("same favourite token", f"{100 * found.top1:.1f} %"),
-        ("perplexity", f"{found.ppl:.2f}, source {found.source_ppl:.2f} ({change:+.1f} %)"),
-        ("speed here", f"{found.tokens_per_s:,.0f} tokens/s, {found.runtime}"),
+        ("perplexity", f"{found.ppl:.2f} ({change:+.1f} %)"),
+        ("speed here", f"{found.tokens_per_s:,.0f} tokens/s"),
+        ("in", found.runtime),
     ]
     if found.sample is not None:
         same = found.first_difference is None
-        out.append(("greedy text", "the source's" if same else f"the source's for {found.first_difference} tokens"))
+        out.append(
+            ("text as the source's", "all of it" if same else f"for {_count(found.first_difference or 0, 'token') or '0 tokens'}")
+        )
     return out
 
 
@@ -102,11 +118,11 @@ def _rivals(subject: Subject, found: Measured, inputs: Inputs) -> list[Statement
     """What is better in both, and the best reference that is no larger."""
     others = [(other, item) for other, item in measured_subjects(inputs.subjects) if other is not subject]
     better = [other.name for other, item in others if item.size <= found.size and item.kld < found.kld]
-    out = [("no larger and closer", ", ".join(better) or "none")] if others else []
+    out = [("better in both", ", ".join(better) or "none")] if others else []
     references = [(item.kld, other.name) for other, item in others if other.reference and item.size <= found.size]
     if references:
         kld, name = min(references)
-        out.append(("best reference no larger", f"{name}, {kld:.4f}"))
+        out.append(("reference no larger", f"{name}, {kld:.4f}"))
     return out
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.native import built
 
@@ -15,11 +17,24 @@ AXE = "apps/node_modules/axe-core/axe.min.js"  # which `make apps` installs
 
 
 @contextmanager
+def chromium() -> Iterator[Browser]:
+    """Skips the test where it is not installed."""
+    path = shutil.which("chromium")
+    if path is None:
+        reason = "chromium is not there; tools/apt-packages.sh installs it"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
+
+
+@contextmanager
 def opened(file: Path, width: int = 1280, scheme: str = "light") -> Iterator[tuple[Page, list[str]]]:
     """The page, and all that went wrong or was asked of a network while it is open."""
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    with chromium() as browser:
+        how = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "reduced_motion": "reduce"}
+        context = browser.new_context(**how, offline=True)
         page, noise = context.new_page(), list[str]()
         page.on("console", lambda message: noise.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: noise.append(f"error: {error}"))
@@ -27,7 +42,6 @@ def opened(file: Path, width: int = 1280, scheme: str = "light") -> Iterator[tup
         page.on("request", lambda request: None if request.url == file.as_uri() else noise.append(f"request: {request.url}"))
         page.goto(file.as_uri())
         yield page, noise
-        chromium.close()
 
 
 def axe_violations(page: Page) -> list[str]:

@@ -103,13 +103,13 @@ def test_a_type_of_another_tool_has_the_bits_that_its_bytes_come_to():
     assert "The largest is token_embd.weight with 75 % of it" in tree.summary and tree.pictures[0].svg.count("3.44 bits") == 1
 
 
-@pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime"])
-def test_the_closeup_is_of_the_largest_outlier(tmp_path, model, target):
+@pytest.mark.parametrize(("target", "layer"), [("onnxruntime", None), ("llama.cpp", "model.layers.1.self_attn.q_proj")])
+def test_the_closeup_is_of_the_largest_outlier(tmp_path, model, target, layer):
     store = rtn_store(model, tmp_path / "store", target)
     source = open_checkpoint(model)
-    found = find_outliers(store, source, None, None)
+    found = find_outliers(store, source, None, layer)
     weights = {name: np.abs(source.read(name)).max(0) for name in source.specs if name.endswith("_proj.weight")}
-    loudest = max(weights, key=lambda name: weights[name].max() / np.median(weights[name]))
+    loudest = f"{layer}.weight" if layer else max(weights, key=lambda name: weights[name].max() / np.median(weights[name]))
     assert (
         found.name == loudest and found.channel == weights[loudest].argmax() and found.inputs is None and found.output_mse is None
     )

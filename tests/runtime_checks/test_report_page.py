@@ -93,6 +93,7 @@ def test_marks_say_what_they_are(file):
         assert tip.inner_text() == "small.gguf: 80.0 MB, KL divergence 0.2000 nats a token, on the front"
         page.keyboard.press("End")
         assert tip.inner_text().startswith(f"apart {MARKUP}.gguf: 100.0 MB")
+        assert tip.is_visible()
         page.keyboard.press("Escape")
         assert tip.is_hidden()
         page.locator("#layers .wide").first.locator(".role-mark [aria-label]").first.hover()
