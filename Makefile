@@ -6,7 +6,7 @@ DEMO := build/demo
 # One thread for each process: the tests run in parallel, and tiny matrices gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 NPM := apps/node_modules/.installed
-NODE_20 := $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20)' && echo yes)
+NODE_20 := $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' && echo yes)
 
 .PHONY: setup native apps demo test check bench
 
