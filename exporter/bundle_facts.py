@@ -15,6 +15,7 @@ from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_container import GgufHeader, parse_header
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.errors import ConfigError, ExportError, FileFormatError
+from quantize.kinds import Wanted, mistaken
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
@@ -51,7 +52,7 @@ class Facts:
 def read_facts(path: Path) -> Facts:
     """Raises FileFormatError for what is neither, ExportError for a file that no phone's runtime reads."""
     if (path / "plan.json").is_file():
-        raise ExportError(f"{path}: a store; write it with `adadim export` and bundle what that gives")
+        raise ExportError(mistaken(path, Wanted.FILE))
     report = inspect(path)
     try:
         return _onnx_facts(path, report) if path.is_dir() else _gguf_facts(path, report)
@@ -107,6 +108,9 @@ def _check_gguf(path: Path, header: GgufHeader) -> None:
 
 
 def _onnx_facts(path: Path, report: Report) -> Facts:
+    """Raises ExportError for a folder of another tool, whose graph no manifest can describe."""
+    if "target" not in report:
+        raise ExportError(f"{path}: not written by adadim; make one to bundle: adadim run MODEL --target onnxruntime --out OUT")
     import onnx
 
     model = onnx.load(path / "model.onnx", load_external_data=False)

@@ -24,6 +24,7 @@ from exporter.preflight import check_source
 from exporter.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.targets import TARGETS
 from quantize.errors import AdaDimError, ConfigError
+from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.outputs import check_file, new_file
 from quantize.progress import silence
 
@@ -211,6 +212,8 @@ def _bundle(args: Namespace) -> int:
 
 
 def _verify_bundle(args: Namespace) -> int:
+    if kind_of(args.path) not in (Kind.BUNDLE, None):
+        raise ConfigError(mistaken(args.path, Wanted.BUNDLE))
     return verify_bundle.report(args.path, args.digest)
 
 

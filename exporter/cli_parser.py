@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn, TypeAlias
+import difflib
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, not under a page of usage."""
+    """Says what is wrong with the arguments in one line, not under a page of usage, and what may have been meant."""
+
+    def parse_known_args(self, *args: Any, **options: Any) -> tuple[Any, list[str]]:  # noqa: ANN401 - as argparse has it
+        """What is left over is an error of the command that it was given to: no other knows the options that it may mean."""
+        namespace, rest = super().parse_known_args(*args, **options)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{_meant(rest[0], self._option_string_actions)}")
+        return namespace, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _meant(str(value), action.choices or ())
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def _meant(word: str, known: Iterable[object]) -> str:
+    """For the end of a message."""
+    near = difflib.get_close_matches(word, map(str, known), n=1)
+    return f"; perhaps {near[0]} is meant" if near else ""
 
 
 def command(commands: Subparsers, name: str, summary: str, example: str) -> OneLineParser:

@@ -23,6 +23,7 @@ from exporter.targets import GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS, grid_to_json
+from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.model_config import is_linear
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Axis
@@ -46,7 +47,7 @@ def inspect(path: Path) -> Report:
     if path.is_dir():
         return _inspect_onnx(path)
     if not path.is_file():
-        raise FileFormatError(f"{path}: not there; give a GGUF, an ONNX folder or a store")
+        raise FileFormatError(mistaken(path, Wanted.FILE))
     return _inspect_gguf(path)
 
 
@@ -96,7 +97,9 @@ def _inspect_gguf(path: Path) -> Report:
     try:
         stored = GGUFReader(path).tensors
     except Exception as error:  # gguf-py raises ValueError, IndexError or KeyError, by where the damage is
-        raise FileFormatError(f"{path}: not a GGUF, or a damaged one ({error}); export it again") from error
+        if kind_of(path) is not Kind.GGUF:
+            raise FileFormatError(mistaken(path, Wanted.FILE)) from error
+        raise FileFormatError(f"{path}: a damaged GGUF ({error}); export it again") from error
     return _report([_gguf_item(tensor) for tensor in stored], path.stat().st_size)
 
 
@@ -139,9 +142,7 @@ def _load_onnx(folder: Path) -> Any:  # noqa: ANN401 - onnx is imported where it
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:
-        raise FileFormatError(
-            f"{folder}: no model.onnx and no plan.json in it; give a GGUF, an ONNX folder or a store"
-        ) from error
+        raise FileFormatError(mistaken(folder, Wanted.FILE)) from error
     except Exception as error:  # protobuf's DecodeError; its class moved between versions
         raise FileFormatError(f"{path}: not an ONNX model ({error}); export it again") from error
     if not model.graph.node:

@@ -151,6 +151,6 @@ def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:
     """Raises ExportError for a store that was made for another writer, whose grids and row order are not this one's."""
     if target_of(store).name not in allowed:
         raise ExportError(
-            f"{store.path}: was quantized for target {store.target}, not for {' or '.join(allowed)}; "
-            "quantize again with another --target"
+            f"{store.path}: was quantized for target {store.target}, not for {' or '.join(allowed)}; write it with "
+            f"`adadim export {'gguf' if store.target in GGUF_TARGETS else 'onnx'}`, or quantize again with --target {allowed[0]}"
         )

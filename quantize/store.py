@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import ConfigError, OutputError, StoreError
 from quantize.grids import grid_from_json, grid_to_json
+from quantize.kinds import Wanted, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder
@@ -131,8 +132,10 @@ class QuantizedStore:
             self.target = str(self.header["target"])
             self.row_order = RowOrder(self.header["row_order"])
             _check_shapes(records, self.config)
-        except FileNotFoundError as error:
-            raise StoreError(f"{path}: not a store ({error.filename} is missing); make one with `adadim quantize`") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if (path / "plan.json").is_file():
+                raise StoreError(f"{error.filename}: missing, so the store is damaged; quantize again") from error
+            raise StoreError(mistaken(path, Wanted.STORE)) from error
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise StoreError(f"{path}: plan.json is damaged ({error}); quantize again") from error
         self.records = {record.name: record for record in records}

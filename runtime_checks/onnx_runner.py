@@ -14,6 +14,7 @@ import onnxruntime as ort
 from exporter.library import LIBRARY
 from exporter.onnx_genai import GENAI_FILE
 from quantize.errors import FileFormatError
+from quantize.kinds import Wanted, mistaken
 from quantize.types import F32
 from runtime_checks.divergence import I64
 
@@ -103,7 +104,7 @@ def model_path(folder: Path) -> Path:
     """DIR/model.onnx. Raises FileFormatError if it is not there."""
     path = folder / "model.onnx"
     if not path.is_file():
-        raise FileFormatError(f"{path}: not there; give the folder that `adadim export onnx` wrote")
+        raise FileFormatError(mistaken(folder, Wanted.FILE))
     return path
 
 

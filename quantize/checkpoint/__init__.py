@@ -9,6 +9,7 @@ from quantize.checkpoint.gguf_source import GgufCheckpoint
 from quantize.checkpoint.huggingface import TO_CONVERT, HuggingFaceCheckpoint
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError
+from quantize.kinds import Wanted, mistaken
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -19,6 +20,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def open_checkpoint(path: Path) -> Checkpoint:
     """The source model at ``path``, its headers read and checked. Raises CheckpointError for whatever cannot be used."""
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(mistaken(path, Wanted.SOURCE))
         return HuggingFaceCheckpoint(path)
     if not path.exists():
         if HUB_ID.fullmatch(str(path)) and path.suffix not in (*PICKLES, ".safetensors", ".gguf"):
@@ -34,5 +37,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if magic != b"GGUF":
-        raise CheckpointError(f"{path}: neither a GGUF file nor a Hugging Face directory")
+        raise CheckpointError(mistaken(path, Wanted.SOURCE))
     return GgufCheckpoint(path)

@@ -265,9 +265,9 @@ def test_what_cannot_be_bundled(gguf, adadim, tmp_path):
     (tmp_path / "empty").mkdir()
     cases = {
         transposed: (ExportError, "holds tensors that no runtime reads (gguf-adadim); quantize for llama.cpp"),
-        gguf.store.path: (ExportError, "a store; write it with `adadim export`"),
-        tmp_path / "text.gguf": (FileFormatError, "not a GGUF, or a damaged one"),
-        tmp_path / "empty": (FileFormatError, "no model.onnx"),
+        gguf.store.path: (ExportError, "write its file: adadim export gguf"),
+        tmp_path / "text.gguf": (FileFormatError, "is not a GGUF file"),
+        tmp_path / "empty": (FileFormatError, "is not a GGUF file or an ONNX folder"),
         tmp_path / "nowhere": (FileFormatError, "not there"),
     }
     for path, (kind, message) in cases.items():

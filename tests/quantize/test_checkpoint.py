@@ -148,7 +148,7 @@ def tensor_in_two_shards(path):
 
 
 LIES = {
-    "no config": (lambda p: (p / "config.json").unlink(), "config.json: cannot be read"),
+    "no config": (lambda p: (p / "config.json").unlink(), "name the folder with its config.json"),
     "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
     "config no object": (lambda p: (p / "config.json").write_text("[]"), "not a JSON object"),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index.json"),
@@ -217,7 +217,7 @@ def test_what_is_not_finite_is_refused_when_read(model, dtype, bad):
         ("nowhere/at/all", "no such file or directory"),
         ("model.bin", "pickled weights are never loaded"),
         ("model.safetensors", "name the directory that holds it"),
-        ("notes.txt", "neither a GGUF file nor a Hugging Face directory"),
+        ("notes.txt", "is not a Hugging Face directory or a GGUF file"),
     ],
 )
 def test_paths_that_are_no_model(tmp_path, monkeypatch, name, message):

@@ -95,11 +95,11 @@ def test_force_replaces_a_store_but_never_another_directory(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / "plan.json").unlink(), r"not a store .*plan\.json is missing.*adadim quantize"),
+        (lambda path: (path / "plan.json").unlink(), r"is not a store; make one: adadim quantize"),
         (lambda path: (path / "plan.json").write_text("{"), "plan.json is damaged"),
         (lambda path: (path / "plan.json").write_text('{"format": 99}'), "store format 99"),
         (lambda path: (path / "plan.json").write_text('{"format": 1, "tensors": [{}]}'), "plan.json is damaged"),
-        (lambda path: (path / "assets" / "config.json").unlink(), r"config\.json is missing"),
+        (lambda path: (path / "assets" / "config.json").unlink(), r"config\.json: missing, so the store is damaged"),
     ],
 )
 def test_damaged_plans_are_named(tmp_path, damage, message):

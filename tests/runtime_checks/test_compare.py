@@ -147,7 +147,7 @@ def not_there(files: Files, folder: Path) -> Path:
 FAILURES = [
     (other_vocabulary, r"lm_head.weight is \(352, 256\), the source's is \(320, 256\); name the source"),
     (other_sizes, r"embed_tokens.weight is \(320, 64\), the source's is \(320, 256\)"),
-    (truncated, "not a GGUF, or a damaged one"),
+    (truncated, "a damaged GGUF"),
     (no_data, "No such file"),
     (no_head_size, "does not say the head size"),
     (not_there, "not there"),
@@ -218,6 +218,13 @@ def test_the_command(files, tmp_path, capsys):
     html = page.read_text()
     assert html.count("<svg") and "&lt;b&gt;.gguf" in html and "<b>.gguf" not in html
     assert all(row["name"] in html for row in rows[:3])
+
+
+def test_other_commands_say_that_it_is_not_ours(files, tmp_path, capsys):
+    assert main(["verify", str(files.genai), "--source", str(files.source.path), "--quiet"]) == 2
+    assert f"not written by adadim; measure it: adadim eval {files.genai}" in capsys.readouterr().err
+    assert main(["bundle", str(files.genai), "--platform", "web", "--out", str(tmp_path / "bundle")]) == 2
+    assert "not written by adadim; make one to bundle: adadim run" in capsys.readouterr().err
 
 
 def test_the_command_without_a_source(files, capsys):

@@ -1,0 +1,100 @@
+"""What lies at a path, and what to do where a command was given something else than it takes: errors name the next command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+
+class Kind(StrEnum):
+    """What our commands read and write, as a person is told it is."""
+
+    MODEL = "a Hugging Face model"
+    GGUF = "a GGUF file"
+    ONNX = "an ONNX folder"
+    STORE = "a store"
+    BUNDLE = "a bundle"
+    ZIP = "a zip archive"
+
+
+class Wanted(StrEnum):
+    """What a command takes."""
+
+    SOURCE = "a Hugging Face directory or a GGUF file"
+    STORE = "a store"
+    FILE = "a GGUF file or an ONNX folder"
+    BUNDLE = "a bundle"
+
+
+ACCEPTED = {
+    Wanted.SOURCE: (Kind.MODEL, Kind.GGUF),
+    Wanted.STORE: (Kind.STORE,),
+    Wanted.FILE: (Kind.GGUF, Kind.ONNX),
+    Wanted.BUNDLE: (Kind.BUNDLE,),
+}
+MAKE = {  # a thing of the kind that is wanted
+    Wanted.SOURCE: "name the folder with its config.json and safetensors, or a GGUF",
+    Wanted.STORE: "make one: adadim quantize MODEL --out STORE",
+    Wanted.FILE: "write one: adadim export gguf STORE --out model.gguf",
+    Wanted.BUNDLE: "make one: adadim bundle FILE.gguf --platform android --out BUNDLE",
+}
+NEXT = {  # given this, wanted that: what leads there; {} is the path as a shell takes it
+    (
+        Kind.STORE,
+        Wanted.SOURCE,
+    ): "it is quantized already; write its file: adadim export gguf {} --out model.gguf, or export onnx",
+    (Kind.ONNX, Wanted.SOURCE): "name the model that it was made from; what it holds: adadim inspect {}",
+    (Kind.BUNDLE, Wanted.SOURCE): "name the model that it was made from; whether it is whole: adadim bundle verify {}",
+    (Kind.ZIP, Wanted.SOURCE): "unpack it: unzip {} -d FOLDER",
+    (Kind.MODEL, Wanted.STORE): "make one of it: adadim quantize {} --out STORE",
+    (Kind.GGUF, Wanted.STORE): "make one of it: adadim quantize {} --out STORE",
+    (Kind.ONNX, Wanted.STORE): "it is written already; check it: adadim verify {} --source MODEL",
+    (Kind.BUNDLE, Wanted.STORE): "it is written already; check it: adadim bundle verify {}",
+    (Kind.ZIP, Wanted.STORE): "unpack it: unzip {} -d FOLDER",
+    (Kind.MODEL, Wanted.FILE): "make both of it: adadim run {} --out OUT",
+    (Kind.STORE, Wanted.FILE): "write its file: adadim export gguf {} --out model.gguf, or export onnx",
+    (Kind.BUNDLE, Wanted.FILE): "name the file that it was made from; whether it is whole: adadim bundle verify {}",
+    (Kind.ZIP, Wanted.FILE): "unpack it: unzip {} -d FOLDER",
+    (Kind.MODEL, Wanted.BUNDLE): "first make files of it: adadim run {} --out OUT",
+    (Kind.STORE, Wanted.BUNDLE): "first write its file: adadim export gguf {} --out model.gguf, or export onnx",
+    (Kind.GGUF, Wanted.BUNDLE): "make one of it: adadim bundle {} --platform android --out BUNDLE",
+    (Kind.ONNX, Wanted.BUNDLE): "make one of it: adadim bundle {} --platform android --out BUNDLE",
+    (Kind.ZIP, Wanted.BUNDLE): "unpack it: unzip {} -d BUNDLE; then: adadim bundle verify BUNDLE",
+}
+MARKS = {  # the first file that is there tells; a bundle has a model in it, and a broken one may lack some of these
+    "SHA256SUMS": Kind.BUNDLE,
+    "manifest.json": Kind.BUNDLE,
+    "plan.json": Kind.STORE,
+    "config.json": Kind.MODEL,
+    "model.onnx": Kind.ONNX,
+}
+MAGICS = {b"GGUF": Kind.GGUF, b"PK\x03\x04": Kind.ZIP}
+
+
+def kind_of(path: Path) -> Kind | None:
+    """By what is in a folder, or how a file begins; None for anything else. Raises OSError."""
+    if path.is_dir():
+        return next((kind for name, kind in MARKS.items() if (path / name).is_file()), None)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return MAGICS.get(file.read(4))
+
+
+def mistaken(path: Path, wanted: Wanted) -> str:
+    """What to say where ``path`` is no ``wanted``: what it is, and the command that leads from there to what was meant."""
+    kind = kind_of(path)
+    if kind is not None and kind not in ACCEPTED[wanted]:
+        return f"{path}: is {kind}, not {wanted}; {NEXT[kind, wanted].format(shlex.quote(str(path)))}"
+    inside = next((below for below in _below(path) if kind_of(below) in ACCEPTED[wanted]), None)
+    if inside is not None:
+        return f"{path}: is a folder that holds {wanted}; name that: {shlex.quote(str(inside))}"
+    return f"{path}: {f'is not {wanted}' if path.exists() else 'not there'}; {MAKE[wanted]}"
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """In a folder, as `adadim run` fills one, and in its folders."""
+    for pattern in ("*", "*/*"):
+        yield from sorted(path.glob(pattern))
