@@ -44,8 +44,8 @@ def bench_kernel(options: BenchOptions) -> list[dict[str, Any]]:
 def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterator[dict[str, Any]]:
     K, N = shape
     variants = [(bits, axis) for bits in BITS for axis in Axis]
-    records = [_record(shape, bits, axis) for bits, axis in variants]
-    forms = [matmul_nbits(_record(shape, 4, Axis.PER_OC), WIRE, ACCURACY_LEVEL)]
+    records = [record_of(shape, bits, axis) for bits, axis in variants]
+    forms = [matmul_nbits(record_of(shape, 4, Axis.PER_OC), WIRE, ACCURACY_LEVEL)]
     forms += [matmul_adadim(record, WIRE, ACCURACY_LEVEL) for record in records]
     sessions = [form_session(form, K, threads) for form in forms]
     for rows in ROWS:
@@ -68,21 +68,23 @@ def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterat
             }
 
 
-def _record(shape: tuple[int, int], bits: int, axis: Axis) -> TensorRecord:
+def record_of(shape: tuple[int, int], bits: int, axis: Axis) -> TensorRecord:
+    """A linear of K x N."""
     return TensorRecord("linear.weight", shape[::-1], make_grid("int", bits, GROUP_SIZE), axis=axis)
 
 
 def form_session(form: Form, k: int, threads: int, data: Mapping[str, bytes] | None = None) -> ort.InferenceSession:
-    """A form's nodes on F32[rows, k], its initializers' bytes from ``data``, or random."""
+    """``form_model`` in onnxruntime."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Sessions take turns: the threads of one that is done must not spin beside the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.register_custom_ops_library(str(custom_op_path()))
-    return ort.InferenceSession(_model(form, k, data).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(form_model(form, k, data).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _model(form: Form, k: int, data: Mapping[str, bytes] | None) -> ModelProto:
+def form_model(form: Form, k: int, data: Mapping[str, bytes] | None = None) -> ModelProto:
+    """A form's nodes on F32[rows, k], its initializers' bytes from ``data``, or random."""
     data = data or {planned.name: _random(planned) for planned in form.planned}
     initializers = [
         helper.make_tensor(planned.name, planned.data_type, planned.shape, data[planned.name], raw=True)

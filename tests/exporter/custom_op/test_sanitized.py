@@ -1,4 +1,4 @@
-"""The kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, linked into a program as an app on iOS links it.
+"""The kernel under the sanitizers for addresses, undefined behaviour and threads, linked into a program as on iOS.
 
 Every input is a buffer of its very size, so a read beyond it ends the program.
 """
