@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 NPM := apps/node_modules/.installed
 NODE_20 := $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' && echo yes)
 
-.PHONY: setup native apps demo test check bench
+.PHONY: setup native apps demo test check bench docs
 
 setup: $(STAMP)
 
@@ -16,7 +16,7 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
 	$(BIN)/python tools/fetch_runtime_sdk.py || echo 'going on without the native library'
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev,docs]'
 	touch $@
 
 # The native library, and what its tests run: only what changed is built.
@@ -53,3 +53,8 @@ test: check native apps
 bench: $(STAMP) native
 	$(BIN)/python tools/bench_models.py
 	$(BIN)/adadim bench kernel --json build/bench/kernel.json
+
+# README, docs/ and the docstrings of the public API as a site; a broken link is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs/site . build/site
+	@echo build/site/docs/site/index.html

@@ -73,7 +73,7 @@ def requirements(lines: Iterable[str] | None = None, find: Callable[[str], str |
     out = []
     for line in requires(PACKAGE) or () if lines is None else lines:
         match = REQUIREMENT.fullmatch(line)
-        if match is not None and match[1] != PACKAGE and match[3] not in ("dev", "all"):
+        if match is not None and match[1] != PACKAGE and match[3] not in ("dev", "docs", "all"):
             out.append(Requirement(match[1], match[2], match[3] or "", find(match[1])))
     return out
 
