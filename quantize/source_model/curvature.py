@@ -1,9 +1,10 @@
 """What an error at a linear's output costs at the model's output: the Fisher information of the source's own predictions.
 
 With labels y drawn from the source itself and g = d log p(y) / dz at a linear's output z, an error dz changes the mean KL
-divergence by E[(g . dz)^2] / 2. Two marginals of g^2 are kept, one over output channels and one over tokens, so that
+divergence by E[(g . dz)^2] / 2. Two marginals are kept, of g^2 over output channels and of |g| over tokens, so that
 ``tr(R E H ET)``, E = W - W', H = E[a x xT], R = diag(row_weight), is the predicted divergence in nats per token
-(K-FAC's factors, arXiv 1503.05671, with a diagonal output side).
+(K-FAC's factors, arXiv 1503.05671, with a diagonal output side). A token's g^2 is that of one drawn label, so noisy that few
+tokens would own H; its root rounds better (docs/accuracy.md, Token weights).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _first_overflow(model: Any, ids: torch.Tensor) -> str:  # noqa: ANN401 - tra
 
 
 class _Squares:
-    """Backward hooks that gather both marginals of g^2 for every linear."""
+    """Backward hooks that gather both marginals for every linear."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers has no types
         self._rows: dict[str, torch.Tensor] = {}
@@ -99,7 +100,7 @@ class _Squares:
         def hook(_module: object, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
             square = outputs[0].reshape(-1, outputs[0].shape[-1]).square()
             self._rows[name] = self._rows.get(name, torch.zeros(())) + square.sum(0)
-            self._tokens.setdefault(f"{site}:{name}", []).append(square.sum(1))
+            self._tokens.setdefault(f"{site}:{name}", []).append(square.sum(1).sqrt())
 
         return hook
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from quantize import tuning
 from quantize.axis_choice import layer_loss
@@ -113,6 +114,20 @@ def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
     found = tuning.tune([tensor], Student(source, tokens), RowOrders(source.config, RowOrder.HF), steps=2, seed=0)
     assert found.before == found.after
     assert np.array_equal(dequantize(found.tensors[0]), dequantize(tensor))
+
+
+def test_a_token_weighs_the_length_of_its_gradient(source, tokens):
+    model = build_model(source.config, source.read, source.tied)
+    squares, seen = curvature._Squares(model), []
+    linear = model.model.layers[0].mlp.down_proj
+    linear.register_forward_hook(lambda _module, _inputs, output: (output.retain_grad(), seen.append(output)))
+    embedded = model.model.embed_tokens(torch.from_numpy(tokens[:1])).requires_grad_()
+    model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state.sin().sum().backward()
+    rows, weights = squares.marginals()
+    gradient = seen[0].grad[0].numpy()
+    lengths = np.linalg.norm(gradient, axis=1)
+    np.testing.assert_allclose(weights["model.layers.0.mlp.down_proj"], lengths / lengths.mean(), rtol=1e-5)
+    np.testing.assert_allclose(rows["model.layers.0.mlp.down_proj.weight"], np.square(gradient).mean(0) / 2, rtol=1e-5)
 
 
 def test_curvature_predicts_the_divergence(source, tokens):
