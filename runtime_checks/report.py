@@ -26,7 +26,7 @@ WORDS = (
         "KL divergence",
         "how far a file's prediction of the next token is from the source's, in nats a token; 0 is the source itself",
     ),
-    ("99th percentile", "the KL divergence that 1 token in 100 exceeds"),
+    ("99th %", "the KL divergence that 1 token in 100 exceeds"),
     ("top-1", "how often file and source have the same favourite next token"),
     ("perplexity", "how surprised a model is by the text; the source's on the same text is the measure"),
     ("per OC, per IC", "whether the weights that share a scale lie in one output channel or in one input channel"),

@@ -12,12 +12,12 @@ COLUMNS = (
     "MB",
     "bits/weight",
     "KL divergence",
-    "99th percentile",
+    "99th %",
     "top-1",
     "perplexity",
     "tokens/s",
     "checks",
-    "on the front",
+    "front",
 )
 
 
