@@ -387,6 +387,7 @@ def test_full_disk_while_exporting(model, tmp_path, target, kind):
 
 def test_a_missing_library_names_its_extra(tmp_path, model, capsys, monkeypatch):
     import transformers.modeling_utils  # noqa: F401 - while torch is there: without it, it says a line of its own
+
     monkeypatch.setitem(sys.modules, "quantize.source_model", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "quantize.source_model")

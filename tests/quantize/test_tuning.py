@@ -119,8 +119,12 @@ def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
 def test_a_token_weighs_the_length_of_its_gradient(source, tokens):
     model = build_model(source.config, source.read, source.tied)
     squares, seen = curvature._Squares(model), []
-    linear = model.model.layers[0].mlp.down_proj
-    linear.register_forward_hook(lambda _module, _inputs, output: (output.retain_grad(), seen.append(output)))
+
+    def keep(_module, _inputs, output):
+        output.retain_grad()
+        seen.append(output)
+
+    model.model.layers[0].mlp.down_proj.register_forward_hook(keep)
     embedded = model.model.embed_tokens(torch.from_numpy(tokens[:1])).requires_grad_()
     model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state.sin().sum().backward()
     rows, weights = squares.marginals()
