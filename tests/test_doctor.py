@@ -58,7 +58,11 @@ def test_all_is_there():
             "verify, eval, compare",
             "needs torch, xllamacpp; pip install 'adadim-edge[torch,runtimes]'",
         ),
-        ({"numpy": "1.26"}, "export gguf, bundle FILE.gguf, bundle verify, inspect, completion", "needs numpy; pip install adadim-edge"),
+        (
+            {"numpy": "1.26"},
+            "export gguf, bundle FILE.gguf, bundle verify, inspect, completion",
+            "needs numpy; pip install adadim-edge",
+        ),
         ({"mobius_onnx": None}, "onnxruntime", "needs mobius-onnx; pip install 'adadim-edge[onnx]'"),
         (
             {"xllamacpp": None},
