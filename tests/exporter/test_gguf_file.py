@@ -197,7 +197,10 @@ def test_an_unwritable_place_is_one_line(tmp_path, store):
 
 def test_a_store_for_another_runtime_is_refused(tmp_path):
     store = rtn_store(make_tiny_model(tmp_path / "m"), tmp_path / "s", "onnxruntime")
-    with pytest.raises(ExportError, match=r"quantized for target onnxruntime, not for llama.cpp or gguf-adadim; quantize again"):
+    with pytest.raises(
+        ExportError,
+        match=r"onnxruntime, not for llama.cpp or gguf-adadim; write it with `adadim export onnx`, or quantize again",
+    ):
         write_gguf(store, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
 

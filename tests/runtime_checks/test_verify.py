@@ -261,5 +261,5 @@ def test_a_runtime_that_refuses_the_file_is_a_miss(made, tmp_path):
 @pytest.mark.parametrize("name", ["nothing.gguf", "empty"])
 def test_no_file(made, tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileFormatError, match="give what `adadim export` wrote"):
+    with pytest.raises(FileFormatError, match="write one: adadim export gguf STORE"):
         verify(tmp_path / name, made("onnx-oc").source)
