@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
+from tests import browser
 from tests.native import built
 
 PATIENCE = 120_000  # ms; a busy machine compiles 14 MB of WebAssembly slowly
@@ -28,20 +26,14 @@ class Answer:
 def chromium() -> Iterator[Browser]:
     """Skips the test where it, or the page, is not there."""
     built("build/apps/web/index.html")
-    path = shutil.which("chromium")
-    if path is None:
-        reason = "chromium is not there; tools/apt-packages.sh installs it"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path)
-        yield browser
-        browser.close()
+    with browser.chromium() as found:
+        yield found
 
 
 @contextmanager
-def opened(browser: Browser, address: str, **how: object) -> Iterator[Page]:
+def opened(chrome: Browser, address: str, **how: object) -> Iterator[Page]:
     """The page, in a profile of its own; in the end nothing may have failed in it or been asked of anybody else."""
-    context = browser.new_context(**how)
+    context = chrome.new_context(**how)
     page = context.new_page()
     troubles: list[str] = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
