@@ -42,13 +42,23 @@ def check_greedy(file: Path, prompt: list[int], answer: list[int], *, float_acti
 def following_logits(file: Path, prompt: list[int], answer: list[int], accuracy_level: int | None) -> F32:
     """F32[len(answer) + 1, vocab]: after the prompt, and after each token of the answer.
 
-    llama.cpp is fed the prompt at once and the rest one by one, as when it decodes: it rounds activations to 8 bits, and what
-    that does to the logits depends on how many tokens it is given at a time.
+    A model is fed the prompt at once and the rest one by one, as when it decodes: both runtimes round activations to 8 bits,
+    and what that does to the logits depends on how many tokens they are given at a time.
     """
-    if file.is_dir():
-        return OnnxRunner(file, accuracy_level).logits(np.array(prompt + answer, np.int64))[len(prompt) - 1 :]
+    if not file.is_dir():
+        return llama_logits(file, prompt, answer)
+    runner = OnnxRunner(file, accuracy_level)
+    out, cache = runner._step(np.array(prompt, np.int64), len(prompt), runner._empty_cache())
+    rows = [out[-1]]
+    for total, token in enumerate(answer, start=len(prompt) + 1):
+        out, cache = runner._step(np.array([token], np.int64), total, cache)
+        rows.append(out[-1])
+    return np.stack(rows)
+
+
+def llama_logits(file: Path, prompt: list[int], answer: list[int]) -> F32:
     with LlamaModel(file, n_ctx=CONTEXT) as model:
         rows = [model.logits(np.array(prompt, np.int32))[-1]]
-        for index, token in enumerate(answer):
-            rows.append(model._decode(np.array([token], np.int32), len(prompt) + index)[-1].copy())
+        for place, token in enumerate(answer, start=len(prompt)):
+            rows.append(model._decode(np.array([token], np.int32), place)[-1].copy())
         return np.stack(rows)
