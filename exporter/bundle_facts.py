@@ -15,7 +15,7 @@ from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_container import GgufHeader, parse_header
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.errors import ConfigError, ExportError, FileFormatError
-from quantize.kinds import Wanted, mistaken
+from quantize.kinds import Wanted, is_store, mistaken
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
@@ -51,7 +51,7 @@ class Facts:
 
 def read_facts(path: Path) -> Facts:
     """Raises FileFormatError for what is neither, ExportError for a file that no phone's runtime reads."""
-    if (path / "plan.json").is_file():
+    if is_store(path):
         raise ExportError(mistaken(path, Wanted.FILE))
     report = inspect(path)
     try:

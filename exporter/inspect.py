@@ -23,7 +23,7 @@ from exporter.targets import GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS, grid_to_json
-from quantize.kinds import Kind, Wanted, kind_of, mistaken
+from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Axis
@@ -42,7 +42,7 @@ def inspect(path: Path) -> Report:
     layers each was applied) and, per quantized tensor, ``rounder``, ``loss`` (of every axis that was tried) and ``note``; its
     ``bytes`` are those that the target will take, because codes lie unpacked in a store.
     """
-    if (path / "plan.json").is_file():
+    if is_store(path):
         return _inspect_store(path)
     if path.is_dir():
         return _inspect_onnx(path)

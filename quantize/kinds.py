@@ -63,14 +63,20 @@ NEXT = {  # given this, wanted that: what leads there; {} is the path as a shell
     (Kind.ONNX, Wanted.BUNDLE): "make one of it: adadim bundle {} --platform android --out BUNDLE",
     (Kind.ZIP, Wanted.BUNDLE): "unpack it: unzip {} -d BUNDLE; then: adadim bundle verify BUNDLE",
 }
+STORE_MARK = "plan.json"
 MARKS = {  # the first file that is there tells; a bundle has a model in it, and a broken one may lack some of these
     "SHA256SUMS": Kind.BUNDLE,
     "manifest.json": Kind.BUNDLE,
-    "plan.json": Kind.STORE,
+    STORE_MARK: Kind.STORE,
     "config.json": Kind.MODEL,
     "model.onnx": Kind.ONNX,
 }
 MAGICS = {b"GGUF": Kind.GGUF, b"PK\x03\x04": Kind.ZIP}
+
+
+def is_store(path: Path) -> bool:
+    """Whether ``adadim quantize`` wrote this folder; whether it is whole is another question."""
+    return (path / STORE_MARK).is_file()
 
 
 def kind_of(path: Path) -> Kind | None:

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import ConfigError, OutputError, StoreError
 from quantize.grids import grid_from_json, grid_to_json
-from quantize.kinds import Wanted, mistaken
+from quantize.kinds import Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder
@@ -133,7 +133,7 @@ class QuantizedStore:
             self.row_order = RowOrder(self.header["row_order"])
             _check_shapes(records, self.config)
         except (FileNotFoundError, NotADirectoryError) as error:
-            if (path / "plan.json").is_file():
+            if is_store(path):
                 raise StoreError(f"{error.filename}: missing, so the store is damaged; quantize again") from error
             raise StoreError(mistaken(path, Wanted.STORE)) from error
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -211,7 +211,7 @@ def check_store_output(path: Path, force: bool) -> None:
 
 def _foreign(folder: Path) -> str | None:
     """Why a folder is no store, or holds what no store does."""
-    if not (folder / "plan.json").is_file():
+    if not is_store(folder):
         return "is no store"
     names = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*"))
     return next((f"{name} in it is no part of a store" for name in names if not OURS.fullmatch(name)), None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from exporter.inspect import inspect
 from quantize.errors import ConfigError, FileFormatError
+from quantize.kinds import is_store
 
 Json = dict[str, Any]
 SAME_TEXT = 1e-3  # two runs of one source over one text differ in perplexity by threads and rounding alone, far below this
@@ -57,7 +58,7 @@ class Subject:
     @property
     def is_store(self) -> bool:
         """Whether it is a store: the only one that knows losses, and not what is shipped."""
-        return self.path is not None and (self.path / "plan.json").is_file()
+        return self.path is not None and is_store(self.path)
 
 
 @dataclass(frozen=True)
