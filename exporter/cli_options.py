@@ -180,6 +180,12 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "--token-weight", choices=TOKEN_WEIGHTS, help="by what errors cost, or by their size (default: the effort's)"
     )
     group.add_argument(
+        "--block-steps",
+        type=whole,
+        metavar="N",
+        help="of learning a decoder layer's rounding by its output (default: the effort's)",
+    )
+    group.add_argument(
         "--tune-steps",
         type=whole,
         metavar="N",

@@ -147,6 +147,7 @@ def _provenance(store: QuantizedStore) -> Metadata:
     }
     numbers = {
         "seed": config.get("seed"),
+        "block_steps": config.get("block_steps"),
         "tune_steps": config.get("tune_steps"),
         "calibration.tokens": calibration.get("tokens"),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 from exporter.targets import TARGETS
@@ -165,6 +166,10 @@ def _loss_rows(store: QuantizedStore) -> list[Row]:
             rows.append(
                 ("rounding", f"KL divergence {sum(known):.4g} nats a token predicted for the linears as they are rounded")
             )
+    blocks = store.header.get("blocks")
+    if blocks is not None:
+        left = median(after / before for before, after in zip(blocks["before"], blocks["after"], strict=True))
+        rows.append(("blocks", f"{blocks['steps']} steps a layer: its output's error times {left:.3f} (median) on held-out text"))
     if tuning is not None:
         change = f"{tuning['before']:.4g} to {tuning['after']:.4g}"
         rows.append(("tuning", f"{tuning['steps']} steps: KL divergence {change} nats a token on held-out calibration text"))

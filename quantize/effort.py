@@ -16,12 +16,13 @@ class Effort:
     selection: str
     token_weight: str
     calibration_tokens: int
+    block_steps: int
     tune_steps: int
 
 
 EFFORTS = {
-    "fast": Effort("search-ada", "hessian", "unit", 8192, 0),
-    "default": Effort("gptq-ada", "hessian", "gradient", 16384, 0),
-    "best": Effort("gptq-ada", "hessian", "gradient", 32768, 48),
+    "fast": Effort("search-ada", "hessian", "unit", 8192, 0, 0),
+    "default": Effort("gptq-ada", "hessian", "gradient", 16384, 0, 0),
+    "best": Effort("gptq-ada", "hessian", "gradient", 32768, 60, 48),
 }
 DEFAULT = EFFORTS["default"]

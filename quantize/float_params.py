@@ -45,6 +45,11 @@ def shares(tensor: QuantizedTensor) -> dict[str, F32]:
     return {key: whole - dequantize(with_floats(tensor, {key: np.zeros_like(value)})) for key, value in floats.items()}
 
 
+def log_slopes(tensor: QuantizedTensor, gradient: F32) -> dict[str, F32]:
+    """Of a loss by the logarithm of each float, F32[rows, n_blocks]; ``gradient`` F32[OC, IC] is that by the weights."""
+    return {key: per_block(tensor, gradient * part) for key, part in shares(tensor).items()}
+
+
 def per_block(tensor: QuantizedTensor, values: F32) -> F32:
     """F32[OC, IC] summed over each block: F32[rows, n_blocks], as the floats are shaped."""
     summed: F32 = to_blocks(to_rows(values, tensor.axis), tensor.grid.block_size).sum(-1)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from quantize.block_rounding import BlockRounder
 from quantize.blocks import dequantize
 from quantize.calibration import SEQUENCE, Coverage, calibration_data, load_text, sequence_count
 from quantize.checkpoint import Checkpoint
@@ -27,10 +28,10 @@ from quantize.memory import check_memory
 from quantize.model_config import EMBEDDING, HEAD, layer_index
 from quantize.plan import ModelPlan, QuantizeConfig, build_plan, plan_notes
 from quantize.progress import track
-from quantize.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
+from quantize.store import Piece, QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.transforms import correct, transform
 from quantize.transforms.layer import DecoderLayer
-from quantize.tuning import Piece, tune_pieces, whole_pieces
+from quantize.tuning import tune_pieces, whole_pieces
 from quantize.types import F32, Axis, Curvature, LayerPlan, LayerStats, PlainTensor, Target
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ class _Job:
         return RowOrders(self.source.config, self.target.row_order)
 
     @cached_property
+    def blocks(self) -> BlockRounder:
+        """Those of every decoder layer so far."""
+        return BlockRounder(self.orders, self.config)
+
+    @cached_property
     def calibration(self) -> tuple[NDArray[np.int64], Coverage]:
         """The text's tokens I64[sequences, length], and what is to be said of them. Raises CalibrationError."""
         return calibration_data(self.config, self.assets, str(self.source.path))
@@ -122,7 +128,8 @@ class _Job:
     @property
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives."""
-        return self.imatrix is None and (bool(self.config.transforms) or any(_needs_data(plan) for plan in self.plans))
+        asked = bool(self.config.transforms) or self.config.block_steps > 0
+        return self.imatrix is None and (asked or any(_needs_data(plan) for plan in self.plans))
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor, or chunk of its rows, in model order: embedding, decoder layers, the rest."""
@@ -137,11 +144,11 @@ class _Job:
 
     def tuned_pieces(self) -> list[Piece]:
         """Every tensor whole, its floats tuned on the text that it was calibrated on."""
-        from quantize.source_model import Student
+        from quantize.source_model import ModelStudent
 
         tokens, _ = self.calibration  # a text that cannot be read is refused before any work
         pieces = whole_pieces(self.pieces())
-        pieces, self.tuning = tune_pieces(pieces, Student(self.source, tokens), self.orders, self.config)
+        pieces, self.tuning = tune_pieces(pieces, ModelStudent(self.source, tokens), self.orders, self.config)
         return pieces
 
     def header(self) -> dict[str, Any]:
@@ -155,6 +162,7 @@ class _Job:
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
             "imatrix": None if self.imatrix is None else self.imatrix.to_json(),
+            "blocks": self.blocks.report(),
             "tuning": self.tuning,
             "transforms": {name: self._layer_digits(name) for name in self.config.transforms},
             "notes": plan_notes(self.plans, self.config, self.target) + self._slowdown_note() + self._window_note(),
@@ -184,7 +192,7 @@ class _Job:
         if token_weight == "gradient":
             token_weight = curvature = measure_curvature(self.source, tokens, self.config.seed)
             self.known = curvature.tables
-        return walk_layers(self.source, tokens, token_weight, SCOPE_SEQUENCES if scoped else 0)
+        return walk_layers(self.source, tokens, token_weight, SCOPE_SEQUENCES if scoped else 0, self.config.block_steps > 0)
 
     def _table(self, plan: LayerPlan) -> Iterator[Piece]:
         """Embedding, head, final norm: in chunks of rows no larger than a decoder layer."""
@@ -223,8 +231,9 @@ class _Job:
                 layer, {_inner(name): dequantize(tensor) for name, (tensor, _) in rounded.items()}, self.config.transforms
             )
         self.transformed |= {(name, layer_index(plans[0].name) or 0) for name in applied}
-        for plan in plans:
-            yield rounded[plan.name] if plan.candidates else self._plain(plan, layer.tensors[_inner(plan.name)])
+        weights = {plan.name: layer.tensors[_inner(plan.name)] for plan in plans}
+        pieces = [rounded[plan.name] if plan.candidates else self._plain(plan, weights[plan.name]) for plan in plans]
+        yield from pieces if run is None or run.student is None else self.blocks.learn(pieces, weights, run.student)
 
     def _rounded(self, plans: list[LayerPlan], layer: DecoderLayer, run: LayerRun | None) -> dict[str, Rounded]:
         """AdaDim: each on its better axis, within the slowdown."""

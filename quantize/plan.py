@@ -56,6 +56,7 @@ class QuantizeConfig:
     allow_fallback: bool = False
     max_slowdown: float = 1.5
     transforms: tuple[str, ...] = ()
+    block_steps: int = DEFAULT.block_steps
     tune_steps: int = DEFAULT.tune_steps
 
     def __post_init__(self) -> None:
@@ -65,12 +66,14 @@ class QuantizeConfig:
         for name in self.transforms:
             if name not in transforms.NAMES:
                 raise ConfigError(f"--transforms {name}: choose none, all or some of {', '.join(transforms.NAMES)}")
-        if self.imatrix is not None and self.transforms:
-            raise ConfigError("--transforms: need the source run over a text, which --imatrix does without; drop one of the two")
+        for option, asked in (("--transforms", self.transforms), ("--block-steps", self.block_steps)):
+            if asked and self.imatrix is not None:
+                raise ConfigError(f"{option}: need the source run over a text, which --imatrix does without; drop one of the two")
         if self.calibration_tokens < 1:
             raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
-        if self.tune_steps < 0:
-            raise ConfigError(f"--tune-steps {self.tune_steps}: must not be negative")
+        for option, steps in (("--block-steps", self.block_steps), ("--tune-steps", self.tune_steps)):
+            if steps < 0:
+                raise ConfigError(f"{option} {steps}: must not be negative")
         if not self.max_slowdown >= 1:
             raise ConfigError(f"--max-slowdown {self.max_slowdown}: must be at least 1")
         if not 0 <= self.seed < 1 << 64:

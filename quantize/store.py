@@ -29,7 +29,7 @@ from quantize.grids import grid_from_json, grid_to_json
 from quantize.kinds import Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
-from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder
+from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder, Tensor
 
 FORMAT = 1
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
@@ -72,6 +72,9 @@ class TensorRecord:
         return replace(record, grid=grid_from_json(raw), axis=Axis(raw["axis"]), rounder=raw["rounder"], loss=raw["loss"])
 
 
+Piece = tuple[Tensor, TensorRecord]
+
+
 class StoreWriter:
     """Writes a store that takes the name ``path`` only at ``finish``; use as a context manager.
 
@@ -92,7 +95,7 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._unfinished.__exit__(kind, error, trace)
 
-    def append(self, tensor: QuantizedTensor | PlainTensor, record: TensorRecord) -> None:
+    def append(self, tensor: Tensor, record: TensorRecord) -> None:
         """Add a tensor, or the next chunk of rows of the one that was added last (same name)."""
         known = self._records.get(record.name, record)
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
@@ -153,7 +156,7 @@ class QuantizedStore:
         """Whether the head is the embedding: then there is no lm_head.weight."""
         return "lm_head.weight" not in self.records
 
-    def chunks(self, name: str) -> Iterator[QuantizedTensor | PlainTensor]:
+    def chunks(self, name: str) -> Iterator[Tensor]:
         """The tensor's stored rows, a chunk at a time. Raises StoreError if a file is missing or damaged."""
         record, rows = self.records[name], 0
         for index in range(record.chunks):
@@ -166,11 +169,11 @@ class QuantizedStore:
         if rows != record.stored_shape[0]:
             raise self._misfit(name)
 
-    def read(self, name: str) -> QuantizedTensor | PlainTensor:
+    def read(self, name: str) -> Tensor:
         """The whole tensor."""
         return joined(list(self.chunks(name)))
 
-    def _chunk(self, record: TensorRecord, index: int) -> QuantizedTensor | PlainTensor:
+    def _chunk(self, record: TensorRecord, index: int) -> Tensor:
         path = self.path / "tensors" / _file_name(record.name, index)
         try:
             arrays = load_file(path)
@@ -184,7 +187,7 @@ class QuantizedStore:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
 
 
-def joined(parts: Sequence[QuantizedTensor | PlainTensor]) -> QuantizedTensor | PlainTensor:
+def joined(parts: Sequence[Tensor]) -> Tensor:
     """One tensor of chunks of its rows."""
     first = parts[0]
     if len(parts) == 1:

@@ -184,6 +184,9 @@ class PlainTensor:
     dtype: str
 
 
+Tensor = QuantizedTensor | PlainTensor
+
+
 class Target(Protocol):
     """What a runtime can hold; instances live in ``exporter.targets``, so quantize never names a runtime."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from quantize.source_model.curvature import measure_curvature
-from quantize.source_model.student import Student
+from quantize.source_model.model_student import ModelStudent
 from quantize.source_model.walk import LayerRun, walk_layers
 from quantize.source_model.whole import build_model, greedy, logits
 
-__all__ = ["LayerRun", "Student", "build_model", "greedy", "logits", "measure_curvature", "walk_layers"]
+__all__ = ["LayerRun", "ModelStudent", "build_model", "greedy", "logits", "measure_curvature", "walk_layers"]

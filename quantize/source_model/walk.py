@@ -14,6 +14,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
 from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING
+from quantize.source_model.layer_student import LayerStudent, output_costs
 from quantize.source_model.whole import I64, put, skeleton
 from quantize.types import F32, Curvature, LayerStats
 
@@ -35,6 +36,7 @@ class LayerRun:
 
     index: int
     stats: dict[str, LayerStats]  # by weight name; linears that share an input share the Hessian
+    student: LayerStudent | None  # what it is left with at the end counts as this layer for the next one's
     _layer: Any
     _scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # inputs of attention, MLP, o and down
 
@@ -72,20 +74,23 @@ class LayerRun:
         return [out[0] if isinstance(out, tuple) else out for out in outputs]
 
 
-def walk_layers(source: Checkpoint, tokens: I64, token_weight: str | Curvature, scope_sequences: int) -> Iterator[LayerRun]:
+def walk_layers(
+    source: Checkpoint, tokens: I64, token_weight: str | Curvature, scope_sequences: int, taught: bool = False
+) -> Iterator[LayerRun]:
     """Pass I64[sequences, length] through the source, one decoder layer in memory at a time.
 
     Yields each layer after its statistics are complete; the stream between layers stays full precision. ``token_weight``:
     "unit" scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it; "none"
     takes it as it is; a Curvature of the same tokens weighs it by what its errors cost, and gives every linear its rows' weights.
-    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). Raises CalibrationError for tokens
-    that the model does not have, and for activations that overflow.
+    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). ``taught``: each layer has a student.
+    Raises CalibrationError for tokens that the model does not have, and for activations that overflow.
     """
     return_freed()  # the whole model, if curvature was measured
     model = skeleton(source.config, tied=True)
     rotary = type(model.model.rotary_emb)(model.config)
     hidden = torch.from_numpy(_embed(source, tokens))
     positions = rotary(hidden[:1], torch.arange(tokens.shape[1])[None])
+    changed = hidden if taught else None
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
         for name, parameter in list(layer.named_parameters()):
@@ -93,7 +98,13 @@ def walk_layers(source: Checkpoint, tokens: I64, token_weight: str | Curvature, 
         layer.eval()
         recorder = _Recorder(layer, prefix, token_weight, scope_sequences)
         hidden = recorder.run(hidden, positions)
-        yield LayerRun(index, recorder.stats(), layer, recorder.scope_calls)
+        student = None
+        if changed is not None:
+            costs = output_costs(token_weight, prefix, hidden)
+            student = LayerStudent(layer, prefix, positions, changed, hidden, costs)
+        yield LayerRun(index, recorder.stats(), student, layer, recorder.scope_calls)
+        if student is not None:
+            changed = student.outputs()
         model.model.layers[index] = nn.Identity()  # frees the layer's weights
 
 

@@ -76,14 +76,15 @@ def test_selection_in_ggml_row_order_judges_the_same_layer(source, tmp_path, sel
         assert ggml.records[name].loss["per_oc"] == pytest.approx(hf.records[name].loss["per_oc"], rel=0.02)
 
 
-def test_two_runs_give_the_same_bytes(source, tmp_path):
-    def digest(folder):
-        return {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+def digest(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
+
+def test_two_runs_give_the_same_bytes(source, tmp_path):
     for name in ("a", "b"):
         run(source, tmp_path / name, "onnxruntime")
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
@@ -200,6 +201,33 @@ def test_tuned_stores_differ_in_floats_alone(source, tmp_path, target):
         assert record.to_json() == plain.records[name].to_json() | {"chunks": 1}
         if record.grid is not None:
             assert np.array_equal(one.codes, other.codes)
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime+adadim"])
+def test_learned_stores_differ_in_linears_alone_and_lose_less_in_every_layer(source, tmp_path, target):
+    options = {"bits": 4, "embedding": "int4" if "onnx" in target else "q4_0", "calibration_tokens": 8192}
+    plain, learned, again = (
+        run(source, tmp_path / name, target, block_steps=steps, transforms=("norm-gains", "ffn-order"), **options)
+        for name, steps in (("plain", 0), ("learned", 10), ("again", 10))
+    )
+    report = learned.header["blocks"]
+    assert plain.header["blocks"] is None
+    assert report["steps"] == 10
+    assert len(report["before"]) == source.config.num_layers
+    assert all(after <= before for before, after in zip(report["before"], report["after"], strict=True))
+    assert report["after"][0] < report["before"][0]
+    assert "10 steps a layer: its output's error times 0." in store_summary(learned)
+    assert "steps a layer" not in store_summary(plain)
+    moved = set()
+    for name, record in learned.records.items():
+        one, other = plain.read(name), learned.read(name)
+        assert record.to_json() == plain.records[name].to_json()
+        if record.grid is None:
+            assert np.array_equal(one.values, other.values)
+        elif not np.array_equal(one.codes, other.codes):
+            moved.add(name)
+    assert moved and all(name.startswith("model.layers.") for name in moved)
+    assert digest(learned.path) == digest(again.path)
 
 
 def test_a_text_too_short_to_tune_on_is_refused(source, tmp_path):

@@ -11,9 +11,10 @@ from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
+from quantize.descent import weight_of as weight_of_tensor
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.rounding import ROUNDERS
-from quantize.source_model import Student, build_model, curvature, logits, measure_curvature, walk_layers
+from quantize.source_model import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import make_tiny_model
@@ -44,20 +45,20 @@ def divergence(source, tokens, changed):
 
 
 def test_a_student_with_the_sources_weights_loses_nothing(source, tokens):
-    student = Student(source, tokens)
+    student = ModelStudent(source, tokens)
     student.put(DOWN, source.read(DOWN), learns=True)
     assert student.loss(np.arange(14)) < 1e-6
 
 
 def test_losses_are_those_of_whole_logits(source, tokens):
-    student, noisy = Student(source, tokens), source.read(DOWN) + 0.05 * weight_of(source.specs[DOWN].shape)
+    student, noisy = ModelStudent(source, tokens), source.read(DOWN) + 0.05 * weight_of(source.specs[DOWN].shape)
     student.put(DOWN, noisy, learns=False)
     assert student.loss(np.arange(3, 6)) == pytest.approx(divergence(source, tokens[3:6], {DOWN: noisy}), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", [DOWN, NORM, "model.embed_tokens.weight"])
 def test_gradients_are_differences_of_losses(source, tokens, name):
-    student, some = Student(source, tokens), np.arange(4)
+    student, some = ModelStudent(source, tokens), np.arange(4)
     start = source.read(name) * 1.1
     student.put(name, start, learns=True)
     gradients = student.gradients(some)
@@ -91,11 +92,11 @@ def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, token
     rounded = ROUNDERS["rtn"](DOWN, source.read(DOWN), _grid(grid), axis, None)
     off = with_floats(rounded, {key: value * np.float32(1.3) for key, value in floats_of(rounded).items()})
     tensors = [off, PlainTensor(NORM, source.read(NORM) * np.float32(0.8), "F32")]
-    student = Student(source, tokens)
+    student = ModelStudent(source, tokens)
     found = tuning.tune(tensors, student, RowOrders(source.config, RowOrder.HF), steps=12, seed=0)
     assert found.after < 0.95 * found.before
     for old, new in zip(tensors, found.tensors, strict=True):
-        student.put(new.name, tuning.weight_of(new), learns=False)
+        student.put(new.name, weight_of_tensor(new), learns=False)
         assert type(new) is type(old)
     assert student.loss(np.arange(6, 14)) == pytest.approx(found.after, rel=1e-5)
     assert np.array_equal(found.tensors[0].codes, tensors[0].codes)
@@ -111,7 +112,7 @@ def _grid(name):
 def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
     monkeypatch.setattr(tuning, "RATE", 3.0)
     tensor = ROUNDERS["rtn"](DOWN, source.read(DOWN), GRIDS[0], Axis.PER_OC, None)
-    found = tuning.tune([tensor], Student(source, tokens), RowOrders(source.config, RowOrder.HF), steps=2, seed=0)
+    found = tuning.tune([tensor], ModelStudent(source, tokens), RowOrders(source.config, RowOrder.HF), steps=2, seed=0)
     assert found.before == found.after
     assert np.array_equal(dequantize(found.tensors[0]), dequantize(tensor))
 

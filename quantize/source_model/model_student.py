@@ -19,7 +19,7 @@ from quantize.types import F32
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
 
 
-class Student:
+class ModelStudent:
     """The source over I64[sequences, length], remembered by its last hidden states; then whatever weights are put in it.
 
     Losses are the mean KL divergence from the source to the student, in nats per token. The whole model is in memory in

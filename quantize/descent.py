@@ -1,0 +1,166 @@
+"""Steps down a slope that only a model in torch knows, for everything that a quantized tensor can move, all tensors side by side.
+
+What moves and by which rule is the knobs' business, what is lost the student's. Sequences that no step saw decide which state
+is kept, so a descent never loses on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.blocks import dequantize
+from quantize.checkpoint.row_order import RowOrders
+from quantize.errors import CalibrationError
+from quantize.progress import track
+from quantize.types import F32, QuantizedTensor, Tensor
+
+JUDGES = 8  # sequences that no step sees
+
+
+class Student(Protocol):
+    """A network with other weights than the source's, over some sequences, and how far its outputs are from the source's."""
+
+    @property
+    def sequences(self) -> int:
+        """How many there are to choose from."""
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
+
+    def loss(self, sequences: NDArray[np.intp]) -> float:
+        """Mean loss over those sequences, in nats per token."""
+
+    def gradients(self, sequences: NDArray[np.intp]) -> Mapping[str, F32]:
+        """Of the mean loss over those sequences, for every weight that learns."""
+
+
+class Knobs(Protocol):
+    """What can be moved in one tensor."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """As a file would store it now."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to move that could help."""
+
+    def move(self, gradient: F32, rate: float, step: int) -> None:
+        """Step number ``step``, from 1; ``gradient`` is that of the weights, F32[OC, IC] or F32[n]."""
+
+    def keep(self) -> None:
+        """This is where ``take_back`` goes."""
+
+    def take_back(self) -> None:
+        """As at the last ``keep``, or at the beginning."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """``steps`` of ``sequences`` each, drawn by ``seed``; after each ``span`` of steps a judgement.
+
+    ``rate``: of the first step, by the loss before it. ``name``: what is said of it while it runs.
+    """
+
+    name: str
+    steps: int
+    sequences: int
+    span: int
+    seed: int
+    rate: Callable[[float], float]
+
+    def check(self, student: Student, text: str, option: str) -> None:
+        """Raises CalibrationError for a text too short to learn from and to judge by."""
+        if student.sequences < JUDGES + self.sequences:
+            raise CalibrationError(
+                f"{text}: {student.sequences} sequences, but {option} needs {JUDGES} to judge by and {self.sequences} "
+                f"to learn from; raise --calibration-tokens, or give {option} 0"
+            )
+
+
+@dataclass(frozen=True)
+class Descended:
+    """The tensors, and their loss on the judges' sequences before and after, in nats per token."""
+
+    tensors: list[Tensor]
+    before: float
+    after: float
+
+
+def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, course: Course) -> Descended:
+    """Move ``knobs`` along the ``course``; the last JUDGES of the student's sequences decide what is kept.
+
+    Steps take the others in an order that the seed draws, and when all were seen, again. The rate falls to nothing at the last
+    step; a span that did not help is taken back, and the rate halved.
+    """
+    crew = _Crew(knobs, student, orders)
+    learned = student.sequences - JUDGES
+    assert learned >= course.sequences, f"{student.sequences} sequences"
+    judges, drawn = np.arange(learned, student.sequences), np.random.default_rng(course.seed).permutation(learned)
+    crew.show()
+    before = best = student.loss(judges)
+    rate = course.rate(before)
+    for step in track(range(1, course.steps + 1), course.name):
+        places = np.arange((step - 1) * course.sequences, step * course.sequences)
+        crew.move(student.gradients(drawn.take(places, mode="wrap")), rate * (1 - (step - 1) / course.steps), step)
+        if step % course.span == 0 or step == course.steps:
+            loss = student.loss(judges)
+            if loss < best:
+                best = loss
+                crew.keep()
+            else:
+                rate /= 2
+                crew.take_back()
+    return Descended([one.tensor for one in knobs], before, best)
+
+
+def weight_of(tensor: Tensor) -> F32:
+    """What a tensor stands for, F32[OC, IC], or F32[n] of a norm or bias: these come in float32."""
+    return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else tensor.values
+
+
+class _Crew:
+    """All tensors at once: numpy lets go of the interpreter while it computes."""
+
+    def __init__(self, knobs: Sequence[Knobs], student: Student, orders: RowOrders) -> None:
+        self._knobs, self._student, self._orders = knobs, student, orders
+
+    def show(self) -> None:
+        """Put every weight into the student."""
+        self._everybody(self._show)
+
+    def keep(self) -> None:
+        self._everybody(lambda knobs: knobs.keep())
+
+    def take_back(self) -> None:
+        def one(knobs: Knobs) -> None:
+            if knobs.moves:
+                knobs.take_back()
+                self._show(knobs)
+
+        self._everybody(one)
+
+    def move(self, gradients: Mapping[str, F32], rate: float, step: int) -> None:
+        """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order; the others stand."""
+
+        def one(knobs: Knobs) -> None:
+            name = knobs.tensor.name
+            if name in gradients:
+                knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
+                self._show(knobs)
+
+        self._everybody(one)
+
+    def _show(self, knobs: Knobs) -> None:
+        name = knobs.tensor.name
+        self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
+
+    def _everybody(self, work: Callable[[Knobs], None]) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(work, self._knobs))
