@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quantize import block_rounding
-from quantize.block_rounding import learn_rounding
+from quantize.block_rounding import BlockRounder, learn_rounding
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
@@ -18,7 +18,8 @@ from quantize.errors import CalibrationError, ConfigError
 from quantize.plan import QuantizeConfig
 from quantize.rounding import ROUNDERS
 from quantize.source_model import build_model, measure_curvature, walk_layers
-from quantize.types import Axis, RowOrder
+from quantize.store import TensorRecord
+from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import make_tiny_model
 
@@ -154,6 +155,26 @@ def test_learning_lowers_the_loss_of_sequences_that_no_step_saw(source, grid, ax
         assert (new.codes != old.codes).any()
         assert {key: value.dtype for key, value in new.params.items()} == {key: value.dtype for key, value in old.params.items()}
     assert run.student.loss(np.arange(64, 72)) == pytest.approx(found.after, rel=1e-5)
+
+
+def test_what_is_kept_as_floats_counts_as_it_will_be_stored(source, tokens):
+    walk = runs(source, tokens, "gradient")
+    weights = {NORM: source.read(NORM) * np.float32(1.3), DOWN: source.read(DOWN)}
+    down = ROUNDERS["rtn"](DOWN, weights[DOWN], GRIDS[0], Axis.PER_OC, None)
+    pieces = [
+        (PlainTensor(NORM, weights[NORM], "F32"), TensorRecord(NORM, (256,))),
+        (down, TensorRecord(DOWN, down.shape, down.grid)),
+    ]
+    student = next(walk).student
+    for name, weight in ((NORM, weights[NORM]), (DOWN, dequantize(down))):
+        student.put(name, weight, learns=False)
+    expected = student.loss(np.arange(8, 16))
+    student.put(NORM, source.read(NORM), learns=False)
+    rounder = BlockRounder(RowOrders(source.config, RowOrder.HF), QuantizeConfig(block_steps=2))
+    learned = list(rounder.learn(pieces, weights, student))
+    assert rounder.losses[0][0] == pytest.approx(expected, rel=1e-5)
+    assert learned[0] == pieces[0]
+    assert learned[1][1] == pieces[1][1]
 
 
 def test_learning_that_does_not_help_is_undone(source, tokens, monkeypatch):
