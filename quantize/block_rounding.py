@@ -23,8 +23,8 @@ from quantize.plan import FINE_BITS, QuantizeConfig
 from quantize.store import Piece
 from quantize.types import F32, U8, QuantizedTensor
 
-CODE_RATE = 0.001  # of the distance between two neighbouring values, per step
-SCALE_RATE = 0.002  # of a scale, per step
+CODE_RATE = 0.004  # of the distance between two neighbouring values, per step
+SCALE_RATE = 0.004  # of a scale, per step
 SEQUENCES = 4  # of each step
 SPAN = 10  # steps between two judgements
 PULLS = 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0  # how far from its value towards the weight a position may be

@@ -23,6 +23,6 @@ class Effort:
 EFFORTS = {
     "fast": Effort("search-ada", "hessian", "unit", 8192, 0, 0),
     "default": Effort("gptq-ada", "hessian", "gradient", 16384, 0, 0),
-    "best": Effort("gptq-ada", "hessian", "gradient", 32768, 60, 48),
+    "best": Effort("gptq-ada", "hessian", "gradient", 32768, 30, 32),
 }
 DEFAULT = EFFORTS["default"]
