@@ -66,9 +66,11 @@ class QuantizeConfig:
         for name in self.transforms:
             if name not in transforms.NAMES:
                 raise ConfigError(f"--transforms {name}: choose none, all or some of {', '.join(transforms.NAMES)}")
-        for option, asked in (("--transforms", self.transforms), ("--block-steps", self.block_steps)):
+        for option, none, asked in (("--transforms", "none", self.transforms), ("--block-steps", "0", self.block_steps)):
             if asked and self.imatrix is not None:
-                raise ConfigError(f"{option}: need the source run over a text, which --imatrix does without; drop one of the two")
+                raise ConfigError(
+                    f"{option}: need the source run over a text, not --imatrix; give {option} {none}, or drop --imatrix"
+                )
         if self.calibration_tokens < 1:
             raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
         for option, steps in (("--block-steps", self.block_steps), ("--tune-steps", self.tune_steps)):

@@ -193,7 +193,9 @@ def test_a_text_too_short_to_learn_from_is_refused(source, tokens):
 
 
 def test_an_importance_matrix_has_no_layers_to_learn_by(tmp_path):
-    with pytest.raises(ConfigError, match="--block-steps: need the source run over a text, which --imatrix does without"):
+    with pytest.raises(
+        ConfigError, match="--block-steps: need the source run over a text, not --imatrix; give --block-steps 0, or"
+    ):
         QuantizeConfig(imatrix=tmp_path / "m.gguf", block_steps=1)
     with pytest.raises(ConfigError, match="--block-steps -1: must not be negative"):
         QuantizeConfig(block_steps=-1)

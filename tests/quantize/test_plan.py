@@ -215,5 +215,5 @@ def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, opt
 
 
 def test_transforms_need_more_than_an_importance_matrix():
-    with pytest.raises(ConfigError, match=r"--transforms: need the source run over a text, which --imatrix does without"):
+    with pytest.raises(ConfigError, match=r"--transforms: need the source run over a text, not --imatrix; give"):
         QuantizeConfig(method="rtn-oc", imatrix=Path("i.gguf"), transforms=("norm-gains",))
