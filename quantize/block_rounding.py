@@ -44,9 +44,13 @@ class BlockRounder:
 
         Raises CalibrationError for too short a text.
         """
+        rounded = []
         for tensor, _ in pieces:
-            student.put(tensor.name, self.orders.to_source(tensor.name, weights[tensor.name]), learns=False)
-        rounded = [(tensor, weights[tensor.name]) for tensor, _ in pieces if isinstance(tensor, QuantizedTensor)]
+            name, weight = tensor.name, weights[tensor.name]
+            if isinstance(tensor, QuantizedTensor):
+                rounded.append((tensor, weight))
+            else:
+                student.put(name, self.orders.to_source(name, weight), learns=False)
         found = learn_rounding(rounded, student, self.orders, self.config)
         self.losses.append((found.before, found.after))
         learned = {tensor.name: tensor for tensor in found.tensors}
@@ -92,19 +96,18 @@ class _Positions:
 
     def move(self, gradient: F32, rate: float, step: int) -> None:
         """Everything one stride against the sign of its slope; ``gradient`` F32[OC, IC] is that by the weights."""
-        for key, slope in log_slopes(self.tensor, gradient).items():
-            self._values[key] *= 1 - np.float32(rate * SCALE_RATE) * np.sign(slope)
-        self._positions -= np.float32(rate) * per_weight(self.tensor, self._stride) * np.sign(gradient)
+        slopes, step_size = log_slopes(self.tensor, gradient), np.float32(rate * SCALE_RATE)
+        self._values = {key: value * (1 - step_size * np.sign(slopes[key])) for key, value in self._values.items()}
+        self._positions = self._positions - np.float32(rate) * per_weight(self.tensor, self._stride) * np.sign(gradient)
         self.tensor = with_floats(replace(self.tensor, codes=self._codes(self._positions)), self._values)
 
     def keep(self) -> None:
         """Remember tensor, values and positions."""
-        self._kept = self.tensor, {key: value.copy() for key, value in self._values.items()}, self._positions.copy()
+        self._kept = self.tensor, self._values, self._positions
 
     def take_back(self) -> None:
         """What was kept."""
-        self.tensor, values, positions = self._kept
-        self._values, self._positions = {key: value.copy() for key, value in values.items()}, positions.copy()
+        self.tensor, self._values, self._positions = self._kept
 
     def _codes(self, weight: F32) -> U8:
         """Of the values nearest to F32[OC, IC], as the tensor holds them."""

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import ConfigError, OutputError, StoreError
 from quantize.grids import grid_from_json, grid_to_json
-from quantize.kinds import Wanted, is_store, mistaken
+from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder, Tensor
@@ -118,7 +118,7 @@ def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[Ten
     for name, data in assets.items():
         (folder / "assets" / name).write_bytes(data)
     plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in records]}
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    (folder / STORE_MARK).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
 
 
 class QuantizedStore:
@@ -127,7 +127,7 @@ class QuantizedStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.header: dict[str, Any] = json.loads((path / "plan.json").read_text(encoding="utf-8"))
+            self.header: dict[str, Any] = json.loads((path / STORE_MARK).read_text(encoding="utf-8"))
             if self.header.get("format") != FORMAT:
                 raise StoreError(f"{path}: store format {self.header.get('format')!r}, not {FORMAT}; quantize again")
             records = [TensorRecord.from_json(raw) for raw in self.header.pop("tensors")]

@@ -74,27 +74,28 @@ class _Floats:
 
     def keep(self) -> None:
         """Remember tensor and values."""
-        self._kept = self.tensor, {key: value.copy() for key, value in self._values.items()}
+        self._kept = self.tensor, self._values
 
     def take_back(self) -> None:
         """What was kept; the way that led on from there counts no more."""
-        self.tensor, values = self._kept
-        self._values = {key: value.copy() for key, value in values.items()}
+        self.tensor, self._values = self._kept
         for mean in self._mean.values():
             mean[:] = 0
 
     def move(self, gradient: F32, rate: float, step: int) -> None:
         """Adam on the logarithms of the values; ``gradient`` is that of the weights, F32[OC, IC] or F32[n]."""
+        moved = dict[str, F32]()
         for key, slope in self._slopes(gradient).items():
             mean, square = self._mean[key], self._square[key]
             mean += np.float32(1 - MOMENTUM) * (slope - mean)
             square += np.float32(1 - MEMORY) * (slope * slope - square)
             spread = np.sqrt(square / np.float32(1 - MEMORY**step)) + np.finfo(np.float32).tiny
-            self._values[key] *= 1 - np.float32(rate / (1 - MOMENTUM**step)) * mean / spread
+            moved[key] = self._values[key] * (1 - np.float32(rate / (1 - MOMENTUM**step)) * mean / spread)
+        self._values = moved
         if isinstance(self.tensor, QuantizedTensor):
             self.tensor = with_floats(self.tensor, self._values)
         else:
-            self.tensor = replace(self.tensor, values=self._values[VALUES].copy())
+            self.tensor = replace(self.tensor, values=self._values[VALUES])
 
     def _slopes(self, gradient: F32) -> dict[str, F32]:
         if isinstance(self.tensor, QuantizedTensor):

@@ -46,6 +46,11 @@ def grid_id(grid: Grid) -> str:
     )
 
 
+def grid_named(name: str) -> Grid:
+    """The first in GRIDS of that name: of the int grids the coarsest."""
+    return next(grid for grid in GRIDS if grid.name == name)
+
+
 def weight_of(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     """Heavy-tailed weights with two outlier input channels."""
     rng = np.random.default_rng(seed)

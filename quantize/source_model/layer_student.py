@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantize.memory import return_freed
-from quantize.source_model.whole import put
+from quantize.source_model.whole import change, hidden_of, take_gradients
 from quantize.types import F32, Curvature
 
 BATCH = 2  # sequences that go through the layer together
@@ -63,9 +63,7 @@ class LayerStudent:
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
-        inner = name.removeprefix(self._prefix)
-        put(self._layer, inner, weight, self._layer.get_parameter(inner).shape)
-        self._layer.get_parameter(inner).requires_grad_(learns)
+        change(self._layer.get_parameter(name.removeprefix(self._prefix)), weight, learns)
 
     def loss(self, sequences: NDArray[np.intp]) -> float:
         """Mean over those sequences, in nats per token where curvature is known."""
@@ -76,11 +74,7 @@ class LayerStudent:
         """Of the mean loss over those sequences, for every weight that learns."""
         for part in self._losses(sequences):
             part.backward()  # type: ignore[no-untyped-call]
-        found = dict[str, F32]()
-        for name, parameter in self._layer.named_parameters():
-            if parameter.grad is not None:
-                found[self._prefix + name], parameter.grad = parameter.grad.numpy(), None
-        return found
+        return take_gradients((self._prefix + name, parameter) for name, parameter in self._layer.named_parameters())
 
     @torch.no_grad()
     def outputs(self) -> torch.Tensor:
@@ -98,6 +92,4 @@ class LayerStudent:
         return_freed()
 
     def _run(self, hidden: torch.Tensor) -> torch.Tensor:
-        out = self._layer(hidden, position_embeddings=self._positions)
-        first: torch.Tensor = out[0] if isinstance(out, tuple) else out
-        return first
+        return hidden_of(self._layer(hidden, position_embeddings=self._positions))

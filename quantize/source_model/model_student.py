@@ -13,7 +13,7 @@ from torch.nn.functional import log_softmax
 from quantize.checkpoint import Checkpoint
 from quantize.memory import return_freed
 from quantize.progress import track
-from quantize.source_model.whole import I64, LOGIT_ROWS, build_model
+from quantize.source_model.whole import I64, LOGIT_ROWS, build_model, change, take_gradients
 from quantize.types import F32
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
@@ -43,9 +43,7 @@ class ModelStudent:
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
-        parameter = self._parameters[name]
-        np.copyto(parameter.data.numpy(), weight)
-        parameter.requires_grad_(learns)
+        change(self._parameters[name], weight, learns)
 
     def loss(self, sequences: NDArray[np.intp]) -> float:
         """Mean loss over those sequences."""
@@ -55,11 +53,7 @@ class ModelStudent:
     def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
         """Of the mean loss over those sequences, for every weight that learns."""
         self._over(sequences, self._backward)
-        found = dict[str, F32]()
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                found[name], parameter.grad = parameter.grad.numpy(), None
-        return found
+        return take_gradients(self._parameters.items())
 
     def _over(self, sequences: NDArray[np.intp], run: Callable[[torch.Tensor, torch.Tensor, int], float]) -> float:
         """Sum of ``run`` over batches of (last hidden states, the source's, all tokens that count)."""

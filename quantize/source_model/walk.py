@@ -15,7 +15,7 @@ from quantize.errors import CalibrationError
 from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING
 from quantize.source_model.layer_student import LayerStudent, output_costs
-from quantize.source_model.whole import I64, put, skeleton
+from quantize.source_model.whole import I64, hidden_of, put, skeleton
 from quantize.types import F32, Curvature, LayerStats
 
 BATCH = 4  # sequences that go through a layer together
@@ -71,7 +71,7 @@ class LayerRun:
         scope = SCOPES.get(linear, f"{part}.{linear}")
         module = self._layer.get_submodule(scope)
         outputs = [module(*args, **kwargs) for args, kwargs in self._scope_calls[scope]]
-        return [out[0] if isinstance(out, tuple) else out for out in outputs]
+        return [hidden_of(output) for output in outputs]
 
 
 def walk_layers(
@@ -136,8 +136,7 @@ class _Recorder:
         outputs = []
         for start in range(0, len(hidden), BATCH):
             keep = self._keep_scopes() if start < self._wanted else []
-            out = self._layer(hidden[start : start + BATCH], position_embeddings=positions)
-            outputs.append(out[0] if isinstance(out, tuple) else out)
+            outputs.append(hidden_of(self._layer(hidden[start : start + BATCH], position_embeddings=positions)))
             for hook in keep:
                 hook.remove()
         for hook in hooks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,27 @@ def skeleton(config: ModelConfig, tied: bool) -> Any:  # noqa: ANN401 - transfor
         return AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config.model_type, **raw), dtype=torch.float32, attn_implementation="sdpa"
         )
+
+
+def hidden_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """What a decoder layer or a part of it gives to the next one; attention gives its weights beside it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def change(parameter: nn.Parameter, weight: F32, learns: bool) -> None:
+    """Copy F32[...] into ``parameter``; it asks for a gradient if it ``learns``."""
+    assert weight.shape == tuple(parameter.shape), f"{weight.shape} where the model has {tuple(parameter.shape)}"
+    np.copyto(parameter.data.numpy(), weight)
+    parameter.requires_grad_(learns)
+
+
+def take_gradients(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, F32]:
+    """Those that there are, by name; the parameters have none afterwards."""
+    found = dict[str, F32]()
+    for name, parameter in parameters:
+        if parameter.grad is not None:
+            found[name], parameter.grad = parameter.grad.numpy(), None
+    return found
 
 
 def put(module: Any, name: str, value: F32, shape: torch.Size) -> None:  # noqa: ANN401

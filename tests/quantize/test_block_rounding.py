@@ -20,7 +20,7 @@ from quantize.rounding import ROUNDERS
 from quantize.source_model import build_model, measure_curvature, walk_layers
 from quantize.store import TensorRecord
 from quantize.types import Axis, PlainTensor, RowOrder
-from tests.cases import AXES, GRIDS, grid_id, weight_of
+from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -133,10 +133,6 @@ def test_positions_begin_inside_the_codes_that_are_there(grid, axis):
     assert np.array_equal(dequantize(knobs.tensor), before)
 
 
-def _grid(name):
-    return next(grid for grid in GRIDS if grid.name == name and grid.bits < 4 + (name in ("q4_1", "iq4_nl", "mxfp4")))
-
-
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("grid", ["int", "q4_1", "iq4_nl", "mxfp4", "q2_k"])
 def test_learning_lowers_the_loss_of_sequences_that_no_step_saw(source, grid, axis, monkeypatch):
@@ -145,7 +141,7 @@ def test_learning_lowers_the_loss_of_sequences_that_no_step_saw(source, grid, ax
     run = next(runs(source, tokens, "gradient"))
     names = [DOWN, "model.layers.0.self_attn.k_proj.weight"]
     weights = {name: orders.to_target(name, source.read(name)) for name in names}
-    tensors = [ROUNDERS["rtn"](name, weight, _grid(grid), axis, None) for name, weight in weights.items()]
+    tensors = [ROUNDERS["rtn"](name, weight, grid_named(grid), axis, None) for name, weight in weights.items()]
     config = QuantizeConfig(block_steps=30)
     found = learn_rounding([(tensor, weights[tensor.name]) for tensor in tensors], run.student, orders, config)
     assert found.after < 0.98 * found.before

@@ -16,7 +16,7 @@ from quantize.float_params import floats_of, per_block, per_weight, shares, with
 from quantize.rounding import ROUNDERS
 from quantize.source_model import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
 from quantize.types import Axis, PlainTensor, RowOrder
-from tests.cases import AXES, GRIDS, grid_id, weight_of
+from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -89,7 +89,7 @@ def test_weights_are_linear_in_the_floats(grid, axis):
 def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, tokens, monkeypatch):
     monkeypatch.setattr(tuning, "RATE", 0.02)
     source = open_checkpoint(make_tiny_model(tmp_path / "model", hidden=256, ffn=256))
-    rounded = ROUNDERS["rtn"](DOWN, source.read(DOWN), _grid(grid), axis, None)
+    rounded = ROUNDERS["rtn"](DOWN, source.read(DOWN), grid_named(grid), axis, None)
     off = with_floats(rounded, {key: value * np.float32(1.3) for key, value in floats_of(rounded).items()})
     tensors = [off, PlainTensor(NORM, source.read(NORM) * np.float32(0.8), "F32")]
     student = ModelStudent(source, tokens)
@@ -103,10 +103,6 @@ def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, token
     assert {key: value.dtype for key, value in found.tensors[0].params.items()} == {
         key: value.dtype for key, value in tensors[0].params.items()
     }
-
-
-def _grid(name):
-    return next(grid for grid in GRIDS if grid.name == name and grid.bits < 4 + (name == "q4_1"))
 
 
 def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
