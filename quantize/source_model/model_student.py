@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
 
 from quantize.checkpoint import Checkpoint
 from quantize.memory import return_freed
@@ -17,6 +19,7 @@ from quantize.source_model.whole import I64, LOGIT_ROWS, build_model, change, ta
 from quantize.types import F32
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
+FORGETFUL = 2  # one decoder layer in so many keeps only its input for the way back, and runs again there
 
 
 class ModelStudent:
@@ -32,6 +35,8 @@ class ModelStudent:
         self._head: torch.Tensor = model.lm_head.weight.detach().clone()  # the source's, whatever is put
         self._parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
         self._model = model
+        for layer in model.model.layers[::FORGETFUL]:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
         with torch.no_grad():
             runs = track(range(0, len(tokens), BATCH), "running the source")
             self._taught = torch.cat([self._last(self._tokens[start : start + BATCH]).half() for start in runs])
