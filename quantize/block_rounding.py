@@ -72,7 +72,7 @@ def learn_rounding(
     Raises CalibrationError for too short a text.
     """
     course = Course("rounding a block", config.block_steps, SEQUENCES, SPAN, config.seed, lambda _: 1.0)
-    course.check(student, config.calibration, "--block-steps")
+    course.check(student.sequences, config.calibration, "--block-steps", "raise --calibration-tokens")
     return descend([_Positions(*pair) for pair in rounded], student, orders, course)
 
 

@@ -104,7 +104,22 @@ def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str)
             f"{where}: {len(ids)} tokens, but {wanted} sequences of {SEQUENCE} are needed; give a longer text"
             + (f", or --calibration-tokens {available * SEQUENCE}" if available else "")
         )
-    chosen = np.sort(np.random.default_rng(seed).permutation(available)[:wanted])
+    return _drawn(ids, seed, np.arange(wanted))
+
+
+def other_sequences(ids: NDArray[np.int64], tokens: int, seed: int, count: int) -> NDArray[np.int64]:
+    """``count`` more that ``choose_sequences`` leaves out, I64[sequences, SEQUENCE]; where the text ends, those that it takes.
+
+    Fewer, and none twice, of a text that has no more.
+    """
+    wanted = sequence_count(tokens)
+    return _drawn(ids, seed, np.arange(wanted, wanted + min(count, len(ids) // SEQUENCE)))
+
+
+def _drawn(ids: NDArray[np.int64], seed: int, places: NDArray[np.intp]) -> NDArray[np.int64]:
+    """What comes at those places when ``seed`` draws all sequences one after the other, and again; in the text's order."""
+    available = len(ids) // SEQUENCE
+    chosen = np.sort(np.random.default_rng(seed).permutation(available).take(places, mode="wrap"))
     return ids[: available * SEQUENCE].reshape(available, SEQUENCE)[chosen]
 
 
@@ -113,15 +128,27 @@ def calibration_data(config: QuantizeConfig, assets: Mapping[str, bytes], where:
 
     ``where`` names the model in errors. Raises CalibrationError.
     """
+    text, ids = _tokenized(config, assets, where)
+    tokens = choose_sequences(ids, config.calibration_tokens, config.seed, text.name)
+    return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
+
+
+def other_data(config: QuantizeConfig, assets: Mapping[str, bytes], where: str, count: int) -> NDArray[np.int64]:
+    """``count`` sequences of that text that ``calibration_data`` leaves out, as far as there are (``other_sequences``).
+
+    Raises CalibrationError as it does, but for the text's length.
+    """
+    return other_sequences(_tokenized(config, assets, where)[1], config.calibration_tokens, config.seed, count)
+
+
+def _tokenized(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> tuple[CalibrationText, NDArray[np.int64]]:
     text = load_text(config.calibration)
     if "tokenizer.json" not in assets:
         raise CalibrationError(
             f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
             "add one, or quantize by rtn-oc, rtn-ic or --imatrix"
         )
-    ids = tokenize(text.text, assets["tokenizer.json"], where)
-    tokens = choose_sequences(ids, config.calibration_tokens, config.seed, text.name)
-    return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
+    return text, tokenize(text.text, assets["tokenizer.json"], where)
 
 
 def _pydoc_topics() -> str:

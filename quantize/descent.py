@@ -20,7 +20,7 @@ from quantize.errors import CalibrationError
 from quantize.progress import track
 from quantize.types import F32, QuantizedTensor, Tensor
 
-JUDGES = 8  # sequences that no step sees
+JUDGES = 8  # sequences that no step sees, spread over the text: its end may be of another kind than its beginning
 
 
 class Student(Protocol):
@@ -75,12 +75,17 @@ class Course:
     seed: int
     rate: Callable[[float], float]
 
-    def check(self, student: Student, text: str, option: str) -> None:
-        """Raises CalibrationError for a text too short to learn from and to judge by."""
-        if student.sequences < JUDGES + self.sequences:
+    @property
+    def wanted(self) -> int:
+        """Sequences for every step to see its own."""
+        return JUDGES + self.steps * self.sequences
+
+    def check(self, sequences: int, text: str, option: str, mend: str) -> None:
+        """Raises CalibrationError for so few of them that there are not enough to learn from and to judge by."""
+        if sequences < JUDGES + self.sequences:
             raise CalibrationError(
-                f"{text}: {student.sequences} sequences, but {option} needs {JUDGES} to judge by and {self.sequences} "
-                f"to learn from; raise --calibration-tokens, or give {option} 0"
+                f"{text}: {sequences} sequences, but {option} needs {JUDGES} to judge by and {self.sequences} "
+                f"to learn from; {mend}, or give {option} 0"
             )
 
 
@@ -94,15 +99,15 @@ class Descended:
 
 
 def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, course: Course) -> Descended:
-    """Move ``knobs`` along the ``course``; the last JUDGES of the student's sequences decide what is kept.
+    """Move ``knobs`` along the ``course``; JUDGES of the student's sequences decide what is kept.
 
     Steps take the others in an order that the seed draws, and when all were seen, again. The rate falls to nothing at the last
     step; a span that did not help is taken back, and the rate halved.
     """
     crew = _Crew(knobs, student, orders)
-    learned = student.sequences - JUDGES
-    assert learned >= course.sequences, f"{student.sequences} sequences"
-    judges, drawn = np.arange(learned, student.sequences), np.random.default_rng(course.seed).permutation(learned)
+    judges, learned = _divided(student.sequences)
+    assert len(learned) >= course.sequences, f"{student.sequences} sequences"
+    drawn = np.random.default_rng(course.seed).permutation(learned)
     crew.show()
     before = best = student.loss(judges)
     rate = course.rate(before)
@@ -118,6 +123,12 @@ def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, course:
                 rate /= 2
                 crew.take_back()
     return Descended([one.tensor for one in knobs], before, best)
+
+
+def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Those that judge, and those that steps take."""
+    judges = np.arange(JUDGES) * sequences // JUDGES
+    return judges, np.setdiff1d(np.arange(sequences), judges)
 
 
 def weight_of(tensor: Tensor) -> F32:

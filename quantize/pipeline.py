@@ -31,7 +31,7 @@ from quantize.progress import track
 from quantize.store import Piece, QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.transforms import correct, transform
 from quantize.transforms.layer import DecoderLayer
-from quantize.tuning import tune_pieces, whole_pieces
+from quantize.tuning import tune_pieces, tuning_tokens, whole_pieces
 from quantize.types import F32, Axis, Curvature, LayerPlan, LayerStats, PlainTensor, Target
 
 if TYPE_CHECKING:
@@ -143,10 +143,10 @@ class _Job:
                 yield from self._layer(plans, None if walk is None else next(walk))
 
     def tuned_pieces(self) -> list[Piece]:
-        """Every tensor whole, its floats tuned on the text that it was calibrated on."""
+        """Every tensor whole, its floats tuned on more of the text that it was calibrated on."""
         from quantize.source_model import ModelStudent
 
-        tokens, _ = self.calibration  # a text that cannot be read is refused before any work
+        tokens = tuning_tokens(self.config, self.assets, str(self.source.path))  # a bad text is refused before any work
         pieces = whole_pieces(self.pieces())
         pieces, self.tuning = tune_pieces(pieces, ModelStudent(self.source, tokens), self.orders, self.config)
         return pieces

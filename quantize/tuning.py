@@ -7,13 +7,15 @@ end; Norm Tweaking, arXiv 2309.02784, the gains).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quantize.calibration import other_data
 from quantize.checkpoint.row_order import RowOrders
 from quantize.descent import Course, Descended, Student, descend
 from quantize.float_params import floats_of, log_slopes, with_floats
@@ -40,11 +42,21 @@ def whole_pieces(pieces: Iterable[Piece]) -> list[Piece]:
     return [(joined([tensor for tensor, _ in group]), group[0][1]) for group in groups]
 
 
+def tuning_tokens(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> NDArray[np.int64]:
+    """What ``tune_pieces`` learns and judges by, I64[sequences, length]: text that rounding did not see, as far as there is any.
+
+    Raises CalibrationError for a text that cannot be read or is too short.
+    """
+    course = _course(config.tune_steps, config.seed)
+    tokens = other_data(config, assets, where, course.wanted)
+    course.check(len(tokens), config.calibration, "--tune-steps", "give a longer text")
+    return tokens
+
+
 def tune_pieces(
     pieces: list[Piece], student: Student, orders: RowOrders, config: QuantizeConfig
 ) -> tuple[list[Piece], dict[str, Any]]:
-    """``tune`` what there is to tune, and what the store's header says of it. Raises CalibrationError for too short a text."""
-    _course(config.tune_steps, config.seed).check(student, config.calibration, "--tune-steps")
+    """``tune`` what there is to tune, and what the store's header says of it."""
     chosen = [index for index, (tensor, _) in enumerate(pieces) if isinstance(tensor, QuantizedTensor) or tensor.values.ndim == 1]
     found = tune([pieces[index][0] for index in chosen], student, orders, config.tune_steps, config.seed)
     tuned = dict(zip(chosen, found.tensors, strict=True))

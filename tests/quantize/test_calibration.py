@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantize.calibration import SEQUENCE, Coverage, choose_sequences, held_out_text, load_text, tokenize
+from quantize.calibration import SEQUENCE, Coverage, choose_sequences, held_out_text, load_text, other_sequences, tokenize
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CalibrationError
 from quantize.model_config import EMBEDDING
@@ -40,6 +40,20 @@ def test_sequences_are_drawn_by_seed_from_the_whole_text():
     assert first.shape == (4, SEQUENCE) and np.array_equal(first, again) and not np.array_equal(first, other)
     assert (np.diff(first, axis=1) == 1).all() and (first[:, 0] % SEQUENCE == 0).all()
     assert first.max() > 5 * SEQUENCE
+
+
+@pytest.mark.parametrize(("count", "again"), [(5, 0), (16, 0), (18, 2), (20, 4), (30, 4)])
+def test_other_sequences_are_those_that_calibration_leaves_out(count, again):
+    """Until the text has no more; and never one twice."""
+    ids = np.arange(20 * SEQUENCE + 7)
+    taken, others = choose_sequences(ids, 4 * SEQUENCE, 3, "t")[:, 0], other_sequences(ids, 4 * SEQUENCE, 3, count)
+    assert others.shape == (min(count, 20), SEQUENCE) and (np.diff(others, axis=1) == 1).all()
+    assert len(np.intersect1d(taken, others[:, 0])) == again
+    assert (np.diff(others[:, 0]) > 0).all()
+
+
+def test_a_text_without_a_whole_sequence_has_no_others():
+    assert other_sequences(np.arange(5), 100, 0, 3).shape == (0, SEQUENCE)
 
 
 def test_a_text_too_short_says_how_long_it_is():

@@ -13,8 +13,9 @@ import pytest
 from exporter.gguf_file import write_gguf
 from exporter.summary import store_summary
 from exporter.targets import TARGETS
-from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
+from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, pipeline, quantize_checkpoint
 from quantize.axis_choice import layer_loss
+from quantize.calibration import load_text
 from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.row_order import ggml_row_index
 from quantize.errors import CalibrationError, CheckpointError, PlanError
@@ -230,9 +231,13 @@ def test_learned_stores_differ_in_linears_alone_and_lose_less_in_every_layer(sou
     assert digest(learned.path) == digest(again.path)
 
 
-def test_a_text_too_short_to_tune_on_is_refused(source, tmp_path):
-    with pytest.raises(CalibrationError, match=r"4 sequences, but --tune-steps needs 8 to judge by and 2 to learn from"):
-        run(source, tmp_path / "s", "llama.cpp", tune_steps=1, calibration_tokens=2048)
+def test_a_text_too_short_to_tune_on_is_refused_before_any_work(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline._Job, "pieces", None)
+    text = tmp_path / "short.txt"
+    text.write_text(load_text("builtin").text[:5000])
+    with pytest.raises(CalibrationError, match=r"7 sequences, but --tune-steps needs 8 to judge by and 2 to learn from"):
+        run(source, tmp_path / "s", "llama.cpp", tune_steps=1, calibration_tokens=2048, calibration=str(text))
+    assert not (tmp_path / "s").exists()
 
 
 def test_ada_keeps_the_axis_on_which_the_planned_rounder_loses_less():

@@ -70,6 +70,19 @@ def test_gradients_are_differences_of_losses(source, tokens, name):
     assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(float(np.abs(gradients[name]).sum()), rel=0.05)
 
 
+def test_every_other_layer_keeps_next_to_nothing_for_the_way_back(source, tokens):
+    """Most of what tuning needs beside the weights."""
+
+    def kept(model):
+        model.requires_grad_()
+        sizes = list[int]()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            model.model(torch.from_numpy(tokens), use_cache=False)
+        return sum(sizes)
+
+    assert kept(ModelStudent(source, tokens)._model) < 0.7 * kept(build_model(source.config, source.read, source.tied))
+
+
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
 def test_weights_are_linear_in_the_floats(grid, axis):
