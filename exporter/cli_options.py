@@ -109,7 +109,8 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
         "--effort",
         choices=tuple(EFFORTS),
         default="default",
-        help="fast: searched rounding; default: GPTQ weighed by the model's gradients; best: more text, then tuning",
+        help="fast: searched rounding; default: GPTQ weighed by the model's gradients; "
+        "best: more text, then rounding learned and scales tuned",
     )
     group.add_argument("--method", choices=METHODS, help="rounding and axis (default: the effort's)")
     group.add_argument(

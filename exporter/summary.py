@@ -169,7 +169,9 @@ def _loss_rows(store: QuantizedStore) -> list[Row]:
     blocks = store.header.get("blocks")
     if blocks is not None:
         left = median(after / before for before, after in zip(blocks["before"], blocks["after"], strict=True))
-        rows.append(("blocks", f"{blocks['steps']} steps a layer: its output's error times {left:.3f} (median) on held-out text"))
+        rows.append(
+            ("blocks", f"{blocks['steps']} steps a layer: its output's error times {left:.3f} (median) on text that no step saw")
+        )
     if tuning is not None:
         change = f"{tuning['before']:.4g} to {tuning['after']:.4g}"
         rows.append(("tuning", f"{tuning['steps']} steps: KL divergence {change} nats a token on held-out calibration text"))
