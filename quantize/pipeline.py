@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantize.block_rounding import BlockRounder
@@ -120,11 +119,6 @@ class _Job:
         """Those of every decoder layer so far."""
         return BlockRounder(self.orders, self.config)
 
-    @cached_property
-    def calibration(self) -> tuple[NDArray[np.int64], Coverage]:
-        """The text's tokens I64[sequences, length], and what is to be said of them. Raises CalibrationError."""
-        return calibration_data(self.config, self.assets, str(self.source.path))
-
     @property
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives."""
@@ -186,7 +180,7 @@ class _Job:
         """The source in torch, imported only here: RTN without calibration never needs it."""
         from quantize.source_model import measure_curvature, walk_layers
 
-        tokens, self.coverage = self.calibration
+        tokens, self.coverage = calibration_data(self.config, self.assets, str(self.source.path))
         scoped = self.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in self.plans)
         token_weight: str | Curvature = self.config.token_weight
         if token_weight == "gradient":

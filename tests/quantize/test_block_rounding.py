@@ -142,9 +142,9 @@ def test_learning_lowers_the_loss_of_sequences_that_no_step_saw(source, grid, ax
     names = [DOWN, "model.layers.0.self_attn.k_proj.weight"]
     weights = {name: orders.to_target(name, source.read(name)) for name in names}
     tensors = [ROUNDERS["rtn"](name, weight, grid_named(grid), axis, None) for name, weight in weights.items()]
-    config = QuantizeConfig(block_steps=30)
+    config = QuantizeConfig(block_steps=60)
     found = learn_rounding([(tensor, weights[tensor.name]) for tensor in tensors], run.student, orders, config)
-    assert found.after < 0.99 * found.before
+    assert found.after < 0.98 * found.before
     for old, new in zip(tensors, found.tensors, strict=True):
         run.student.put(new.name, orders.to_source(new.name, dequantize(new)), learns=False)
         assert (new.name, new.axis, new.grid) == (old.name, old.axis, old.grid)
