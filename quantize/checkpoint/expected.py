@@ -96,6 +96,10 @@ def _is_number(value: object) -> bool:
 
 def check_specs(found: Mapping[str, TensorSpec], config: ModelConfig, where: str) -> dict[str, TensorSpec]:
     """The found specs in model order, without buffers. Raises CheckpointError for missing, unexpected or misshapen tensors."""
+    if config.num_layers > len(found):  # before so many names are made
+        raise CheckpointError(
+            f"{where}: {config.num_layers} layers are promised, and {len(found)} tensors are there; is config.json its own?"
+        )
     expected = expected_shapes(config)
     unexpected = [name for name in found if name not in expected and not name.endswith(BUFFERS)]
     missing = [name for name in expected if name not in found and name != HEAD]
