@@ -15,9 +15,33 @@ A message says what is wrong, where (file, tensor, numbers) and what to do. Our 
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+SHOWN = 300  # characters of one value in a message
+LINE = 1500  # of a whole message; what is too long loses its middle, because the mend stands at the end
+_BRIEF = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = SHOWN
+
+
+def printable(text: str, most: int = LINE) -> str:
+    """``text`` as one line of at most ``most`` characters: control, bidi and unpaired surrogate characters are escaped."""
+    if len(text) > most:  # before anything is done with what may have millions
+        text = f"{text[: most * 2 // 3]} … {text[-(most // 3) :]}"
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def shown(value: object) -> str:
+    """A value from outside for a message, as ``repr`` writes it, or a text or an exception's text; at most SHOWN characters."""
+    text = str(value) if isinstance(value, str | BaseException) else _BRIEF.repr(value)
+    return printable(text, SHOWN)
+
 
 class AdaDimError(Exception):
-    """Base of every error that is the user's to mend."""
+    """Base of every error that is the user's to mend; as text it is one clean line, whatever its message was made of."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class CheckpointError(AdaDimError):

@@ -1,0 +1,133 @@
+"""What a child does when it is asked for something that does not end well; functions stand here so that it can import them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantize.child import GIB, Child, ChildEnded, Limits, in_child
+from quantize.errors import CheckpointError
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = "tests.quantize.test_child"
+
+
+def twice(value: np.ndarray) -> np.ndarray:
+    print("noise")
+    os.write(2, b"more noise\n")
+    return value * 2
+
+
+def abort() -> None:
+    os.write(2, b"a line\nGGML_ASSERT(tokens.size() == n) failed\n")
+    os.abort()
+
+
+def overflow() -> None:
+    ctypes.string_at(0)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def wait() -> None:
+    time.sleep(100)
+
+
+def swell() -> int:
+    return len(bytearray(3 * GIB))
+
+
+def refuse() -> None:
+    raise CheckpointError("config.json: is\nno config")
+
+
+def fail() -> None:
+    raise ZeroDivisionError("a bug of ours")
+
+
+class Counter:
+    def __init__(self, start: int) -> None:
+        self.count = start
+
+    def add(self, much: int) -> int:
+        self.count += much
+        return self.count
+
+
+ENDS = {
+    abort: r"was ended by SIGABRT \(GGML_ASSERT\(tokens.size\(\) == n\) failed\)",
+    overflow: "was ended by SIGSEGV",
+    leave: "ended with exit code 3",
+    wait: "took more than 1 s",
+    swell: "needs more memory than it may have",
+}
+
+
+@pytest.fixture(scope="module")
+def child():
+    with Child(Limits(seconds=1, memory=GIB)) as child:
+        child.call(twice, np.zeros(1))
+        yield child
+
+
+@pytest.mark.parametrize(("function", "reason"), ENDS.items(), ids=[function.__name__ for function in ENDS])
+def test_what_ends_the_child_is_said_and_the_next_call_has_a_new_one(function, reason):
+    with Child(Limits(seconds=1, memory=GIB)) as child:
+        with pytest.raises(ChildEnded, match=reason):
+            child.call(function)
+        with Child() as other:  # not limited, as starting takes its time
+            np.testing.assert_array_equal(other.call(twice, np.arange(3)), [0, 2, 4])
+
+
+def test_errors_of_ours_arrive_as_they_are(child):
+    with pytest.raises(CheckpointError, match="is no config"):
+        child.call(refuse)
+
+
+def test_a_bug_of_ours_arrives_with_its_trace(child):
+    with pytest.raises(RuntimeError, match=r"fail(?s:.*)a bug of ours"):
+        child.call(fail)
+
+
+def test_an_object_is_held_between_calls():
+    with Child() as child:
+        child.hold(Counter, 3)
+        assert (child.ask("add", 4), child.ask("count")) == (7, 7)
+
+
+def test_what_the_child_prints_is_not_printed(child, capfd):
+    child.call(twice, np.zeros(1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_call():
+    assert in_child(twice, 2, limits=Limits()) == 4
+
+
+def test_a_child_ends_with_its_parent():
+    code = f"""
+import os
+from quantize.child import Child
+from {HERE} import twice
+child = Child(); child.call(twice, 1)
+print(child._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    pid = int(said.stdout)
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the child is still there")
