@@ -16,7 +16,6 @@ after the last tensor that are no padding.
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from quantize.checkpoint.gguf_parts import Buffer, Cursor, TensorInfo, Value, ValueType, encode_string
+from quantize.outside import open_regular
 
 __all__ = ["Cursor", "GgufHeader", "TensorInfo", "Value", "ValueType", "encode_header", "map_file", "padded", "parse_header"]
 
@@ -47,16 +47,12 @@ class GgufHeader:
 def map_file(path: Path) -> memoryview:
     """The bytes of a regular file, mapped read-only: nothing is read yet.
 
-    Raises OSError, and ValueError for what is no regular file (a pipe or a device would never end) or is empty.
+    Raises OSError, also for what is no regular file, and ValueError for one that is empty.
     """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(file, "rb") as opened:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("no regular file")
-        if found.st_size == 0:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
             raise ValueError("truncated: the file is empty")
-        return np.memmap(opened, np.uint8, "r").data
+        return np.memmap(file, np.uint8, "r").data
 
 
 def padded(size: int, alignment: int) -> int:

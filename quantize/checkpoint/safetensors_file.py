@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from quantize.checkpoint.floats import FLOATS
 from quantize.errors import CheckpointError
+from quantize.outside import open_regular
 from quantize.types import Array, TensorSpec
 
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
@@ -65,11 +65,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _read(path: Path) -> tuple[bytes, int]:
     """(the header's JSON, bytes of the file): compared with one another before anything is made of them."""
     try:
-        with path.open("rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise CheckpointError(f"{path}: no regular file; {AGAIN}")
-            size, length = found.st_size, int.from_bytes(file.read(8), "little")
+        with open_regular(path) as file:
+            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise CheckpointError(f"{path}: truncated or no safetensors file ({size} bytes); {AGAIN}")
             if length > max(SMALL_HEADER, size - 8 - length):
@@ -80,11 +77,6 @@ def _read(path: Path) -> tuple[bytes, int]:
     if (count := header.count(b'"data_offsets"')) > MAX_TENSORS:
         raise CheckpointError(f"{path}: {count} tensors, which no decoder here has; {AGAIN}")
     return header, size
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
@@ -99,15 +91,15 @@ def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # no
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        sound = isinstance(dtype, str) and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        sound = isinstance(dtype, str) and all(type(number) is int for number in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}") from error
-    if not sound or 0 in shape or len(shape) > MAX_DIMS:
+    if not sound or len(shape) > MAX_DIMS:
         raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}")
     if dtype not in FLOATS:
         raise CheckpointError(f"{path}: {name} is {dtype}; supported: {', '.join(FLOATS)}; convert it, or use the original model")
     spec = TensorSpec(name, dtype, shape)
-    if end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
+    if min(*shape, 1) < 1 or begin < 0 or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
         raise CheckpointError(f"{path}: {name}: {dtype} {shape} does not fit bytes {begin} to {end}; {AGAIN}")
     return StoredTensor(spec, path, data + begin, data + end)
 
