@@ -229,6 +229,8 @@ class _Cursor:
         return items != 0 if kind == BOOL else items
 
     def _strings(self, count: int) -> list[str]:
+        if 8 * count > min(self.data.size, MAX_HEADER) - self.position:
+            raise DamagedFileError(f"{self.path}: {count} strings at {self.position} go past the end; it is truncated")
         out: list[str] = []
         data, position, end = self.data.data, self.position, min(self.data.size, MAX_HEADER)
         for _ in range(count):

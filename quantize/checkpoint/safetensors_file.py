@@ -91,7 +91,11 @@ def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # no
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        sound = isinstance(dtype, str) and all(type(number) is int for number in (*shape, begin, end))
+        sound = (
+            isinstance(dtype, str)
+            and isinstance(entry["shape"], list)
+            and all(type(number) is int for number in (*shape, begin, end))
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}") from error
     if not sound or len(shape) > MAX_DIMS:
@@ -99,7 +103,7 @@ def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # no
     if dtype not in FLOATS:
         raise CheckpointError(f"{path}: {name} is {dtype}; supported: {', '.join(FLOATS)}; convert it, or use the original model")
     spec = TensorSpec(name, dtype, shape)
-    if min(*shape, 1) < 1 or begin < 0 or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
+    if min((*shape, 1)) < 1 or begin < 0 or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
         raise CheckpointError(f"{path}: {name}: {dtype} {shape} does not fit bytes {begin} to {end}; {AGAIN}")
     return StoredTensor(spec, path, data + begin, data + end)
 
