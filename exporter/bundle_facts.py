@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.inspect import Report, inspect
+from exporter.inspect import Report, inspect, read_gguf_header
 from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES
 from exporter.targets import GGUF_TARGETS
-from quantize.checkpoint.gguf_container import GgufHeader, parse_header
+from quantize.checkpoint.gguf_container import GgufHeader
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
-from quantize.errors import ConfigError, ExportError, FileFormatError
+from quantize.checkpoint.gguf_source import check_gguf_model
+from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
+from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError
 from quantize.kinds import Wanted, is_store, mistaken
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
@@ -56,6 +57,8 @@ def read_facts(path: Path) -> Facts:
     report = inspect(path)
     try:
         return _onnx_facts(path, report) if path.is_dir() else _gguf_facts(path, report)
+    except CheckpointError as error:
+        raise FileFormatError(str(error)) from error
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{path}: lacks what a model is bundled by ({error!r}); export it again") from error
 
@@ -65,27 +68,23 @@ def _tensors(report: Report) -> list[Report]:
 
 
 def _gguf_facts(path: Path, report: Report) -> Facts:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        header = parse_header(view)
-    _check_gguf(path, header)
-    values = {key: value.decode() for key, value in header.metadata.items() if not key.startswith("tokenizer.ggml.tokens")}
-    ours = {key.removeprefix("adadim."): value for key, value in values.items() if key.startswith("adadim.")}
+    header = read_gguf_header(path)
+    values = GgufValues(header.metadata, str(path))
+    _check_gguf(path, header, values)
+    ours = {key.removeprefix("adadim."): values[key] for key in values if key.startswith("adadim.")}
     arch = f"{values['general.architecture']}."
-    heads = values[arch + "attention.head_count"]
-    kv_heads = values.get(arch + "attention.head_count_kv", heads)
-    width = values.get(arch + "attention.key_length", values[arch + "embedding_length"] // heads)
-    ends = (values.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
+    ids = {kind: values.get(f"{TOKENIZER}{kind}_token_id", NO_TOKEN) for kind in ("bos", "eos", "eot", "eom")}
     return Facts(
         name=str(values.get("general.name", path.stem)),
         runtime="llama.cpp",
         target=ours.get("target"),
         files={f"{FOLDER}/model.gguf": path},
         model=f"{FOLDER}/model.gguf",
-        context=values[arch + "context_length"],
-        kv_entries=2 * values[arch + "block_count"] * kv_heads * width,
+        context=values.size(arch + "context_length"),
+        kv_entries=2 * _kv_channels(values, arch),
         special={
-            "bos_token_id": values.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_ids": sorted({end for end in ends if end is not None}),
+            "bos_token_id": None if ids["bos"] == NO_TOKEN else ids["bos"],
+            "eos_token_ids": sorted({ids[kind] for kind in ("eos", "eot", "eom")} - {NO_TOKEN}),
         },
         tensors=_tensors(report),
         totals=report["totals"],
@@ -95,16 +94,30 @@ def _gguf_facts(path: Path, report: Report) -> Facts:
     )
 
 
-def _check_gguf(path: Path, header: GgufHeader) -> None:
+def _kv_channels(values: GgufValues, arch: str) -> int:
+    """Channels of the keys of all layers together; those of the values are as many."""
+    layers, heads = values.size(arch + "block_count"), values.per_layer(arch + "attention.head_count")
+    kv_heads = values.per_layer(arch + "attention.head_count_kv") or heads
+    width = values.size(arch + "attention.key_length", values.size(arch + "embedding_length") // max(heads))
+    return width * (sum(kv_heads) if len(kv_heads) > 1 else layers * kv_heads[0])
+
+
+def _check_gguf(path: Path, header: GgufHeader, values: GgufValues) -> None:
     """Raises ExportError."""
     target = header.metadata.get("adadim.target")
     if any(name.endswith(".weight_ic") for name in header.tensors):
         known = ", ".join(name for name in GGUF_TARGETS if name != "gguf-adadim")
         raise ExportError(f"{path}: holds tensors that no runtime reads ({target and target.decode()}); quantize for {known}")
-    if "split.count" in header.metadata and header.metadata["split.count"].decode() > 1:
+    if values.get("split.count", 1) > 1:
         raise ExportError(f"{path}: one of several files; join them with llama-gguf-split --merge")
-    if "tokenizer.ggml.model" not in header.metadata:
+    if f"{TOKENIZER}model" not in values or f"{TOKENIZER}tokens" not in values:
         raise ExportError(f"{path}: holds no tokenizer; export it from a model that has one")
+    if values.size(f"{values['general.architecture']}.block_count") > len(header.tensors):
+        raise FileFormatError(
+            f"{path}: block_count is larger than the {len(header.tensors)} tensors that are in it; export it again"
+        )
+    values.check_tokenizer()
+    check_gguf_model(header, values, str(path))
 
 
 def _onnx_facts(path: Path, report: Report) -> Facts:

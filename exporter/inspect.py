@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.targets import GgufTarget, OnnxTarget, target_of
+from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, map_file, parse_header
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
 from quantize.errors import FileFormatError
 from quantize.grids import GRIDS, grid_to_json
@@ -92,23 +93,27 @@ def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report
 
 
 def _inspect_gguf(path: Path) -> Report:
-    from gguf import GGUFReader
+    header = read_gguf_header(path)
+    return _report([_gguf_item(tensor) for tensor in header.tensors.values()], path.stat().st_size)
 
+
+def read_gguf_header(path: Path) -> GgufHeader:
+    """The header of a file that llama.cpp's own reader would take. Raises FileFormatError."""
     try:
-        stored = GGUFReader(path).tensors
-    except Exception as error:  # gguf-py raises ValueError, IndexError or KeyError, by where the damage is
         if kind_of(path) is not Kind.GGUF:
-            raise FileFormatError(mistaken(path, Wanted.FILE)) from error
+            raise FileFormatError(mistaken(path, Wanted.FILE))
+        return parse_header(map_file(path))
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror}); name a file that can") from error
+    except ValueError as error:
         raise FileFormatError(f"{path}: a damaged GGUF ({error}); export it again") from error
-    return _report([_gguf_item(tensor) for tensor in stored], path.stat().st_size)
 
 
-def _gguf_item(tensor: Any) -> Report:  # noqa: ANN401 - gguf-py has no types
-    name, kind = str(tensor.name), str(tensor.tensor_type.name)
-    shape = [int(length) for length in reversed(tensor.shape)]
+def _gguf_item(tensor: TensorInfo) -> Report:
+    name, kind, shape = tensor.name, str(tensor.type.name), tensor.shape
     transposed = name.endswith(WEIGHT_IC)
     hf_name = to_hf_name_or_own(name)  # its own: rope_freqs.weight, or a tensor of another tool's model
-    item = _item(name, hf_name, reversed(shape) if transposed else shape, int(tensor.n_bytes))
+    item = _item(name, hf_name, reversed(shape) if transposed else shape, tensor.nbytes)
     grid = GRIDS.get(kind.lower())
     if grid is None or isinstance(grid, type):
         return item | {"grid": kind.lower(), "bits": FLOAT_BITS.get(kind)}

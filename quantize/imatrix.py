@@ -37,6 +37,7 @@ from quantize.checkpoint.gguf_container import (
     Value,
     ValueType,
     encode_header,
+    map_file,
     padded,
     parse_header,
 )
@@ -104,7 +105,7 @@ class Imatrix:
 def read_imatrix(path: Path) -> Imatrix:
     """Read a file of either form. Raises CalibrationError for one that is missing, truncated, damaged or something else."""
     try:
-        data = np.memmap(path, np.uint8, "r").data
+        data = map_file(path)
         entries, datasets, chunks = (_parse_gguf if data[:4] == MAGIC else _parse_binary)(data)
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read ({error.strerror}); name an importance matrix") from error
@@ -143,11 +144,12 @@ def _parse_gguf(data: memoryview) -> _Found:
             entries[name] = _mean_square(name, *(_floats(data, header, name + suffix) for suffix in (SUMS, COUNTS)))
     if not entries:
         raise ValueError(f"a GGUF without a tensor NAME{SUMS}")
-    values = {key: header.metadata[key].decode() for key in (DATASETS, CHUNKS) if key in header.metadata}
-    datasets, chunks = values.get(DATASETS, []), values.get(CHUNKS, 0)
-    if not isinstance(datasets, list) or not isinstance(chunks, int):
-        raise ValueError(f"{DATASETS} {datasets!r} and {CHUNKS} {chunks!r} are no list and no number")
-    return entries, [str(name) for name in datasets], chunks
+    datasets, chunks = header.metadata.get(DATASETS), header.metadata.get(CHUNKS)
+    if datasets is not None and datasets.items is not ValueType.STRING:
+        raise ValueError(f"{DATASETS} is of type {datasets.described}, not array of string")
+    if chunks is not None and chunks.type is not ValueType.U32:
+        raise ValueError(f"{CHUNKS} is of type {chunks.described}, not u32")
+    return entries, [] if datasets is None else datasets.decode(), 0 if chunks is None else chunks.decode()
 
 
 def _floats(data: memoryview, header: GgufHeader, name: str) -> F32:

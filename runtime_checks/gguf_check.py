@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 
 from quantize.blocks import dequantize
+from quantize.checkpoint.gguf_container import GgufHeader, alignment_of, map_file, padded, parse_header
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_gguf_name
 from quantize.errors import FileFormatError
 from quantize.store import QuantizedStore
-from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
+from quantize.types import F32, U8, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.decoded import ROPE_FREQS, ggml_grid, open_gguf, row_chunks
 from runtime_checks.llama_cpp import out_prod
 from runtime_checks.reference import BLOCK_BYTES, matmul
@@ -35,42 +35,51 @@ def check_gguf(path: Path, store: QuantizedStore | None = None) -> list[Check]:
     is no GGUF, or holds tensors that no target writes.
     """
     file = open_gguf(path)
-    other = _read_with_gguf_py(path, file)
+    header, data = _read_with_ours(path, file)
     checks = []
     for name, tensor in file.tensors.items():
-        checks += _check_decoders(tensor, other[name])
+        info = header.tensors[name]
+        start = header.data_start + info.offset
+        checks += _check_decoders(tensor, data[start : start + info.nbytes], info.type)
         if name.endswith("." + WEIGHT_IC):
             checks.append(_check_out_prod(tensor))
-    checks.append(within("bytes after the last tensor", path.name, _trailing_bytes(path, file, list(other.values())), EXACT))
+    checks.append(within("bytes after the last tensor", path.name, _trailing_bytes(header, len(data)), EXACT))
     return checks if store is None else checks + _check_store(path, file, store)
 
 
-def _read_with_gguf_py(path: Path, file: GgufFile) -> dict[str, Any]:
+def _read_with_ours(path: Path, file: GgufFile) -> tuple[GgufHeader, U8]:
+    """Where the tensors lie by the parser of our sources, which must find those that the reference does."""
     try:
-        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    except (ValueError, KeyError, IndexError) as error:
-        raise FileFormatError(f"{path}: gguf-py cannot read it ({error}); export it again") from error
-    if list(tensors) != list(file.tensors):
-        raise FileFormatError(f"{path}: gguf-py lists other tensors than the reference; export it again")
-    return tensors
+        mapped = map_file(path)
+        header = parse_header(mapped)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: a damaged GGUF ({error}); export it again") from error
+    if [(name, info.type.name, info.shape) for name, info in header.tensors.items()] != [
+        (name, tensor.kind, tensor.shape) for name, tensor in file.tensors.items()
+    ]:
+        raise FileFormatError(f"{path}: our parser finds other tensors than the reference; export it again")
+    return header, np.frombuffer(mapped, np.uint8)
 
 
-def _trailing_bytes(path: Path, file: GgufFile, tensors: list[Any]) -> int:
+def _trailing_bytes(header: GgufHeader, size: int) -> int:
     """How many bytes the file has beyond the last tensor and its padding."""
-    end = int(tensors[-1].data_offset + tensors[-1].n_bytes) if tensors else path.stat().st_size
-    alignment = int(file.metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT))
-    return max(0, path.stat().st_size - end - -end % alignment)
+    alignment = alignment_of(header.metadata)
+    ends = [padded(header.data_start + info.offset + info.nbytes, alignment) for info in header.tensors.values()]
+    return max(0, size - max(ends, default=size))
 
 
-def _check_decoders(tensor: GgufTensor, other: Any) -> list[Check]:  # noqa: ANN401 - a gguf.ReaderTensor
-    """Weights that differ in any bit between the reference and gguf-py, and between the reference and our grid."""
+def _check_decoders(tensor: GgufTensor, stored: U8, kind: gguf.GGMLQuantizationType) -> list[Check]:
+    """Weights that differ in any bit between the reference and gguf-py, and between the reference and our grid.
+
+    ``stored``: the tensor's bytes where our parser finds them.
+    """
     rows, cols = len(tensor.data), tensor.shape[-1]
-    data = other.data.reshape(rows, -1)
+    data = stored.reshape(rows, -1)
     theirs = ours = 0
     for chunk in row_chunks(rows, cols):
         part = tensor.rows(chunk.start, chunk.stop)
         reference = decode_gguf(part).reshape(-1, cols)
-        theirs += _differ(reference, gguf.quants.dequantize(data[chunk], other.tensor_type))
+        theirs += _differ(reference, gguf.quants.dequantize(data[chunk], kind).reshape(-1, cols))
         if tensor.kind in BLOCK_BYTES:
             ours += _differ(reference, dequantize(_as_quantized(part)))
     checks = [within("reference = gguf-py", tensor.name, theirs, EXACT)]

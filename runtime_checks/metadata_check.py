@@ -84,8 +84,13 @@ def _defaults(config: ModelConfig, arch: str) -> dict[str, Any]:
 
 
 def _difference(held: Any, expected: Any) -> float:  # noqa: ANN401 - metadata of any type
-    """0 for the same value, else by how much numbers differ; infinity for what cannot be compared."""
-    if held == expected:
+    """0 for the same value, else by how much numbers differ; infinity for what cannot be compared.
+
+    A number for each layer is the same as one number if all are equal.
+    """
+    if isinstance(held, np.ndarray) and not isinstance(expected, np.ndarray):
+        return _difference(held[0].item(), expected) if len(held) and (held == held[0]).all() else math.inf
+    if np.array_equal(held, expected):
         return 0.0
     if isinstance(held, int | float) and isinstance(expected, int | float):
         return abs(float(np.float32(held)) - float(np.float32(expected)))

@@ -7,11 +7,13 @@
     n_tensors  x  string name | u32 n_dims | i64 dims[], innermost first | i32 type | u64 offset
     padding | data, each tensor padded to general.alignment
 
-Every length is checked against the bytes that are left before anything is taken.
+Every count and length is checked against the bytes that are left before anything is taken.
 """
 
 from __future__ import annotations
 
+import math
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,11 @@ TYPE_NAMES = {
     39: "MXFP4",
 }
 SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}
-BOOL, STRING, ARRAY = 7, 8, 9
+U32, BOOL, STRING, ARRAY = 4, 7, 8, 9
 MAX_NAME, MAX_DIMS, DEFAULT_ALIGNMENT = 63, 4, 32
+MAX_COUNT = 1 << 16  # of tensors, and of pairs
+MAX_HEADER = 1 << 27  # bytes
+LEAST_PAIR, LEAST_TENSOR = 14, 32  # bytes that one takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +77,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, eq=False)
 class GgufFile:
-    """``metadata``: key -> int, float, bool, str or list of them; ``tensors`` in file order."""
+    """``metadata``: key -> int, float, bool, str, list of str or array of numbers or bools; ``tensors`` in file order."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
@@ -89,7 +94,7 @@ class _Info:
 def read_gguf(path: Path) -> GgufFile:
     """The whole file, tensors mapped and not copied. Raises DamagedFileError."""
     metadata, infos, cursor = _read_header(path)
-    alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if alignment <= 0 or alignment & (alignment - 1):
         raise DamagedFileError(f"{path}: general.alignment {alignment} is not a power of two")
     start = cursor.position + -cursor.position % alignment
@@ -134,7 +139,7 @@ def _layout(path: Path, info: _Info) -> tuple[int, int]:
     kind = TYPE_NAMES.get(info.kind)
     if kind is None:
         raise DamagedFileError(f"{path}: tensor {info.name} has ggml type {info.kind}, which the reference does not decode")
-    rows = int(np.prod(info.dims[1:], dtype=np.int64))
+    rows = math.prod(info.dims[1:])
     if kind in FLOAT_BYTES:
         return rows, info.dims[0] * FLOAT_BYTES[kind]
     block = block_weights(kind)
@@ -144,8 +149,11 @@ def _layout(path: Path, info: _Info) -> tuple[int, int]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], _Cursor]:
-    if path.stat().st_size < 24:
-        raise DamagedFileError(f"{path}: {path.stat().st_size} bytes are no GGUF file")
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedFileError(f"{path}: no regular file")
+    if found.st_size < 24:
+        raise DamagedFileError(f"{path}: {found.st_size} bytes are no GGUF file")
     cursor = _Cursor(path, np.asarray(np.memmap(path, np.uint8, "r")))
     if cursor.take(4).tobytes() != b"GGUF":
         raise DamagedFileError(f"{path}: does not begin with GGUF")
@@ -153,12 +161,17 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], _Cursor]:
     if version not in (2, 3):
         raise DamagedFileError(f"{path}: GGUF version {version}, expected 3")
     n_tensors, n_pairs = cursor.scalar("<u8"), cursor.scalar("<u8")
+    cursor.check_room(n_tensors, LEAST_TENSOR)
+    cursor.check_room(n_pairs, LEAST_PAIR)
     metadata: dict[str, Any] = {}
     for _ in range(n_pairs):
         key = cursor.string()
         if not key or key in metadata:
-            raise DamagedFileError(f"{path}: key {key!r} is empty or there twice")
-        metadata[key] = cursor.value(cursor.scalar("<i4"))
+            raise DamagedFileError(f"{path}: key {key[:80]!r} is empty or there twice")
+        kind = cursor.scalar("<i4")
+        if key == "general.alignment" and kind != U32:
+            raise DamagedFileError(f"{path}: general.alignment is of type {kind}, not {U32}")
+        metadata[key] = cursor.value(kind)
     infos = []
     for _ in range(n_tensors):
         name, n_dims = cursor.string(), cursor.scalar("<u4")
@@ -181,6 +194,8 @@ class _Cursor:
         """The next ``count`` bytes."""
         if count > self.data.size - self.position:
             raise DamagedFileError(f"{self.path}: {count} bytes wanted at {self.position}, past the end; it is truncated")
+        if self.position + count > MAX_HEADER:
+            raise DamagedFileError(f"{self.path}: a header of more than {MAX_HEADER} bytes, which no model has")
         taken = self.data[self.position : self.position + count]
         self.position += count
         return taken
@@ -193,16 +208,36 @@ class _Cursor:
         """Length and UTF-8 bytes; bytes that are none survive as surrogates."""
         return self.take(self.scalar("<u8")).tobytes().decode("utf-8", "surrogateescape")
 
-    def value(self, kind: int) -> object:
-        """A value of that type as Python's own; arrays as lists."""
-        if kind == ARRAY:
-            return self._values(self.scalar("<i4"), self.scalar("<u8"))
-        return self._values(kind, 1)[0]
+    def check_room(self, count: int, least: int) -> None:
+        """Raises DamagedFileError where ``count`` things of at least so many bytes cannot be in what is left."""
+        if count * least > self.data.size - self.position:
+            raise DamagedFileError(f"{self.path}: {count} entries at {self.position} go past the end; it is truncated")
+        if count > MAX_COUNT:
+            raise DamagedFileError(f"{self.path}: {count} entries, which no model has")
 
-    def _values(self, kind: int, count: int) -> list[object]:
-        if kind == STRING:
-            return [self.string() for _ in range(count)]
+    def value(self, kind: int) -> object:
+        """A value of that type as Python's own; arrays of numbers and bools as numpy's, of strings as lists."""
+        if kind == ARRAY:
+            kind, count = self.scalar("<i4"), self.scalar("<u8")
+            return self._strings(count) if kind == STRING else self._numbers(kind, count)
+        return self.string() if kind == STRING else self._numbers(kind, 1)[0].item()
+
+    def _numbers(self, kind: int, count: int) -> Array:
         if kind not in SCALARS:
             raise DamagedFileError(f"{self.path}: value of type {kind} at {self.position} is unknown here")
-        items = self.take(count * np.dtype(SCALARS[kind]).itemsize).view(SCALARS[kind]).tolist()
-        return [bool(item) for item in items] if kind == BOOL else items
+        items: Array = self.take(count * np.dtype(SCALARS[kind]).itemsize).view(SCALARS[kind])
+        return items != 0 if kind == BOOL else items
+
+    def _strings(self, count: int) -> list[str]:
+        if 8 * count > min(self.data.size, MAX_HEADER) - self.position:
+            raise DamagedFileError(f"{self.path}: {count} strings at {self.position} go past the end; it is truncated")
+        out: list[str] = []
+        data, position, end = self.data.data, self.position, min(self.data.size, MAX_HEADER)
+        for _ in range(count):
+            start = position + 8
+            position = start + int.from_bytes(data[position:start], "little")
+            if position > end or start > end:
+                raise DamagedFileError(f"{self.path}: string {len(out)} of {count} goes past the end; it is truncated")
+            out.append(str(data[start:position], "utf-8", "surrogateescape"))
+        self.position = position
+        return out

@@ -9,7 +9,7 @@ from quantize.checkpoint.gguf_source import GgufCheckpoint
 from quantize.checkpoint.huggingface import TO_CONVERT, HuggingFaceCheckpoint
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError
-from quantize.kinds import Wanted, mistaken
+from quantize.kinds import MAKE, Wanted, mistaken
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -31,6 +31,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: pickled weights are never loaded; convert them: {TO_CONVERT.format(path.parent)}")
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path}: name the directory that holds it and config.json: {path.parent}")
+    if not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path}: no regular file; {MAKE[Wanted.SOURCE]}")
     try:
         with path.open("rb") as file:
             magic = file.read(4)

@@ -96,6 +96,11 @@ def _is_number(value: object) -> bool:
 
 def check_specs(found: Mapping[str, TensorSpec], config: ModelConfig, where: str) -> dict[str, TensorSpec]:
     """The found specs in model order, without buffers. Raises CheckpointError for missing, unexpected or misshapen tensors."""
+    if config.num_layers > len(found):  # before so many names are made
+        raise CheckpointError(
+            f"{where}: num_hidden_layers (a GGUF's block_count) is {config.num_layers}, and {len(found)} tensors are all "
+            "that is there; download the whole model again"
+        )
     expected = expected_shapes(config)
     unexpected = [name for name in found if name not in expected and not name.endswith(BUFFERS)]
     missing = [name for name in expected if name not in found and name != HEAD]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from quantize.checkpoint.gguf_values import NO_TOKEN, GgufValues
 from quantize.checkpoint.rope import llama3_factors
 from quantize.errors import CheckpointError
 from quantize.types import F32
@@ -15,24 +16,23 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen
 FACTOR_TOLERANCE = 1e-4  # relative: stored factors are float32, and some writers round the parameters
 
 
-def config_from_gguf(metadata: Mapping[str, Any], vocab_size: int, rope_factors: F32 | None, where: str) -> dict[str, Any]:
-    """``metadata``: decoded key-values; ``rope_factors``: rope_freqs.weight F32[head_dim / 2]. Raises CheckpointError."""
+def config_from_gguf(metadata: GgufValues, vocab_size: int, rope_factors: F32 | None, where: str) -> dict[str, Any]:
+    """``rope_factors``: rope_freqs.weight F32[head_dim / 2], or whatever goes by that name. Raises CheckpointError."""
     arch = metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
         raise CheckpointError(f"{where}: architecture {arch!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    try:
-        config = _sizes(metadata, str(arch))
-    except KeyError as error:
-        raise CheckpointError(f"{where}: metadata key {error} is missing; download the file again") from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: a size in the metadata is not a number ({error}); download it again") from error
+    config = _sizes(metadata, str(arch))
     if metadata.get(f"{arch}.expert_count"):
         raise CheckpointError(f"{where}: a mixture of experts is not supported; supported: dense {', '.join(ARCHITECTURES)}")
-    if metadata.get(f"{arch}.rope.dimension_count", config["head_dim"]) != config["head_dim"]:
-        raise CheckpointError(f"{where}: rotary dimensions differ from head_dim {config['head_dim']}; not supported")
+    for key, what in (
+        (f"{arch}.rope.dimension_count", "rotary dimensions"),
+        (f"{arch}.attention.value_length", "values' lengths"),
+    ):
+        if metadata.get(key, config["head_dim"]) != config["head_dim"]:
+            raise CheckpointError(f"{where}: {what} differ from head_dim {config['head_dim']} ({key}); not supported")
     config["vocab_size"] = vocab_size
     for kind in ("bos", "eos", "padding"):
-        if (token := metadata.get(f"tokenizer.ggml.{kind}_token_id")) is not None:
+        if (token := metadata.get(f"tokenizer.ggml.{kind}_token_id", NO_TOKEN)) != NO_TOKEN:
             config[f"{'pad' if kind == 'padding' else kind}_token_id"] = token
     scaling = _rope_scaling(metadata, str(arch), where)
     if rope_factors is not None:
@@ -40,20 +40,23 @@ def config_from_gguf(metadata: Mapping[str, Any], vocab_size: int, rope_factors:
     return config | ({"rope_scaling": scaling} if scaling else {})
 
 
-def _sizes(metadata: Mapping[str, Any], arch: str) -> dict[str, Any]:
-    hidden, heads = int(metadata[f"{arch}.embedding_length"]), int(metadata[f"{arch}.attention.head_count"])
+def _sizes(metadata: GgufValues, arch: str) -> dict[str, Any]:
+    hidden, heads = metadata.size(f"{arch}.embedding_length"), metadata.size(f"{arch}.attention.head_count")
+    epsilon = f"{arch}.attention.layer_norm_rms_epsilon"
+    if epsilon not in metadata:
+        raise metadata.wrong(f"metadata key '{epsilon}' is missing")
     return {
         "architectures": [ARCHITECTURES[arch]],
         "model_type": arch,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": int(metadata[f"{arch}.feed_forward_length"]),
-        "num_hidden_layers": int(metadata[f"{arch}.block_count"]),
+        "intermediate_size": metadata.size(f"{arch}.feed_forward_length"),
+        "num_hidden_layers": metadata.size(f"{arch}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(metadata.get(f"{arch}.attention.head_count_kv", heads)),
-        "head_dim": int(metadata.get(f"{arch}.attention.key_length", hidden // heads)),
-        "max_position_embeddings": int(metadata[f"{arch}.context_length"]),
-        "rms_norm_eps": _decimal(metadata[f"{arch}.attention.layer_norm_rms_epsilon"]),
+        "num_key_value_heads": metadata.size(f"{arch}.attention.head_count_kv", heads),
+        "head_dim": metadata.size(f"{arch}.attention.key_length", hidden // heads),
+        "max_position_embeddings": metadata.size(f"{arch}.context_length"),
+        "rms_norm_eps": _decimal(metadata[epsilon]),
         "rope_theta": _decimal(metadata.get(f"{arch}.rope.freq_base", 10000.0)),
     }
 
@@ -69,7 +72,12 @@ def _rope_scaling(metadata: Mapping[str, Any], arch: str, where: str) -> dict[st
         return None
     if kind not in ("linear", "yarn"):
         raise CheckpointError(f"{where}: rope scaling {kind!r} is not supported; supported: none, linear, yarn, llama3")
-    scaling = {"rope_type": kind, "factor": _decimal(metadata.get(f"{arch}.rope.scaling.factor", 1.0))}
+    factor = metadata.get(f"{arch}.rope.scaling.factor", 1.0)
+    if not 0 < factor < np.inf:
+        raise CheckpointError(
+            f"{where}: metadata key {arch}.rope.scaling.factor is {factor}, not a positive number; download it again"
+        )
+    scaling = {"rope_type": kind, "factor": _decimal(factor)}
     original = metadata.get(f"{arch}.rope.scaling.original_context_length")
     return scaling | ({"original_max_position_embeddings": int(original)} if original and kind == "yarn" else {})
 
@@ -80,6 +88,9 @@ def _llama3_scaling(factors: F32, head_dim: int, theta: float, where: str) -> di
     1 / f = (1 - s) / factor + s with s = (original * frequency / 2 pi - low) / (high - low): a line gives two of the
     three unknowns, so low = 1, as every Llama 3 has it.
     """
+    strange = f"{where}: rope_freqs.weight does not follow Llama 3's scaling; use the Hugging Face model instead"
+    if factors.shape != (head_dim // 2,) or not ((factors >= 1) & (factors < np.inf)).all():
+        raise CheckpointError(strange)
     factor = float(factors.max())
     if factor == 1:
         return None
@@ -89,9 +100,11 @@ def _llama3_scaling(factors: F32, head_dim: int, theta: float, where: str) -> di
     params["original_max_position_embeddings"] = 8192
     if inside.sum() >= 2:
         smooth = (1 / factors[inside].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
-        slope, offset = np.polyfit(frequency[inside], smooth, 1)
-        params["high_freq_factor"] = round(float(1 - 1 / offset), 2)
-        params["original_max_position_embeddings"] = round(float(slope * -1 / offset))
-    if factors.shape != frequency.shape or not np.allclose(llama3_factors(params, head_dim, theta), factors, FACTOR_TOLERANCE, 0):
-        raise CheckpointError(f"{where}: rope_freqs.weight does not follow Llama 3's scaling; use the Hugging Face model instead")
+        slope, offset = (float(number) for number in np.polyfit(frequency[inside], smooth, 1))
+        if not (offset < 0 < slope):  # the line of a scaling rises from below
+            raise CheckpointError(strange)
+        params["high_freq_factor"] = round(1 - 1 / offset, 2)
+        params["original_max_position_embeddings"] = round(slope * -1 / offset)
+    if not np.allclose(llama3_factors(params, head_dim, theta), factors, FACTOR_TOLERANCE, 0):
+        raise CheckpointError(strange)
     return params

@@ -5,87 +5,34 @@
     "GGUF" | u32 version | u64 tensors | u64 key-values
     key-value: string key | u32 type | payload          string: u64 length | UTF-8 bytes
     array payload: u32 element type | u64 count | elements
-    tensor: string name | u32 dims | u64 ne[dims], innermost first | u32 ggml type | u64 offset into the data
+    tensor: string name | u32 dims | i64 ne[dims], innermost first | u32 ggml type | u64 offset into the data
     padding to the alignment | data, every tensor padded to the alignment
+
+What the parser takes is what llama.cpp takes (``gguf_init_from_reader`` and ``llama_model_loader``). Beyond that it refuses
+shapes with a 0 and without dimensions, which no model has, more tensors, keys and metadata than any model has, and bytes
+after the last tensor that are no padding.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any
+from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+import numpy as np
+
+from quantize.checkpoint.gguf_parts import Buffer, Cursor, TensorInfo, Value, ValueType, encode_string
+from quantize.outside import open_regular
+
+__all__ = ["Cursor", "GgufHeader", "TensorInfo", "Value", "ValueType", "encode_header", "map_file", "padded", "parse_header"]
 
 MAGIC, VERSION = b"GGUF", 3
-ALIGNMENT_KEY, DEFAULT_ALIGNMENT = "general.alignment", 32
-MAX_DIMS = 4
-
-
-class ValueType(IntEnum):
-    """Type of a metadata value."""
-
-    U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-
-
-FORMATS: dict[ValueType, str] = {
-    **dict(zip(list(ValueType)[: ValueType.STRING], "BbHhIif?", strict=True)),
-    **dict(zip(list(ValueType)[ValueType.U64 :], "Qqd", strict=True)),
-}
-
-
-@dataclass(frozen=True)
-class Value:
-    """One metadata value as the file holds it."""
-
-    type: ValueType
-    payload: bytes
-
-    def decode(self) -> Any:  # noqa: ANN401 - a scalar, str or list of either
-        """Python's int, float, bool, str or a list of them. Raises ValueError for text that is not UTF-8."""
-        if self.type is ValueType.STRING:
-            return self.payload[8:].decode()
-        if self.type is not ValueType.ARRAY:
-            return struct.unpack("<" + FORMATS[self.type], self.payload)[0]
-        kind, count = struct.unpack_from("<IQ", self.payload)
-        if kind != ValueType.STRING:
-            return list(struct.unpack_from(f"<{count}{FORMATS[ValueType(kind)]}", self.payload, 12))
-        cursor = Cursor(self.payload, 12)
-        return [cursor.string().decode() for _ in range(count)]
-
-    @classmethod
-    def encode(cls, kind: ValueType, value: Any) -> Value:  # noqa: ANN401
-        """The inverse of ``decode`` for scalars and strings."""
-        return cls(kind, _string(value) if kind is ValueType.STRING else struct.pack("<" + FORMATS[kind], value))
-
-    @classmethod
-    def encode_array(cls, kind: ValueType, values: Sequence[Any]) -> Value:
-        """The inverse of ``decode`` for arrays."""
-        head = struct.pack("<IQ", kind, len(values))
-        if kind is ValueType.STRING:
-            return cls(ValueType.ARRAY, head + b"".join(map(_string, values)))
-        return cls(ValueType.ARRAY, head + struct.pack(f"<{len(values)}{FORMATS[kind]}", *values))
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor: ``shape`` outermost first, as torch has it; ``offset`` from the start of the data section."""
-
-    name: str
-    type: GGMLQuantizationType
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its blocks, padding not counted."""
-        block, size = GGML_QUANT_SIZES[self.type]
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count // int(block) * int(size)
+ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = "general.alignment", 32, 1 << 20
+MAX_METADATA = 1 << 27  # bytes before the data
+MAX_PADDING = 1 << 16  # bytes of 0 after the last tensor: some tools fill up to a page
+LEAST_VALUE, LEAST_TENSOR = 8 + 1 + 4 + 1, 8 + 4 + 8 + 4 + 8  # bytes of a key-value and of a tensor's entry
 
 
 @dataclass(frozen=True)
@@ -97,6 +44,17 @@ class GgufHeader:
     data_start: int
 
 
+def map_file(path: Path) -> memoryview:
+    """The bytes of a regular file, mapped read-only: nothing is read yet.
+
+    Raises OSError, also for what is no regular file, and ValueError for one that is empty.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ValueError("truncated: the file is empty")
+        return np.memmap(file, np.uint8, "r").data
+
+
 def padded(size: int, alignment: int) -> int:
     """The next multiple of ``alignment``."""
     return -(-size // alignment) * alignment
@@ -104,105 +62,77 @@ def padded(size: int, alignment: int) -> int:
 
 def alignment_of(metadata: Mapping[str, Value]) -> int:
     """``general.alignment`` or its default. Raises ValueError if it is no power of two."""
-    if ALIGNMENT_KEY not in metadata:
+    value = metadata.get(ALIGNMENT_KEY)
+    if value is None:
         return DEFAULT_ALIGNMENT
-    alignment = metadata[ALIGNMENT_KEY].decode()
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"{ALIGNMENT_KEY} {alignment!r} is no power of two")
+    if value.type is not ValueType.U32:
+        raise ValueError(f"{ALIGNMENT_KEY} is of type {value.described}, not u32")
+    alignment = int(value.decode())
+    if alignment < 1 or alignment & (alignment - 1) or alignment > MAX_ALIGNMENT:
+        raise ValueError(f"{ALIGNMENT_KEY} {alignment} is no power of two up to {MAX_ALIGNMENT}")
     return alignment
 
 
-def parse_header(data: bytes | memoryview) -> GgufHeader:
+def parse_header(data: Buffer) -> GgufHeader:
     """Parse a whole file's bytes (a map will do; the data is not touched). Raises ValueError that says what is wrong."""
-    cursor = Cursor(data, 0)
+    cursor = Cursor(data, 0, MAX_METADATA)
     if cursor.take(4) != MAGIC:
         raise ValueError("no GGUF file")
-    version = cursor.number("I")
-    if version not in (2, VERSION):
-        raise ValueError(f"GGUF version {version} is not supported; supported: 2 and {VERSION}, little-endian")
+    _check_version(cursor.number("I"))
     n_tensors, n_values = cursor.number("Q"), cursor.number("Q")
+    cursor.check_count(n_values, LEAST_VALUE, "keys")
+    cursor.check_count(n_tensors, LEAST_TENSOR, "tensors")
     metadata: dict[str, Value] = {}
     for _ in range(n_values):
-        key = cursor.string().decode()
+        key = cursor.text("a key")
         if key in metadata or not key:
             raise ValueError(f"key {key!r} is empty or twice in it")
-        metadata[key] = cursor.value()
-    infos = [cursor.tensor_info() for _ in range(n_tensors)]
-    tensors = {info.name: info for info in infos}
-    if len(tensors) != len(infos):
-        raise ValueError("a tensor name is twice in it")
-    start = padded(cursor.position, alignment_of(metadata))
-    for info in infos:
-        if start + info.offset + info.nbytes > len(data):
-            raise ValueError(f"truncated: {info.name} ends at byte {start + info.offset + info.nbytes} of {len(data)}")
-    return GgufHeader(metadata, tensors, start)
+        metadata[key] = cursor.value(key)
+    alignment = alignment_of(metadata)
+    tensors: dict[str, TensorInfo] = {}
+    for _ in range(n_tensors):
+        info = cursor.tensor_info()
+        if info.name in tensors:
+            raise ValueError(f"tensor {info.name} is twice in it")
+        tensors[info.name] = info
+    header = GgufHeader(metadata, tensors, padded(cursor.position, alignment))
+    _check_layout(header, data, alignment)
+    return header
+
+
+def _check_version(version: int) -> None:
+    if version in (2, VERSION):
+        return
+    swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+    if 1 <= swapped <= VERSION:
+        raise ValueError(f"a big-endian GGUF (version {swapped}), which this machine cannot run; get the little-endian one")
+    raise ValueError(f"GGUF version {version} is not supported; supported: 2 and {VERSION}, little-endian")
+
+
+def _check_layout(header: GgufHeader, data: Buffer, alignment: int) -> None:
+    """Tensors follow one another, each padded, up to the file's end: neither overlap nor hidden bytes nor truncation."""
+    expected = 0
+    for info in header.tensors.values():
+        if info.offset != expected:
+            raise ValueError(f"tensor {info.name} is at byte {info.offset} of the data, not at {expected} where it should be")
+        end = header.data_start + expected + info.nbytes
+        if end > len(data):
+            raise ValueError(f"truncated: {info.name} ends at byte {end} of {len(data)}")
+        expected = padded(expected + info.nbytes, alignment)
+    end = header.data_start + expected
+    rest = max(0, len(data) - end)
+    if rest > MAX_PADDING or bytes(data[end:]).strip(b"\0"):
+        raise ValueError(f"{rest} bytes follow the last tensor")
 
 
 def encode_header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
     """Everything before the data section, padding included."""
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():
-        out += _string(key) + struct.pack("<I", value.type) + value.payload
+        out += encode_string(key) + struct.pack("<I", value.type)
+        out += value.payload
     for info in tensors:
-        out += _string(info.name) + struct.pack("<I", len(info.shape))
+        out += encode_string(info.name) + struct.pack("<I", len(info.shape))
         out += struct.pack(f"<{len(info.shape)}Q", *reversed(info.shape)) + struct.pack("<IQ", info.type, info.offset)
-    return bytes(out.ljust(padded(len(out), alignment_of(metadata)), b"\0"))
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-class Cursor:
-    """Reads little-endian bytes forward and never past the end, for which it raises ValueError."""
-
-    def __init__(self, data: bytes | memoryview, position: int) -> None:
-        self.data, self.position = data, position
-
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
-        start, self.position = self.position, self.position + size
-        if self.position > len(self.data):
-            raise ValueError(f"truncated: {self.position} bytes are needed, {len(self.data)} are there")
-        return bytes(self.data[start : self.position])
-
-    def number(self, code: str) -> int:
-        """The next integer, of struct's ``code``."""
-        return int(struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0])
-
-    def string(self) -> bytes:
-        """The next string of GGUF, still encoded."""
-        return self.take(self.number("Q"))
-
-    def value(self) -> Value:
-        """The next metadata value with its type."""
-        kind, start = ValueType(self.number("I")), self.position
-        if kind is ValueType.STRING:
-            self.string()
-        elif kind is not ValueType.ARRAY:
-            self.take(struct.calcsize("<" + FORMATS[kind]))
-        else:
-            self._skip_array()
-        return Value(kind, bytes(self.data[start : self.position]))
-
-    def _skip_array(self) -> None:
-        kind, count = ValueType(self.number("I")), self.number("Q")
-        if kind is ValueType.ARRAY:
-            raise ValueError("an array of arrays")
-        if kind is not ValueType.STRING:
-            self.take(count * struct.calcsize("<" + FORMATS[kind]))
-        else:
-            for _ in range(count):
-                self.string()
-
-    def tensor_info(self) -> TensorInfo:
-        """The next tensor's name, shape, type and place."""
-        name, dims = self.string().decode(), self.number("I")
-        if not 1 <= dims <= MAX_DIMS:
-            raise ValueError(f"{name} has {dims} dimensions")
-        shape = tuple(self.number("Q") for _ in range(dims))[::-1]
-        kind, offset = GGMLQuantizationType(self.number("I")), self.number("Q")
-        if shape[-1] % GGML_QUANT_SIZES[kind][0]:
-            raise ValueError(f"{name}: rows of {shape[-1]} are no multiple of {kind.name}'s block")
-        return TensorInfo(name, kind, shape, offset)
+    out += bytes(-len(out) % alignment_of(metadata))
+    return bytes(out)

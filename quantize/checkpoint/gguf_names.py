@@ -30,13 +30,18 @@ def to_gguf_name(name: str) -> str:
 
 
 def to_hf_name(name: str) -> str:
-    """``blk.3.ffn_up.weight`` (or ``.weight_ic``) -> ``model.layers.3.mlp.up_proj.weight``. Raises KeyError for other names."""
+    """``blk.3.ffn_up.weight`` (or ``.weight_ic``) -> ``model.layers.3.mlp.up_proj.weight``.
+
+    Raises KeyError or ValueError for others.
+    """
     stem, _, leaf = name.rpartition(".")
     leaf = WEIGHT if leaf == WEIGHT_IC else leaf
     if not stem.startswith("blk."):
         return f"{_TO_HF[stem]}.{leaf}"
     _, index, part = stem.split(".", 2)
-    return f"model.layers.{int(index)}.{_TO_HF[part]}.{leaf}"
+    if not index.isascii() or str(int(index)) != index.removeprefix("-"):
+        raise ValueError(f"{name}: no layer is {index!r}")  # "00" and "+0" would be second names of layer 0
+    return f"model.layers.{index}.{_TO_HF[part]}.{leaf}"
 
 
 def to_hf_name_or_own(name: str) -> str:

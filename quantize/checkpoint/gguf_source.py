@@ -14,10 +14,11 @@ from gguf import dequantize
 
 from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, FLOATS, check_finite, to_f32
-from quantize.checkpoint.gguf_config import config_from_gguf
-from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, encode_header, parse_header
+from quantize.checkpoint.gguf_config import ARCHITECTURES, config_from_gguf
+from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, encode_header, map_file, parse_header
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
 from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
+from quantize.checkpoint.gguf_values import TOKENIZER, GgufValues
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import CheckpointError
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
@@ -32,24 +33,15 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data = np.memmap(path, np.uint8, "r")
-        self._header = _parse(self._data, path)
-        values = self._metadata = _decode_all(self._header, path)
-        if int(values.get("split.count", 1)) > 1:
+        self._data, self._header, values = _open(path)
+        self._metadata = values
+        if values.get("split.count", 1) > 1:
             raise CheckpointError(f"{path}: one part of a split file; join the parts first: llama-gguf-split --merge FIRST OUT")
         transposed = next((name for name in self._header.tensors if name.endswith(WEIGHT_IC)), None)
         if transposed is not None:
             raise CheckpointError(f"{path}: {transposed} lies transposed (a gguf-adadim file); use the model it was made from")
-        self._infos = {_hf_name(name, path): info for name, info in self._header.tensors.items() if name != ROPE_FREQS}
-        embedding = self._infos.get(EMBEDDING)
-        factors = self._header.tensors.get(ROPE_FREQS)
-        raw = config_from_gguf(
-            values, 0 if embedding is None else embedding.shape[0], None if factors is None else self._floats(factors), str(path)
-        )
-        self.config = ModelConfig.from_hf(_with_biases(raw, self._infos), str(path))
-        check_config(self.config, str(path))
-        found = {name: TensorSpec(name, info.type.name, info.shape) for name, info in self._infos.items()}
-        self.specs: Mapping[str, TensorSpec] = check_specs(found, self.config, str(path))
+        self._infos = _by_hf_name(self._header, str(path))
+        self.config, self.specs = _config_and_specs(self._infos, values, self._rope_factors(), str(path))
         self.tied = HEAD not in self._infos or self._same(HEAD, EMBEDDING)
         self.specs = {name: spec for name, spec in self.specs.items() if not (self.tied and name == HEAD)}
         self.config = ModelConfig.from_hf({**self.config.raw, "tie_word_embeddings": self.tied}, str(path))
@@ -93,6 +85,16 @@ class GgufCheckpoint:
                 digest.update(block)
         return digest.hexdigest()
 
+    def _rope_factors(self) -> F32 | None:
+        info = self._header.tensors.get(ROPE_FREQS)
+        if info is None:
+            return None
+        if info.type.name != "F32" or len(info.shape) != 1:
+            raise CheckpointError(
+                f"{self.path}: {ROPE_FREQS} is {info.type.name} {info.shape}, not a row of F32; use another file"
+            )
+        return self._floats(info)
+
     def _bytes(self, info: TensorInfo) -> U8:
         start = self._header.data_start + info.offset
         return self._data[start : start + info.nbytes]
@@ -130,32 +132,66 @@ class GgufCheckpoint:
         )
 
 
-def _parse(data: U8, path: Path) -> GgufHeader:
+def _open(path: Path) -> tuple[U8, GgufHeader, GgufValues]:
     try:
-        return parse_header(data.data)
+        data = map_file(path)
+        header = parse_header(data)
+        return np.frombuffer(data, np.uint8), header, GgufValues(header.metadata, str(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; download it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _decode_all(header: GgufHeader, path: Path) -> dict[str, Any]:
-    try:
-        return {key: value.decode() for key, value in header.metadata.items()}
-    except ValueError as error:
-        raise CheckpointError(f"{path}: metadata is not UTF-8 ({error}); download it again") from error
+def _by_hf_name(header: GgufHeader, where: str) -> dict[str, TensorInfo]:
+    """Every tensor but the rotary factors. Raises CheckpointError for one that no decoder here has."""
+    out = {}
+    for name, info in header.tensors.items():
+        try:
+            if name != ROPE_FREQS:
+                out[to_hf_name(name)] = info
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{where}: tensor {name} is not part of a supported decoder; supported: llama, qwen2, qwen3"
+            ) from error
+    return out
 
 
-def _hf_name(name: str, path: Path) -> str:
-    try:
-        return to_hf_name(name)
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: tensor {name} is not part of a supported decoder; supported: llama, qwen2, qwen3"
-        ) from error
+def _config_and_specs(
+    infos: Mapping[str, TensorInfo], values: GgufValues, rope_factors: F32 | None, where: str
+) -> tuple[ModelConfig, Mapping[str, TensorSpec]]:
+    values.check_tokenizer()
+    raw = config_from_gguf(values, _vocab_size(infos, values, where), rope_factors, where)
+    config = ModelConfig.from_hf(_with_biases(raw, infos), where)
+    check_config(config, where)
+    return config, check_specs(
+        {name: TensorSpec(name, info.type.name, info.shape) for name, info in infos.items()}, config, where
+    )
+
+
+def check_gguf_model(header: GgufHeader, values: GgufValues, where: str) -> None:
+    """Whether the tensors are those that the metadata promise, in a dense model of an architecture that is known here.
+
+    llama.cpp refuses any other tensor, and any other shape. Raises CheckpointError.
+    """
+    arch = values.get("general.architecture")
+    if arch in ARCHITECTURES and not values.get(f"{arch}.expert_count"):
+        _config_and_specs(_by_hf_name(header, where), values, None, where)
+
+
+def _vocab_size(infos: Mapping[str, TensorInfo], values: GgufValues, where: str) -> int:
+    """Rows of the embedding, 0 without one. Raises CheckpointError unless there is a token for each."""
+    embedding, key = infos.get(EMBEDDING), f"{TOKENIZER}tokens"
+    rows = 0 if embedding is None else embedding.shape[0]
+    if rows and key in values and len(values[key]) != rows:
+        held = len(values[key])
+        raise CheckpointError(f"{where}: metadata key {key} has {held} entries, the embedding {rows} rows; download it again")
+    return rows
 
 
 def _with_biases(raw: dict[str, Any], infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """GGUF has no flag for biases: the tensors tell."""
-    biases = {name.split(".")[3] for name in infos if name.endswith(".bias")}
+    biases = {name.split(".")[3] for name in infos if name.startswith("model.layers.") and name.endswith(".bias")}
     if raw["model_type"] != "qwen2" and "self_attn" in biases:
         raw["attention_bias"] = True
     return raw | ({"mlp_bias": True} if "mlp" in biases else {})

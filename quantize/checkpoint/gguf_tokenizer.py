@@ -9,12 +9,14 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
+from quantize.checkpoint.gguf_values import NO_TOKEN
 from quantize.checkpoint.pre_tokenizers import BY_NAME
 from quantize.errors import CheckpointError
 
 KEY = "tokenizer.ggml."
 SPECIAL_IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 SPACE = "\u2581"
+MAX_PIECE = 512  # letters of a token that merges make; SentencePiece's own limit is 512 bytes
 
 
 def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
@@ -25,7 +27,7 @@ def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes
     """
     try:
         tokens, types = metadata[f"{KEY}tokens"], metadata.get(f"{KEY}token_type")
-        types = types or [int(TokenType.NORMAL)] * len(tokens)
+        types = [int(TokenType.NORMAL)] * len(tokens) if types is None else [int(kind) for kind in types]
         tokenizer, out = _tokenizer(metadata, tokens, types), _configs(metadata, tokens)
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"{where}: metadata key or token {error} is missing; download the file again") from error
@@ -89,7 +91,7 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def _sentence_piece(metadata: Mapping[str, Any], vocabulary: dict[str, int], types: list[int]) -> Tokenizer:
     """SentencePiece's BPE: the scores rank the merges, bytes stand in for what has no token."""
-    scores = metadata[f"{KEY}scores"]
+    scores = [float(score) for score in metadata[f"{KEY}scores"]]
     prefix = bool(metadata.get(f"{KEY}add_space_prefix", True))
     unknown = metadata[f"{KEY}tokens"][metadata.get(f"{KEY}unknown_token_id", 0)]
     merges = _ranked_merges(vocabulary, scores, types)
@@ -104,7 +106,9 @@ def _sentence_piece(metadata: Mapping[str, Any], vocabulary: dict[str, int], typ
 def _ranked_merges(vocabulary: dict[str, int], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, best score first (``llm_tokenizer_spm``); ties by id, then by the cut."""
     pieces = {token: index for token, index in vocabulary.items() if types[index] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
-    found = []
+    found, longest = [], max(map(len, pieces), default=0)
+    if longest > MAX_PIECE:
+        raise ValueError(f"a token of {longest} letters")
     for token, index in pieces.items():
         for cut in range(1, len(token)):
             if token[:cut] in pieces and token[cut:] in pieces:
@@ -113,11 +117,13 @@ def _ranked_merges(vocabulary: dict[str, int], scores: list[float], types: list[
 
 
 def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == TokenType.USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=False, normalized=False)])
+    """All at once: the library sorts every token that it has again with each call."""
+    added = [
+        AddedToken(token, special=kind != TokenType.USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+    ]
+    tokenizer.add_tokens(added)
 
 
 def _add_bos(tokenizer: Tokenizer, tokens: list[str], bos: int) -> None:
@@ -126,7 +132,8 @@ def _add_bos(tokenizer: Tokenizer, tokens: list[str], bos: int) -> None:
 
 
 def _configs(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, bytes]:
-    ids = {name: metadata[f"{KEY}{key}_token_id"] for name, key in SPECIAL_IDS.items() if f"{KEY}{key}_token_id" in metadata}
+    held = {name: metadata.get(f"{KEY}{key}_token_id", NO_TOKEN) for name, key in SPECIAL_IDS.items()}
+    ids = {name: index for name, index in held.items() if index != NO_TOKEN}
     tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     tokenizer |= {name: tokens[index] for name, index in ids.items()} | {"add_bos_token": adds_bos(metadata)}
     generation = {f"{name}_id": index for name, index in ids.items() if name != "unk_token"}

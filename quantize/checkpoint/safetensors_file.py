@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,13 @@ import numpy as np
 
 from quantize.checkpoint.floats import FLOATS
 from quantize.errors import CheckpointError
+from quantize.outside import open_regular
 from quantize.types import Array, TensorSpec
 
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
+SMALL_HEADER = 1 << 20  # bytes; a larger one has more data than header behind it
+MAX_DIMS = 8  # of a shape; weights have one or two
+MAX_TENSORS = 100_000  # of one file; the largest decoders have some thousands
 AGAIN = "download it again"
 
 
@@ -42,43 +47,63 @@ class StoredTensor:
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file. Raises CheckpointError for anything that does not add up."""
+    header, size = _read(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path}: truncated or no safetensors file ({size} bytes); {AGAIN}")
-            entries = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        entries = json.loads(header.decode(), object_pairs_hook=lambda pairs: _unique(pairs, path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: header is not JSON ({error}); {AGAIN}") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: header is not a JSON object; {AGAIN}")
-    entries.pop("__metadata__", None)
-    tensors = {name: _stored(name, entry, path, 8 + length) for name, entry in entries.items()}
-    _check_layout(list(tensors.values()), path, 8 + length, size)
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())):
+        raise CheckpointError(f"{path}: __metadata__ of its header is no object of texts; {AGAIN}")
+    tensors = {name: _stored(name, entry, path, 8 + len(header)) for name, entry in entries.items()}
+    _check_layout(list(tensors.values()), path, 8 + len(header), size)
     return tensors
 
 
+def _read(path: Path) -> tuple[bytes, int]:
+    """(the header's JSON, bytes of the file): compared with one another before anything is made of them."""
+    try:
+        with open_regular(path) as file:
+            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise CheckpointError(f"{path}: truncated or no safetensors file ({size} bytes); {AGAIN}")
+            if length > max(SMALL_HEADER, size - 8 - length):
+                raise CheckpointError(f"{path}: a header of {length} bytes for {size - 8 - length} bytes of tensors; {AGAIN}")
+            header = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if (count := header.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: {count} tensors, which no decoder here has; {AGAIN}")
+    return header, size
+
+
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    for name, count in Counter(name for name, _ in pairs).items():
-        if count > 1:
-            raise CheckpointError(f"{path}: {name} is in the header twice; {AGAIN}")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise CheckpointError(f"{path}: {name} is in the header twice; {AGAIN}")
+    return found
 
 
 def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # noqa: ANN401 - unchecked JSON
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        sound = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+        sound = (
+            isinstance(dtype, str)
+            and isinstance(entry["shape"], list)
+            and all(type(number) is int for number in (*shape, begin, end))
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}") from error
+    if not sound or len(shape) > MAX_DIMS:
+        raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}")
     if dtype not in FLOATS:
         raise CheckpointError(f"{path}: {name} is {dtype}; supported: {', '.join(FLOATS)}; convert it, or use the original model")
     spec = TensorSpec(name, dtype, shape)
-    if not sound or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
+    if min((*shape, 1)) < 1 or begin < 0 or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
         raise CheckpointError(f"{path}: {name}: {dtype} {shape} does not fit bytes {begin} to {end}; {AGAIN}")
     return StoredTensor(spec, path, data + begin, data + end)
 

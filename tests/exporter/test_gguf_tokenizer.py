@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
@@ -27,7 +28,8 @@ def uncut():
 
 
 def metadata_of(path):
-    return {key: value.decode() for key, value in parse_header(path.read_bytes()).metadata.items()}
+    values = {key: value.decode() for key, value in parse_header(path.read_bytes()).metadata.items()}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
 
 
 def export(tmp_path, tokenizer, tokens, pre=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 
@@ -147,6 +148,11 @@ def tensor_in_two_shards(path):
     shutil.copy(path / "model-00001-of-00002.safetensors", path / "model-00002-of-00002.safetensors")
 
 
+def piped(path):
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "model.safetensors")
+
+
 LIES = {
     "no config": (lambda p: (p / "config.json").unlink(), "name the folder with its config.json"),
     "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
@@ -169,12 +175,24 @@ LIES = {
     "overflow": (lie_about(shape=[2**70]), f"{Q_PROJ}: F32 (1180591620717411303424,) does not fit"),
     "negative": (lie_about(shape=[-64, -64]), f"{Q_PROJ}: F32 (-64, -64) does not fit"),
     "no shape": (lie_about(shape=None), f"{Q_PROJ}: damaged header entry"),
+    "shape of an object": (lie_about(shape={}), f"{Q_PROJ}: damaged header entry"),
+    "dtype of a list": (lie_about(dtype=[0]), f"{Q_PROJ}: damaged header entry"),
+    "a length that is true": (lie_about(shape=[True, 64, 64]), f"{Q_PROJ}: damaged header entry"),
+    "nothing in it": (lie_about(shape=[0], data_offsets=[0, 0]), f"{Q_PROJ}: F32 (0,) does not fit"),
+    "metadata of a number": (lambda p: write_header(p, '{"__metadata__": {"format": 0}}', b""), "no object of texts"),
+    "mostly header": (lambda p: write_header(p, "{" + " " * (1 << 21) + "}", b""), "a header of 2097154 bytes for 0 bytes"),
+    "too many tensors": (
+        lambda p: write_header(p, '{"data_offsets"' * 100_001, bytes(2_000_000)),
+        "100001 tensors, which no decoder here has",
+    ),
+    "a pipe": (piped, "model.safetensors"),
     "overlap": (lie_about(data_offsets=[0, 16384]), "begins at byte"),
     "out of bounds": (lie_about(data_offsets=[10**9, 10**9 + 16384]), "begins at byte"),
     "named twice": (name_twice, f"{Q_PROJ} is in the header twice"),
     "wrong shape": (lambda p: edit_config(p, intermediate_size=128), "has shape (96, 64), config.json says (128, 64)"),
     "missing tensor": (lambda p: edit_weights(p, lambda w: w.pop(Q_PROJ)), f"{Q_PROJ} is missing"),
     "missing head": (lambda p: edit_config(p, tie_word_embeddings=False), "lm_head.weight is missing"),
+    "far too many layers": (lambda p: edit_config(p, num_hidden_layers=10**9), "is 1000000000, and 20 tensors are all that is"),
     "missing layers": (lambda p: edit_config(p, num_hidden_layers=9), "and 60 more are missing"),
     "unexpected tensor": (lambda p: edit_weights(p, lambda w: w.update({"x.bias": w[Q_PROJ]})), "x.bias is not part of a llama"),
     "missing shard": (lose_shard, "model-00002-of-00002.safetensors: cannot be read"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from exporter.targets import TARGETS
 from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
 from quantize.checkpoint.gguf_names import to_gguf_name
 from quantize.errors import CalibrationError, ConfigError
-from quantize.imatrix import make_imatrix, read_imatrix
+from quantize.imatrix import CHUNKS, DATASETS, make_imatrix, read_imatrix
+from tests.mutations import GgufParts, mutate_bytes, mutate_gguf
 from tests.tiny import make_tiny_model
 
 Q, DOWN = "blk.0.attn_q.weight", "blk.1.ffn_down.weight"
@@ -143,6 +146,44 @@ def test_faults_of_a_gguf_are_named(tmp_path, fault):
     path = write_gguf_form(tmp_path / "imatrix.gguf", means(), **changed)
     with pytest.raises(CalibrationError, match=rf"imatrix\.gguf: no intact importance matrix \({words}"):
         read_imatrix(path)
+
+
+MUTANTS = 150
+
+
+@pytest.mark.parametrize("form", ["dat", "gguf"])
+def test_mutants_of_either_form_are_read_or_named(tmp_path, form):
+    """Nothing but the one error, whatever is in the file."""
+    path = tmp_path / f"m.{form}"
+    data = binary_form(means()) if form == "dat" else write_gguf_form(path, means()).read_bytes()
+    refused = 0
+    for seed in range(MUTANTS):
+        rng = Random(seed)
+        path.write_bytes(mutate_gguf(data, rng) if form == "gguf" and seed % 2 else mutate_bytes(data, rng, 2000))
+        try:
+            read = read_imatrix(path)
+        except CalibrationError as error:
+            refused += str(error).startswith(f"{path}: no intact importance matrix (")
+        else:
+            assert all(np.isfinite(stats.importance).all() for stats in read.entries.values())
+            assert all(isinstance(name, str) for name in read.datasets) and isinstance(read.chunks, int)
+    assert refused > MUTANTS / 3
+
+
+@pytest.mark.parametrize("key", [DATASETS, CHUNKS])
+def test_metadata_of_another_type_are_named(tmp_path, key):
+    path = write_gguf_form(tmp_path / "imatrix.gguf", means())
+    parts = GgufParts(path.read_bytes())
+    parts.pairs = [pair for pair in parts.pairs if pair[0] != key.encode()] + [[key.encode(), 7, b"\x01"]]
+    path.write_bytes(parts.encode())
+    with pytest.raises(CalibrationError, match=rf"no intact importance matrix \({key} is of type bool, not"):
+        read_imatrix(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "imatrix.gguf")
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        read_imatrix(tmp_path / "imatrix.gguf")
 
 
 def test_a_gguf_that_is_cut_off_or_holds_something_else_is_named(written, tmp_path):
