@@ -288,7 +288,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 class Recipe(msgspec.Struct, forbid_unknown_fields=True):
     """``[[rule]]`` tables and nothing else."""
 
-    rule: Annotated[list[Rule], msgspec.Meta(max_length=MOST_RULES)] = []
+    rule: Annotated[list[Rule], msgspec.Meta(max_length=MOST_RULES)] = msgspec.field(default_factory=list)
 
 
 def _read_recipe(path: Path) -> list[dict[str, Any]]:

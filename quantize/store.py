@@ -31,7 +31,7 @@ from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
 from quantize.store_schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
-from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder, Tensor
+from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 
 FORMAT = 1
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
@@ -71,7 +71,7 @@ class TensorRecord:
         record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks)
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=raw.loss)
+        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss={**raw.loss})
 
 
 Piece = tuple[Tensor, TensorRecord]

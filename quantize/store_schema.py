@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +31,7 @@ Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Finite = Annotated[float, msgspec.Meta(gt=-3.5e38, lt=3.5e38)]
 Shape = Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=2)]
 Dtype = Literal["F32", "F16", "BF16"]
+Layout = tuple[np.dtype[Any], tuple[int, ...]]  # of an array
 
 
 class PlainJson(msgspec.Struct):
@@ -42,6 +42,7 @@ class PlainJson(msgspec.Struct):
     chunks: Count
     dtype: Dtype
     note: str = ""
+    sha256: list[Sha256] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_chunks(self.chunks, self.shape[0])
@@ -57,6 +58,7 @@ class QuantizedJson(GridJson, kw_only=True):
     rounder: Word
     loss: dict[Axis, Finite]
     note: str = ""
+    sha256: list[Sha256] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         grid = self.make()
@@ -103,7 +105,7 @@ class CalibrationJson(msgspec.Struct):
     sha256: Sha256
     tokens: Count
     sequence: Count = 0
-    rank_poor: list[Word] = []
+    rank_poor: list[Word] = msgspec.field(default_factory=list)
 
 
 class ImatrixJson(msgspec.Struct):
@@ -157,8 +159,9 @@ class PlanJson(msgspec.Struct):
     blocks: BlocksJson | None = None
     tuning: TuningJson | None = None
     budget: BudgetJson | None = None
-    transforms: dict[Word, Digits] = {}
-    notes: list[str] = []
+    transforms: dict[Word, Digits] = msgspec.field(default_factory=dict)
+    notes: list[str] = msgspec.field(default_factory=list)
+    assets: dict[str, Sha256] = msgspec.field(default_factory=dict)
 
 
 def read_record(raw: object, door: Door, where: str) -> PlainJson | QuantizedJson:
@@ -173,7 +176,7 @@ def load_arrays(path: Path, grid: Grid | None, dtype: str, shape: tuple[int, ...
 
     Raises OSError and ValueError.
     """
-    expected = {"values": (ELEMENTS[dtype], shape)} if grid is None else _expected(grid, (shape[0], shape[1]))
+    expected: dict[str, Layout] = _expected(grid, shape) if grid is not None else {"values": (ELEMENTS[dtype], shape)}
     most = MOST_HEADER + sum(kind.itemsize * int(np.prod(size, dtype=object)) for kind, size in expected.values())
     with open_regular(path) as file:
         size = file.seek(0, 2)
@@ -192,7 +195,7 @@ def load_arrays(path: Path, grid: Grid | None, dtype: str, shape: tuple[int, ...
     return arrays
 
 
-def _expected(grid: Grid, shape: tuple[int, int]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+def _expected(grid: Grid, shape: tuple[int, ...]) -> dict[str, Layout]:
     """By key the type and the shape of codes and params."""
     blocks = (shape[0], -(-shape[1] // grid.block_size))
     return {
@@ -201,7 +204,6 @@ def _expected(grid: Grid, shape: tuple[int, int]) -> dict[str, tuple[np.dtype[An
     }
 
 
-@lru_cache
 def _fitted(grid: Grid) -> Mapping[str, Array]:
     """The grid's params of one block: it alone knows which they are."""
     block: F32 = np.zeros((1, grid.block_size), np.float32)
