@@ -259,9 +259,16 @@ def _check_node(node: NodeProto, domains: Mapping[str, int]) -> None:
         raise _Problem(f"node {name} of {node.op_type} has {len(node.input)} inputs")
     for key, known in schema.attributes.items():
         item = held.get(key)
-        if (item is None and known.required) or (item is not None and item.type != int(known.type)):
-            told = "missing" if item is None else f"no {str(known.type).rpartition('.')[2]}"
+        if (item is None and known.required) or (
+            item is not None and AttributeProto.AttributeType.Name(item.type) != _kind(known)
+        ):
+            told = "missing" if item is None else f"no {_kind(known)}"
             raise _Problem(f"node {name} of {node.op_type}: its attribute {key} is {told}")
+
+
+def _kind(known: defs.OpSchema.Attribute) -> str:
+    """Its type's name, as protobuf has it."""
+    return str(known.type).rpartition(".")[2]
 
 
 def _check_tensor(tensor: TensorProto, folder: Path, sizes: dict[str, int]) -> Place | None:

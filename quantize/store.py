@@ -71,7 +71,9 @@ class TensorRecord:
         record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks)
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss={**raw.loss})
+        return replace(
+            record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss={str(axis): loss for axis, loss in raw.loss.items()}
+        )
 
 
 Piece = tuple[Tensor, TensorRecord]

@@ -21,7 +21,7 @@ from quantize.types import F32, Array, Axis, Grid, RowOrder
 PLAN_DOOR = Door(StoreError, "plan.json is damaged, quantize again")
 ASSET_DOOR = Door(StoreError, "the store is damaged; quantize again", 512 * MIB)
 MOST_HEADER = 1 << 16  # bytes of a tensor file's own header: it has a handful of arrays
-ELEMENTS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
+ELEMENTS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
 
 TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")]  # a file is named after it
 Word = Annotated[str, msgspec.Meta(max_length=1000)]
