@@ -7,11 +7,11 @@ import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exporter.genai_reader import read_genai
+from exporter.genai_reader import DecoderJson, read_genai
 from exporter.inspect import Report, inspect
 from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES
 from exporter.targets import GGUF_TARGETS
@@ -21,6 +21,9 @@ from quantize.errors import ConfigError, ExportError, FileFormatError, shown
 from quantize.kinds import Wanted, is_store, mistaken
 from quantize.outside import Count, Door
 from quantize.store_schema import Sha256, Word
+
+if TYPE_CHECKING:
+    from exporter.onnx_reader import OnnxGraph
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
@@ -166,24 +169,13 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     """Raises FileFormatError, and ExportError for a folder of another tool, whose graph no manifest can describe."""
     if "target" not in report:
         raise ExportError(f"{path}: not written by adadim; make one to bundle: adadim run MODEL --target onnxruntime --out OUT")
-    from exporter.onnx_reader import MODEL_FILE, inside, read_graph
+    from exporter.onnx_reader import MODEL_FILE, read_graph
 
     graph = read_graph(path)
     made = _read_made(path / MODEL_FILE, graph.metadata)
     genai, raw = read_genai(path)
     decoder = genai.model.decoder
-    layers = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input) // 2
-    if (decoder.filename, decoder.num_hidden_layers) != (MODEL_FILE, layers):
-        told = f"names '{shown(decoder.filename)}' and {decoder.num_hidden_layers} layers, {MODEL_FILE} has {layers}"
-        raise FileFormatError(f"{path / GENAI_FILE}: {told}; export it again")
-    names = [MODEL_FILE, *sorted(graph.locations), *(name for name in TOKENIZER_FILES if (path / name).exists())]
-    if strange := [name for name in names if Path(name).name != name]:
-        raise ExportError(f"{path}: model.onnx reads '{shown(strange[0])}', which is not beside it; export it again")
-    for name in (*names, GENAI_FILE):
-        try:
-            inside(path, name)
-        except OSError as error:
-            raise FileFormatError(f"{path}: {error}") from error
+    names = _onnx_names(path, graph, decoder)
     source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
         name=source.name or path.name,
@@ -209,6 +201,26 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
         ),
         licence=None,
     )
+
+
+def _onnx_names(path: Path, graph: OnnxGraph, decoder: DecoderJson) -> list[str]:
+    """Files that the runtime reads beside genai_config.json. Raises FileFormatError and ExportError."""
+    from exporter.onnx_data import inside
+    from exporter.onnx_reader import MODEL_FILE
+
+    layers = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input) // 2
+    if (decoder.filename, decoder.num_hidden_layers) != (MODEL_FILE, layers):
+        told = f"names '{shown(decoder.filename)}' and {decoder.num_hidden_layers} layers, {MODEL_FILE} has {layers}"
+        raise FileFormatError(f"{path / GENAI_FILE}: {told}; export it again")
+    names = [MODEL_FILE, *sorted(graph.locations), *(name for name in TOKENIZER_FILES if (path / name).exists())]
+    if strange := [name for name in names if Path(name).name != name]:
+        raise ExportError(f"{path}: model.onnx reads '{shown(strange[0])}', which is not beside it; export it again")
+    for name in (*names, GENAI_FILE):
+        try:
+            inside(path, name)
+        except OSError as error:
+            raise FileFormatError(f"{path}: {error}") from error
+    return names
 
 
 def _read_made(where: Path, metadata: Mapping[str, str]) -> _OnnxMade:

@@ -164,7 +164,7 @@ def _read_manifest(folder: Path) -> Any:  # noqa: ANN401 - JSON
 def _typed(held: Any, kinds: dict[str, Any], where: str) -> Any:  # noqa: ANN401
     """An object of the manifest, its values of these types. Raises Unusable."""
     for key, kind in kinds.items():
-        value = held.get(key) if isinstance(held, dict) else None
+        value: Any = held.get(key) if isinstance(held, dict) else None
         fits = isinstance(value, kind) and not isinstance(value, bool) and (not isinstance(value, int) or 0 <= value < 1 << 62)
         if not fits or (key == "path" and not PLAIN.fullmatch(value)) or (key == "sha256" and not SHA256.fullmatch(value)):
             raise Unusable(f"{MANIFEST}: lacks what every manifest has ({where}{key})")
