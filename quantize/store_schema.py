@@ -185,13 +185,15 @@ def load_arrays(path: Path, grid: Grid | None, dtype: str, shape: tuple[int, ...
     arrays: dict[str, Array] = load_file(path)
     if arrays.keys() != expected.keys():
         raise ValueError(f"has {sorted(arrays)[:5]}, where {sorted(expected)} should be")
-    rows = {array.shape[:1] for array in arrays.values()}
     for key, (kind, size_of) in expected.items():
         found = arrays[key]
-        if (found.dtype, found.shape[1:], len(rows)) != (kind, size_of[1:], 1) or not 0 < len(found) <= size_of[0]:
+        if (found.dtype, found.shape[1:]) != (kind, size_of[1:]) or not 0 < len(found) <= size_of[0]:
             raise ValueError(f"{key} is {found.dtype}{list(found.shape)}, not of the {kind}{list(size_of)} of plan.json")
         if grid is not None:
             _check_values(grid, key, found)
+    rows = {len(array) for array in arrays.values()}
+    if len(rows) != 1:
+        raise ValueError(f"its arrays have {sorted(rows)} rows, where all have as many")
     return arrays
 
 
