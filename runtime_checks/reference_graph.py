@@ -111,16 +111,15 @@ class Graph:
         if code is None:
             raise self.damaged(f"{name} is of type {kind}, which is not read here")
         dtype = np.dtype(code)
-        data = self._bytes(tensor, dtype)
-        if data.size != (-(-size // 2) if kind == TensorProto.UINT4 else size * dtype.itemsize):
+        needed = -(-size // 2) if kind == TensorProto.UINT4 else size * dtype.itemsize
+        data = self._external(tensor, needed) if tensor.data_location == TensorProto.EXTERNAL else self._inner(tensor, dtype)
+        if data.size != needed:
             raise self.damaged(f"{name} has {data.size} bytes for {TensorProto.DataType.Name(kind)}{list(shape)}")
         if kind == TensorProto.UINT4:
             return unpack(data, 4, size).reshape(shape)
         return data.view(dtype).reshape(shape)
 
-    def _bytes(self, tensor: TensorProto, dtype: np.dtype[Any]) -> U8:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            return self._external(tensor)
+    def _inner(self, tensor: TensorProto, dtype: np.dtype[Any]) -> U8:
         if tensor.HasField("raw_data"):
             return np.frombuffer(tensor.raw_data, np.uint8)
         values = np.array(getattr(tensor, NUMBERS.get(tensor.data_type, WORDS)), np.float32 if dtype.kind == "f" else np.int64)
@@ -130,7 +129,8 @@ class Graph:
             raise self.damaged(f"{tensor.name[:80]} has values that are not of its type")
         return np.ascontiguousarray(values.astype(dtype)).view(np.uint8)
 
-    def _external(self, tensor: TensorProto) -> U8:
+    def _external(self, tensor: TensorProto, needed: int) -> U8:
+        """Where no length is stated, what the shape needs."""
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location, name = PurePosixPath(entries.get("location", "")), tensor.name[:80]
         if not location.parts or location.is_absolute() or ".." in location.parts or "\0" in str(location):
@@ -143,7 +143,7 @@ class Graph:
         if not file.is_file():
             raise DamagedFileError(f"{file}: missing, {name} is in it")
         total, start = file.stat().st_size, int(entries.get("offset", "0"))
-        stop = start + int(entries["length"]) if "length" in entries else total
+        stop = start + int(entries.get("length", needed))
         if not 0 <= start <= stop <= total:
             raise DamagedFileError(f"{file}: {name} is at [{start}, {stop}) of {total} bytes; the file is truncated")
         return np.asarray(self.map(file))[start:stop] if total else np.zeros(0, np.uint8)

@@ -173,7 +173,7 @@ def test_what_leads_out_of_the_folder_is_not_packed(folder, replace, name):
     with pytest.raises(FileFormatError, match=f"{name}"):
         write_bundle(folder, folder.parent / "bundle", BundleOptions("web"))
     if name == "model.onnx.data":
-        with pytest.raises(FileFormatError, match="is a link|no regular file"):
+        with pytest.raises(FileFormatError, match=r"is a link|no regular file"):
             OnnxRunner(folder)
     assert not (folder.parent / "bundle").exists()
 

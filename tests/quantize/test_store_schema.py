@@ -142,7 +142,7 @@ def test_a_plan_that_is_no_json(case, store):
 def test_layers_are_counted_before_they_are_believed(store):
     path = store / "assets" / "config.json"
     rewrite(path, json.dumps(json.loads(path.read_bytes()) | {"num_hidden_layers": 5_000_000}).encode())
-    with pytest.raises(StoreError, match="has 11 tensors, config.json says 5000000 layers"):
+    with pytest.raises(StoreError, match=r"has 11 tensors, config\.json says 5000000 layers"):
         QuantizedStore(store)
 
 
