@@ -22,16 +22,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import distribution, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
 
 from exporter import verify_bundle
 from exporter.bundle_card import model_card
 from exporter.bundle_facts import FOLDER, Facts, read_facts, with_losses
 from exporter.onnx_genai import GENAI_FILE, MAX_LENGTH
 from exporter.verify_bundle import FORMAT, MANIFEST, SUMS, VERSION, library_problem
-from quantize.errors import ConfigError, ExportError
+from quantize.errors import ConfigError, ExportError, OutputError
 from quantize.outputs import Unfinished, check_file, check_folder, new_file
+from quantize.outside import MIB, Door, open_regular
 from quantize.progress import track
+from quantize.store_schema import Bytes, Word
 
 PART_SIZE = 24 << 20  # below the 25 MiB that the strictest static hosts take of one file
 CARD, CHECKER = "MODEL_CARD.md", "verify_bundle.py"
@@ -47,6 +51,9 @@ PACKAGES = {
 # The oldest that gave what today's give, by trial (docs/bundle.md); older ones load some of the files and compute them wrong.
 MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6451"}
 CHUNK = 1 << 20
+EVAL_DOOR = Door(ConfigError, "it is not what `adadim eval --json` writes", MIB)
+LIBRARY_DOOR = Door(ExportError, "name a native library", 256 * MIB)
+Measure = Annotated[float, msgspec.Meta(ge=0, lt=3.5e38)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def _libraries(facts: Facts, options: BundleOptions) -> Mapping[str, Path]:
     if options.libraries and facts.target != "onnxruntime+adadim":
         raise ConfigError(f"--custom-op: the model was made for {facts.target}; only onnxruntime+adadim has a native library")
     for abi, path in options.libraries.items():
-        problem = library_problem(path.read_bytes(), options.platform, abi)
+        problem = library_problem(LIBRARY_DOOR.read(path), options.platform, abi)
         if problem is not None:
             raise ExportError(f"{path}: {problem}")
     return options.libraries
@@ -134,16 +141,27 @@ def _library_path(options: BundleOptions, abi: str) -> str:
     return f"libraries/{abi}/{LIBRARIES[options.platform]}"
 
 
+class Evaluation(msgspec.Struct, omit_defaults=True):
+    """What `adadim eval --json` says of a file, in its order."""
+
+    bytes: Bytes
+    ppl: Measure | None = None
+    source_ppl: Measure | None = None
+    kld: Measure | None = None
+    kld_p99: Measure | None = None
+    top1: Measure | None = None
+    tokens: Bytes | None = None
+    tokens_per_s: Measure | None = None
+    runtime: Word | None = None
+
+
 def _evaluation(path: Path, facts: Facts) -> dict[str, Any]:
     """Raises ConfigError for what is no report on this very file."""
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        size = report.pop("bytes")
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--eval {path}: is not what `adadim eval --json` writes ({error!r})") from error
-    if size != facts.totals["bytes"]:
-        raise ConfigError(f"--eval {path}: is of a file of {size:,} bytes, this one has {facts.totals['bytes']:,}")
-    return report
+    report = EVAL_DOOR.load(path, Evaluation)
+    if report.bytes != facts.totals["bytes"]:
+        raise ConfigError(f"--eval {path}: is of a file of {report.bytes:,} bytes, this one has {facts.totals['bytes']:,}")
+    told: dict[str, Any] = msgspec.to_builtins(report)
+    return {key: value for key, value in told.items() if key != "bytes"}
 
 
 def _contents(facts: Facts, options: BundleOptions, context: int) -> dict[str, Path | bytes]:
@@ -163,7 +181,7 @@ def _contents(facts: Facts, options: BundleOptions, context: int) -> dict[str, P
 
 def _genai_config(data: bytes, context: int) -> bytes:
     """With a cache of ``context`` tokens, and no library: which one it is depends on the ABI, so the app names it."""
-    config = json.loads(data)
+    config = json.loads(data)  # of ``Facts``, which has read it
     config["search"]["max_length"] = context
     config["model"]["decoder"]["session_options"].pop("custom_ops_library", None)
     return (json.dumps(config, indent=2) + "\n").encode()
@@ -191,7 +209,7 @@ def _store(folder: Path, name: str, content: Path | bytes, part_size: int | None
     count = max(1, -(-size // part_size))
     whole, parts = hashlib.sha256(), []
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source:
+    with io.BytesIO(content) if isinstance(content, bytes) else open_regular(content) as source:
         for index in range(count):
             part = name if count == 1 else f"{name}.{index + 1:05d}-of-{count:05d}"
             parts.append({"path": part, **_copy(source, folder / part, part_size, whole)})
@@ -222,12 +240,17 @@ def _zip(folder: Path, file: BinaryIO) -> None:
                     target.write(chunk)
 
 
+class _Mark(msgspec.Struct):
+    format: str
+
+
 def _foreign(folder: Path) -> str | None:
     """Why a folder is no bundle, or holds what no bundle does."""
+    door = Door(OutputError, "it is no bundle")
     try:
-        listed = {line[66:] for line in (folder / SUMS).read_text(encoding="ascii").splitlines()}
-        ours = json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, LookupError, TypeError):
+        listed = {line[66:] for line in door.text(door.read(folder / SUMS), SUMS).splitlines()}
+        ours = door.load(folder / MANIFEST, _Mark).format == FORMAT
+    except OutputError:
         ours = False
     if not ours:
         return f"has no {SUMS} and {MANIFEST} of an earlier bundle"

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from exporter.genai_reader import DecoderJson, read_genai
 from exporter.inspect import Report, inspect, read_gguf_header
 from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES
 from exporter.targets import GGUF_TARGETS
@@ -15,12 +18,64 @@ from quantize.checkpoint.gguf_container import GgufHeader
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
-from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError
+from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, shown
 from quantize.kinds import Wanted, is_store, mistaken
+from quantize.outside import Count, Door
+from quantize.store_schema import Sha256, Word
+
+if TYPE_CHECKING:
+    from exporter.onnx_reader import OnnxGraph
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
 KV_BYTES = {"llama.cpp": 2, "onnxruntime": 4}  # an entry of the cache: float16 by llama.cpp's default, float32 in our graphs
+
+
+DOOR = Door(FileFormatError, "export it again")
+Seed = int  # of 64 bits without a sign, which is more than msgspec can bound
+
+
+class _Source(msgspec.Struct):
+    name: Word | None = None
+    sha256: Sha256 | None = None
+
+
+class _Config(msgspec.Struct):
+    method: Word | None = None
+    seed: Seed | None = None
+    imatrix: Word | None = None
+
+
+class _Calibration(msgspec.Struct):
+    text: Word | None = None
+    sha256: Sha256 | None = None
+    tokens: Count | None = None
+
+
+class _GgufMade(msgspec.Struct, rename=lambda name: name.replace("_", ".") if "_" in name and name != "tune_steps" else name):
+    """How a GGUF was made, as far as it is told again."""
+
+    version: Word | None = None
+    target: Word | None = None
+    method: Word | None = None
+    seed: Seed | None = None
+    tune_steps: Count | None = None
+    source_name: Word | None = None
+    source_sha256: Sha256 | None = None
+    calibration_name: Word | None = None
+    calibration_sha256: Sha256 | None = None
+    calibration_tokens: Count | None = None
+    imatrix_name: Word | None = None
+
+
+class _OnnxMade(msgspec.Struct):
+    """How a folder was made."""
+
+    version: Word | None = None
+    tune_steps: Count = 0
+    source: _Source | None = None
+    config: _Config | None = None
+    calibration: _Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +110,10 @@ def read_facts(path: Path) -> Facts:
     if is_store(path):
         raise ExportError(mistaken(path, Wanted.FILE))
     report = inspect(path)
+    if path.is_dir():
+        return _onnx_facts(path, report)
     try:
-        return _onnx_facts(path, report) if path.is_dir() else _gguf_facts(path, report)
+        return _gguf_facts(path, report)
     except CheckpointError as error:
         raise FileFormatError(str(error)) from error
     except (LookupError, ValueError, TypeError, AttributeError) as error:
@@ -72,6 +129,7 @@ def _gguf_facts(path: Path, report: Report) -> Facts:
     values = GgufValues(header.metadata, str(path))
     _check_gguf(path, header, values)
     ours = {key.removeprefix("adadim."): values[key] for key in values if key.startswith("adadim.")}
+    DOOR.convert(ours, f"{path}: adadim.* in its metadata", _GgufMade)
     arch = f"{values['general.architecture']}."
     ids = {kind: values.get(f"{TOKENIZER}{kind}_token_id", NO_TOKEN) for kind in ("bos", "eos", "eot", "eom")}
     return Facts(
@@ -121,41 +179,70 @@ def _check_gguf(path: Path, header: GgufHeader, values: GgufValues) -> None:
 
 
 def _onnx_facts(path: Path, report: Report) -> Facts:
-    """Raises ExportError for a folder of another tool, whose graph no manifest can describe."""
+    """Raises FileFormatError, and ExportError for a folder of another tool, whose graph no manifest can describe."""
     if "target" not in report:
         raise ExportError(f"{path}: not written by adadim; make one to bundle: adadim run MODEL --target onnxruntime --out OUT")
-    import onnx
+    from exporter.onnx_reader import MODEL_FILE, read_graph
 
-    model = onnx.load(path / "model.onnx", load_external_data=False)
-    ours = {entry.key.removeprefix("adadim."): entry.value for entry in model.metadata_props}
-    config, calibration, source = (json.loads(ours.get(key, "{}")) or {} for key in ("config", "calibration", "source"))
-    genai = json.loads((path / GENAI_FILE).read_text(encoding="utf-8"))
-    decoder, eos = genai["model"]["decoder"], genai["model"].get("eos_token_id", [])
-    locations = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    names = ["model.onnx", *sorted(locations), *(name for name in TOKENIZER_FILES if (path / name).is_file())]
-    if strange := [name for name in names if Path(name).name != name]:
-        raise ExportError(f"{path}: model.onnx reads {strange[0]!r}, which is not beside it; export it again")
+    graph = read_graph(path)
+    made = _read_made(path / MODEL_FILE, graph.metadata)
+    genai, raw = read_genai(path)
+    decoder = genai.model.decoder
+    names = _onnx_names(path, graph, decoder)
+    source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
-        name=str(source.get("name", path.name)),
+        name=source.name or path.name,
         runtime="onnxruntime",
-        target=ours["target"],
-        files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(genai).encode()},
-        model=f"{FOLDER}/model.onnx",
-        context=genai["model"]["context_length"],
-        kv_entries=2 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"],
-        special={
-            "bos_token_id": genai["model"].get("bos_token_id"),
-            "eos_token_ids": sorted(eos) if isinstance(eos, list) else [eos],
-        },
+        target=report["target"],
+        files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(raw).encode()},
+        model=f"{FOLDER}/{MODEL_FILE}",
+        context=genai.model.context_length,
+        kv_entries=2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size,
+        special={"bos_token_id": genai.model.bos_token_id, "eos_token_ids": genai.model.eos_token_ids},
         tensors=_tensors(report),
         totals=report["totals"],
-        source={"name": source.get("name"), "sha256": source.get("sha256")},
+        source={"name": source.name, "sha256": source.sha256},
         provenance=_provenance(
-            {**config, **ours, "imatrix.name": config.get("imatrix"), "tune_steps": int(ours.get("tune_steps", 0))},
-            {"name": calibration.get("text"), "sha256": calibration.get("sha256"), "tokens": calibration.get("tokens")},
+            {
+                "version": made.version,
+                "method": config.method,
+                "seed": config.seed,
+                "tune_steps": made.tune_steps,
+                "imatrix.name": config.imatrix,
+            },
+            {"name": calibration.text, "sha256": calibration.sha256, "tokens": calibration.tokens},
         ),
         licence=None,
     )
+
+
+def _onnx_names(path: Path, graph: OnnxGraph, decoder: DecoderJson) -> list[str]:
+    """Files that the runtime reads beside genai_config.json. Raises FileFormatError and ExportError."""
+    from exporter.onnx_data import inside
+    from exporter.onnx_reader import MODEL_FILE
+
+    layers = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input) // 2
+    if (decoder.filename, decoder.num_hidden_layers) != (MODEL_FILE, layers):
+        told = f"names '{shown(decoder.filename)}' and {decoder.num_hidden_layers} layers, {MODEL_FILE} has {layers}"
+        raise FileFormatError(f"{path / GENAI_FILE}: {told}; export it again")
+    names = [MODEL_FILE, *sorted(graph.locations), *(name for name in TOKENIZER_FILES if (path / name).exists())]
+    if strange := [name for name in names if Path(name).name != name]:
+        raise ExportError(f"{path}: model.onnx reads '{shown(strange[0])}', which is not beside it; export it again")
+    for name in (*names, GENAI_FILE):
+        try:
+            inside(path, name)
+        except OSError as error:
+            raise FileFormatError(f"{path}: {error}") from error
+    return names
+
+
+def _read_made(where: Path, metadata: Mapping[str, str]) -> _OnnxMade:
+    """``adadim.*`` in a graph's metadata: texts, of which these are JSON. Raises FileFormatError."""
+    keys = ("config", "calibration", "source", "tune_steps")
+    texts = {key: metadata[f"adadim.{key}"] for key in keys if f"adadim.{key}" in metadata}
+    raw = {key: DOOR.json(text.encode(), f"{where}: adadim.{key} in its metadata", object) for key, text in texts.items()}
+    version = {"version": metadata["adadim.version"]} if "adadim.version" in metadata else {}
+    return DOOR.convert(raw | version, f"{where}: adadim.* in its metadata", _OnnxMade)
 
 
 def _provenance(ours: Mapping[str, Any], calibration: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +265,7 @@ def with_losses(facts: Facts, store: Path) -> list[Report]:
     from quantize.store import QuantizedStore
 
     held = QuantizedStore(store)
-    if held.header["source"].get("sha256") != facts.source["sha256"] or held.target != facts.target:
+    if held.header["source"]["sha256"] != facts.source["sha256"] or held.target != facts.target:
         raise ConfigError(f"--store {store}: is not what this file was written from; drop it or give the right one")
     records, tensors = held.records, list[Report]()
     for item in facts.tensors:

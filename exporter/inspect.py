@@ -12,22 +12,28 @@ A tensor of floats has its dtype as grid, and no group size and axis (None). Sha
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from exporter.targets import GgufTarget, OnnxTarget, target_of
+import msgspec
+
+from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, map_file, parse_header
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
-from quantize.errors import FileFormatError
-from quantize.grids import GRIDS, grid_to_json
+from quantize.errors import FileFormatError, listed, shown
+from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear
+from quantize.outside import Size
 from quantize.store import QuantizedStore, TensorRecord
+from quantize.store_schema import Dtype, Shape, TensorName
 from quantize.types import Axis
+
+if TYPE_CHECKING:
+    from exporter.onnx_reader import OnnxGraph
 
 Report = dict[str, Any]
 FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}
@@ -121,89 +127,109 @@ def _gguf_item(tensor: TensorInfo) -> Report:
     return item | {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(axis)}
 
 
+class _Floats(msgspec.Struct):
+    """A weight of floats in ``adadim.tensors``."""
+
+    name: TensorName
+    shape: Shape
+    grid: Dtype
+    axis: Axis
+
+
+class _Codes(GridJson, kw_only=True):
+    """A quantized one."""
+
+    name: TensorName
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=2)]
+    axis: Axis
+
+
 def _inspect_onnx(folder: Path) -> Report:
-    model = _load_onnx(folder)
-    known = _known(folder, model)
+    from exporter.onnx_reader import MODEL_FILE, read_graph
+
+    graph = read_graph(folder)
+    known = _known(graph)
     if known is None:
-        described, target = _node_items(model), {}
+        described, target = _node_items(graph), {}
     else:
-        described, target = _described_items(model, known["tensors"]), {"target": known["target"]}
+        described, target = _described_items(graph, known), {"target": graph.metadata["adadim.target"]}
     names = {item["name"] for item in described}
     floats = [
-        _float_item(tensor, _initializer_bytes(tensor))
-        for tensor in model.graph.initializer
-        if tensor.name.endswith((".weight", ".bias")) and tensor.name not in names
+        _float_item(tensor, graph.stored_bytes(tensor))
+        for name, tensor in graph.initializers.items()
+        if name.endswith((".weight", ".bias")) and name not in names
     ]
-    files = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
-    total = sum((folder / name).stat().st_size for name in {"model.onnx", *files})
-    return _report(described + floats, total) | {"nodes": len(model.graph.node), **target}
+    total = sum((folder / name).stat().st_size for name in {MODEL_FILE, *graph.locations})
+    return _report(described + floats, total) | {"nodes": len(graph.model.graph.node), **target}
 
 
-def _load_onnx(folder: Path) -> Any:  # noqa: ANN401 - onnx is imported where it is needed
-    """The graph without its external data. Raises FileFormatError."""
-    import onnx
+def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
+    """The tensors that our writer names; None for a folder of another tool. Raises FileFormatError."""
+    from exporter.onnx_reader import DOOR, MODEL_FILE
 
-    path = folder / "model.onnx"
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise FileFormatError(mistaken(folder, Wanted.FILE)) from error
-    except Exception as error:  # protobuf's DecodeError; its class moved between versions
-        raise FileFormatError(f"{path}: not an ONNX model ({error}); export it again") from error
-    if not model.graph.node:
-        raise FileFormatError(f"{path}: its graph is empty; export it again")
-    return model
-
-
-def _known(folder: Path, model: Any) -> Report | None:  # noqa: ANN401
-    """The target and the tensors that our writer names; None for a folder of another tool. Raises FileFormatError."""
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if "adadim.target" not in metadata:
+    if "adadim.target" not in graph.metadata:
         return None
-    try:
-        return {"target": metadata["adadim.target"], "tensors": json.loads(metadata["adadim.tensors"])}
-    except (KeyError, ValueError) as error:
-        raise FileFormatError(
-            f"{folder / 'model.onnx'}: adadim.tensors in its metadata is damaged or missing; export it again"
-        ) from error
+    where = f"{graph.folder / MODEL_FILE}: adadim.tensors in its metadata"
+    target = TARGETS.get(graph.metadata["adadim.target"])
+    if not isinstance(target, OnnxTarget):
+        raise DOOR.refused(where, f"is for target '{shown(graph.metadata['adadim.target'])}', which is none of ONNX's")
+    entries = DOOR.json(graph.metadata.get("adadim.tensors", "").encode(), where, list[dict[str, Any]])
+    known = list[_Floats | _Codes]()
+    for index, entry in enumerate(entries):
+        kind: type[_Floats | _Codes] = _Floats if entry.get("grid") in FLOAT_BITS else _Codes
+        known.append(DOOR.convert(entry, f"{where}[{index}]", kind))
+        lack = None if isinstance(known[-1], _Floats) else target.lacks(known[-1].make(), known[-1].axis)
+        if lack is not None:
+            raise DOOR.refused(f"{where}[{index}]", lack)
+    if len({item.name for item in known}) != len(known):
+        raise DOOR.refused(where, "names a tensor twice")
+    return known
 
 
-def _described_items(model: Any, described: list[Report]) -> list[Report]:  # noqa: ANN401
-    """Of our own folder."""
+def _described_items(graph: OnnxGraph, described: list[_Floats | _Codes]) -> list[Report]:
+    """Of our own folder. Raises FileFormatError."""
+    from exporter.onnx_reader import DOOR, MODEL_FILE
+
     stored: dict[str, int] = defaultdict(int)
-    for tensor in model.graph.initializer:
-        stored[_owner(tensor.name)] += _initializer_bytes(tensor)
-    for node in model.graph.node:  # the split form's nodes are part of what a weight costs
+    for tensor in graph.initializers.values():
+        stored[_owner(tensor.name)] += graph.stored_bytes(tensor)
+    missing = [item.name for item in described if item.name not in stored]
+    if missing:
+        raise DOOR.refused(graph.folder / MODEL_FILE, f"has no tensor for {listed(missing)} of adadim.tensors in its metadata")
+    for node in graph.model.graph.node:  # the split form's nodes are part of what a weight costs
         stored[node.name.rpartition("/")[0] + ".weight"] += node.ByteSize()
-    return [_described_item(entry, stored[entry["name"]]) for entry in described]
+    return [_described_item(item, stored[item.name]) for item in described]
 
 
-def _node_items(model: Any) -> list[Report]:  # noqa: ANN401
-    """Of another tool's folder: the nodes that hold codes, named by their place in the graph; linear is all but the head."""
-    from onnx.helper import get_attribute_value
+def _node_items(graph: OnnxGraph) -> list[Report]:
+    """Of another tool's folder: the nodes that hold codes, named by their place in the graph; linear is all but the head.
 
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    Raises FileFormatError.
+    """
+    from exporter.onnx_reader import quantized_sizes
+
+    initializers = graph.initializers
     out = []
-    for node in model.graph.node:
+    for node in graph.model.graph.node:
         codes = initializers.get(node.input[CODES_INPUT[node.op_type]]) if node.op_type in CODES_INPUT else None
-        if codes is None:  # no codes, or those of the head again
+        sizes = quantized_sizes(node) if codes is not None else None
+        if codes is None or sizes is None:  # no codes, or those of the head again
             continue
-        a = {item.name: get_attribute_value(item) for item in node.attribute}
-        bits, group_size, rows = a.get("bits", 4), a["block_size"], a.get("N", codes.dims[0])
-        cols = a.get("K", 8 * math.prod(codes.dims[1:]) // bits)
+        bits, dims = sizes["bits"], [*codes.dims, 1]
+        rows, cols = sizes.get("N", dims[0]), sizes.get("K", 8 * math.prod(dims[1:]) // bits)
         name = (node.name.strip("/").rpartition("/")[0] or node.name).replace("/", ".") + ".weight"
-        stored = sum(_initializer_bytes(initializers[name]) for name in node.input if name in initializers)
+        stored = sum(graph.stored_bytes(initializers[name]) for name in node.input if name in initializers)
         item = _item(name, name, (rows, cols), stored + node.ByteSize())
-        grid = {"grid": "int", "bits": bits, "group_size": group_size, "axis": str(Axis.PER_OC)}
+        grid = {"grid": "int", "bits": bits, "group_size": sizes["block_size"], "axis": str(Axis.PER_OC)}
         out.append(item | grid | {"linear": node.op_type == "MatMulNBits" and "lm_head" not in name})
     return out
 
 
-def _described_item(entry: Report, stored: int) -> Report:
-    item = _item(entry["name"], entry["name"], entry["shape"], stored)
-    if entry["grid"] in FLOAT_BITS:
-        return item | {"grid": entry["grid"].lower(), "bits": FLOAT_BITS[entry["grid"]]}
-    return item | {key: value for key, value in entry.items() if key not in ("name", "form", "shape")}
+def _described_item(entry: _Floats | _Codes, stored: int) -> Report:
+    item = _item(entry.name, entry.name, entry.shape, stored)
+    if isinstance(entry, _Floats):
+        return item | {"grid": entry.grid.lower(), "bits": FLOAT_BITS[entry.grid]}
+    return item | grid_to_json(entry.make()) | {"axis": str(entry.axis)}
 
 
 def _float_item(tensor: Any, stored: int) -> Report:  # noqa: ANN401
@@ -218,9 +244,3 @@ def _owner(initializer: str) -> str:
     """The weight that an initializer belongs to: NAME.weight for NAME.weight.codes, NAME.weight.scale and their like."""
     name, part, _ = initializer.partition(".weight.")
     return name + ".weight" if part else initializer
-
-
-def _initializer_bytes(tensor: Any) -> int:  # noqa: ANN401
-    """Its bytes in the external file, or in the graph."""
-    lengths = [int(entry.value) for entry in tensor.external_data if entry.key == "length"]
-    return lengths[0] if lengths else int(tensor.ByteSize())

@@ -6,8 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+from exporter.genai_reader import read_genai
 from exporter.onnx_genai import GENAI_FILE
-from quantize.errors import ConfigError, ExportError
+from quantize.errors import ConfigError, ExportError, FileFormatError
 from quantize.outputs import new_file
 from quantize.store import QuantizedStore
 
@@ -40,10 +41,10 @@ def add_library(folder: Path, library: Path | None = None) -> None:
     library = library or custom_op_path()
     path = folder / GENAI_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ExportError(f"{path}: is not as `adadim export onnx` writes it ({error!r}); export it again") from error
+        _, config = read_genai(folder)
+    except FileFormatError as error:
+        raise ExportError(str(error)) from error
+    config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY
     with library.open("rb") as source, new_file(folder / LIBRARY, force=True) as file:
         shutil.copyfileobj(source, file)
     with new_file(path, force=True) as file:

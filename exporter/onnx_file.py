@@ -13,20 +13,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-import onnx
-
 from exporter.library import LIBRARY
 from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES, write_genai_files
 from exporter.onnx_graph import exported_context
 from exporter.onnx_plan import DATA_FILE, PRODUCER, OnnxPlan, plan_onnx
+from exporter.onnx_reader import MODEL_FILE, parse_model
 from exporter.preflight import check_onnx
 from exporter.targets import ONNX_TARGETS, check_target
+from quantize.errors import FileFormatError
 from quantize.outputs import Unfinished, check_folder
 from quantize.progress import track
 from quantize.store import QuantizedStore
 from quantize.types import PlainTensor
 
-MODEL_FILE = "model.onnx"
 FILES = (MODEL_FILE, DATA_FILE, GENAI_FILE, LIBRARY, *TOKENIZER_FILES)
 
 
@@ -63,8 +62,8 @@ def check_onnx_output(out_dir: Path, force: bool) -> None:
 def _foreign(folder: Path) -> str | None:
     """Why a folder was not written here, or holds what was not."""
     try:
-        producer = onnx.load(folder / MODEL_FILE, load_external_data=False).producer_name
-    except Exception:  # protobuf's DecodeError moved between versions; OSError where there is none
+        producer = parse_model(folder / MODEL_FILE).producer_name
+    except FileFormatError:
         return f"has no {MODEL_FILE} of an earlier export"
     if producer != PRODUCER:
         return f"{MODEL_FILE} in it was not written by {PRODUCER}"

@@ -20,7 +20,7 @@ from exporter.onnx_cost import (
     linear_seconds,
     tile_bytes,
 )
-from quantize.errors import ConfigError, ExportError, StoreError
+from quantize.errors import ConfigError, ExportError, StoreError, shown
 from quantize.grids import GRIDS
 from quantize.store import QuantizedStore
 from quantize.types import Axis, Grid, RowOrder
@@ -141,10 +141,18 @@ ONNX_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(targ
 
 
 def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
-    """What the store was made for. Raises StoreError for a name that is none of ``TARGETS``."""
-    if store.target not in TARGETS:
-        raise StoreError(f"{store.path}: target {store.target!r} in plan.json is not one of {', '.join(TARGETS)}; quantize again")
-    return TARGETS[store.target]
+    """What the store was made for. Raises StoreError for a name that is none of ``TARGETS``, or a tensor that it cannot hold."""
+    target = TARGETS.get(store.target)
+    if target is None:
+        told = f"target '{shown(store.target)}' in plan.json is not one of {', '.join(TARGETS)}"
+        raise StoreError(f"{store.path}: {told}; quantize again")
+    for record in store.records.values():
+        if record.grid is not None:
+            reason = target.lacks(record.grid, record.axis)
+            reason = reason or target.refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))
+            if reason is not None:
+                raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
+    return target
 
 
 def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:

@@ -3,12 +3,8 @@
 
     python3 verify_bundle.py [DIR] [--digest HEX]
 
-DIR: the bundle (default: the folder that this file lies in). HEX: the sha256 of its file SHA256SUMS, got from somebody you
-trust; with it, nothing in the bundle can be other than it was. One line for each problem, exit code 1 if there is any.
-Nothing of the bundle is executed, followed or unpacked.
-
-    SHA256SUMS     the sha256 of every other file, manifest.json's too        (the digest covers it)
-    manifest.json  the same for what the parts of large files join to; the model, its runtime, its libraries
+DIR: the bundle (default: where this file lies). HEX: the sha256 of its SHA256SUMS, from somebody you trust; with it nothing
+in it can be other than it was. One line for each problem, exit code 1 if there is any. Nothing is executed or unpacked.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import operator
 import os
 import re
 import stat
@@ -25,15 +20,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-FORMAT, VERSION = "adadim-bundle", 1
-SUMS, MANIFEST = "SHA256SUMS", "manifest.json"
+FORMAT, VERSION, SUMS, MANIFEST = "adadim-bundle", 1, "SHA256SUMS", "manifest.json"
 NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
-PLAIN = re.compile(f"{NAME}(/{NAME})*")
+PLAIN, SHA256 = re.compile(f"{NAME}(/{NAME}){{0,15}}"), re.compile("[0-9a-f]{64}")
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-LARGEST_TEXT = 1 << 26  # of SHA256SUMS and manifest.json: more is not read
-CHUNK = 1 << 20
-PAGE = 1 << 14  # Android 15 maps pages of 16 KiB
-LIBRARY_ENTRY = b"RegisterCustomOps"
+KEYS: dict[str, Any] = {
+    **dict.fromkeys(("name", "platform", "model", "bundled_by"), str),
+    **dict.fromkeys(("runtime", "generation", "quantization", "licence", "source", "provenance"), dict),
+    "libraries": list,
+    "files": list,
+    "evaluation": (dict, type(None)),
+}
+LARGEST_TEXT = 1 << 26  # of SHA256SUMS and manifest.json: more is not read; PAGE: Android 15 maps 16 KiB
+LIBRARY_ENTRY, CHUNK, SHOWN, PAGE, FILE = b"RegisterCustomOps", 1 << 20, 200, 1 << 14, {"path": str, "bytes": int, "sha256": str}
 PLATFORMS = {"android": ("arm64-v8a", "x86_64"), "ios": ("arm64",), "web": ()}  # and the ABIs of native libraries
 ELF_MACHINES = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a"}
 ANDROID_SYSTEM = {"libandroid.so", "libc.so", "libdl.so", "liblog.so", "libm.so", "libz.so"}
@@ -51,8 +50,7 @@ def verify(folder: Path, digest: str | None = None) -> list[str]:
     problems: list[str] = []
     try:
         problems.extend(_file_problems(folder, digest))  # keeps those that came before an Unusable
-        if not problems:
-            problems.extend(_content_problems(folder, _read_manifest(folder)))
+        problems.extend(() if problems else _content_problems(folder, _read_manifest(folder)))
     except Unusable as error:
         problems.append(str(error))
     except OSError as error:
@@ -62,12 +60,9 @@ def verify(folder: Path, digest: str | None = None) -> list[str]:
 
 def _file_problems(folder: Path, digest: str | None) -> Iterator[str]:
     """What is there against SHA256SUMS and the manifest's list."""
-    sizes = {}
-    for path, size, problem in _walk(folder):
-        if problem is not None:
-            yield f"{path}: {problem}"
-        else:
-            sizes[path] = size
+    walked = list(_walk(folder))
+    yield from (f"{path}: {problem}" for path, _, problem in walked if problem is not None)
+    sizes = {path: size for path, size, problem in walked if problem is None}
     sums = _read_sums(folder, digest)
     found = {path: _sha256([folder / path]) for path in sizes if path != SUMS}
     yield from _strangers(sums, found)
@@ -77,7 +72,7 @@ def _file_problems(folder: Path, digest: str | None) -> Iterator[str]:
     for path in damaged:
         size, expected = sizes[path], stated.get(path, (sizes[path], ""))[0]
         length = f"{size:,} bytes instead of {expected:,}: {'truncated' if size < expected else 'too long'}"
-        yield f"{path}: {length if size != expected else _otherwise(found[path], sums[path])}"
+        yield f"{path}: {length if size != expected else f'its sha256 is {found[path]}, not {sums[path]}'}"
     if whole:
         yield from _disagreements(stated, sums, {path: size for path, size in sizes.items() if path not in damaged})
 
@@ -95,12 +90,9 @@ def _walk(folder: Path, inside: str = "") -> Iterator[tuple[str, int, str | None
             yield path, 0, "is no plain name (letters, digits, '.', '_' and '-')"
         elif stat.S_ISDIR(status.st_mode):
             yield from _walk(folder, path + "/")
-        elif stat.S_ISLNK(status.st_mode):
-            yield path, 0, "is a link"
-        elif not stat.S_ISREG(status.st_mode):
-            yield path, 0, "is no plain file"
         else:
-            yield path, status.st_size, None
+            problem = "is a link" if stat.S_ISLNK(status.st_mode) else "is no plain file"
+            yield path, status.st_size, None if stat.S_ISREG(status.st_mode) else problem
 
 
 def _sha256(paths: Iterable[Path]) -> str:
@@ -113,15 +105,13 @@ def _sha256(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _otherwise(found: str, expected: str) -> str:
-    return f"its sha256 is {found}, not {expected}"
-
-
 def _read_sums(folder: Path, digest: str | None) -> dict[str, str]:
     """Path -> sha256. Raises Unusable unless the text is exactly as it is written."""
     data = _read_text(folder / SUMS)
     if digest is not None and hashlib.sha256(data).hexdigest() != digest.lower():
-        raise Unusable(f"{SUMS}: {_otherwise(hashlib.sha256(data).hexdigest(), digest.lower())}: not the bundle asked for")
+        raise Unusable(
+            f"{SUMS}: its sha256 is {hashlib.sha256(data).hexdigest()}, not {digest.lower()}: not the bundle asked for"
+        )
     lines = data.decode("ascii", "replace").split("\n")
     sums: dict[str, str] = {}
     for number, line in enumerate(lines[:-1], 1):
@@ -152,33 +142,48 @@ def _strangers(sums: dict[str, str], found: dict[str, str]) -> Iterator[str]:
     yield from (f"{path}: missing" for path in sorted(missing))
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key twice")
+    return dict(pairs)
+
+
 def _read_manifest(folder: Path) -> Any:  # noqa: ANN401 - JSON
     try:
-        manifest = json.loads(_read_text(folder / MANIFEST))
+        manifest = json.loads(_read_text(folder / MANIFEST), object_pairs_hook=_unique, parse_constant=int)
         version = manifest["version"] if manifest["format"] == FORMAT else None
     except (ValueError, LookupError, TypeError, RecursionError):
         version = None
-    if type(version) is not int or version < 1:
+    if type(version) is not int or not 0 < version < 1 << 31:
         raise Unusable(f"{MANIFEST}: is no manifest of {FORMAT}")
     if version > VERSION:
         raise Unusable(f"{MANIFEST}: version {version} is from the future, {VERSION} is known here; get a newer verify_bundle.py")
     return manifest
 
 
+def _typed(held: Any, kinds: dict[str, Any], where: str) -> Any:  # noqa: ANN401
+    """An object of the manifest, its values of these types. Raises Unusable."""
+    for key, kind in kinds.items():
+        value: Any = held.get(key) if isinstance(held, dict) else None
+        fits = isinstance(value, kind) and not isinstance(value, bool) and (not isinstance(value, int) or 0 <= value < 1 << 62)
+        if not fits or (key == "path" and not PLAIN.fullmatch(value)) or (key == "sha256" and not SHA256.fullmatch(value)):
+            raise Unusable(f"{MANIFEST}: lacks what every manifest has ({where}{key})")
+    return held
+
+
 def _stated(manifest: Any) -> dict[str, tuple[int, str]]:  # noqa: ANN401
     """Path -> bytes and sha256 of every file that lies in the bundle by the manifest. Raises Unusable."""
-    try:
-        stored = [part for file in manifest["files"] for part in file.get("parts", [file])]
-        stated = {os.fspath(item["path"]): (operator.index(item["bytes"]), str(item["sha256"])) for item in stored}
-        used = [library["path"] for library in manifest["libraries"] if library["abi"] and library["path"] not in stated]
-        used += [manifest["model"]] if manifest["model"] not in {file["path"] for file in manifest["files"]} else []
-        known = manifest["platform"] in PLATFORMS
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise Unusable(f"{MANIFEST}: lacks what every manifest has ({error!r})") from error
-    if used or len(stated) != len(stored):
-        raise Unusable(f"{MANIFEST}: {used[0] if used else 'a file'} is not once in its list of files")
-    if not known:
-        raise Unusable(f"{MANIFEST}: platform {manifest['platform']!r} is none of {', '.join(PLATFORMS)}")
+    _typed(manifest, KEYS, "")
+    files = {_typed(file, FILE, "a file's ")["path"] for file in manifest["files"]}
+    lists = [_typed(file, {"parts": list}, "a file's ")["parts"] if "parts" in file else [file] for file in manifest["files"]]
+    stored = [_typed(part, FILE, "a part's ") for parts in lists for part in parts]
+    stated = {item["path"]: (item["bytes"], item["sha256"]) for item in stored}
+    used = [_typed(item, {"abi": str, "path": str}, "a library's ")["path"] for item in manifest["libraries"]]
+    used = [path for path in used if path not in stated] + [path for path in [manifest["model"]] if path not in files]
+    if used or len(stated) != len(stored) or len(files) != len(lists):
+        raise Unusable(f"{MANIFEST}: {used[0][:200] if used else 'a file'} is not once in its list of files")
+    if manifest["platform"] not in PLATFORMS:
+        raise Unusable(f"{MANIFEST}: platform {manifest['platform'][:99]!r} is none of {', '.join(PLATFORMS)}")
     return stated
 
 
@@ -199,11 +204,11 @@ def _content_problems(folder: Path, manifest: Any) -> Iterator[str]:  # noqa: AN
     for file in manifest["files"]:
         parts = file.get("parts", [file])
         digest, size = _sha256(folder / part["path"] for part in parts), sum(part["bytes"] for part in parts)
-        if (digest, size) != (file.get("sha256"), file.get("bytes")):
-            yield f"{file.get('path')}: its parts join to {size:,} bytes with sha256 {digest}, not to the file stated"
+        if (digest, size) != (file["sha256"], file["bytes"]):
+            yield f"{file['path']}: its parts join to {size:,} bytes with sha256 {digest}, not to the file stated"
     for library in manifest["libraries"]:
-        problem = library_problem((folder / library["path"]).read_bytes(), manifest["platform"], library["abi"])
-        if problem is not None:
+        data = (folder / library["path"]).read_bytes()
+        if problem := library_problem(data, manifest["platform"], library["abi"]):
             yield f"{library['path']}: {problem}"
 
 
@@ -231,8 +236,7 @@ def _elf_problem(data: bytes, abi: str) -> str | None:
     needed, strings = _elf_needs(data, loaded, next(segment for segment in segments if segment[0] == PT_DYNAMIC))
     if b"GLIBC_" in strings or any(name.endswith(".so.6") or name.startswith("ld-linux") for name in needed):
         return f"is linked against glibc ({', '.join(needed)}), which Android has not; build it with the NDK"
-    foreign = next((name for name in needed if name not in ANDROID_SYSTEM), None)
-    if foreign is not None:
+    if foreign := next((name for name in needed if name not in ANDROID_SYSTEM), None):
         return f"needs {foreign}, which no Android brings; link it statically"
     for _, _, offset, address, _, _, _, alignment in loaded:
         if alignment % PAGE or (address - offset) % PAGE or not alignment:
@@ -246,9 +250,7 @@ def _elf_needs(data: bytes, loaded: list[tuple[int, ...]], dynamic: tuple[int, .
     address, size = (next(value for tag, value in entries if tag == wanted) for wanted in (DT_STRTAB, DT_STRSZ))
     start = next(address - segment[3] + segment[2] for segment in loaded if 0 <= address - segment[3] < segment[5])
     strings = data[start : start + size]
-    needed = [
-        strings[value : strings.index(b"\0", value)].decode("ascii", "replace") for tag, value in entries if tag == DT_NEEDED
-    ]
+    needed = [strings[at : strings.index(b"\0", at)].decode("ascii", "replace") for tag, at in entries if tag == DT_NEEDED]
     return needed, strings
 
 
@@ -265,8 +267,7 @@ def _archive_problem(data: bytes) -> str | None:
         position += 60 + size + size % 2
         if content[:4] == struct.pack("<I", MACHO_64):
             objects += 1
-            problem = _object_problem(content)
-            if problem is not None:
+            if problem := _object_problem(content):
                 return problem
     return None if objects and LIBRARY_ENTRY in data else f"holds no Mach-O object with {LIBRARY_ENTRY.decode()}"
 
@@ -287,7 +288,8 @@ def _object_problem(data: bytes) -> str | None:
 def report(folder: Path, digest: str | None) -> int:
     """Print what ``verify`` finds; the exit code."""
     problems = verify(folder, digest)
-    print("\n".join([*problems, f"{folder}: {f'NOT ok, {len(problems)} problems' if problems else 'ok'}"]))
+    shown = problems[:SHOWN] + [f"... and {len(problems) - SHOWN:,} more"] * (len(problems) > SHOWN)
+    print("\n".join([*shown, f"{folder}: {f'NOT ok, {len(problems)} problems' if problems else 'ok'}"]))
     return 1 if problems else 0
 
 
@@ -295,5 +297,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Check a model bundle of AdaDim Edge.")
     parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(__file__).parent)
     parser.add_argument("--digest", metavar="HEX", help="the sha256 that its SHA256SUMS must have")
-    args = parser.parse_args()
-    raise SystemExit(report(args.folder, args.digest))
+    raise SystemExit(report(**vars(parser.parse_args())))

@@ -15,6 +15,7 @@ A message says what is wrong, where (file, tensor, numbers) and what to do. Our 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from reprlib import Repr
 
 SHOWN = 300  # characters of one value in a message
@@ -35,6 +36,12 @@ def shown(value: object) -> str:
     """A value from outside for a message, as ``repr`` writes it, or a text or an exception's text; at most SHOWN characters."""
     text = str(value) if isinstance(value, str | BaseException) else _BRIEF.repr(value)
     return printable(text, SHOWN)
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of many names for a message, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(printable(name, SHOWN // most) for name in names[:most]) + more
 
 
 class AdaDimError(Exception):

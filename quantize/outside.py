@@ -132,8 +132,8 @@ def _problem(message: str, value: Any) -> str:  # noqa: ANN401 - parsed JSON
     message = message.replace("`", "") if " - at `" not in message else message
     found = _PATH.match(message)
     if found is None:
-        return message
-    problem, path = found["problem"].replace("`", ""), found["path"].lstrip(".")
+        return shown(message)  # which may name a key of any length
+    problem, path = shown(found["problem"].replace("`", "")), found["path"].lstrip(".")
     if found["key"] or "..." in path:
         return f"{shown(path) or 'its top'}: {problem}"
     for name, index in _STEP.findall(found["path"]):

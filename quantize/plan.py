@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from quantize import transforms
 from quantize.effort import DEFAULT
-from quantize.errors import ConfigError, PlanError
+from quantize.errors import SHOWN, ConfigError, PlanError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.outside import MIB, Door, Size
 from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
 
 METHODS = tuple(f"{rounder}-{axis}" for rounder in ("rtn", "search", "gptq") for axis in ("oc", "ic", "ada"))
@@ -26,6 +28,8 @@ FINE_BITS = 8  # a tensor of that many bits has nothing to gain from care
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 DEFAULT_BITS = 4
 TOKEN_WEIGHTS = ("gradient", "unit", "none")
+MOST_RULES = 1000
+RECIPE_DOOR = Door(ConfigError, "a recipe holds [[rule]] tables of match and what to change", MIB)
 
 
 _GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or channel"
@@ -134,7 +138,9 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
         else:
             plans.append(LayerPlan(name, spec.shape))
     for index in sorted(unused):
-        raise ConfigError(f"{config.recipe}: rule {index + 1}, match {rules[index]['match']!r}, names no linear of this model")
+        raise ConfigError(
+            f"{config.recipe}: rule[{index}], match '{shown(rules[index]['match'])}', names no linear of this model"
+        )
     return plans
 
 
@@ -258,31 +264,33 @@ def _linear_grid(choice: _Choice, axis: Axis, shape: tuple[int, int], target: Ta
     return make_grid(name, bits or DEFAULT_BITS, group, choice.symmetric, choice.scale_dtype)
 
 
-_RULE_TYPES = {"match": str, "method": str, "bits": int, "grid": str, "group_size": int, "symmetric": bool, "scale_dtype": str}
+class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One ``[[rule]]``: ``match`` = "*.mlp.down_proj" (a shell pattern over names without .weight) and what to change."""
+
+    match: Annotated[str, msgspec.Meta(min_length=1, max_length=SHOWN)]
+    method: str | None = None
+    bits: Size | None = None
+    grid: str | None = None
+    group_size: int | str | None = None
+    symmetric: bool | None = None
+    scale_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.group_size == "channel":
+            self.group_size = WHOLE_CHANNEL
+        if self.group_size not in (None, *GROUP_SIZES):
+            raise ValueError(f"group_size {shown(self.group_size)}: {_GROUP_SIZE_WORDS}")
+        for key, known in (("method", METHODS), ("grid", tuple(GRIDS)), ("scale_dtype", SCALE_DTYPES)):
+            if getattr(self, key) not in (None, *known):
+                raise ValueError(f"{key} '{shown(getattr(self, key))}'; choose one of {', '.join(known)}")
+
+
+class Recipe(msgspec.Struct, forbid_unknown_fields=True):
+    """``[[rule]]`` tables and nothing else."""
+
+    rule: Annotated[list[Rule], msgspec.Meta(max_length=MOST_RULES)] = msgspec.field(default_factory=list)
 
 
 def _read_recipe(path: Path) -> list[dict[str, Any]]:
-    """``[[rule]]`` tables: match = "*.mlp.down_proj" (a shell pattern over names without .weight) and what to change."""
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable recipe ({error})") from error
-    rules = recipe.pop("rule", [])
-    if recipe or not isinstance(rules, list):
-        raise ConfigError(f"{path}: {', '.join(recipe) or 'rule'}: a recipe holds [[rule]] tables and nothing else")
-    return [_read_rule(rule, f"{path}: rule {index}") for index, rule in enumerate(rules, 1)]
-
-
-def _read_rule(rule: Any, where: str) -> dict[str, Any]:  # noqa: ANN401 - unchecked TOML
-    if not isinstance(rule, dict) or not rule.keys() <= _RULE_TYPES.keys() or "match" not in rule:
-        wrong = sorted(rule.keys() - _RULE_TYPES.keys()) or "no match" if isinstance(rule, dict) else "not a table"
-        raise ConfigError(f"{where}: {wrong}; a rule takes {', '.join(sorted(_RULE_TYPES))}")
-    out: dict[str, Any] = {**rule, "group_size": WHOLE_CHANNEL} if rule.get("group_size") == "channel" else rule
-    for key, value in out.items():
-        if type(value) is not _RULE_TYPES[key]:
-            raise ConfigError(f"{where}: {key} = {value!r} is no {_RULE_TYPES[key].__name__}")
-    if rule.get("method", METHODS[0]) not in METHODS:
-        raise ConfigError(f"{where}: method {rule['method']!r}; choose one of {', '.join(METHODS)}")
-    if out.get("group_size", WHOLE_CHANNEL) not in GROUP_SIZES:
-        raise ConfigError(f"{where}: group_size {rule['group_size']}: {_GROUP_SIZE_WORDS}")
-    return out
+    """The rules, as what they change. Raises ConfigError."""
+    return [msgspec.to_builtins(rule) for rule in RECIPE_DOOR.toml(path, Recipe).rule]

@@ -16,23 +16,27 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.calibration import calibration_data
 from quantize.checkpoint import Checkpoint
-from quantize.errors import ConfigError
+from quantize.errors import ConfigError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.outside import Door
 from quantize.plan import FINE_BITS, TABLE_BITS, QuantizeConfig
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
 from quantize.store import TensorRecord
+from quantize.store_schema import CalibrationJson, SourceJson, Word, read_record
 from quantize.types import F32, Axis, Grid, LayerStats, Target, TensorSpec
 
 FORMAT = 1
+DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
 TABLES = (EMBEDDING, HEAD)
 INT_GROUPS = (32, 64, 128)
 RUN = 256  # rows taken together, so that the groups of both axes are whole
@@ -56,29 +60,50 @@ class Sensitivity:
         return (json.dumps({**header, "tensors": tensors}) + "\n").encode()
 
 
+class SensitivityJson(msgspec.Struct):
+    """The file; its tensors one by one, as a store has them."""
+
+    format: int
+    source: SourceJson
+    target: Word
+    calibration: CalibrationJson
+    tensors: list[dict[str, Any]]
+
+
 def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitivity:
     """A file of ``to_json``. Raises ConfigError if it is damaged, or was measured on another model or for another target."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ConfigError(f"{path}: format {raw['format']!r}, not {FORMAT}; measure again with `adadim sensitivity`")
-        options: dict[str, list[TensorRecord]] = {}
-        for item in raw["tensors"]:
-            record = TensorRecord.from_json(item)
-            float(record.loss[record.axis])
-            options.setdefault(record.name, []).append(record)
-        found = Sensitivity(raw["source"], raw["target"], raw["calibration"], options)
-        sha256 = found.source["sha256"]
-        shapes = {(name, records[0].shape) for name, records in options.items()}
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it with `adadim sensitivity`") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: no sensitivity file ({error!r}); make one with `adadim sensitivity`") from error
-    if sha256 != source.sha256 or not shapes <= {(name, spec.shape) for name, spec in source.specs.items()}:
+    raw = DOOR.load(path, SensitivityJson)
+    if raw.format != FORMAT:
+        raise ConfigError(f"{path}: format {shown(raw.format)}, not {FORMAT}; measure again with `adadim sensitivity`")
+    if raw.source.sha256 != source.sha256:
         raise ConfigError(f"{path}: was measured on another model than {source.path}; measure again with `adadim sensitivity`")
-    if found.target != target.name:
-        raise ConfigError(f"{path}: was measured for target {found.target}, not for {target.name}; measure again")
-    return found
+    if raw.target != target.name:
+        raise ConfigError(f"{path}: was measured for target {shown(raw.target)}, not for {target.name}; measure again")
+    options: dict[str, list[TensorRecord]] = {}
+    for index, item in enumerate(raw.tensors):
+        where = f"{path}: tensors[{index}]"
+        record = TensorRecord.from_json(read_record(item, DOOR, where))
+        known = options.setdefault(record.name, [])
+        problem = _option_problem(record, source, target, known)
+        if problem is not None:
+            raise DOOR.refused(where, problem)
+        known.append(record)
+    about = msgspec.to_builtins((raw.source, raw.calibration))
+    return Sensitivity(about[0], raw.target, about[1], options)
+
+
+def _option_problem(record: TensorRecord, source: Checkpoint, target: Target, known: list[TensorRecord]) -> str | None:
+    """Why this is nothing that the tensor could become, or None."""
+    spec, grid = source.specs.get(record.name), record.grid
+    if spec is None or record.shape != spec.shape:
+        return f"{record.name} of shape {record.shape} is no tensor of {source.path}"
+    if grid is None or record.axis not in record.loss:
+        return f"{record.name} has no grid, or no loss for its axis"
+    shape = (record.shape[0], record.shape[1])
+    lack = target.lacks(grid, record.axis) or target.refuses(grid, record.axis, shape)
+    if lack is not None:
+        return f"{record.name}: {lack}"
+    return f"{record.name} has an option twice" if any((o.grid, o.axis) == (grid, record.axis) for o in known) else None
 
 
 def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:

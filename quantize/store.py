@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +22,16 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from quantize.checkpoint.expected import expected_shapes
-from quantize.errors import ConfigError, OutputError, StoreError
-from quantize.grids import grid_from_json, grid_to_json
+from quantize.errors import OutputError, StoreError, shown
+from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
-from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder, Tensor
+from quantize.store_schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
+from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 
 FORMAT = 1
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
@@ -64,12 +66,14 @@ class TensorRecord:
         return out | ({"note": self.note} if self.note else {})
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> TensorRecord:
-        """The inverse of ``to_json``."""
-        record = cls(str(raw["name"]), tuple(raw["shape"]), note=raw.get("note", ""), chunks=int(raw["chunks"]))
-        if "grid" not in raw:
-            return replace(record, dtype=str(raw["dtype"]))
-        return replace(record, grid=grid_from_json(raw), axis=Axis(raw["axis"]), rounder=raw["rounder"], loss=raw["loss"])
+    def from_json(cls, raw: PlainJson | QuantizedJson) -> TensorRecord:
+        """The inverse of ``to_json``, of what ``read_record`` read."""
+        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks)
+        if isinstance(raw, PlainJson):
+            return replace(record, dtype=raw.dtype)
+        return replace(
+            record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss={str(axis): loss for axis, loss in raw.loss.items()}
+        )
 
 
 Piece = tuple[Tensor, TensorRecord]
@@ -125,27 +129,30 @@ class QuantizedStore:
     """A finished store, read one tensor (or one chunk of its rows) at a time."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.header: dict[str, Any] = json.loads((path / STORE_MARK).read_text(encoding="utf-8"))
-            if self.header.get("format") != FORMAT:
-                raise StoreError(f"{path}: store format {self.header.get('format')!r}, not {FORMAT}; quantize again")
-            records = [TensorRecord.from_json(raw) for raw in self.header.pop("tensors")]
-            self.config = ModelConfig.from_hf(json.loads(self.asset("config.json")), str(path / "assets" / "config.json"))
-            self.target = str(self.header["target"])
-            self.row_order = RowOrder(self.header["row_order"])
-            _check_shapes(records, self.config)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if is_store(path):
-                raise StoreError(f"{error.filename}: missing, so the store is damaged; quantize again") from error
-            raise StoreError(mistaken(path, Wanted.STORE)) from error
-        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise StoreError(f"{path}: plan.json is damaged ({error}); quantize again") from error
+        """Raises StoreError for what is no store, and for one that is damaged."""
+        if not is_store(path):
+            raise StoreError(mistaken(path, Wanted.STORE))
+        self.path, where = path, path / STORE_MARK
+        self.header = PLAN_DOOR.load(where, dict[str, Any])
+        if self.header.get("format") != FORMAT:
+            raise StoreError(f"{path}: store format {shown(self.header.get('format'))}, not {FORMAT}; quantize again")
+        plan = PLAN_DOOR.convert(self.header, where, PlanJson)
+        self.target, self.row_order = plan.target, plan.row_order
+        raws = enumerate(self.header.pop("tensors"))
+        records = [TensorRecord.from_json(read_record(raw, PLAN_DOOR, f"{where}: tensors[{index}]")) for index, raw in raws]
         self.records = {record.name: record for record in records}
+        asset = str(path / "assets" / "config.json")
+        self.config = ModelConfig.from_hf(ASSET_DOOR.json(self.asset("config.json"), asset, dict[str, Any]), asset)
+        problem = _disagreement(plan, records, self.config)
+        if problem is not None:
+            raise PLAN_DOOR.refused(where, problem)
 
     def asset(self, name: str) -> bytes:
-        """One of the source's small files. Raises FileNotFoundError."""
-        return (self.path / "assets" / name).read_bytes()
+        """One of the source's small files. Raises StoreError if it is missing or too large."""
+        path = self.path / "assets" / name
+        if not path.exists():
+            raise StoreError(f"{path}: missing, so the store is damaged; quantize again")
+        return ASSET_DOOR.read(path)
 
     def asset_names(self) -> list[str]:
         """Names of all assets, sorted."""
@@ -176,12 +183,12 @@ class QuantizedStore:
     def _chunk(self, record: TensorRecord, index: int) -> Tensor:
         path = self.path / "tensors" / _file_name(record.name, index)
         try:
-            arrays = load_file(path)
+            arrays = load_arrays(path, record.grid, record.dtype, record.stored_shape)
             if record.grid is None:
                 return PlainTensor(record.name, arrays["values"], record.dtype)
             return QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise StoreError(f"{path}: cannot be read ({error}); quantize again") from error
+            raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
@@ -199,12 +206,21 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
 
 
-def _check_shapes(records: list[TensorRecord], config: ModelConfig) -> None:
-    """Raises ValueError for a shape that is not the model's; names that are not the model's are left to the writers."""
+def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConfig) -> str | None:
+    """What does not agree in a store, or None; names that are not the model's are left to the writers."""
+    twice = [name for name, count in Counter(record.name for record in records).items() if count > 1]
+    if twice:
+        return f"{twice[0]} is there twice"
+    if config.num_layers > len(records):  # before anything is made for each of them
+        return f"it has {len(records)} tensors, config.json says {config.num_layers} layers"
     expected = expected_shapes(config)
     for record in records:
-        if record.shape != expected.get(record.name, record.shape) or (record.grid is not None and len(record.shape) != 2):
-            raise ValueError(f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}")
+        if record.shape != expected.get(record.name, record.shape):
+            return f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}"
+    for name, digits in plan.transforms.items():
+        if len(digits) != config.num_layers:
+            return f"transforms: {shown(name)} has {len(digits)} digits, config.json says {config.num_layers} layers"
+    return None
 
 
 def check_store_output(path: Path, force: bool) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.inspect import inspect
+from exporter.onnx_reader import DOOR, MODEL_FILE, read_graph
 from quantize.checkpoint.expected import expected_shapes
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.checkpoint.row_order import hf_row_index
-from quantize.errors import FileFormatError
+from quantize.errors import FileFormatError, shown
 from quantize.grids import GRIDS
 from quantize.model_config import HEAD, ModelConfig
+from quantize.store_schema import Digits
 from quantize.types import F32, Grid
-from runtime_checks.onnx_runner import load_graph, model_path
 from runtime_checks.reference import FLOAT_BYTES, DamagedFileError
 from runtime_checks.reference_gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
 from runtime_checks.reference_onnx import ALL, OnnxTensor, read_onnx
@@ -25,6 +26,7 @@ TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file sto
 ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
 FOLDS = "adadim.transforms"  # JSON: a transform's name -> a digit for each layer, 1 where it was applied
 TUNING = "adadim.tune_steps"
+NUMBER = re.compile(r"[0-9]{1,18}")
 CHUNK_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB for each decoder
 
 
@@ -166,7 +168,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 def open_onnx(folder: Path) -> dict[str, OnnxTensor]:
     """Every weight of an ONNX folder, read when asked for. Raises FileFormatError."""
-    model_path(folder)
+    read_graph(folder)
     try:
         return read_onnx(folder)
     except DamagedFileError as error:
@@ -180,24 +182,24 @@ def transposed_names(path: Path) -> list[str]:
 
 def folded_layers(path: Path) -> frozenset[int]:
     """Decoder layers that, as the file says, were scaled or reordered before rounding. Raises FileFormatError."""
-    try:
-        digits = json.loads(_metadata(path).get(FOLDS, "{}")).values()
-        return frozenset(index for each in digits for index, digit in enumerate(each) if digit == "1")
-    except (TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{path}: {FOLDS} in its metadata is damaged ({error}); export it again") from error
+    text = _metadata(path).get(FOLDS, "{}")
+    where = f"{path}: {FOLDS} in its metadata"
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
+    digits = DOOR.json(data, where, dict[str, Digits]).values()
+    return frozenset(index for each in digits for index, digit in enumerate(each) if digit == "1")
 
 
 def is_tuned(path: Path) -> bool:
     """Whether, as the file says, scales and norms were tuned after rounding. Raises FileFormatError."""
-    try:
-        return int(_metadata(path).get(TUNING, 0)) > 0
-    except (TypeError, ValueError) as error:
-        raise FileFormatError(f"{path}: {TUNING} in its metadata is damaged ({error}); export it again") from error
+    steps = _metadata(path).get(TUNING, 0)
+    if isinstance(steps, bool) or not NUMBER.fullmatch(str(steps)):
+        raise DOOR.refused(path, f"{TUNING} in its metadata is '{shown(steps)}', no number of steps")
+    return int(steps) > 0
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:
     if path.is_dir():
-        return {entry.key: entry.value for entry in load_graph(path).metadata_props}
+        return read_graph(path).metadata
     return open_gguf(path).metadata
 
 
@@ -205,7 +207,4 @@ def exported_bytes(path: Path) -> int:
     """Bytes of a GGUF, or of model.onnx and every external data file that it names."""
     if not path.is_dir():
         return path.stat().st_size
-    model = load_graph(path)
-    tensors = [*model.graph.initializer, *(item.t for node in model.graph.node for item in node.attribute if item.HasField("t"))]
-    names: set[str] = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return model_path(path).stat().st_size + sum((path / name).stat().st_size for name in names)
+    return sum((path / name).stat().st_size for name in {MODEL_FILE, *read_graph(path).locations})

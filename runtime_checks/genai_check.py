@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from quantize.errors import FileFormatError
+from exporter.genai_reader import DOOR
+from exporter.onnx_genai import GENAI_FILE
+from quantize.errors import FileFormatError, shown
 from quantize.model_config import ModelConfig
 from runtime_checks.divergence import I64
 from runtime_checks.onnx_runner import OnnxRunner, exported_context
@@ -26,8 +28,9 @@ def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
 
     genai believes what it is told here, and reads memory by it. Raises FileFormatError if it cannot be read.
     """
-    model, search = _read(folder, "model"), _read(folder, "search")
-    decoder = model.get("decoder", {})
+    held = _read(folder)
+    model, search, decoder = held.model, held.search, held.model.get("decoder")
+    decoder = decoder if isinstance(decoder, dict) else {}
     sizes = {
         "vocab_size": (model, config.vocab_size),
         "num_hidden_layers": (decoder, config.num_layers),
@@ -37,11 +40,12 @@ def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
         "hidden_size": (decoder, config.hidden_size),
     }
     checks = [
-        within("genai_config = source's", key, float(held.get(key) != value), EXACT) for key, (held, value) in sizes.items()
+        within("genai_config = source's", key, float(type(section.get(key)) is not int or section[key] != value), EXACT)
+        for key, (section, value) in sizes.items()
     ]
     context = exported_context(folder) or config.context
-    for key, held in {"context_length": model, "max_length": search}.items():
-        fits = isinstance(held.get(key), int) and 0 < held[key] <= context
+    for key, section in {"context_length": model, "max_length": search}.items():
+        fits = type(section.get(key)) is int and 0 < section[key] <= context
         checks.append(within(f"genai_config fits the exported context of {context}", key, float(not fits), EXACT))
     return checks
 
@@ -52,7 +56,7 @@ def check_genai(folder: Path, shipped: OnnxRunner, prompt: I64, count: int) -> C
     Raises FileFormatError if genai refuses the folder.
     """
     chosen = _generate(folder, prompt, count)
-    ends = _read(folder, "model").get("eos_token_id", [])
+    ends = _read(folder).model.get("eos_token_id", [])
     stopped = len(chosen) < count and (not chosen or chosen[-1] not in (ends if isinstance(ends, list) else [ends]))
     error = np.inf if stopped else greedy_error(shipped, prompt, chosen)
     return within("genai's tokens = onnxruntime's, as shipped", folder.name, error, TIE)
@@ -73,15 +77,15 @@ def _generate(folder: Path, prompt: I64, count: int) -> list[int]:
             chosen.append(int(generator.get_next_tokens()[0]))
         return chosen
     except Exception as error:  # genai's own exceptions share no base below Exception
-        raise FileFormatError(f"{folder}: onnxruntime-genai cannot run it ({error}); export it again") from error
+        raise FileFormatError(f"{folder}: onnxruntime-genai cannot run it ({shown(error)}); export it again") from error
 
 
-def _read(folder: Path, section: str) -> dict[str, Any]:
-    path = folder / "genai_config.json"
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))[section]
-        if isinstance(held, dict):
-            return held
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: cannot be read ({error!r}); export it again") from error
-    raise FileFormatError(f"{path}: {section} is no object; export it again")
+class Sections(msgspec.Struct):
+    """What is there is judged key by key, by checks that may fail."""
+
+    model: dict[str, Any]
+    search: dict[str, Any]
+
+
+def _read(folder: Path) -> Sections:
+    return DOOR.load(folder / GENAI_FILE, Sections)

@@ -10,9 +10,10 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from quantize.errors import FileFormatError
-from quantize.types import F32
-from runtime_checks.onnx_runner import load_graph, open_session, set_accuracy_level
+from exporter.onnx_reader import read_graph
+from quantize.errors import FileFormatError, listed, shown
+from quantize.types import F32, Array
+from runtime_checks.onnx_runner import open_session, set_accuracy_level
 
 CHUNK_BYTES = 1 << 26  # of a linear's output per call
 CHUNK_ROWS = 1 << 12  # of an embedding per call
@@ -22,10 +23,10 @@ class OnnxParts:
     """The graph of an ONNX folder at accuracy level 0, ready to be cut: nodes of a weight are named ``<its name>/...``."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._model = folder, load_graph(folder)
+        read = read_graph(folder)
+        self._folder, self._model, self._places, self._initializers = folder, read.model, read.places, read.initializers
         set_accuracy_level(self._model, 0)
         graph = self._model.graph
-        self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._sites: dict[str, list[int]] = defaultdict(list)
         self._readers: dict[str, list[int]] = defaultdict(list)
         self._constant_nodes: dict[str, int] = {}  # value made from initializers alone -> its node
@@ -52,11 +53,8 @@ class OnnxParts:
     def trailing_bytes(self) -> dict[str, int]:
         """How many bytes follow the last initializer, by name of the external file."""
         ends: dict[str, int] = {}
-        for tensor in self._initializers.values():
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if {"location", "length"} <= place.keys():
-                end = int(place.get("offset", 0)) + int(place["length"])
-                ends[place["location"]] = max(end, ends.get(place["location"], 0))
+        for place in self._places.values():
+            ends[place.location] = max(place.offset + place.length, ends.get(place.location, 0))
         return {name: (self._folder / name).stat().st_size - end for name, end in ends.items()}
 
     def linear(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[int, F32]]:
@@ -69,14 +67,25 @@ class OnnxParts:
         step = max(1, CHUNK_BYTES // (4 * oc))
         for start in range(0, ic, step):
             identity = np.eye(min(step, ic - start), ic, start, np.float32)
-            yield start, session.run([wanted], {given: identity[None]})[0][0]
+            yield start, self._run(session, wanted, {given: identity[None]})
 
     def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
         """What the weight's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
         session, given, wanted = self._cut(_site(name), TensorProto.INT64)
         for start in range(0, vocabulary, CHUNK_ROWS):
             ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
-            yield start, session.run([wanted], {given: ids[None]})[0][0]
+            yield start, self._run(session, wanted, {given: ids[None]})
+
+    def _run(self, session: ort.InferenceSession, wanted: str, feeds: dict[str, Array]) -> F32:
+        """What comes out for the first of one. Raises FileFormatError if onnxruntime refuses, or gives something else."""
+        try:
+            (out,) = session.run([wanted], feeds)
+        except Exception as error:  # onnxruntime's own exceptions share no base below Exception
+            raise FileFormatError(f"{self._folder}: onnxruntime cannot run it ({shown(error)}); export it again") from error
+        if not isinstance(out, np.ndarray) or out.ndim != 3 or len(out) != 1 or out.dtype != np.float32:
+            raise FileFormatError(f"{self._folder}: {shown(wanted)} is no row of float32 for each input; export it again")
+        first: F32 = out[0]
+        return first
 
     def _cut(self, site: str, kind: int) -> tuple[ort.InferenceSession, str, str]:
         """A session on the site's nodes and whatever constants they need; the value they read and the one that others read."""
@@ -88,7 +97,9 @@ class OnnxParts:
         outside = (name for name in made if name in self._results or not set(self._readers[name]) <= set(mine))
         wanted = sorted(name for name in outside if name not in self._constant_nodes)
         if len(given) != 1 or len(wanted) != 1:
-            raise FileFormatError(f"{self._folder}: nodes {site}/... read {given} and make {wanted}, expected one value each")
+            raise FileFormatError(
+                f"{self._folder}: nodes {shown(site)}/... read {listed(given)} and make {listed(wanted)}, expected one value each"
+            )
         part = helper.make_graph(
             [graph.node[index] for index in mine],
             site,

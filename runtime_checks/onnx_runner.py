@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,9 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from exporter.genai_reader import read_head_size
 from exporter.library import LIBRARY
-from exporter.onnx_genai import GENAI_FILE
-from quantize.errors import FileFormatError
+from exporter.onnx_reader import read_graph
+from quantize.errors import FileFormatError, listed, shown
 from quantize.kinds import Wanted, mistaken
 from quantize.types import F32
 from runtime_checks.divergence import I64
@@ -31,14 +31,16 @@ class OnnxRunner:
 
     def __init__(self, folder: Path, accuracy_level: int | None = None) -> None:
         self.name, self._folder = f"onnxruntime {ort.__version__}", folder
-        model: Path | onnx.ModelProto = model_path(folder)
+        model = load_graph(folder)  # which refuses what leads out of the folder, before the runtime reads it
         if accuracy_level is not None:
-            model = load_graph(folder)
             set_accuracy_level(model, accuracy_level)
-        self._session = open_session(model, folder)
+        self._session = open_session(model_path(folder) if accuracy_level is None else model, folder)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
+        missing = {"logits", *map(_present, self._past)} - set(self._outputs)
+        if missing:
+            raise FileFormatError(f"{folder}: its graph has no output {listed(sorted(missing))}; export it again")
 
     def logits(self, tokens: I64) -> F32:
         """F32[n, vocab] for a prompt of I64[n] tokens, from an empty cache."""
@@ -66,9 +68,11 @@ class OnnxRunner:
     def _empty_cache(self) -> dict[str, ort.OrtValue]:
         out = {}
         for name in self._past:
-            _, heads, _, size = self._inputs[name].shape
-            size = size if isinstance(size, int) else head_size(self._folder)
-            out[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), ELEMENTS[self._inputs[name].type]))
+            shape, kind = self._inputs[name].shape, self._inputs[name].type
+            if len(shape) != 4 or not isinstance(shape[1], int) or kind not in ELEMENTS:
+                raise FileFormatError(f"{self._folder}: {shown(name)} is {kind}{shown(shape)}, no cache; export it again")
+            heads, size = shape[1], shape[3] if isinstance(shape[3], int) else head_size(self._folder)
+            out[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), ELEMENTS[kind]))
         return out
 
     def _step(self, tokens: I64, total: int, cache: dict[str, ort.OrtValue]) -> tuple[F32, dict[str, ort.OrtValue]]:
@@ -84,8 +88,15 @@ class OnnxRunner:
         except Exception as error:  # onnxruntime's own exceptions share no base below Exception
             raise FileFormatError(f"{self._folder}: onnxruntime cannot run it ({_line(error)}); export it again") from error
         values = dict(zip(self._outputs, results, strict=True))
-        grown = {name: values[name.replace("past_key_values", "present")] for name in self._past}
-        return values["logits"].numpy()[0].astype(np.float32, copy=False), grown
+        grown = {name: values[_present(name)] for name in self._past}
+        logits = values["logits"].numpy()
+        if logits.shape[:2] != (1, len(tokens)) or logits.ndim != 3:
+            raise FileFormatError(f"{self._folder}: its logits are {logits.shape} for {len(tokens)} tokens; export it again")
+        return logits[0].astype(np.float32, copy=False), grown
+
+
+def _present(past: str) -> str:
+    return past.replace("past_key_values", "present")
 
 
 def greedy_speed(greedy: Callable[[I64, int], list[int]], count: int) -> float:
@@ -110,26 +121,19 @@ def model_path(folder: Path) -> Path:
 
 def exported_context(folder: Path) -> int | None:
     """Positions for which the graph has rotary tables, or None if it has none. Raises FileFormatError."""
-    tables = [tensor.dims[0] for tensor in load_graph(folder).graph.initializer if tensor.name.endswith("cos_cache")]
+    tensors = load_graph(folder).graph.initializer
+    tables = [tensor.dims[0] for tensor in tensors if tensor.name.endswith("cos_cache") and tensor.dims]
     return min(tables, default=None)
 
 
 def head_size(folder: Path) -> int:
     """As genai_config.json says: graphs of genai's builder name it and do not count it. Raises FileFormatError."""
-    path = folder / GENAI_FILE
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]["head_size"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise FileFormatError(f"{path}: does not say the head size, nor does the graph ({error!r}); export it again") from error
+    return read_head_size(folder)
 
 
 def load_graph(folder: Path) -> onnx.ModelProto:
     """The graph of DIR/model.onnx without its external data. Raises FileFormatError if it is damaged."""
-    path = model_path(folder)
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError; its class moved between versions
-        raise FileFormatError(f"{path}: not an ONNX model ({_line(error)}); export it again") from error
+    return read_graph(folder).model
 
 
 def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
@@ -161,4 +165,4 @@ def open_session(model: Path | onnx.ModelProto, folder: Path) -> ort.InferenceSe
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -117,6 +117,7 @@ def unpack(packed: U8, bits: int, count: int) -> U8:
     return codes
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whatever the bytes say
 def decode_affine(codes: U8, scale: F32, zero_point: U8, group: NDArray[np.intp]) -> F32:
     """``(q - zero_point) * scale`` in float32, the order of ONNX's DequantizeLinear.
 

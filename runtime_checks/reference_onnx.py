@@ -19,14 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from runtime_checks.reference import F32, U8, Array, DamagedFileError, decode_affine, decode_floats, unpack
-from runtime_checks.reference_graph import FLOATS, Graph
-from runtime_checks.reference_tiles import tile_codes, tile_scales, tile_zero_points
+from runtime_checks.reference_adadim import LAYOUTS
+from runtime_checks.reference_graph import FLOATS, LARGEST, Graph
 
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
 ALL = slice(None)
@@ -64,10 +63,7 @@ class OnnxTensor:
     def codes(self, rows: slice = ALL) -> OnnxCodes:
         """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
         assert self.read_codes is not None, f"{self.name} is stored as floats"
-        try:
-            return self.read_codes(rows)
-        except (KeyError, IndexError, ValueError) as error:
-            raise DamagedFileError(f"{self.name}: its {self.form} nodes are not as they should be ({error})") from error
+        return self.read_codes(rows)
 
     def values(self) -> Array:
         """The stored floats of a float tensor (BF16 as uint16 bits)."""
@@ -108,12 +104,13 @@ def _linears(graph: Graph) -> dict[str, list[onnx.NodeProto]]:
     out: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.model.graph.node:
         if node.op_type in CODES_INPUT:
+            if len(node.input) <= CODES_INPUT[node.op_type] + 1 or len(node.output) != 1:
+                raise graph.damaged(f"{node.name[:80]} has {len(node.input)} inputs and {len(node.output)} outputs")
             out.setdefault(_stem(node), []).append(node)
+    for stem, nodes in out.items():
+        if len(nodes) > 1 and not all(_is_slice(node) for node in nodes):
+            raise graph.damaged(f"{stem[:80]} has {len(nodes)} nodes with codes")
     return dict(sorted(out.items(), key=lambda item: item[1][0].op_type != "GatherBlockQuantized"))
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
 
 
 def _stem(node: onnx.NodeProto) -> str:
@@ -126,24 +123,46 @@ def _is_slice(node: onnx.NodeProto) -> bool:
 
 def _shape(graph: Graph, nodes: list[onnx.NodeProto]) -> tuple[int, int]:
     """(OC, IC) as the nodes have it; a Slice behind an embedding cuts the filling of its last block."""
-    a = _attributes(nodes[0])
-    try:
-        if nodes[0].op_type != "GatherBlockQuantized":
-            return sum(_attributes(node)["N"] for node in nodes), a["K"]
-        rows, blocks, _ = graph.resolve(nodes[0].input[0]).dims
-        ends = [int(graph.read(cut.input[2]).item()) for cut in graph.named[f"{_stem(nodes[0])}/Slice"]]
-        return rows, ends[0] if ends else blocks * a["block_size"]
-    except (KeyError, ValueError) as error:
-        raise DamagedFileError(f"{graph.path}: {nodes[0].name} is not as it should be ({error})") from error
+    node = nodes[0]
+    if node.op_type != "GatherBlockQuantized":
+        sizes = [graph.integers(node, "N", "K") for node in nodes]
+        if len({size["K"] for size in sizes}) != 1:
+            raise graph.damaged(f"nodes of {_stem(node)[:80]} have different K")
+        return _positive(graph, node, sum(size["N"] for size in sizes), sizes[0]["K"])
+    dims, block = graph.resolve(node.input[0]).dims, graph.integers(node, block_size=128)["block_size"]
+    if len(dims) != 3:
+        raise graph.damaged(f"codes of {node.name[:80]} have the shape {list(dims)}")
+    cols = dims[1] * block
+    for cut in graph.named[f"{_stem(node)}/Slice"]:
+        end = graph.read(cut.input[2]) if len(cut.input) > 2 else np.zeros(0)
+        if end.size != 1 or end.dtype.kind != "i" or not 0 < end.item() <= cols:
+            raise graph.damaged(f"{cut.name[:80]} ends nowhere in {cols} columns")
+        cols = int(end.item())
+    return _positive(graph, node, dims[0], cols)
+
+
+def _positive(graph: Graph, node: onnx.NodeProto, rows: int, cols: int) -> tuple[int, int]:
+    if rows < 1 or cols < 1:
+        raise graph.damaged(f"{node.name[:80]} has {rows} rows and {cols} columns")
+    return rows, cols
+
+
+def _whole_bytes(graph: Graph, node: onnx.NodeProto, bits: int, block: int) -> int:
+    """Bytes of a block of codes that do not cross bytes."""
+    if bits not in (2, 4, 8) or block < 8 or block % 8:
+        raise graph.damaged(f"{node.name[:80]} has blocks of {block} codes of {bits} bits")
+    return block * bits // 8
 
 
 def _nbits(graph: Graph, node: onnx.NodeProto, rows: slice = ALL) -> OnnxCodes:
     """One MatMulNBits as it is."""
-    a = _attributes(node)
-    bits, block, n, k = a.get("bits", 4), a["block_size"], a["N"], a["K"]
+    a = graph.integers(node, "N", "K", "block_size", bits=4)
+    bits, block = a["bits"], a["block_size"]
+    n, k = _positive(graph, node, a["N"], a["K"])
+    size = _whole_bytes(graph, node, bits, block)
     groups = -(-k // block)
-    codes = unpack(graph.read(node.input[1]).reshape(n, -1)[rows], bits, groups * block)[:, :k]
-    scale = graph.read(node.input[2]).reshape(n, groups)[rows].astype(np.float32)
+    codes = unpack(graph.fitted(node.input[1], (n, groups * size), "u")[rows], bits, groups * block)[:, :k]
+    scale = graph.fitted(node.input[2], (n, groups), "f")[rows].astype(np.float32)
     zero = _zero_points(graph, node, (n, groups), bits)[rows]
     return OnnxCodes(codes, scale, zero, block, True)
 
@@ -156,48 +175,70 @@ def _read_matmul(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> Onnx
 def _read_gather(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """GatherBlockQuantized over [rows, n_blocks, bytes of a block]."""
     (node,) = nodes
-    a = _attributes(node)
-    bits, block, packed = a.get("bits", 4), a["block_size"], graph.read(node.input[0])
-    n, groups, _ = packed.shape
-    codes = unpack(packed.reshape(n, -1)[rows], bits, groups * block)[:, : _shape(graph, nodes)[1]]
-    scale = graph.read(node.input[2]).reshape(n, groups)[rows].astype(np.float32)
+    a = graph.integers(node, block_size=128, bits=4)
+    bits, block = a["bits"], a["block_size"]
+    size = _whole_bytes(graph, node, bits, block)
+    n, cols = _shape(graph, nodes)
+    groups = graph.resolve(node.input[0]).dims[1]
+    codes = unpack(graph.fitted(node.input[0], (n, groups * size), "u")[rows], bits, groups * block)[:, :cols]
+    scale = graph.fitted(node.input[2], (n, groups), "f")[rows].astype(np.float32)
     zero = np.full(scale.shape, 1 << bits - 1, np.uint8)
     if len(node.input) > 3:
-        zero = graph.read(node.input[3]).reshape(n, groups)[rows]
+        zero = graph.fitted(node.input[3], (n, groups), "u")[rows]
     return OnnxCodes(codes, scale, zero, block, True)
 
 
 def _read_split(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """One MatMulNBits for each group of output channels, in the order in which Concat joins them."""
     by_output = {node.output[0]: node for node in nodes}
-    (concat,) = [node for node in graph.readers[nodes[0].output[0]] if set(node.input) == set(by_output)]
-    ordered = [by_output[name] for name in concat.input]
+    joins = [node for node in graph.readers[nodes[0].output[0]] if set(node.input) == set(by_output)]
+    if len(joins) != 1 or len(joins[0].input) != len(nodes):
+        raise graph.damaged(f"no node joins those of {_stem(nodes[0])[:80]}")
+    concat, ordered = joins[0], [by_output[name] for name in joins[0].input]
     parts = [_nbits(graph, node) for node in ordered]
-    if any((part.scale != 1).any() for part in parts):
-        raise DamagedFileError(f"{graph.path}: {concat.name} joins nodes whose scales are not 1")
-    scales = [_scale_row(graph, node.input[0]) for node in ordered]
-    (held,) = {name for name, _ in scales}
-    order = np.array([row for _, row in scales])
-    scale = graph.read(held)[order, 0, 0].T.astype(np.float32)
+    sizes = [len(part.codes) for part in parts]
+    if set(sizes[:-1]) - {sizes[0]} or sizes[-1] > sizes[0] or len({part.codes.shape[1] for part in parts}) != 1:
+        raise graph.damaged(f"{concat.name[:80]} joins groups of {sorted(set(sizes))[:5]} output channels")
+    if any((part.scale != 1).any() or (part.zero_point != part.zero_point[0, 0]).any() for part in parts):
+        raise graph.damaged(f"{concat.name[:80]} joins nodes whose scales are not 1, or whose zero points differ")
+    held = [_scale_row(graph, node.input[0]) for node in ordered]
+    if len({name for name, _ in held}) != 1:
+        raise graph.damaged(f"{concat.name[:80]} joins nodes of several scales")
+    order = np.array([row for _, row in held])
+    scale = _rows_of(graph, held[0][0], order, parts[0].codes.shape[1], "f").astype(np.float32)
     zero = np.stack([part.zero_point[0, 0] for part in parts])[None].repeat(scale.shape[0], axis=0)
     for node in graph.named[f"{_stem(concat)}/Sub"]:  # mid - z, where mid is what every part subtracts already
-        if any((part.zero_point != graph.read(node.input[0])).any() for part in parts):
-            raise DamagedFileError(f"{graph.path}: {node.name} and the zero points of {concat.name} do not cancel")
-        zero = graph.read(node.input[1])[order, 0, 0].T
+        middle = graph.read(node.input[0]) if len(node.input) == 2 else np.zeros(0)
+        if middle.size != 1 or any((part.zero_point != middle.item()).any() for part in parts):
+            raise graph.damaged(f"{node.name[:80]} and the zero points of {concat.name[:80]} do not cancel")
+        zero = _rows_of(graph, node.input[1], order, parts[0].codes.shape[1], "u")
     codes = np.concatenate([part.codes for part in parts]).T
-    return OnnxCodes(codes[rows], scale[rows], zero[rows], len(parts[0].codes), False)
+    return OnnxCodes(codes[rows], scale[rows], zero[rows], sizes[0], False)
+
+
+def _rows_of(graph: Graph, name: str, order: Array, cols: int, kind: str) -> Array:
+    """[groups, 1, 1, IC] -> [IC, len(order)], the groups in that order."""
+    dims = graph.resolve(name).dims
+    if len(dims) != 4 or dims[3] != cols or order.max() >= dims[0]:
+        raise graph.damaged(f"{name[:80]} has the shape {list(dims)} for {len(order)} groups of {cols} input channels")
+    return graph.fitted(name, (dims[0], cols), kind)[order].T
 
 
 def _scale_row(graph: Graph, name: str) -> tuple[str, int]:
     """Which row of which initializer multiplies the activations that arrive as ``name``: back through Split, Mul, Split."""
-    node, row = graph.producers[name], 0
-    if node.op_type == "Split":
+    node, row = graph.producers.get(name), 0
+    if node is not None and node.op_type == "Split" and node.input:
         row = list(node.output).index(name)
-        node = graph.producers[node.input[0]]
+        node = graph.producers.get(node.input[0])
+    if node is None or len(node.input) != 2:
+        raise graph.damaged(f"{name[:80]} is not made by a Mul")
     held = node.input[1]
     cut = graph.producers.get(held)
     if cut is not None and cut.op_type == "Split":
-        row += int(graph.read(cut.input[1])[: list(cut.output).index(held)].sum())
+        sizes = graph.read(cut.input[1]) if len(cut.input) == 2 else np.zeros(0)
+        if sizes.shape != (len(cut.output),) or sizes.dtype.kind != "i" or (sizes < 0).any() or sizes.max() > LARGEST:
+            raise graph.damaged(f"{cut.name[:80]} does not say how it splits")
+        row += int(sizes[: list(cut.output).index(held)].sum())
         held = cut.input[0]
     return held, row
 
@@ -205,29 +246,24 @@ def _scale_row(graph: Graph, name: str) -> tuple[str, int]:
 def _read_adadim(graph: Graph, nodes: list[onnx.NodeProto], rows: slice) -> OnnxCodes:
     """MatMulAdaDim, by its specification."""
     (node,) = nodes
-    a = _attributes(node)
-    per_oc, bits = bool(a["per_oc"]), a["bits"]
-    n, cols = (a["N"], a["K"]) if per_oc else (a["K"], a["N"])
-    groups = -(-cols // a["group_size"])
-    stored_codes, stored_scale, stored_zero = (graph.read(name) for name in node.input[1:4])
-    if a["layout"] == 0:
-        codes = unpack(stored_codes.reshape(n, -1), bits, cols)
-        scale, zero = stored_scale.reshape(n, groups), unpack(stored_zero, bits, groups)
-    elif a["layout"] == 1:
-        outputs = tile_codes(stored_codes, bits)
-        codes = (outputs if per_oc else outputs.T)[:n, :cols]
-        scale, zero = tile_scales(stored_scale, groups, per_oc)[:n], tile_zero_points(stored_zero, bits, groups, per_oc)[:n]
-    else:
-        raise DamagedFileError(f"{graph.path}: {node.name} has layout {a['layout']}, which is not specified")
-    zero = np.broadcast_to(zero, (n, groups))
-    return OnnxCodes(codes[rows], scale[rows].astype(np.float32), zero[rows], a["group_size"], per_oc)
+    if len(node.input) < 4:
+        raise graph.damaged(f"{node.name[:80]} has {len(node.input)} inputs")
+    a = graph.integers(node, "K", "N", "bits", "group_size", "per_oc", "layout")
+    _positive(graph, node, a["N"], a["K"])
+    if a["bits"] not in (2, 3, 4, 8) or a["group_size"] < 1 or a["layout"] not in LAYOUTS:
+        told = f"{a['bits']} bits, groups of {a['group_size']}, layout {a['layout']}"
+        raise graph.damaged(f"{node.name[:80]} has {told}, which is not specified")
+    n, cols = (a["N"], a["K"]) if a["per_oc"] else (a["K"], a["N"])
+    codes, scale, zero = LAYOUTS[a["layout"]](graph, node, a, (n, cols))
+    zero = np.broadcast_to(zero, (n, -(-cols // a["group_size"])))
+    return OnnxCodes(codes[rows], scale[rows].astype(np.float32), zero[rows], a["group_size"], bool(a["per_oc"]))
 
 
 def _zero_points(graph: Graph, node: onnx.NodeProto, shape: tuple[int, int], bits: int) -> U8:
     """MatMulNBits's zero points U8[rows, groups], or the middle where there are none."""
     if len(node.input) < 4 or not node.input[3]:
         return np.full(shape, 1 << bits - 1, np.uint8)
-    return unpack(graph.read(node.input[3]).reshape(shape[0], -1), bits, shape[1])
+    return unpack(graph.fitted(node.input[3], (shape[0], -(-shape[1] * bits // 8)), "u"), bits, shape[1])
 
 
 FORMS = {"MatMulNBits": "matmulnbits", "GatherBlockQuantized": "gather", "MatMulAdaDim": "matmul_adadim"}

@@ -110,7 +110,7 @@ def _samples(inputs: Inputs) -> list[Block]:
 def _failures(inputs: Inputs) -> list[Block]:
     errors = [(subject.name, subject.error) for subject in inputs.subjects if subject.error is not None]
     misses: list[list[Cell]] = [
-        [subject.name, check["name"], check["tensor"], Number(f"{check['error']:.3g}"), Number(f"{check['tolerance']:.3g}")]
+        [subject.name, check.name, check.tensor, Number(f"{check.error:.3g}"), Number(f"{check.tolerance:.3g}")]
         for subject in inputs.subjects
         if subject.verified is not None
         for check in subject.verified.misses

@@ -23,6 +23,7 @@ FONT_SIZE = 13
 LETTER = 0.56  # mean width of a letter, of its height
 PARETO_HEIGHT = {WIDE: 400, NARROW: 340}
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
+NOT_DRAWN = re.compile("[\0\ud800-\udfff]")
 SIDES = [  # of a point for its name: align, dx, dy
     *(("left", 8, -13), ("right", -8, 13), ("right", -11, 0), ("left", 11, 0)),
     *(("center", 0, 17), ("left", 8, 13), ("right", -8, -13), ("center", 0, -17)),
@@ -47,7 +48,7 @@ def svg(spec: Spec, label: str) -> str:
     """A Vega specification as an SVG element that takes the width it is given."""
     import vl_convert
 
-    drawn = vl_convert.vega_to_svg({"config": CONFIG, **spec}, allowed_base_urls=[])
+    drawn = vl_convert.vega_to_svg(_drawable({"config": CONFIG, **spec}), allowed_base_urls=[])
     box = re.search(r'viewBox="([^"]*)"', drawn)
     assert box is not None, drawn[:200]
     body = drawn[drawn.index(">") + 1 :]
@@ -186,6 +187,15 @@ def _domain(values: Sequence[float], log: bool) -> list[float]:
         return [low / margin, high * margin]
     margin = max((high - low) * 0.12, abs(high) * 0.02, 1e-9)
     return [low - margin, high + margin]
+
+
+def _drawable(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Without the characters at which the library dies; names come from files."""
+    if isinstance(value, str):
+        return NOT_DRAWN.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: _drawable(item) for key, item in value.items()}
+    return [_drawable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _log_ticks(domain: Sequence[float]) -> list[float]:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from exporter.inspect import inspect
 from quantize.errors import ConfigError, FileFormatError
 from quantize.kinds import is_store
+from quantize.outside import Door
 
 Json = dict[str, Any]
 SAME_TEXT = 1e-3  # two runs of one source over one text differ in perplexity by threads and rounding alone, far below this
+
+
+COMPARE_DOOR, EVAL_DOOR, VERIFY_DOOR = (
+    Door(FileFormatError, f"write it with `adadim {command} --json`") for command in ("compare", "eval", "verify")
+)
+MOST_FILES = 200  # of a comparison
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]+\Z", max_length=1000)]
+Told = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*\Z", max_length=100_000)]
+Measure = Annotated[float, msgspec.Meta(ge=0, lt=1e30)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,63 @@ class Measured:
     first_difference: int | None = None
 
 
+class _Evaluation(msgspec.Struct, kw_only=True):
+    bytes: Bytes
+    ppl: Measure
+    source_ppl: Measure
+    kld: Measure
+    kld_p99: Measure
+    top1: Measure
+    tokens: Bytes
+    tokens_per_s: Measure
+    runtime: Told
+    bits_per_weight: Measure | None = None
+    sample: Told | None = None
+    first_difference: Bytes | None = None
+
+    def measured(self) -> Measured:
+        """The same, with our name for its size."""
+        held = {name: getattr(self, name) for name in self.__struct_fields__ if name in Measured.__dataclass_fields__}
+        return Measured(size=self.bytes, **held)
+
+
+class _Row(_Evaluation, kw_only=True):
+    name: Name
+
+
+class _Failed(msgspec.Struct):
+    name: Name
+    error: Told
+
+
+class _Comparison(msgspec.Struct):
+    files: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=MOST_FILES)]
+    source: Told | None = None
+    text: Told | None = None
+    prompt: Told | None = None
+    sample: Told | None = None
+
+
+class Miss(msgspec.Struct):
+    """A check of `adadim verify`; also one that holds."""
+
+    name: Told
+    tensor: Told
+    error: Annotated[float, msgspec.Meta(ge=0)]
+    tolerance: Annotated[float, msgspec.Meta(ge=0)]
+    ok: bool
+
+
+class _Verification(msgspec.Struct):
+    checks: list[Miss]
+
+
 @dataclass(frozen=True)
 class Verified:
     """How many checks `adadim verify` made, and those that missed."""
 
     checks: int
-    misses: Sequence[Json]
+    misses: Sequence[Miss]
 
 
 @dataclass
@@ -116,28 +179,24 @@ class _Reader:
         subject.measured = measured
 
     def add_comparison(self, path: Path) -> None:
-        raw = _read(path, "adadim compare --json")
-        rows = raw.get("files")
-        if raw.get("source") is None:
+        raw = COMPARE_DOOR.load(path, _Comparison)
+        if raw.source is None:
             raise ConfigError(
                 f"{path}: was compared without --source, so no quality was measured; compare with --source and --text"
             )
-        if not isinstance(rows, list):
-            raise FileFormatError(f"{path}: has no list of files; write it with `adadim compare --json`")
-        self.said |= {key: _text(raw, key, path) for key in ("text", "prompt", "sample")}
-        for row in rows:
-            if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-                raise FileFormatError(f"{path}: a file in it has no name; write it with `adadim compare --json`")
-            if "error" in row:
-                self.subject(row["name"]).error = _text(row, "error", path)
+        self.said |= {"text": raw.text, "prompt": raw.prompt, "sample": raw.sample}
+        for index, item in enumerate(raw.files):
+            where = f"{path}: files[{index}]"
+            if "error" in item:
+                failed = COMPARE_DOOR.convert(item, where, _Failed)
+                self.subject(failed.name).error = failed.error
             else:
-                self.add_measured(row["name"], _measured(row, path), path)
+                row = COMPARE_DOOR.convert(item, where, _Row)
+                self.add_measured(row.name, row.measured(), path)
 
     def add_verification(self, name: str, path: Path) -> None:
-        checks = _read(path, "adadim verify --json").get("checks")
-        if not isinstance(checks, list) or not all(_is_check(check) for check in checks):
-            raise FileFormatError(f"{path}: has no list of checks; write it with `adadim verify --json`")
-        self.subject(name).verified = Verified(len(checks), [check for check in checks if not check["ok"]])
+        checks = VERIFY_DOOR.load(path, _Verification).checks
+        self.subject(name).verified = Verified(len(checks), [check for check in checks if not check.ok])
 
 
 def read_inputs(paths: Paths) -> Inputs:
@@ -148,7 +207,7 @@ def read_inputs(paths: Paths) -> Inputs:
     for path in paths.comparisons:
         reader.add_comparison(path)
     for name, path in paths.evaluations:
-        reader.add_measured(name, _measured(_read(path, "adadim eval --json"), path), path)
+        reader.add_measured(name, EVAL_DOOR.load(path, _Evaluation).measured(), path)
     for name, path in paths.verifications:
         reader.add_verification(name, path)
     if not reader.subjects:
@@ -164,7 +223,7 @@ def read_inputs(paths: Paths) -> Inputs:
 
 def shorten(subjects: Sequence[Subject]) -> None:
     """Give each subject as much of the end of its path as tells it from the others."""
-    parts = [Path(subject.name).parts for subject in subjects]
+    parts = [_parts(subject.name) for subject in subjects]
     for subject, own in zip(subjects, parts, strict=True):
         length = next(n for n in range(1, len(own) + 1) if n == len(own) or sum(other[-n:] == own[-n:] for other in parts) == 1)
         subject.name = "/".join(own[-length:])
@@ -172,54 +231,13 @@ def shorten(subjects: Sequence[Subject]) -> None:
 
 def _same_file(one: str, other: str) -> bool:
     """Whether one path is the end of the other."""
-    short, long = sorted((Path(one).parts, Path(other).parts), key=len)
+    short, long = sorted((_parts(one), _parts(other)), key=len)
     return long[-len(short) :] == short
 
 
-def _read(path: Path, maker: str) -> Json:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read ({error.strerror}); write it with `{maker}`") from error
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not JSON ({error}); write it with `{maker}`") from error
-    if not isinstance(raw, dict):
-        raise FileFormatError(f"{path}: holds no JSON object; write it with `{maker}`")
-    return raw
-
-
-def _measured(row: Mapping[str, Any], path: Path) -> Measured:
-    numbers = {key: _number(row, key, path) for key in ("ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens_per_s")}
-    first, bits = row.get("first_difference"), row.get("bits_per_weight")
-    return Measured(
-        size=int(_number(row, "bytes", path)),
-        tokens=int(_number(row, "tokens", path)),
-        runtime=_text(row, "runtime", path) or "",
-        bits_per_weight=None if bits is None else _number(row, "bits_per_weight", path),
-        sample=_text(row, "sample", path),
-        first_difference=None if first is None else int(_number(row, "first_difference", path)),
-        **numbers,
-    )
-
-
-def _number(row: Mapping[str, Any], key: str, path: Path) -> float:
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        name = f" of {row['name']}" if "name" in row else ""
-        raise FileFormatError(f"{path}: {key}{name} is {value!r}, not a number of 0 or more; measure it again")
-    return value
-
-
-def _text(row: Mapping[str, Any], key: str, path: Path) -> str | None:
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise FileFormatError(f"{path}: {key} is {value!r}, not a text; write it again")
-    return value
-
-
-def _is_check(check: object) -> bool:
-    kinds = {"name": str, "tensor": str, "error": int | float, "tolerance": int | float, "ok": bool}
-    return isinstance(check, dict) and all(isinstance(check.get(key), kind) for key, kind in kinds.items())
+def _parts(name: str) -> tuple[str, ...]:
+    """Of a path; "." has none by itself."""
+    return Path(name).parts or (name,)
 
 
 def _same_text(one: Measured, other: Measured) -> bool:

@@ -109,7 +109,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
         script=Markup(script),
         style=Markup(style),
         script_digest=digest,
-    ).encode()
+    ).encode("utf-8", "replace")  # names of files may hold what is no text
 
 
 def _template(name: str) -> str:

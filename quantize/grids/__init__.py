@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantize.errors import ConfigError
+import msgspec
+
+from quantize.errors import ConfigError, shown
 from quantize.grids.codebook import CODEBOOK_GRIDS
 from quantize.grids.ggml import GGML_GRIDS
 from quantize.grids.ggml_k import K_GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
+from quantize.outside import Size
 from quantize.types import Grid
 
 GRIDS: dict[str, Grid | type[IntAffine]] = {
@@ -50,8 +53,36 @@ def grid_to_json(grid: Grid) -> dict[str, Any]:
     return out | ({"scale_dtype": grid.scale_dtype} if isinstance(grid, IntAffine) else {})
 
 
+class GridJson(msgspec.Struct, kw_only=True):
+    """A grid as ``grid_to_json`` writes it; an int grid that names no type of scales is from when all were float32."""
+
+    grid: str
+    bits: Size
+    group_size: Size
+    symmetric: bool
+    scale_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        self.make()
+
+    def make(self) -> Grid:
+        """The grid. Raises ValueError for one that is not known here."""
+        known = GRIDS.get(self.grid)
+        try:
+            if isinstance(known, type):
+                return known(self.bits, self.group_size, self.symmetric, self.scale_dtype or "float32")
+        except ConfigError as error:
+            raise ValueError(f"no grid: {error}") from error
+        if known is None or (self.bits, self.group_size, self.symmetric, self.scale_dtype) != _own(known):
+            told = f"{shown(self.grid)} of {self.bits} bits in groups of {self.group_size}"
+            raise ValueError(f"{told}, symmetric: {self.symmetric}, is no grid that is known here")
+        return known
+
+
+def _own(grid: Grid) -> tuple[int, int, bool, None]:
+    return grid.bits, grid.group_size, grid.symmetric, None
+
+
 def grid_from_json(raw: Mapping[str, Any]) -> Grid:
-    """The inverse of ``grid_to_json``; an int grid that names no type of scales is from when all were float32."""
-    name = raw["grid"]
-    own = {"scale_dtype": raw.get("scale_dtype", "float32")} if name == "int" else {}
-    return make_grid(name, raw["bits"], raw["group_size"], raw["symmetric"], **own)
+    """The inverse of ``grid_to_json``, of what was read already."""
+    return GridJson(**{key: raw[key] for key in GridJson.__struct_fields__ if key in raw}).make()

@@ -32,6 +32,12 @@ def stored_rows(q: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
     return replace(q, codes=q.codes[start:stop], params={key: value[start:stop] for key, value in q.params.items()})
 
 
+ABOUT = {
+    "config": {"method": "rtn-oc", "selection": "hessian", "token_weight": "unit"},
+    "source": {"name": "source", "sha256": "0" * 64},
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """``axis_of``: axis of a linear by its name; ``embedding`` None keeps the source's floats."""
@@ -62,7 +68,7 @@ def make_store(source: Path, out: Path, recipe: Recipe) -> tuple[QuantizedStore,
                     writer.append(stored_rows(q, start, start + rows), TensorRecord(name, spec.shape, grid, axis=axis))
                 values = dequantize(q)
             weights[name] = values
-        header = {"target": recipe.target, "row_order": "hf", "config": {}, "source": {"sha256": "0"}}
+        header = {"target": recipe.target, "row_order": "hf", **ABOUT}
         writer.finish(header, checkpoint.assets())
     return QuantizedStore(out), weights
 

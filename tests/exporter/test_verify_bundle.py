@@ -115,6 +115,7 @@ def of_text(folder: Path, text: str) -> None:
     reseal(folder)
 
 
+NO_MANIFEST = "manifest.json: is no manifest of adadim-bundle"
 BAD_LINE = "SHA256SUMS: line {} is not a sha256, two spaces and a plain name that is there once"
 STRUCTURAL = {  # what is done -> the beginnings of all lines that are printed
     "truncated": (lambda b: os.truncate(parts(b)[0], 1000), [f"{DATA}.00001-of-{{n}}: 1,000 bytes instead of 32,768: truncated"]),
@@ -159,6 +160,42 @@ STRUCTURAL = {  # what is done -> the beginnings of all lines that are printed
     "no JSON": (lambda b: of_text(b, "{"), ["manifest.json: is no manifest of adadim-bundle"]),
     "a deep manifest": (lambda b: of_text(b, "[" * 10**5), ["manifest.json: is no manifest of adadim-bundle"]),
     "no files": (manifest_with(files=None), ["manifest.json: lacks what every manifest has"]),
+    "a library that is not listed": (
+        manifest_with(libraries=[{"abi": "arm64-v8a", "path": "libraries/x.so"}]),
+        ["manifest.json: libraries/x.so is not once in its list of files"],
+    ),
+    "a key twice": (lambda b: of_text(b, '{"format": "zip", "format": "adadim-bundle"}'), [NO_MANIFEST]),
+    "an infinity": (lambda b: of_text(b, '{"format": "adadim-bundle", "version": 1, "x": Infinity}'), [NO_MANIFEST]),
+    "a version without end": (lambda b: of_text(b, '{"format": "adadim-bundle", "version": 1' + "0" * 4000 + "}"), [NO_MANIFEST]),
+    "a name that is a number": (manifest_with(name=3), ["manifest.json: lacks what every manifest has (name)"]),
+    "no generation": (manifest_with(generation=[]), ["manifest.json: lacks what every manifest has (generation)"]),
+    "a file without a name": (manifest_with(files=[{}]), ["manifest.json: lacks what every manifest has (a file's path)"]),
+    "a file that is a word": (manifest_with(files=["x"]), ["manifest.json: lacks what every manifest has (a file's path)"]),
+    "a sum that is none": (
+        of_data(lambda f: f.update(sha256="x" * 64)),
+        ["manifest.json: lacks what every manifest has (a file's s"],
+    ),
+    "a size below nothing": (
+        of_data(lambda f: f.update(bytes=-1)),
+        ["manifest.json: lacks what every manifest has (a file's bytes)"],
+    ),
+    "a size of a fraction": (
+        of_data(lambda f: f.update(bytes=1.0)),
+        ["manifest.json: lacks what every manifest has (a file's bytes)"],
+    ),
+    "a size that is true": (
+        of_data(lambda f: f.update(bytes=True)),
+        ["manifest.json: lacks what every manifest has (a file's bytes)"],
+    ),
+    "parts that climb": (
+        of_data(lambda f: f["parts"][0].update(path="../x")),
+        ["manifest.json: lacks what every manifest has (a part's path)"],
+    ),
+    "a platform of a million letters": (manifest_with(platform="x" * 10**6), ["manifest.json: platform 'xxx"]),
+    "folders without end": (
+        lambda b: (b / "/".join(["a"] * 400)).mkdir(parents=True),
+        ["/".join(["a"] * 17) + ": is no plain name"],
+    ),
     "sizes that are words": (
         of_data(lambda f: f["parts"][0].update(bytes="7")),
         ["manifest.json: lacks what every manifest has"],
@@ -175,7 +212,7 @@ STRUCTURAL = {  # what is done -> the beginnings of all lines that are printed
     ),
     "a library from elsewhere": (
         manifest_with(libraries=[{"abi": "arm64-v8a", "path": "/lib/libc.so.6"}]),
-        ["manifest.json: /lib/libc.so.6 is not once in its list of files"],
+        ["manifest.json: lacks what every manifest has (a library's path)"],
     ),
     "another size": (of_data(lambda f: f["parts"][0].update(bytes=7)), [f"{DATA}.00001-of-{{n}}: manifest.json states 7 bytes"]),
     "another sum": (
@@ -202,7 +239,7 @@ def test_every_other_change_is_named(case, bundle):
     problems = verify(bundle)
     assert len(problems) == len(expected), problems
     assert all(problem.startswith(line) for problem, line in zip(problems, expected, strict=True)), problems
-    assert all(len(problem.splitlines()) == 1 for problem in problems)
+    assert all(len(problem.splitlines()) == 1 and len(problem) < 1000 for problem in problems)
     assert verify(bundle, digest)
 
 
@@ -224,6 +261,14 @@ def test_a_manifest_too_large_to_read_is_not_read(bundle, monkeypatch):
     problems = verify(bundle)
     assert len(problems) == 1
     assert problems[0].startswith("manifest.json: ") and problems[0].endswith("bytes, at most 3,000 are read")
+
+
+def test_a_crowd_of_strangers_is_counted(bundle, capsys):
+    for index in range(500):
+        (bundle / f"stray{index:03d}").write_bytes(b"")
+    assert verify_bundle.report(bundle, None) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 202 and lines[-2:] == ["... and 300 more", f"{bundle}: NOT ok, 500 problems"]
 
 
 def test_nothing_in_it_is_executed(bundle, tmp_path):

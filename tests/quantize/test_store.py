@@ -11,12 +11,18 @@ from quantize.errors import OutputError, StoreError
 from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
 from quantize.store import QuantizedStore, StoreWriter, TensorRecord
+from quantize.store_schema import PLAN_DOOR, read_record
 from quantize.types import Axis, PlainTensor, QuantizedTensor
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import Sizes, tiny_config
 
-CONFIG = json.dumps(tiny_config(Sizes(64, 4, 2, 16, 96, 2, 320), "llama", True, "F32")).encode()
-HEADER = {"target": "onnxruntime", "row_order": "hf"}
+CONFIG = json.dumps(tiny_config(Sizes(64, 4, 2, 16, 96, 1, 320), "llama", True, "F32")).encode()
+HEADER = {
+    "target": "onnxruntime",
+    "row_order": "hf",
+    "source": {"name": "model", "sha256": "0" * 64},
+    "config": {"method": "rtn-oc", "selection": "hessian", "token_weight": "unit"},
+}
 
 
 def write(path, pieces, force=False):
@@ -46,7 +52,7 @@ def test_an_int_grid_of_before_there_was_a_choice_has_float32_scales():
     record = TensorRecord("w", (64, 96), make_grid("int", 4, 32, scale_dtype="float32"), rounder="rtn")
     raw = record.to_json()
     assert raw.pop("scale_dtype") == "float32"
-    assert TensorRecord.from_json(raw) == record
+    assert TensorRecord.from_json(read_record(raw, PLAN_DOOR, "plan.json")) == record
 
 
 def test_chunks_join_in_order(tmp_path):

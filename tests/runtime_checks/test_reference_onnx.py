@@ -204,7 +204,7 @@ LIES = {
     "absolute": (lambda folder: external(folder, "location", "/etc/passwd"), "points outside of the folder"),
     "missing": (lambda folder: (folder / "model.onnx.data").unlink(), "missing"),
     "truncated": (lambda folder: (folder / "model.onnx.data").write_bytes(bytes(64)), "the file is truncated"),
-    "negative": (lambda folder: external(folder, "offset", "-4096"), "the file is truncated"),
+    "negative": (lambda folder: external(folder, "offset", "-4096"), "offset or a length that is no number"),
     "short": (lambda folder: external(folder, "length", "4"), "has 4 bytes for"),
 }
 

@@ -1,0 +1,235 @@
+"""What plan.json and the tensor files beside it may say; behind this door nobody has to doubt a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from safetensors.numpy import load_file
+
+from quantize.errors import StoreError
+from quantize.grids import GridJson
+from quantize.grids.codebook import GgmlKCodebook
+from quantize.grids.ggml_k import GgmlKOffset
+from quantize.grids.int_affine import IntAffine
+from quantize.outside import MIB, Count, Door, Size, open_regular
+from quantize.types import F32, Array, Axis, Grid, RowOrder
+
+PLAN_DOOR = Door(StoreError, "plan.json is damaged, quantize again")
+ASSET_DOOR = Door(StoreError, "the store is damaged; quantize again", 512 * MIB)
+MOST_HEADER = 1 << 16  # bytes of a tensor file's own header: it has a handful of arrays
+ELEMENTS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
+
+TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")]  # a file is named after it
+Word = Annotated[str, msgspec.Meta(max_length=1000)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Digits = Annotated[str, msgspec.Meta(pattern=r"^[01]*\Z")]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Finite = Annotated[float, msgspec.Meta(gt=-3.5e38, lt=3.5e38)]
+Shape = Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=2)]
+Dtype = Literal["F32", "F16", "BF16"]
+Layout = tuple[np.dtype[Any], tuple[int, ...]]  # of an array
+
+
+class PlainJson(msgspec.Struct):
+    """A tensor that is kept as floats."""
+
+    name: TensorName
+    shape: Shape
+    chunks: Count
+    dtype: Dtype
+    note: str = ""
+    sha256: list[Sha256] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_chunks(self.chunks, self.shape[0])
+
+
+class QuantizedJson(GridJson, kw_only=True):
+    """A tensor on a grid."""
+
+    name: TensorName
+    shape: Shape
+    chunks: Count
+    axis: Axis
+    rounder: Word
+    loss: dict[Axis, Finite]
+    note: str = ""
+    sha256: list[Sha256] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        grid = self.make()
+        if len(self.shape) != 2:
+            raise ValueError(f"shape {self.shape} on the grid {self.grid}, where two lengths are needed")
+        rows, cols = self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
+        _check_chunks(self.chunks, rows)
+        if grid.group_size > 2 * max(cols, 128):
+            raise ValueError(f"group_size {grid.group_size} for groups that run along {cols} weights")
+
+
+def _check_chunks(chunks: int, rows: int) -> None:
+    if chunks > rows:
+        raise ValueError(f"chunks is {chunks}, but there are {rows} rows to cut")
+
+
+class SourceJson(msgspec.Struct):
+    """What was quantized."""
+
+    name: Word
+    sha256: Sha256
+
+
+class ConfigJson(msgspec.Struct):
+    """What was asked for, as far as it is told again."""
+
+    method: Word
+    selection: Word
+    token_weight: Word
+    seed: int = 0
+    block_steps: Count = 0
+    tune_steps: Count = 0
+    imatrix: Word | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed is {self.seed}, not a whole number of 64 bits")
+
+
+class CalibrationJson(msgspec.Struct):
+    """The text that was run over."""
+
+    text: Word
+    sha256: Sha256
+    tokens: Count
+    sequence: Count = 0
+    rank_poor: list[Word] = msgspec.field(default_factory=list)
+
+
+class ImatrixJson(msgspec.Struct):
+    """The importance matrix that stood in for a text."""
+
+    name: Word
+    sha256: Sha256
+    datasets: list[str]
+    chunks: Bytes
+
+
+class BlocksJson(msgspec.Struct):
+    """What block-wise rounding did: a loss for each layer."""
+
+    steps: Count
+    before: Annotated[list[Finite], msgspec.Meta(min_length=1)]
+    after: list[Finite]
+
+    def __post_init__(self) -> None:
+        if len(self.before) != len(self.after):
+            raise ValueError(f"{len(self.before)} losses before and {len(self.after)} after")
+
+
+class TuningJson(msgspec.Struct):
+    """What tuning the floats did."""
+
+    steps: Count
+    before: Finite
+    after: Finite
+
+
+class BudgetJson(msgspec.Struct):
+    """The size that was asked for, and what came of it."""
+
+    target_bytes: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+    bytes: Bytes
+    predicted_kl: Finite
+
+
+class PlanJson(msgspec.Struct):
+    """plan.json; its tensors one by one, as ``PlainJson`` or ``QuantizedJson``."""
+
+    target: Word
+    row_order: RowOrder
+    source: SourceJson
+    config: ConfigJson
+    tensors: list[dict[str, Any]]
+    version: Word = ""
+    calibration: CalibrationJson | None = None
+    imatrix: ImatrixJson | None = None
+    blocks: BlocksJson | None = None
+    tuning: TuningJson | None = None
+    budget: BudgetJson | None = None
+    transforms: dict[Word, Digits] = msgspec.field(default_factory=dict)
+    notes: list[str] = msgspec.field(default_factory=list)
+    assets: dict[str, Sha256] = msgspec.field(default_factory=dict)
+
+
+def read_record(raw: object, door: Door, where: str) -> PlainJson | QuantizedJson:
+    """One tensor's object. Raises the door's error."""
+    if isinstance(raw, dict) and "grid" in raw:
+        return door.convert(raw, where, QuantizedJson)
+    return door.convert(raw, where, PlainJson)
+
+
+def load_arrays(path: Path, grid: Grid | None, dtype: str, shape: tuple[int, ...]) -> dict[str, Array]:
+    """Some stored rows of a tensor whose ``shape`` as stored is that: each array as the grid has it, and no other.
+
+    Raises OSError and ValueError.
+    """
+    expected: dict[str, Layout] = _expected(grid, shape) if grid is not None else {"values": (ELEMENTS[dtype], shape)}
+    most = MOST_HEADER + sum(kind.itemsize * int(np.prod(size, dtype=object)) for kind, size in expected.values())
+    with open_regular(path) as file:
+        size = file.seek(0, 2)
+    if size > most:
+        raise ValueError(f"{size:,} bytes, where plan.json makes {most:,} the most")
+    arrays: dict[str, Array] = load_file(path)
+    if arrays.keys() != expected.keys():
+        raise ValueError(f"has {sorted(arrays)[:5]}, where {sorted(expected)} should be")
+    for key, (kind, size_of) in expected.items():
+        found = arrays[key]
+        if (found.dtype, found.shape[1:]) != (kind, size_of[1:]) or not 0 < len(found) <= size_of[0]:
+            raise ValueError(f"{key} is {found.dtype}{list(found.shape)}, not of the {kind}{list(size_of)} of plan.json")
+        if grid is not None:
+            _check_values(grid, key, found)
+    rows = {len(array) for array in arrays.values()}
+    if len(rows) != 1:
+        raise ValueError(f"its arrays have {sorted(rows)} rows, where all have as many")
+    return arrays
+
+
+def _expected(grid: Grid, shape: tuple[int, ...]) -> dict[str, Layout]:
+    """By key the type and the shape of codes and params."""
+    blocks = (shape[0], -(-shape[1] // grid.block_size))
+    return {
+        "codes": (np.dtype(np.uint8), shape),
+        **{key: (value.dtype, (*blocks, *value.shape[1:])) for key, value in _fitted(grid).items()},
+    }
+
+
+def _fitted(grid: Grid) -> Mapping[str, Array]:
+    """The grid's params of one block: it alone knows which they are."""
+    block: F32 = np.zeros((1, grid.block_size), np.float32)
+    return grid.fit(block)
+
+
+def _check_values(grid: Grid, key: str, found: Array) -> None:
+    """Raises ValueError for what no grid makes: floats that are not finite, whole numbers that do not fit their bits."""
+    if found.dtype.kind == "f":
+        if not np.isfinite(found).all():
+            raise ValueError(f"{key} is not finite everywhere")
+        return
+    low, high = _range(grid, key)
+    if found.min(initial=high) < low or found.max(initial=low) > high:
+        raise ValueError(f"{key} has {int(found.min())} to {int(found.max())}, where {low} to {high} fit")
+
+
+def _range(grid: Grid, key: str) -> tuple[int, int]:
+    if key == "codes" or (isinstance(grid, IntAffine) and not grid.symmetric):
+        return 0, 2**grid.bits - 1
+    if isinstance(grid, IntAffine):
+        return 2 ** (grid.bits - 1), 2 ** (grid.bits - 1)
+    if isinstance(grid, GgmlKOffset):
+        return 0, grid.top
+    if isinstance(grid, GgmlKCodebook):
+        return -grid.span, grid.span - 1
+    return 0, 255  # MXFP4's exponents
