@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from quantize.grids.importance import weighed
 from quantize.types import F32, Array, Params
 
 SLICE = 1 << 16  # weights fitted at a time: they and a few copies stay in the cache
@@ -24,7 +25,7 @@ Found = tuple[F32, ...]  # a loss, and what it belongs to
 def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32, F32], Params]) -> Params:
     """Params [..., ...] of blocks F32[..., block_size] from ``fit`` on slices x, w F32[group_size, groups, n] -> [..., n].
 
-    ``importance`` broadcasts to ``blocks``; w is scaled to a mean of 1 in each block, so that no product underflows.
+    ``importance`` broadcasts to ``blocks``; ``weighed`` makes it w.
     """
     flat = blocks.reshape(-1, blocks.shape[-1])
     weights = np.broadcast_to(importance, blocks.shape).reshape(flat.shape)
@@ -34,11 +35,9 @@ def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32
         return np.ascontiguousarray(values.reshape(len(values), -1, group_size).transpose(2, 1, 0))
 
     def fit_slice(start: int) -> Params:
-        w = turned(weights[start : start + step])
-        mean = w.mean((0, 1), dtype=np.float64)
-        w = np.where(mean > 0, w / np.where(mean > 0, mean, 1), 1).astype(np.float32)
+        part = slice(start, start + step)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite, and the pipeline names it
-            return fit(turned(flat[start : start + step]), w)
+            return fit(*weighed(turned(flat[part]), turned(weights[part])))
 
     starts = range(0, len(flat), step)
     if len(starts) > 1:  # numpy lets go of the interpreter while it computes

@@ -14,6 +14,7 @@ import numpy as np
 
 from quantize.blocks import dequantize, per_code
 from quantize.float_params import Floats, floats_of, per_block, per_weight, shares, with_floats
+from quantize.grids.importance import UNSEEN
 from quantize.types import F32, Array, Axis, LayerStats, QuantizedTensor
 
 ROUNDS = 2
@@ -31,8 +32,8 @@ def polish(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Quantized
 
 
 def visit_codes(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
-    """Every channel's codes once more, by falling diag(H)."""
-    hessian, per_oc = stats.hessian, tensor.axis is Axis.PER_OC
+    """Every channel's codes once more, by falling diag(H); those of an unseen channel stay."""
+    hessian, per_oc, seen = stats.hessian, tensor.axis is Axis.PER_OC, _seen(stats)
     order = np.argsort(-stats.importance, kind="stable")
     codes, scale, zero = (_channels_first(value, per_oc) for value in (tensor.codes, *per_code(tensor)))
     values = np.ascontiguousarray(dequantize(tensor).T)  # [IC, OC]: a channel is one contiguous row
@@ -41,7 +42,7 @@ def visit_codes(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Quan
         block = order[start : start + LAZY_COLUMNS]
         own, moved = gradient[block], np.zeros((len(block), len(weight)), np.float32)
         curvature = hessian[np.ix_(block, block)]
-        for i in np.flatnonzero(curvature.diagonal() > 0):
+        for i in np.flatnonzero(seen[block]):
             channel = block[i]
             codes[channel] = tensor.grid.encode(values[channel] - own[i] / curvature[i, i], scale[channel], zero[channel])
             moved[i] = tensor.grid.decode(codes[channel], scale[channel], zero[channel]) - values[channel]
@@ -52,12 +53,15 @@ def visit_codes(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Quan
 
 
 def refit_floats(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
-    """Least squares for factors of all floats at once, codes fixed: conjugate gradients, scaled by the diagonal."""
-    parts = shares(tensor)
+    """Least squares for factors of all floats at once, codes fixed: conjugate gradients, scaled by the diagonal.
+
+    Floats on which only unseen channels depend stay.
+    """
+    seen = _seen(stats)
+    parts = {key: part if seen.all() else part * seen for key, part in shares(tensor).items()}
     if not parts:
         return tensor
-    rows = np.ones((1, 1), np.float32) if stats.row_weight is None else stats.row_weight[:, None]
-    weighted = np.float32(1 / rows.mean()) * rows
+    weighted = _row_shares(stats)
 
     def slopes(change: F32) -> dict[str, F32]:
         pulled = change @ stats.hessian * weighted
@@ -84,6 +88,24 @@ def refit_floats(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Qua
         direction = {key: value + size / max(last, _TINY) * direction[key] for key, value in scaled.items()}
     bounded = {key: np.clip(1 + factor, *BOUNDS) for key, factor in factors.items()}
     return with_floats(tensor, {key: value * bounded[key] for key, value in floats_of(tensor).items()})
+
+
+def _seen(stats: LayerStats) -> Array:
+    """Of each input channel, bool[IC], whether an error there is felt at all.
+
+    One that is not could take any value to mend what others lose on the calibration text, and would, as it costs nothing.
+    """
+    seen: Array = stats.importance > max(UNSEEN * stats.importance.mean(dtype=np.float64), _TINY)
+    return seen
+
+
+def _row_shares(stats: LayerStats) -> F32:
+    """The rows' weights around a mean of 1, F32[OC, 1]; F32[1, 1] if none is known, or none counts."""
+    mean = 0 if stats.row_weight is None else stats.row_weight.mean()
+    if stats.row_weight is None or mean < _TINY:
+        return np.ones((1, 1), np.float32)
+    shares_of_rows: F32 = np.float32(1 / mean) * stats.row_weight[:, None]
+    return shares_of_rows
 
 
 def _divided(residual: Floats, diagonal: Floats) -> dict[str, F32]:
