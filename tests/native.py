@@ -13,7 +13,9 @@ def built(path: str) -> Path:
     """A file, by its path from the root."""
     found = ROOT / path
     if not found.is_file():
-        pytest.skip(f"{path} is not there; `make native apps` builds it where what that needs is (docs/custom-op.md, docs/web.md)")
+        pytest.skip(
+            f"{path} is not there; `make native apps` builds it where what that needs is (docs/custom-op.md, docs/web.md)"
+        )
     return found
 
 

@@ -42,7 +42,8 @@ store = QuantizedStore(Path(store))
 folder = write_onnx(store, Path("out"))
 assert all(check.ok for check in verify(folder, open_checkpoint(Path(source)), store))
 import exporter.onnx_graph, dataclasses
-config = dataclasses.replace(store.config, raw={**store.config.raw, "rope_scaling": {"rope_type": "nobody's"}, "hidden_size": "x"})
+broken = {"rope_scaling": {"rope_type": "nobody's"}, "hidden_size": "x"}
+config = dataclasses.replace(store.config, raw={**store.config.raw, **broken})
 try:
     exporter.onnx_graph.build_decoder(config, True, 64)
 except ExportError:

@@ -42,7 +42,10 @@ def test_it_parses(path):
 # What would load onnxruntime, which then reports to its maker, and what has to be said before.
 SWITCHED_OFF = {
     "ios/Sources/AdaDimSample/OnnxModel.swift": ('setenv("ORT_DISABLE_TELEMETRY", "1", 1)', r"try ORT\w+\("),
-    "android/app/src/main/kotlin/ai/adadim/sample/MainActivity.kt": ('Os.setenv("ORT_DISABLE_TELEMETRY", "1", true)', r"\bload\(\)"),
+    "android/app/src/main/kotlin/ai/adadim/sample/MainActivity.kt": (
+        'Os.setenv("ORT_DISABLE_TELEMETRY", "1", true)',
+        r"\bload\(\)",
+    ),
     "node/src/onnx.ts": ('process.env.ORT_DISABLE_TELEMETRY = "1"', r'"onnxruntime-node"'),
 }
 LOADS_IT = re.compile(r"\bORTEnv\(|= openModel\(|\"onnxruntime-node\"")
