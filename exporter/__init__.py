@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import quantize.telemetry  # noqa: F401 - switches off what other libraries report, before one is loaded
+
 if TYPE_CHECKING:
     from exporter.bundle import BundleOptions, write_bundle
     from exporter.gguf_file import write_gguf

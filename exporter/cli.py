@@ -27,6 +27,7 @@ from quantize.errors import AdaDimError, ConfigError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.outputs import check_file, new_file
 from quantize.progress import silence
+from quantize.telemetry import stay_offline
 
 if TYPE_CHECKING:
     from exporter.cli_export import RunOutputs
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    stay_offline()
     args = build_parser().parse_args(joined_command(list(sys.argv[1:] if argv is None else argv)))
     if getattr(args, "quiet", False):
         silence()

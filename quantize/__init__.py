@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import quantize.telemetry  # noqa: F401 - switches off what other libraries report, before one is loaded
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.errors import AdaDimError

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.errors import CalibrationError
+from quantize.model_config import INPUT_SITES
 from quantize.types import LayerStats
 
 if TYPE_CHECKING:
@@ -42,12 +43,10 @@ class Coverage:
     rank_poor: list[str] = field(default_factory=list)  # input sites with fewer tokens than channels, or dead channels
 
     def add(self, stats: Mapping[str, LayerStats]) -> None:
-        """Note the sites of one decoder layer whose Hessian cannot have full rank."""
-        seen = set[int]()
+        """Note the sites of one decoder layer whose Hessian cannot have full rank, each by the first linear that it feeds."""
         for name, stat in stats.items():
-            if id(stat) in seen:
+            if not name.removesuffix(".weight").endswith(tuple(INPUT_SITES)):
                 continue
-            seen.add(id(stat))
             channels = len(stat.hessian)
             dead = int(np.count_nonzero(np.diag(stat.hessian) <= 0))
             if stat.n_tokens < channels or dead:

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantize.errors import AdaDimError, shown
+from quantize.telemetry import OFF
 
 T = TypeVar("T")
 GIB = 1 << 30
 LAST_WORDS = 4096  # bytes of what a child printed that are searched for what it complained of
 COMPLAINTS = ("ASSERT", "rror", "abort", "panicked", "terminate", "allocation")
-QUIET = {"GGML_NO_BACKTRACE": "1", "ORT_DISABLE_TELEMETRY": "1", "RUST_BACKTRACE": "0"}
+QUIET = OFF | {"GGML_NO_BACKTRACE": "1", "RUST_BACKTRACE": "0"}
 MAIN = "import sys; sys.path[:] = {path!r}; from quantize.child import serve; serve({fd})"
 
 

@@ -18,6 +18,12 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+INPUT_SITES = {  # linears that see the same input, under the one whose input is captured
+    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
 DEFAULT_WINDOW = 4096
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

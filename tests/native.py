@@ -1,8 +1,7 @@
-"""What `make native` and `make apps` built. Tests of it are skipped where it was not built, but for CI, where it has to be."""
+"""What `make native` and `make apps` built. Tests of it are skipped where it was not built, and under CI that is a failure."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ def built(path: str) -> Path:
     """A file, by its path from the root."""
     found = ROOT / path
     if not found.is_file():
-        reason = f"{path} is not there; `make native apps` builds it where what that needs is (docs/custom-op.md, docs/web.md)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        pytest.skip(
+            f"{path} is not there; `make native apps` builds it where what that needs is (docs/custom-op.md, docs/web.md)"
+        )
     return found
 
 

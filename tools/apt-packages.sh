@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Debian must provide and is missing here: Python with venv, make, compilers, what the native library is built,
-# tested and fetched with, the browser that the web client is tested in, and the shells
-# that completion is tested in.
+# tested and fetched with, the browser that the web client is tested in, the shells that completion is tested in, and
+# what shows the connections that a process tries.
 set -euo pipefail
 
 missing=()
@@ -28,6 +28,7 @@ need npm -- command -v npm
 need openjdk-17-jre-headless -- command -v java
 need libandroid-json-java -- test -f /usr/share/java/com.android.json.jar
 need chromium -- command -v chromium
+need strace -- command -v strace
 need zsh -- command -v zsh
 need tcsh -- command -v tcsh
 need fish -- command -v fish

@@ -8,11 +8,12 @@
     native/    the AAR's JNI library, and what lets it run on Linux over this Python's onnxruntime
 
 The compiler comes with `make apps`, Java and org.json by tools/apt-packages.sh, the AAR by tools/fetch_runtime_sdk.py. Without
-one of them nothing is built, and that is said.
+one of them nothing is built, and that is said; under CI it is an error.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -100,6 +101,8 @@ def main() -> None:
     """Build all of it anew."""
     lacking = missing()
     if lacking is not None:
+        if os.environ.get("CI"):
+            sys.exit(f"the Android sample's classes cannot be built: {lacking} is not there (docs/apps.md)")
         print(f"going on without the Android sample's classes: {lacking} is not there (docs/apps.md)")
         return
     shutil.rmtree(OUT, ignore_errors=True)

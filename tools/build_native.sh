@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # Builds the native library where the package looks for it, and its variants for the tests: under sanitizers, and for arm64
-# if there is a cross compiler. Without cmake or ONNX Runtime's headers nothing is built; the package works without it.
+# if there is a cross compiler. Without cmake or ONNX Runtime's headers nothing is built, which is an error under CI only: the
+# package works without it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 without() {
+  if [ -n "${CI:-}" ]; then
+    echo "the native library cannot be built: $1 (docs/custom-op.md)" >&2
+    exit 1
+  fi
   echo "going on without the native library: $1 (docs/custom-op.md)"
   exit 0
 }
@@ -19,4 +24,8 @@ build host
 cmake --install build/custom_op/host --prefix . --strip >/dev/null
 build sanitize
 build sanitize-threads
-if command -v aarch64-linux-gnu-g++ >/dev/null; then build linux-arm64; fi
+if command -v aarch64-linux-gnu-g++ >/dev/null; then
+  build linux-arm64
+else
+  echo "going on without the library for arm64: aarch64-linux-gnu-g++ is not there (docs/custom-op.md)"
+fi

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from exporter.onnx_adadim_op import matmul_adadim
 from exporter.onnx_matmul_nbits import matmul_nbits
@@ -27,7 +27,8 @@ from quantize.types import Axis
 from runtime_checks.kernel_bench import ACCURACY_LEVEL, WIRE, form_model, record_of
 
 BUILD = Path(__file__).parent.parent / "build" / "custom_op" / "host"
-RUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+CAPI = Path(str(distribution("onnxruntime").locate_file("onnxruntime/capi")))  # it runs in the driver alone
+RUNTIME = next(CAPI.glob("libonnxruntime.so.*"))
 SHAPES = ((2048, 2048), (2048, 5632))  # K, N
 BITS, ROWS = (2, 3, 4), (1, 16)
 # Onnxruntime's Run and little else, in the tests' driver. Callgrind 3.19 does one thing for each pattern: hence two.

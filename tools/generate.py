@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+import quantize.telemetry  # noqa: F401 - before onnxruntime-genai, which would report to its maker
+
 QUESTION = "Write one sentence about the sea."
 TOKENS = 48
 

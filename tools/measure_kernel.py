@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from exporter.library import custom_op_path
@@ -124,6 +123,7 @@ def write_linears(form: Form, folder: Path) -> int:
 
 def load(folder: str) -> None:
     """The part of ``memory`` that is measured."""
+    import onnxruntime as ort
 
     def resident() -> tuple[float, float]:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -18,9 +18,8 @@ import torch
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
 from quantize.memory import return_freed
-from quantize.model_config import EMBEDDING, HEAD
+from quantize.model_config import EMBEDDING, HEAD, INPUT_SITES
 from quantize.progress import track
-from quantize.source_model.walk import INPUT_SITES
 from quantize.source_model.whole import I64, LOGIT_ROWS, build_model
 from quantize.types import F32, Curvature, LayerStats
 

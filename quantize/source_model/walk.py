@@ -13,20 +13,14 @@ from torch import nn
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
 from quantize.memory import return_freed
-from quantize.model_config import EMBEDDING
+from quantize.model_config import EMBEDDING, INPUT_SITES
 from quantize.source_model.layer_student import LayerStudent, output_costs
 from quantize.source_model.whole import I64, hidden_of, put, skeleton
 from quantize.types import F32, Curvature, LayerStats
 
 BATCH = 4  # sequences that go through a layer together
 
-# Linears that see the same input, under the one whose input is captured; and the module whose output judges each (its scope).
-INPUT_SITES = {
-    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj": ("mlp.down_proj",),
-}
+# The module whose output judges a linear (its scope).
 SCOPES = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp"}
 
 

@@ -19,6 +19,7 @@ from tests.apps.desktop import check_greedy
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
 from tests.runtime_checks.made import Made, make, make_from
+from tests.sent import traced
 
 PROMPT, COUNT = "The quick brown fox", 32
 PART = 1 << 15
@@ -69,6 +70,12 @@ def test_it_gives_the_desktop_runtimes_greedy_tokens(made, tmp_path):
     streamed = run(tmp_path / "bundle")
     assert streamed.stdout == answer["text"] + "\n"
     assert streamed.stderr.startswith(f"{COUNT} tokens, ")
+
+
+def test_nothing_is_sent_and_nothing_kept(whole, tmp_path):
+    found = traced(tmp_path, "node", built("apps/node/dist/cli.js"), whole, "--tokens", "4")
+    assert found.done.returncode == 0, found.done.stderr
+    assert (found.sent, found.kept) == ([], [])
 
 
 @pytest.fixture

@@ -168,13 +168,13 @@ def test_a_tampered_bundle_is_named_and_nothing_of_it_runs(browser, bundles, tmp
 
 
 def test_a_bundle_sealed_anew_is_not_the_one_that_is_pinned(browser, bundles, tmp_path):
-    bundle = Path(shutil.copytree(bundles["llama.cpp"], tmp_path / "bundle"))
+    bundle = Path(shutil.copytree(bundles["llama.cpp"], tmp_path / "50%25 é#"))
     pinned = sums_digest(bundle)
     edit_manifest(bundle, lambda manifest: manifest.update(name="Another"))
     with serving([bundle]) as address, opened(browser, address) as page:
         page.get_by_text("Digest and kept files").click()
         page.get_by_label("Only the bundle with this digest").fill(pinned)
-        load(page, "bundle")
+        load(page, "50%25 é#")
         assert problems(page) == verify(bundle, pinned)
         page.get_by_label("Only the bundle with this digest").fill("no digest")
         page.get_by_role("button", name="Load").click()

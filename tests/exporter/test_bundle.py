@@ -171,6 +171,7 @@ def test_the_card_states_facts_and_what_is_unknown(made, tmp_path):
     assert "| the model | mit |" in card and (tmp_path / "out" / "licences" / "model.txt").read_text() == "You may."
     assert manifest["licence"] == {"name": "mit", "text": "licences/model.txt"}
     assert f"| its sha256 | {made.store.header['source']['sha256']} |" in card
+    assert ("Set `ORT_DISABLE_TELEMETRY=1` in the environment" in card) == made.file.is_dir()
     write_bundle(made.file, tmp_path / "bare", BundleOptions("web"))
     bare = (tmp_path / "bare" / "MODEL_CARD.md").read_text()
     assert "| evaluation | not stated |" in bare and "| the model | not stated: find out before you pass it on |" in bare

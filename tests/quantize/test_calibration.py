@@ -9,8 +9,8 @@ import torch
 from quantize.calibration import SEQUENCE, Coverage, choose_sequences, held_out_text, load_text, other_sequences, tokenize
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING
-from quantize.source_model import build_model, greedy, logits, walk_layers
+from quantize.model_config import EMBEDDING, INPUT_SITES, LINEARS
+from quantize.source_model import build_model, greedy, logits, measure_curvature, walk_layers
 from quantize.types import LayerStats
 from tests.tiny import make_tiny_model
 
@@ -64,13 +64,30 @@ def test_a_text_too_short_says_how_long_it_is():
 
 
 def test_coverage_names_rank_poor_sites_once():
-    poor, good, dead = LayerStats(np.eye(8), 4), LayerStats(np.eye(8), 100), LayerStats(np.diag([1.0, 0, 1, 1]), 100)
+    dead = np.diag([1.0, 0, 1, 1]).astype(np.float32)
+    layer = "model.layers.3."
+    held = {f"{layer}{name}.weight": LayerStats(np.eye(8, dtype=np.float32), 4) for name in LINEARS}  # each has its own
+    held |= {f"{layer}self_attn.o_proj.weight": LayerStats(np.eye(8, dtype=np.float32), 100)}
+    held |= {f"{layer}mlp.down_proj.weight": LayerStats(dead, 100)}
     coverage = Coverage("t", "0", 100, 512)
-    coverage.add({"q": poor, "k": poor, "o": good, "down": dead})
+    coverage.add(held)
     assert coverage.rank_poor == [
-        "q: 4 tokens for 8 channels, 0 never active",
-        "down: 100 tokens for 4 channels, 1 never active",
+        f"{layer}self_attn.q_proj.weight: 4 tokens for 8 channels, 0 never active",
+        f"{layer}mlp.gate_proj.weight: 4 tokens for 8 channels, 0 never active",
+        f"{layer}mlp.down_proj.weight: 100 tokens for 4 channels, 1 never active",
     ]
+
+
+@pytest.mark.parametrize("token_weight", ["unit", "curvature"])
+def test_a_walked_layer_has_four_sites(token_weight, tmp_path):
+    source = open_checkpoint(make_tiny_model(tmp_path))
+    tokens = np.arange(16).reshape(1, 16)  # fewer than channels: every site is poor
+    weights = measure_curvature(source, tokens, 0) if token_weight == "curvature" else token_weight
+    coverage = Coverage("t", "0", 16, 16)
+    for run in walk_layers(source, tokens, weights, 0):
+        coverage.add(run.stats)
+    sites = [f"model.layers.{index}.{site}.weight" for index in range(2) for site in INPUT_SITES]
+    assert [line.partition(":")[0] for line in coverage.rank_poor] == sites
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])

@@ -4,7 +4,6 @@ import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 
 import { Chat, greedy } from "@adadim/shared";
-import { InferenceSession, Tensor } from "onnxruntime-node";
 
 import type { Model } from "./model";
 
@@ -12,6 +11,8 @@ export async function openOnnx(path: string, ends: readonly number[], threads: n
   const text = (name: string) => readFile(join(dirname(path), name), "utf8");
   const [tokenizer, config] = await Promise.all([text("tokenizer.json"), text("tokenizer_config.json")]);
   const chat = new Chat({ tokenizer, config });
+  process.env.ORT_DISABLE_TELEMETRY = "1"; // before it is loaded: it keeps a device id and reports each session to its maker
+  const { InferenceSession, Tensor } = await import("onnxruntime-node");
   const session = await InferenceSession.create(path, { intraOpNumThreads: threads, logSeverityLevel: 3 });
   return {
     encode: (prompt) => chat.encode(prompt),

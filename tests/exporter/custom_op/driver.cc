@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <future>
@@ -145,6 +146,7 @@ std::string Answer(const Ort::Env& env, const Ort::SessionOptions& options, size
 int main(int argc, char** argv) {
   if (argc < 4) return std::cerr << "usage: driver RUNTIME LIBRARY THREADS [CALLERS] < cases\n", 2;
   const size_t callers = argc > 4 ? std::stoul(argv[4]) : 1;
+  setenv("ORT_DISABLE_TELEMETRY", "1", 1);  // or a runtime from 1.29 on reports to its maker
   void* const runtime = dlopen(argv[1], RTLD_NOW);
   if (runtime == nullptr) return std::cerr << dlerror() << '\n', 2;
   const auto base = reinterpret_cast<const OrtApiBase* (*)()>(dlsym(runtime, "OrtGetApiBase"))();

@@ -20,6 +20,7 @@ actor OnnxModel: LanguageModel {
 
     /// `usesKernel`: register MatMulAdaDim's native kernel, which is linked into the app; without it the portable body runs.
     init(file: URL, ends: [Int], usesKernel: Bool) async throws {
+        setenv("ORT_DISABLE_TELEMETRY", "1", 1) // before the first ORTEnv: it would report each session to its maker
         tokenizer = try await AutoTokenizer.from(modelFolder: file.deletingLastPathComponent())
         self.ends = Set(ends.map(Int32.init))
         let options = try ORTSessionOptions()

@@ -3,6 +3,7 @@ package ai.adadim.sample
 import android.app.Activity
 import android.os.Bundle
 import android.os.SystemClock
+import android.system.Os
 import android.widget.Button
 import android.widget.EditText
 import android.widget.TextView
@@ -29,6 +30,7 @@ class MainActivity : Activity() {
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
+        Os.setenv("ORT_DISABLE_TELEMETRY", "1", true) // before onnxruntime is loaded: it reports each session to its maker
         setContentView(R.layout.main)
         status = findViewById(R.id.status)
         answer = findViewById(R.id.answer)

@@ -10,7 +10,10 @@ import java.nio.FloatBuffer
 import java.nio.LongBuffer
 import java.nio.ShortBuffer
 
-/** An exported ONNX graph in onnxruntime. [library] registers MatMulAdaDim's native kernel; without it the portable body runs. */
+/**
+ * An exported ONNX graph in onnxruntime. [library] registers MatMulAdaDim's native kernel; without it the portable body runs.
+ * The app has set ORT_DISABLE_TELEMETRY before ([MainActivity]): onnxruntime looks at it when it is loaded, which is here.
+ */
 class OnnxModel(file: File, private val ends: Set<Int>, threads: Int, library: String?) : Model {
     private val environment = OrtEnvironment.getEnvironment()
     private val options = OrtSession.SessionOptions().apply { // open as long as the session: closing it unloads the library
