@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,8 +99,7 @@ def _stored_form(store: QuantizedStore, record: TensorRecord) -> TensorInfo:
 
 
 def _has_rope_freqs(config: ModelConfig) -> bool:
-    scaling = config.rope_scaling or {}
-    return bool(scaling.get("rope_type", scaling.get("type")) == "llama3")
+    return config.rope.kind == "llama3"
 
 
 def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Value], file: BinaryIO) -> None:
@@ -115,8 +114,8 @@ def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Va
 
 def _tensor_bytes(store: QuantizedStore, record: TensorRecord | None) -> Iterator[bytes]:
     if record is None:
-        config = store.config
-        yield llama3_factors(config.rope_scaling or {}, config.head_dim, config.rope_theta).tobytes()
+        rope = store.config.rope
+        yield llama3_factors(asdict(rope), store.config.head_dim, rope.theta).tobytes()
         return
     for chunk in store.chunks(record.name):
         if isinstance(chunk, QuantizedTensor):

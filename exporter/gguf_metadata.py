@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from exporter.gguf_tokenizer import Metadata, tokenizer_metadata
 from quantize.checkpoint import Checkpoint
@@ -12,6 +15,7 @@ from quantize.checkpoint.gguf_container import Value, ValueType, parse_header
 from quantize.checkpoint.gguf_source import METADATA_ASSET
 from quantize.errors import ExportError, StoreError
 from quantize.model_config import EMBEDDING, ModelConfig
+from quantize.rotary import BETAS, default_attention_factor
 from quantize.store import QuantizedStore
 from quantize.types import Axis
 
@@ -20,12 +24,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9}
 FILE_TYPES |= {"q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "tq2_0": 37, "mxfp4": 38}
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}
-SCALING_KEYS = {
-    "linear": {"factor"},
-    "yarn": {"factor", "original_max_position_embeddings"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-}
+TO_ONNX = "this model cannot be a GGUF; --target onnxruntime can hold it"
 FORMAT_VERSION = 1  # of docs/gguf-adadim.md
 
 
@@ -86,7 +85,7 @@ def _from_config(store: QuantizedStore) -> Metadata:
         f"{attention}.value_length": _u32(config.head_dim),
         f"{attention}.layer_norm_rms_epsilon": _f32(config.rms_norm_eps),
         f"{arch}.rope.dimension_count": _u32(config.head_dim),
-        f"{arch}.rope.freq_base": _f32(config.rope_theta),
+        f"{arch}.rope.freq_base": _f32(config.rope.theta),
     } | _rope_scaling(config, arch, str(store.path))
 
 
@@ -99,23 +98,30 @@ def _check_biases(names: Iterable[str], arch: str, where: str) -> None:
 
 
 def _rope_scaling(config: ModelConfig, arch: str, where: str) -> Metadata:
-    """Key-values of a scaling; Llama 3's is a tensor instead and needs none."""
-    scaling = config.rope_scaling
-    if scaling is None:
+    """Key-values of a scaling; Llama 3's is a tensor instead and needs none.
+
+    llama.cpp multiplies cosines and sines by yarn's own factor and by ``attn_factor``, and always rounds the ends of the ramp.
+    """
+    rope, prefix = config.rope, f"{arch}.rope.scaling"
+    if rope.kind == "default":
         return {}
-    kind = str(scaling.get("rope_type", scaling.get("type")))
-    given = {key: value for key, value in scaling.items() if YARN_DEFAULTS.get(key) != value and value is not None}
-    unknown = set(given) - SCALING_KEYS.get(kind, set()) - {"rope_type", "type", "rope_theta"}
-    if kind not in SCALING_KEYS or unknown or (kind == "llama3" and arch != "llama"):
-        raise ExportError(f"{where}: llama.cpp cannot be told rope scaling {kind} {sorted(unknown)}; remove it from config.json")
-    if kind == "llama3":
+    if rope.kind == "llama3":
+        if arch != "llama":
+            raise ExportError(f"{where}: llama.cpp's {arch} has no rope scaling llama3; {TO_ONNX}")
         return {}
-    prefix = f"{arch}.rope.scaling"
-    out = {f"{prefix}.type": _text(kind), f"{prefix}.factor": _f32(float(scaling["factor"]))}
-    if kind == "yarn":
-        original = int(scaling.get("original_max_position_embeddings", config.max_position))
-        out[f"{prefix}.original_context_length"] = _u32(original)
-    return out
+    out = {f"{prefix}.type": _text(rope.kind), f"{prefix}.factor": _f32(rope.factor)}
+    if rope.kind == "linear":
+        return out
+    told, wanted = (item.frequencies(config.head_dim) for item in (replace(rope, truncate=True), rope))
+    if not np.array_equal(told, wanted):
+        raise ExportError(f"{where}: llama.cpp cannot be told rope scaling yarn with truncate false; {TO_ONNX}")
+    out[f"{prefix}.original_context_length"] = _u32(rope.original_max_position_embeddings)
+    numbers = {
+        "attn_factor": (rope.attention_factor / default_attention_factor(rope.factor), 1.0),
+        "yarn_beta_fast": (rope.beta_fast, BETAS[0]),
+        "yarn_beta_slow": (rope.beta_slow, BETAS[1]),
+    }
+    return out | {f"{prefix}.{key}": _f32(value) for key, (value, default) in numbers.items() if value != default}
 
 
 def _file_type(store: QuantizedStore) -> int:

@@ -23,6 +23,12 @@ from quantize.types import Array
 
 PROVIDER = "adadim"
 HOLE = "adadim.hole"
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,12 @@ def exported_context(config: ModelConfig, wanted: int) -> int:
 
 
 def build_decoder(config: ModelConfig, tied: bool, context: int) -> Decoder:
-    """The graph of a model, its rotary tables cut to ``context`` positions.
+    """The graph of a model, with rotary tables for ``context`` positions.
 
     Raises ExportError for a config.json that mobius-onnx cannot read.
     """
-    model, constants = _mobius_model(config, tied)
-    constants = {
-        name: value[:context] if name.endswith(("cos_cache", "sin_cache")) else value for name, value in constants.items()
-    }
+    model, constants = _mobius_model(config, tied, context)
+    constants |= _rope_tables(config, constants)
     return _cut_holes(model, constants)
 
 
@@ -74,16 +78,50 @@ def _cut_holes(model: ModelProto, constants: Mapping[str, Array]) -> Decoder:
     return Decoder(model, frozenset(weights), constants)
 
 
-def _mobius_model(config: ModelConfig, tied: bool) -> tuple[ModelProto, dict[str, Array]]:
+def _rope_tables(config: ModelConfig, constants: Mapping[str, Array]) -> dict[str, Array]:
+    """Cosines and sines by the names of mobius's, which knows not every key of a scaling."""
+    places = {end: [name for name in constants if name.endswith(f"{end}_cache")] for end in ("cos", "sin")}
+    out = dict[str, Array]()
+    for end, names in places.items():
+        assert len(names) == 1, f"mobius-onnx made {names} for the {end} table"
+        table = config.rope.tables(config.head_dim, len(constants[names[0]]))[("cos", "sin").index(end)]
+        assert table.shape == constants[names[0]].shape, f"{table.shape} where mobius-onnx has {constants[names[0]].shape}"
+        out[names[0]] = table
+    return out
+
+
+def _mobius_config(config: ModelConfig, tied: bool, context: int) -> dict[str, Any]:
+    """A config.json of nothing but what the graph follows from, in the words that mobius reads."""
+    out: dict[str, Any] = {
+        "architectures": [CLASSES[config.model_type]],
+        "model_type": config.model_type,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": context,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "tie_word_embeddings": tied,
+        "sliding_window": None,
+        "use_mlp_bias": config.mlp_bias,
+    }
+    # qwen2 has its biases without being asked, and with the key one more, on o_proj.
+    return out | ({} if config.model_type == "qwen2" else {"attention_bias": config.attention_bias})
+
+
+def _mobius_model(config: ModelConfig, tied: bool, context: int) -> tuple[ModelProto, dict[str, Array]]:
     """mobius's graph as a proto, and its constants, which are taken out."""
     import mobius  # imports torch, which only this step needs
     import onnx_ir as ir
 
     if PROVIDER not in mobius.ep_registry:
         mobius.register_ep(mobius.EpCapabilities(name=PROVIDER, gqa_dtypes=frozenset({ir.DataType.FLOAT})))
-    dropped = ("quantization_config", "auto_map", "layer_types", "attention_bias" if config.model_type == "qwen2" else "")
-    raw: dict[str, Any] = {key: value for key, value in config.raw.items() if key not in dropped}
-    raw |= {"tie_word_embeddings": tied, "sliding_window": None}
+    raw = _mobius_config(config, tied, context)
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "config.json").write_text(json.dumps(raw), encoding="utf-8")
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from quantize.errors import CheckpointError
+import msgspec
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+from quantize.errors import CheckpointError, shown
+from quantize.outside import Door, Size
+from quantize.rotary import Base, Rope, read_rope
+
 LINEARS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -24,7 +27,6 @@ INPUT_SITES = {  # linears that see the same input, under the one whose input is
     "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj": ("mlp.down_proj",),
 }
-DEFAULT_WINDOW = 4096
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 
@@ -34,9 +36,64 @@ def is_linear(name: str) -> bool:
     return name.removesuffix(".weight").endswith(LINEARS)
 
 
+CONFIG = Door(CheckpointError, "compare it with the original model's config.json")
+Epsilon = Annotated[float, msgspec.Meta(gt=1e-30, lt=1)]
+Given = msgspec.UnsetType
+
+
+class _Json(msgspec.Struct, kw_only=True):
+    """The keys that are read, but for those of the rotary embedding; what is left out is transformers' default of the family."""
+
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size | Given | None = msgspec.UNSET
+    head_dim: Size | Given | None = msgspec.UNSET
+    vocab_size: Size
+    hidden_act: str = "silu"
+    rms_norm_eps: Epsilon = 1e-6
+    max_position_embeddings: Size | Given = msgspec.UNSET
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = 4096
+    use_sliding_window: bool | None = False
+    max_window_layers: int = 28
+    layer_types: list[str] | None = None
+    rope_theta: Base | Given = msgspec.UNSET
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    partial_rotary_factor: float | None = None
+    original_max_position_embeddings: Size | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What transformers' config class takes where config.json has no such key (None: from the other sizes)."""
+
+    max_position: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    biases: tuple[str, ...] = ()  # the keys for biases that it reads
+
+
+_FAMILIES = {
+    "llama": _Family(2048, biases=("attention_bias", "mlp_bias")),
+    "mistral": _Family(131072, kv_heads=8),
+    "qwen2": _Family(32768, kv_heads=32),
+    "qwen3": _Family(32768, kv_heads=32, head_dim=128, biases=("attention_bias",)),
+}
+MODEL_TYPES = tuple(_FAMILIES)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a Llama-like decoder; ``raw`` is the whole config.json."""
+    """Sizes of a Llama-like decoder; ``window``: the longest distance that attention looks back in some layer; ``raw`` is the
+    whole config.json, without ids that no row of the embedding has (-1 stands for none)."""
 
     model_type: str
     hidden_size: int
@@ -47,61 +104,42 @@ class ModelConfig:
     head_dim: int
     vocab_size: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     max_position: int
+    window: int | None
+    attention_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
     raw: Mapping[str, Any]
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
         """Parse config.json; ``where`` names the file in errors. Raises CheckpointError."""
         model_type = raw.get("model_type")
-        if model_type not in MODEL_TYPES:
-            raise CheckpointError(f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(MODEL_TYPES)}")
-        for key in ("rope_scaling", "rope_parameters"):
-            if not isinstance(raw.get(key) or {}, Mapping):
-                raise CheckpointError(f"{where}: {key} is {raw[key]!r}, not a JSON object; compare it with the original model's")
-        try:
-            heads = int(raw["num_attention_heads"])
-            rope = raw.get("rope_parameters") or {}
-            return cls(
-                model_type=model_type,
-                hidden_size=int(raw["hidden_size"]),
-                intermediate_size=int(raw["intermediate_size"]),
-                num_layers=int(raw["num_hidden_layers"]),
-                num_heads=heads,
-                num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-                head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
-                vocab_size=int(raw["vocab_size"]),
-                rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-                rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-                max_position=int(raw.get("max_position_embeddings", 2048)),
-                raw=raw,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{where}: {error!r} is missing or not a number; is this a decoder's config.json?") from error
-
-    @property
-    def rope_scaling(self) -> Mapping[str, Any] | None:
-        """The scaling that is asked for, or None; transformers 5 writes it in rope_parameters."""
-        return None if self.rope_kind == "default" else _rope(self.raw)
-
-    @property
-    def rope_kind(self) -> str:
-        """ "default", or the kind of ``rope_scaling``."""
-        scaling = _rope(self.raw)
-        return str(scaling.get("rope_type", scaling.get("type", "default")))
-
-    @property
-    def window(self) -> int | None:
-        """The longest distance that attention looks back in some layer, or None; defaults are those of transformers."""
-        size = self.raw.get("sliding_window", DEFAULT_WINDOW)
-        if self.model_type == "mistral":
-            return None if size is None else int(size)
-        if self.model_type == "llama" or not self.raw.get("use_sliding_window", False) or size is None:
-            return None
-        kinds = self.raw.get("layer_types") or []
-        slides = "sliding_attention" in kinds if kinds else self.num_layers > int(self.raw.get("max_window_layers", 28))
-        return int(size) if slides else None
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+            named = shown(model_type if not isinstance(model_type, str) else repr(model_type))
+            raise CheckpointError(f"{where}: model_type {named} is not supported; supported: {', '.join(MODEL_TYPES)}")
+        family, json = _FAMILIES[model_type], CONFIG.convert(raw, where, _Json)
+        heads = json.num_attention_heads
+        max_position = _first(json.max_position_embeddings, family.max_position)
+        return cls(
+            model_type=model_type,
+            hidden_size=json.hidden_size,
+            intermediate_size=json.intermediate_size,
+            num_layers=json.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=_first(json.num_key_value_heads, family.kv_heads) or heads,
+            head_dim=_first(json.head_dim, family.head_dim) or json.hidden_size // heads,
+            vocab_size=json.vocab_size,
+            rms_norm_eps=json.rms_norm_eps,
+            rope=read_rope(raw, max_position, CONFIG, where),
+            max_position=max_position,
+            window=_window(json, model_type, where),
+            attention_bias=json.attention_bias and "attention_bias" in family.biases,
+            mlp_bias=json.mlp_bias and "mlp_bias" in family.biases,
+            tie_word_embeddings=json.tie_word_embeddings,
+            raw=_with_ids_of(raw, json.vocab_size),
+        )
 
     @property
     def context(self) -> int:
@@ -115,8 +153,37 @@ class ModelConfig:
         return {"q_proj": self.num_heads, "k_proj": self.num_kv_heads}.get(name.split(".")[-2])
 
 
-def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    return raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+def _first(given: int | Given | None, default: int | None) -> int | None:
+    return default if isinstance(given, Given) else given
+
+
+def _window(json: _Json, model_type: str, where: str) -> int | None:
+    size = json.sliding_window
+    if model_type == "llama" or size is None or (model_type != "mistral" and not json.use_sliding_window):
+        return None
+    if size < 1:
+        raise CONFIG.refused(where, f"sliding_window is {size}, which leaves nothing to attend to")
+    if model_type == "mistral":
+        return size
+    kinds, layers = json.layer_types, json.num_hidden_layers
+    if kinds is None:
+        return size if layers > json.max_window_layers else None
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise CONFIG.refused(where, f"layer_types is {shown(kinds)}, which is no kind of attention for each of {layers} layers")
+    return size if "sliding_attention" in kinds else None
+
+
+def _with_ids_of(raw: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
+    """``raw`` without ids that are no rows."""
+    out = dict(raw)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = out.get(key)
+        known = [token for token in (ids if isinstance(ids, list) else [ids]) if token is not None and 0 <= token < rows]
+        if ids is not None and not known:
+            del out[key]
+        elif isinstance(ids, list):
+            out[key] = known
+    return out
 
 
 def layer_index(name: str) -> int | None:

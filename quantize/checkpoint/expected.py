@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from quantize.errors import CheckpointError
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig
+from quantize.errors import CheckpointError, shown
+from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
 from quantize.types import TensorSpec
 
 BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # constants that old checkpoints saved; the model makes its own
-# What a rotary scaling cannot be computed without; other kinds are left to the writers, which know what they can say.
-ROPE_NUMBERS = {
-    "linear": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+# Keys of other decoders that change what is computed, and the values with which they do not. transformers' classes of the four
+# families do not read most of them; a config.json that has one was written for other code.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "alibi": (False,),
+    "attention_chunk_size": (0,),
+    "attention_multiplier": (),
+    "attn_logit_softcapping": (0,),
+    "clip_qkv": (0,),
+    "dim_model_base": (),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (0,),
+    "is_causal": (True,),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "no_rope_layers": ([],),
+    "parallel_attn": (False,),
+    "per_layer_config": ({},),
+    "query_pre_attn_scalar": (),
+    "residual_multiplier": (1,),
+    "rope_interleave": (False,),
+    "rope_interleaved": (False,),
+    "rotary_pct": (1,),
+    "scale_depth": (),
+    "scale_emb": (1,),
+    "text_config": ({},),
+    "use_bidirectional_attention": (False,),
 }
 SHOWN = 3  # names listed in a message
 
@@ -54,7 +75,7 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _has_bias(config: ModelConfig, linear: str) -> bool:
     if config.model_type == "qwen2":
         return linear.endswith(("q_proj", "k_proj", "v_proj"))
-    return bool(config.raw.get("attention_bias" if linear.startswith("self_attn") else "mlp_bias", False))
+    return config.attention_bias if linear.startswith("self_attn") else config.mlp_bias
 
 
 def check_config(config: ModelConfig, where: str) -> None:
@@ -63,35 +84,18 @@ def check_config(config: ModelConfig, where: str) -> None:
     if raw.get("quantization_config"):
         raise CheckpointError(f"{where}: this checkpoint is quantized already; use the model that it was made from")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise CheckpointError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; supported: silu")
-    sizes = (config.hidden_size, config.intermediate_size, config.num_layers, config.max_position)
-    if min(sizes) < 1:
-        words = "hidden_size, intermediate_size, num_hidden_layers, max_position_embeddings"
-        raise CheckpointError(f"{where}: {words} are {sizes}, and all must be positive; is this the model's own config.json?")
-    _check_positions(config, where)
-    if config.num_heads < 1 or config.num_kv_heads < 1 or config.num_heads % config.num_kv_heads or config.head_dim % 2:
-        heads = f"{config.num_heads} heads, {config.num_kv_heads} key-value heads, head_dim {config.head_dim}"
-        raise CheckpointError(f"{where}: {heads} do not make an attention layer; is this the model's own config.json?")
-
-
-def _check_positions(config: ModelConfig, where: str) -> None:
-    rope = config.rope_scaling or {}
-    for settings in (config.raw, rope, config.raw.get("rope_parameters") or {}):
-        if settings.get("partial_rotary_factor", 1) not in (None, 1):
-            factor = settings["partial_rotary_factor"]
-            raise CheckpointError(f"{where}: partial_rotary_factor {factor!r} is not supported: whole heads are rotated here")
-    for key in ROPE_NUMBERS.get(config.rope_kind, ()):
-        if not _is_number(rope.get(key)) or rope[key] <= 0:
-            raise CheckpointError(
-                f"{where}: rope scaling {config.rope_kind} needs {key}, which is {rope.get(key)!r}; compare it with the original"
+        raise CONFIG.refused(where, f"hidden_act {shown(raw['hidden_act'])!r} is not supported; supported: silu")
+    for key, values in NEUTRAL.items():
+        if raw.get(key) is not None and raw[key] not in values:
+            raise CONFIG.refused(
+                where, f"{key} {shown(raw[key])} is not supported: a {config.model_type} decoder has no such thing"
             )
-    for key in ("sliding_window", "max_window_layers"):
-        if config.raw.get(key) is not None and not _is_number(config.raw[key]):
-            raise CheckpointError(f"{where}: {key} is {config.raw[key]!r}, not a number; compare it with the original model's")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    uneven = config.model_type == "llama" and config.hidden_size % config.num_heads  # transformers refuses it
+    if config.num_heads % config.num_kv_heads or config.head_dim < 1 or config.head_dim % 2 or uneven:
+        heads = f"hidden_size {config.hidden_size}, {config.num_heads} heads, {config.num_kv_heads} key-value heads"
+        raise CheckpointError(
+            f"{where}: {heads}, head_dim {config.head_dim} do not make an attention layer; is this the model's own config.json?"
+        )
 
 
 def check_specs(found: Mapping[str, TensorSpec], config: ModelConfig, where: str) -> dict[str, TensorSpec]:
@@ -104,7 +108,7 @@ def check_specs(found: Mapping[str, TensorSpec], config: ModelConfig, where: str
     expected = expected_shapes(config)
     unexpected = [name for name in found if name not in expected and not name.endswith(BUFFERS)]
     missing = [name for name in expected if name not in found and name != HEAD]
-    if HEAD not in found and config.raw.get("tie_word_embeddings") is False:
+    if HEAD not in found and not config.tie_word_embeddings:
         missing.append(HEAD)
     if missing:
         raise CheckpointError(f"{where}: {_listed(missing)} missing; download the whole model again")

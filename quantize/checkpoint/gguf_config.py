@@ -10,9 +10,11 @@ import numpy as np
 from quantize.checkpoint.gguf_values import NO_TOKEN, GgufValues
 from quantize.checkpoint.rope import llama3_factors
 from quantize.errors import CheckpointError
+from quantize.rotary import default_attention_factor
 from quantize.types import F32
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+UNKNOWN_SCALING = {"yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0, "alpha": 0.0}  # and the values that change nothing
 FACTOR_TOLERANCE = 1e-4  # relative: stored factors are float32, and some writers round the parameters
 
 
@@ -57,6 +59,7 @@ def _sizes(metadata: GgufValues, arch: str) -> dict[str, Any]:
         "head_dim": metadata.size(f"{arch}.attention.key_length", hidden // heads),
         "max_position_embeddings": metadata.size(f"{arch}.context_length"),
         "rms_norm_eps": _decimal(metadata[epsilon]),
+        "tie_word_embeddings": True,  # llama.cpp takes the embedding where there is no output.weight
         "rope_theta": _decimal(metadata.get(f"{arch}.rope.freq_base", 10000.0)),
     }
 
@@ -67,19 +70,31 @@ def _decimal(value: float) -> float:
 
 
 def _rope_scaling(metadata: Mapping[str, Any], arch: str, where: str) -> dict[str, Any] | None:
-    kind = metadata.get(f"{arch}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind not in ("linear", "yarn"):
+    """The scaling as llama.cpp reads it: linear where only a factor is given, and its ``attn_factor`` on top of yarn's own."""
+    prefix = f"{arch}.rope.scaling"
+    kind = metadata.get(f"{prefix}.type", "linear")
+    factor = metadata.get(f"{prefix}.factor", metadata.get(f"{arch}.rope.scale_linear", 1.0)) or 1.0
+    for key, neutral in UNKNOWN_SCALING.items():
+        if metadata.get(f"{prefix}.{key}", neutral) != neutral:
+            raise CheckpointError(
+                f"{where}: {prefix}.{key} {metadata[f'{prefix}.{key}']} is not supported; use the Hugging Face model"
+            )
+    if kind not in ("none", "linear", "yarn"):
         raise CheckpointError(f"{where}: rope scaling {kind!r} is not supported; supported: none, linear, yarn, llama3")
-    factor = metadata.get(f"{arch}.rope.scaling.factor", 1.0)
     if not 0 < factor < np.inf:
-        raise CheckpointError(
-            f"{where}: metadata key {arch}.rope.scaling.factor is {factor}, not a positive number; download it again"
-        )
+        raise CheckpointError(f"{where}: metadata key {prefix}.factor is {factor}, not a positive number; download it again")
+    attention = metadata.get(f"{prefix}.attn_factor", 1.0)
+    if kind != "yarn":
+        if attention != 1:
+            raise CheckpointError(f"{where}: {prefix}.attn_factor {attention} with rope scaling {kind} is not supported")
+        return None if kind == "none" or factor == 1 else {"rope_type": "linear", "factor": _decimal(factor)}
     scaling = {"rope_type": kind, "factor": _decimal(factor)}
-    original = metadata.get(f"{arch}.rope.scaling.original_context_length")
-    return scaling | ({"original_max_position_embeddings": int(original)} if original and kind == "yarn" else {})
+    if original := metadata.get(f"{prefix}.original_context_length"):
+        scaling["original_max_position_embeddings"] = int(original)
+    for key in ("beta_fast", "beta_slow"):
+        if (value := metadata.get(f"{prefix}.yarn_{key}")) is not None:
+            scaling[key] = _decimal(value)
+    return scaling | ({} if attention == 1 else {"attention_factor": attention * default_attention_factor(factor)})
 
 
 def _llama3_scaling(factors: F32, head_dim: int, theta: float, where: str) -> dict[str, Any] | None:

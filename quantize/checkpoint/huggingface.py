@@ -9,13 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, check_finite, to_f32
 from quantize.checkpoint.safetensors_file import StoredTensor, read_header
-from quantize.errors import CheckpointError
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig
+from quantize.errors import CheckpointError, shown
+from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
+from quantize.outside import Door
 from quantize.types import F32, PlainTensor, TensorSpec
 
 ASSETS = (
@@ -27,8 +29,14 @@ ASSETS = (
     "tokenizer_config.json",
 )
 TOKENIZER = "tokenizer.json"
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE, INDEX, INDEX_END = "model.safetensors", "model.safetensors.index.json", ".safetensors.index.json"
+NAMED_WEIGHTS = "transformers_weights"  # config.json's key for weights under another name
+FILE = Door(CheckpointError, "download it again")
 TO_CONVERT = "transformers' AutoModelForCausalLM.from_pretrained('{}').save_pretrained('NEW_DIR') writes safetensors"
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 class HuggingFaceCheckpoint:
@@ -37,9 +45,9 @@ class HuggingFaceCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         where = str(path / "config.json")
-        self.config = ModelConfig.from_hf(_read_json(path / "config.json"), where)
+        self.config = ModelConfig.from_hf(FILE.load(path / "config.json", dict[str, Any]), where)
         check_config(self.config, where)
-        stored = _read_headers(path)
+        stored = _read_headers(path, self.config)
         self.specs: Mapping[str, TensorSpec] = check_specs({n: t.spec for n, t in stored.items()}, self.config, str(path))
         self._stored = stored
         self.tied = HEAD not in stored or self._same(HEAD, EMBEDDING)
@@ -104,11 +112,18 @@ class HuggingFaceCheckpoint:
         )
 
 
-def _read_headers(path: Path) -> dict[str, StoredTensor]:
-    if (path / INDEX).is_file():
-        return _read_shards(path)
+def _read_headers(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
+    """Of the files that transformers would load: those that config.json names, else one whole file, else an index's shards."""
+    named = config.raw.get(NAMED_WEIGHTS)
+    if named is not None:
+        if not isinstance(named, str) or not named.endswith((".safetensors", INDEX_END)):
+            raise CONFIG.refused(path / "config.json", f"{NAMED_WEIGHTS} is {shown(named)}, not the name of a safetensors file")
+        _check_plain(named, path / "config.json")
+        return _read_shards(path / named) if named.endswith(INDEX_END) else read_header(path / named)
     if (path / WHOLE).is_file():
         return read_header(path / WHOLE)
+    if (path / INDEX).is_file():
+        return _read_shards(path / INDEX)
     if any(path.glob("*.safetensors")):
         found = sorted(item.name for item in path.glob("*.safetensors"))
         raise CheckpointError(f"{path}: {found[0]} without {INDEX}; download the Hugging Face layout of this model whole")
@@ -117,22 +132,27 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
     raise CheckpointError(f"{path}: no {WHOLE} and no {INDEX}; is this a Hugging Face model directory?")
 
 
-def _read_shards(path: Path) -> dict[str, StoredTensor]:
-    weight_map = _read_json(path / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{path / INDEX}: no weight_map of names to files; download it again")
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    weight_map = FILE.load(index, _Index).weight_map
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise CheckpointError(f"{path / INDEX}: {file!r} is not a plain file name; get the model from its own source")
-        for name, tensor in read_header(path / file).items():
+        _check_plain(file, index)
+        shard = index.parent / file
+        if not shard.exists():
+            raise CheckpointError(f"{shard}: cannot be read: {index.name} names it, and it is not there; download it again")
+        for name, tensor in read_header(shard).items():
             if name in tensors:
-                raise CheckpointError(f"{path}: {name} is in {tensors[name].file.name} and in {file}; download it again")
+                raise CheckpointError(f"{index.parent}: {name} is in {tensors[name].file.name} and in {file}; download it again")
             tensors[name] = tensor
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
-            raise CheckpointError(f"{path / file}: {name} is not in it, though {INDEX} says so; download it again")
+            raise CheckpointError(f"{index.parent / file}: {name} is not in it, though {index.name} says so; download it again")
     return tensors
+
+
+def _check_plain(file: str, where: Path) -> None:
+    if Path(file).name != file or file in ("", ".", "..") or "\0" in file:
+        raise CheckpointError(f"{where}: {shown(file)!r} is not a plain file name; get the model from its own source")
 
 
 def _check_tokenizer(data: bytes, path: Path) -> None:
@@ -142,13 +162,6 @@ def _check_tokenizer(data: bytes, path: Path) -> None:
         Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error}); download it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return _parse_json(path.read_bytes(), path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); is this a Hugging Face model directory?") from error
 
 
 def _parse_json(text: bytes, path: Path) -> dict[str, Any]:

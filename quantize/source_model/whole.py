@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantize.model_config import HEAD, ModelConfig
+from quantize.rotary import ROPE_KEYS, rope_settings
 from quantize.types import F32
 
 Read = Callable[[str], F32]
@@ -53,12 +54,40 @@ def skeleton(config: ModelConfig, tied: bool) -> Any:  # noqa: ANN401 - transfor
     """The transformers model without memory for its weights; tied as the tensors are, whatever config.json says."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw = {key: value for key, value in config.raw.items() if key not in ("model_type", "auto_map", "quantization_config")}
-    raw["tie_word_embeddings"] = tied
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config.model_type, **raw), dtype=torch.float32, attn_implementation="sdpa"
+            AutoConfig.for_model(config.model_type, **_keys(config), tie_word_embeddings=tied),
+            dtype=torch.float32,
+            attn_implementation="sdpa",
         )
+
+
+def _keys(config: ModelConfig) -> dict[str, Any]:
+    """What transformers' config class is made of: checked sizes, and as config.json has them the keys of a scaling and a window.
+
+    Nothing else goes in: its class refuses more than its model minds, and ids that no text here needs.
+    """
+    raw = config.raw
+    windows = () if config.model_type == "llama" else ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+    out = {key: raw[key] for key in windows if key in raw and (key == "sliding_window" or raw[key] is not None)}
+    out |= {key: raw[key] for key in ("rope_theta", "pad_token_id") if key in raw}
+    if raw.get("original_max_position_embeddings") is not None:
+        out["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+    key, rope = rope_settings(raw)
+    return out | {
+        key: {name: value for name, value in rope.items() if name in ROPE_KEYS},  # a copy: transformers writes into it
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.rms_norm_eps,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+    }
 
 
 def hidden_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
