@@ -15,7 +15,7 @@ from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_container import GgufHeader, parse_header
 from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.errors import ConfigError, ExportError, FileFormatError
-from quantize.kinds import Wanted, is_store, mistaken
+from quantize.kinds import Wanted, is_store, mistaken, readable
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
@@ -76,7 +76,7 @@ def _gguf_facts(path: Path, report: Report) -> Facts:
     width = values.get(arch + "attention.key_length", values[arch + "embedding_length"] // heads)
     ends = (values.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom"))
     return Facts(
-        name=str(values.get("general.name", path.stem)),
+        name=str(values.get("general.name", readable(path.stem))),
         runtime="llama.cpp",
         target=ours.get("target"),
         files={f"{FOLDER}/model.gguf": path},
@@ -123,7 +123,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     if strange := [name for name in names if Path(name).name != name]:
         raise ExportError(f"{path}: model.onnx reads {strange[0]!r}, which is not beside it; export it again")
     return Facts(
-        name=str(source.get("name", path.name)),
+        name=str(source.get("name", readable(path.name))),
         runtime="onnxruntime",
         target=ours["target"],
         files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(genai).encode()},

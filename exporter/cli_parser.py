@@ -51,8 +51,13 @@ def command(commands: Subparsers, name: str, summary: str, example: str) -> OneL
 
 def add_common(parser: OneLineParser) -> None:
     """--force and --quiet."""
-    parser.add_argument("--force", action="store_true", help="replace an existing output (default: refuse)")
+    add_force(parser)
     add_quiet(parser)
+
+
+def add_force(parser: OneLineParser) -> None:
+    """--force."""
+    parser.add_argument("--force", action="store_true", help="replace an existing output (default: refuse)")
 
 
 def add_quiet(parser: OneLineParser) -> None:
