@@ -50,10 +50,11 @@ class RunOutputs:
         resumed = not force and is_store(self.store)
         if not resumed:
             check_store_output(self.store, force)
+            self._check_path(force)
         if not (resumed and self.path.exists()):
             check_file(self.report, force)
-        if resumed:
-            return
+
+    def _check_path(self, force: bool) -> None:
         if self.file_format == "gguf":
             check_file(self.path, force)
         else:
