@@ -82,7 +82,7 @@ def write_bundle(path: Path, out: Path, options: BundleOptions, force: bool = Fa
     facts = read_facts(path)
     manifest = _manifest(facts, options)
     contents = _contents(facts, options, manifest["generation"]["context"])
-    with new_file(archive, force) as file, Unfinished(out, folder=True) as unfinished:
+    with new_file(archive, force) as file, Unfinished(out, True, force, _foreign) as unfinished:
         _pour(unfinished.path, contents, manifest, options.part_size)
         _zip(unfinished.path, file)
         unfinished.finish()

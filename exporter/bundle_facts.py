@@ -19,7 +19,7 @@ from quantize.checkpoint.gguf_names import to_hf_name_or_own
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
 from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, shown
-from quantize.kinds import Wanted, is_store, mistaken
+from quantize.kinds import Wanted, is_store, mistaken, readable
 from quantize.outside import Count, Door
 from quantize.store_schema import Sha256, Word
 
@@ -133,7 +133,7 @@ def _gguf_facts(path: Path, report: Report) -> Facts:
     arch = f"{values['general.architecture']}."
     ids = {kind: values.get(f"{TOKENIZER}{kind}_token_id", NO_TOKEN) for kind in ("bos", "eos", "eot", "eom")}
     return Facts(
-        name=str(values.get("general.name", path.stem)),
+        name=str(values.get("general.name", readable(path.stem))),
         runtime="llama.cpp",
         target=ours.get("target"),
         files={f"{FOLDER}/model.gguf": path},
@@ -191,7 +191,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     names = _onnx_names(path, graph, decoder)
     source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
-        name=source.name or path.name,
+        name=source.name or readable(path.name),
         runtime="onnxruntime",
         target=report["target"],
         files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(raw).encode()},

@@ -1,7 +1,7 @@
 """The command ``adadim``: argparse -> one call each. The composition root, the only file that may import everything.
 
 Exit codes: 0 done; 1 ``verify`` (alone, in ``run`` or of a bundle) found a miss, or ``compare`` could not measure a file;
-2 bad input, said in one line; 130 interrupted.
+2 bad input, said in one line; 130 interrupted, 143 terminated, 129 hung up.
 What a command needs is imported inside it: ``adadim --help`` is quick, and nothing asks for a library that it does not use.
 """
 
@@ -14,23 +14,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter import verify_bundle
-from exporter.cli_bundle import VERIFY, bundle, joined_command
+from exporter.cli_bundle import VERIFY, bundle, joined_command, verified_bundle
 from exporter.cli_completion import completion
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
+from exporter.cli_process import finished, guarded, prepare_streams, quiet_libraries, say
+from exporter.cli_reports import json_bytes, json_output, page_of, report_of
 from exporter.cli_size import has_target_size, model_plan
-from exporter.doctor import EXTRAS, doctor, requirements
+from exporter.cli_text import kept_texts
+from exporter.cli_values import check_whole
+from exporter.doctor import doctor, requirements
 from exporter.preflight import check_source
 from exporter.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.targets import TARGETS
-from quantize.errors import AdaDimError, ConfigError
+from quantize.errors import ConfigError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
-from quantize.outputs import check_file, new_file
+from quantize.outputs import new_file
 from quantize.progress import silence
 from quantize.telemetry import stay_offline
 
 if TYPE_CHECKING:
-    from exporter.cli_export import RunOutputs
+    from exporter.cli_export import Made
     from quantize.checkpoint import Checkpoint
     from quantize.plan import ModelPlan
     from quantize.store import QuantizedStore
@@ -39,29 +42,21 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     stay_offline()
-    args = build_parser().parse_args(joined_command(list(sys.argv[1:] if argv is None else argv)))
+    prepare_streams()
+    if argv is None:
+        quiet_libraries()
+    try:
+        args = build_parser().parse_args(joined_command(list(sys.argv[1:] if argv is None else argv)))
+    except SystemExit as stop:
+        raise SystemExit(finished(int(stop.code or 0))) from None
     if getattr(args, "quiet", False):
         silence()
-    try:
+    return finished(guarded(_run_command, args))
+
+
+def _run_command(args: Namespace) -> int:
+    with kept_texts(args):
         return COMMANDS[args.command](args)
-    except AdaDimError as error:
-        return _fail(str(error))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in EXTRAS:
-            raise
-        return _fail(f"{package} is not installed; pip install 'adadim-edge[{EXTRAS[package]}]'")
-    except OSError as error:
-        where = error.filename or getattr(args, "out", None) or getattr(args, "json", None) or args.command
-        return _fail(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
-    except KeyboardInterrupt:
-        print("adadim: interrupted", file=sys.stderr)
-        return 130
-
-
-def _fail(message: str) -> int:
-    print(f"adadim: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def _quantize(args: Namespace) -> int:
@@ -78,9 +73,9 @@ def _quantize(args: Namespace) -> int:
     plan = model_plan(args, quantize_config(args), source, args.target)
     if args.dry_run:
         with planned_store(source, plan) as store:
-            print(store_summary(store, f"{args.source}, planned"))
+            say(store_summary(store, f"{args.source}, planned"))
     else:
-        print(store_summary(quantize_planned(source, args.out, plan, args.force)))
+        say(store_summary(quantize_planned(source, args.out, plan, args.force)))
     return 0
 
 
@@ -88,20 +83,19 @@ def _sensitivity(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.sensitivity import measure_sensitivity
 
-    check_file(args.out, args.force)
-    source = open_checkpoint(args.source)
-    check_source(source, args.target, tokenizer_pre="")
-    sensitivity = measure_sensitivity(source, quantize_config(args), TARGETS[args.target])
     with new_file(args.out, args.force) as file:
+        source = open_checkpoint(args.source)
+        check_source(source, args.target, tokenizer_pre="")
+        sensitivity = measure_sensitivity(source, quantize_config(args), TARGETS[args.target])
         file.write(sensitivity.to_json())
-    print(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")
+    say(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")
     return 0
 
 
 def _export(args: Namespace) -> int:
     from exporter.cli_export import export
 
-    print(export(args))
+    say(export(args))
     return 0
 
 
@@ -109,21 +103,21 @@ def _verify(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.store import QuantizedStore
 
-    store = None if args.store is None else QuantizedStore(args.store)
-    report = _run_checks(args.path, open_checkpoint(args.source), store)
-    if args.json is not None:
-        _write_json(args.json, report)
+    check_whole(args.path)
+    with json_output(args) as save:
+        store = None if args.store is None else QuantizedStore(args.store)
+        report = _checks(args.path, open_checkpoint(args.source), store)
+        save(report)
+    say(checks_summary(report, str(args.path)))
     return 0 if report["ok"] else 1
 
 
-def _run_checks(path: Path, source: Checkpoint, store: QuantizedStore | None) -> dict[str, Any]:
-    """Verify and say how it went; returns the report with its fixed keys."""
+def _checks(path: Path, source: Checkpoint, store: QuantizedStore | None) -> dict[str, Any]:
+    """The report of ``verify`` with its fixed keys."""
     from runtime_checks.verify import verify
 
     checks = verify(path, source, store)
-    report = {"ok": bool(checks) and all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}
-    print(checks_summary(report, str(path)))
-    return report
+    return {"ok": bool(checks) and all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}
 
 
 def _eval(args: Namespace) -> int:
@@ -131,39 +125,48 @@ def _eval(args: Namespace) -> int:
     from quantize import open_checkpoint
     from runtime_checks.evaluate import EvalOptions, evaluate
 
+    check_whole(args.path)
     options = EvalOptions(args.context, args.chunks, args.weights_only)
-    text = measuring_text(args.text)
-    with naming(text):
-        report = evaluate(args.path, open_checkpoint(args.source), text.text, options)
+    with json_output(args) as save:
+        text = measuring_text(args.text)
+        with naming(text):
+            report = evaluate(args.path, open_checkpoint(args.source), text.text, options)
+        save(report)
     rows = [(key, f"{value:,.10g}" if isinstance(value, float) else str(value)) for key, value in report.items()]
-    print(table(str(args.path), rows))
-    if args.json is not None:
-        _write_json(args.json, report)
+    say(table(str(args.path), rows))
     return 0
 
 
 def _compare(args: Namespace) -> int:
-    from exporter.cli_compare import check_compare, measuring_text, naming
-    from quantize import open_checkpoint
-    from runtime_checks.compare import PROMPT, compare_files, describe_files
+    from exporter.cli_compare import check_compare
     from runtime_checks.compare_report import compare_page, compare_table
-    from runtime_checks.evaluate import EvalOptions
 
     check_compare(args)
+    check_whole(*args.paths)
+    with json_output(args) as save:
+        if args.html is None:
+            report = _compared(args)
+        else:
+            with new_file(args.html, args.force, page_of) as file:
+                report = _compared(args)
+                file.write(compare_page(report))
+        save(report)
+    say(compare_table(report))
+    return 1 if any("error" in row for row in report["files"]) else 0
+
+
+def _compared(args: Namespace) -> dict[str, Any]:
+    from exporter.cli_compare import measuring_text, naming
+    from quantize import open_checkpoint
+    from runtime_checks.compare import PROMPT, compare_files, describe_files
+    from runtime_checks.evaluate import EvalOptions
+
     options = EvalOptions(args.context, args.chunks, args.weights_only)
     if args.source is None:
-        report = describe_files(args.paths, options)
-    else:
-        text = measuring_text(args.text)
-        with naming(text):
-            report = compare_files(args.paths, open_checkpoint(args.source), text, options, args.prompt or PROMPT)
-    print(compare_table(report))
-    if args.json is not None:
-        _write_json(args.json, report)
-    if args.html is not None:
-        with new_file(args.html, force=True) as file:
-            file.write(compare_page(report))
-    return 1 if any("error" in row for row in report["files"]) else 0
+        return describe_files(args.paths, options)
+    text = measuring_text(args.text)
+    with naming(text):
+        return compare_files(args.paths, open_checkpoint(args.source), text, options, args.prompt or PROMPT)
 
 
 def _report(args: Namespace) -> int:
@@ -175,15 +178,17 @@ def _report(args: Namespace) -> int:
     names = ("models", "comparisons", "evaluations", "verifications", "references")
     closeup = None if args.source is None else Closeup(args.source, args.calibration, args.layer)
     titles = write_report(Paths(**{name: getattr(args, name) for name in names}), closeup, args.out, args.force)
-    print(f"{args.out}: {args.out.stat().st_size:,} bytes, {', '.join(titles)}")
+    size = f"{args.out.stat().st_size:,} bytes, " if args.out.is_file() else ""
+    say(f"{args.out}: {size}{', '.join(titles)}")
     return 0
 
 
 def _inspect(args: Namespace) -> int:
     from exporter.inspect import inspect
 
+    check_whole(args.path, wanted=(Wanted.FILE, Wanted.STORE))
     report = inspect(args.path)
-    print(json.dumps(report, indent=1) if args.json else inspect_summary(report, str(args.path)))
+    say(json.dumps(report, indent=1) if args.json else inspect_summary(report, str(args.path)))
     return 0
 
 
@@ -192,7 +197,7 @@ def _imatrix(args: Namespace) -> int:
     from quantize.imatrix import make_imatrix
 
     coverage = make_imatrix(open_checkpoint(args.source), args.out, quantize_config(args), args.force)
-    print(table(str(args.out), calibration_rows(coverage.to_json())))
+    say(table(str(args.out), calibration_rows(coverage.to_json())))
     return 0
 
 
@@ -201,36 +206,39 @@ def _bench(args: Namespace) -> int:
     from runtime_checks.kernel_bench import BenchOptions, bench_kernel
 
     asked = {name: getattr(args, name) for name in ("shapes", "threads") if getattr(args, name)}
-    rows = bench_kernel(BenchOptions(**asked))
-    print(bench_table(rows))
-    if args.json is not None:
-        _write_json(args.json, rows)
+    with json_output(args) as save:
+        rows = bench_kernel(BenchOptions(**asked))
+        save(rows)
+    say(bench_table(rows))
     return 0
 
 
 def _bundle(args: Namespace) -> int:
-    print(bundle(args))
+    check_whole(args.path)
+    say(bundle(args))
     return 0
 
 
 def _verify_bundle(args: Namespace) -> int:
     if kind_of(args.path) not in (Kind.BUNDLE, None):
         raise ConfigError(mistaken(args.path, Wanted.BUNDLE))
-    return verify_bundle.report(args.path, args.digest)
+    code, said = verified_bundle(args)
+    say(said)
+    return code
 
 
 def _doctor(args: Namespace) -> int:
-    print(doctor(requirements()))
+    say(doctor(requirements()))
     return 0
 
 
 def _completion(args: Namespace) -> int:
-    print(completion(build_parser(), args.shell), end="")
+    say(completion(build_parser(), args.shell), end="")
     return 0
 
 
 def _run(args: Namespace) -> int:
-    from exporter.cli_export import RunOutputs
+    from exporter.cli_export import RunOutputs, found
     from quantize import open_checkpoint
 
     outputs = {target: RunOutputs.under(args.out, target) for target in args.target or DEFAULT_RUN_TARGETS}
@@ -240,25 +248,29 @@ def _run(args: Namespace) -> int:
     for target in outputs:
         check_source(source, target, args.tokenizer_pre)
     plans = [model_plan(args, quantize_config(args), source, target) for target in outputs]
-    verdicts = [_run_target(args, source, plan, outputs[plan.target.name]) for plan in plans]
+    made = [found(args, source, plan, outputs[plan.target.name]) for plan in plans]  # all are looked at before any work
+    verdicts = [_run_target(args, source, plan, each) for plan, each in zip(plans, made, strict=True)]
     return 0 if all(verdicts) else 1
 
 
-def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan, outputs: RunOutputs) -> bool:
+def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan, made: Made) -> bool:
+    """What an earlier run of the same command has made is taken, the rest is made."""
     from exporter.cli_export import write
     from quantize.pipeline import quantize_planned
 
-    store = quantize_planned(source, outputs.store, plan, args.force)
-    print(store_summary(store))
-    print(write(args, store, outputs.path, outputs.file_format))
-    report = _run_checks(outputs.path, source, store)
-    _write_json(outputs.report, report)
+    outputs, store = made.outputs, made.store
+    if store is None:
+        store = quantize_planned(source, outputs.store, plan, args.force)
+        say(store_summary(store))
+    if not made.exported:
+        say(write(args, store, outputs.path, outputs.file_format))
+    report = made.report
+    if report is None:
+        with new_file(outputs.report, args.force, report_of("verify")) as file:
+            report = _checks(outputs.path, source, store)
+            file.write(json_bytes(report))
+    say("\n".join([*made.taken(), checks_summary(report, str(outputs.path))]))
     return bool(report["ok"])
-
-
-def _write_json(path: Path, report: dict[str, Any] | list[dict[str, Any]]) -> None:
-    with new_file(path, force=True) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from exporter.cli_values import positive, sides
+from exporter.cli_parser import OneLineParser, add_force
+from exporter.cli_values import file_path, positive, sides
 
 BENCH_EXAMPLE = "adadim bench kernel --json kernel.json"
 
 
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
+def add_bench_options(parser: OneLineParser) -> None:
     """To ``bench kernel``."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here (default: none)")
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the rows here (default: none)")
+    add_force(parser)
     parser.add_argument(
         "--shape",
         dest="shapes",

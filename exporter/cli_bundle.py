@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from exporter import verify_bundle
 from exporter.bundle import PART_SIZE, BundleOptions, sums_digest, write_bundle
 from exporter.cli_parser import OneLineParser, Subparsers, add_common, command
-from exporter.cli_values import file_size, positive
+from exporter.cli_values import file_path, file_size, positive
 from exporter.onnx_genai import MAX_LENGTH
 from exporter.summary import table
 from exporter.verify_bundle import PLATFORMS
@@ -32,14 +35,16 @@ def add_bundle(commands: Subparsers) -> None:
     add_common(parser)
     example = "adadim bundle verify ./bundle --digest $DIGEST"
     parser = command(commands, VERIFY, "check every byte of a bundle; exit code 1 for any problem", example)
-    parser.add_argument("path", metavar="DIR", type=Path, help="what `adadim bundle` wrote")
+    parser.add_argument("path", metavar="DIR", type=file_path, help="what `adadim bundle` wrote")
     parser.add_argument("--digest", type=_digest, metavar="HEX", help="the sha256 of its SHA256SUMS (default: not compared)")
 
 
 def _add_inputs(parser: OneLineParser) -> None:
-    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
+    parser.add_argument("path", metavar="FILE.gguf|DIR", type=file_path, help="what `adadim export` wrote")
     parser.add_argument("--platform", choices=tuple(PLATFORMS), required=True, help="where it will run")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write; DIR.zip is written beside it")
+    parser.add_argument(
+        "--out", metavar="DIR", type=file_path, required=True, help="folder to write; DIR.zip is written beside it"
+    )
     parser.add_argument(
         "--context",
         type=positive,
@@ -66,10 +71,14 @@ def _add_inputs(parser: OneLineParser) -> None:
 
 def _add_facts(parser: OneLineParser) -> None:
     parser.add_argument("--licence", metavar="NAME", help="the model's, as apache-2.0 (default: what the GGUF states)")
-    parser.add_argument("--licence-text", type=Path, metavar="FILE", help="its text, to be included (default: none)")
-    parser.add_argument("--store", type=Path, help="the store it was exported from, for its losses (default: none)")
+    parser.add_argument("--licence-text", type=file_path, metavar="FILE", help="its text, to be included (default: none)")
+    parser.add_argument("--store", type=file_path, help="the store it was exported from, for its losses (default: none)")
     parser.add_argument(
-        "--eval", dest="evaluation", type=Path, metavar="FILE.json", help="what `adadim eval --json` wrote of it (default: none)"
+        "--eval",
+        dest="evaluation",
+        type=file_path,
+        metavar="FILE.json",
+        help="what `adadim eval --json` wrote of it (default: none)",
     )
 
 
@@ -81,6 +90,13 @@ def bundle(args: argparse.Namespace) -> str:
     names = ("platform", "context", "part_size", "licence", "licence_text", "store", "evaluation")
     options = BundleOptions(**{name: getattr(args, name) for name in names}, libraries=libraries)
     return _summary(args.out, write_bundle(args.path, args.out, options, args.force))
+
+
+def verified_bundle(args: argparse.Namespace) -> tuple[int, str]:
+    """The exit code, and what to tell."""
+    with redirect_stdout(StringIO()) as said:
+        code = verify_bundle.report(args.path, args.digest)
+    return code, said.getvalue().removesuffix("\n")
 
 
 def _summary(out: Path, manifest: dict[str, Any]) -> str:
@@ -111,7 +127,7 @@ def _library(word: str) -> tuple[str, Path]:
     abi, found, path = word.partition("=")
     if not (abi and found and path):
         raise argparse.ArgumentTypeError(f"{word!r} is no ABI=FILE, as arm64-v8a=libadadim_ort.so")
-    return abi, Path(path)
+    return abi, file_path(path)
 
 
 def _digest(word: str) -> str:

@@ -6,13 +6,11 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 
-from exporter.cli_parser import OneLineParser, Subparsers, add_quiet, command
-from exporter.cli_values import positive
+from exporter.cli_parser import OneLineParser, Subparsers, add_common, command
+from exporter.cli_values import file_path, positive, text_path
 from quantize.calibration import BUILTIN, CalibrationText, held_out_text, load_text
 from quantize.errors import CalibrationError, ConfigError
-from quantize.outputs import check_file
 
 
 def add_compare(commands: Subparsers) -> None:
@@ -20,30 +18,31 @@ def add_compare(commands: Subparsers) -> None:
     example = "adadim compare a.gguf b.gguf ./onnx --source ./SmolLM2-135M --text held-out.txt --chunks 12"
     summary = "measure files of any tool side by side; exit code 1 if one of them cannot be measured"
     parser = command(commands, "compare", summary, example)
-    parser.add_argument("paths", metavar="FILE.gguf|DIR", type=Path, nargs="+", help="GGUF files and ONNX folders")
-    parser.add_argument("--source", type=Path, help="the model they were made from (default: only size, grids and speed)")
+    parser.add_argument("paths", metavar="FILE.gguf|DIR", type=file_path, nargs="+", help="GGUF files and ONNX folders")
+    parser.add_argument("--source", type=file_path, help="the model they were made from (default: only size, grids and speed)")
     _add_measured_on(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="what they go on with, greedily (default: The capital of France is)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here (default: none)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a plot here (default: none)")
-    add_quiet(parser)
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the rows here (default: none)")
+    parser.add_argument("--html", type=file_path, metavar="FILE", help="write a page with a plot here (default: none)")
+    add_common(parser)
 
 
 def add_eval(commands: Subparsers) -> None:
     """``adadim eval``."""
     example = "adadim eval model.gguf --source ./SmolLM2-135M --text held-out.txt --chunks 12"
     parser = command(commands, "eval", "measure perplexity and KL divergence to the source, in the file's runtime", example)
-    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="a GGUF or an ONNX folder")
-    parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
+    parser.add_argument("path", metavar="FILE.gguf|DIR", type=file_path, help="a GGUF or an ONNX folder")
+    parser.add_argument("--source", type=file_path, required=True, help="the model it was made from")
     _add_measured_on(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here (default: none)")
-    add_quiet(parser)
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the result here (default: none)")
+    add_common(parser)
 
 
 def _add_measured_on(parser: OneLineParser) -> None:
     """The text and how much of it is read."""
     parser.add_argument(
         "--text",
+        type=text_path,
         metavar="FILE|builtin",
         default=BUILTIN,
         help="UTF-8 text that was not calibrated on (default: the end of the built-in one, which flatters)",
@@ -70,10 +69,7 @@ def naming(text: CalibrationText) -> Iterator[None]:
 
 
 def check_compare(args: argparse.Namespace) -> None:
-    """Raises ConfigError for options that do nothing without a source, OutputError for places that no file can take."""
-    for path in (args.json, args.html):
-        if path is not None:
-            check_file(path, force=True)
+    """Raises ConfigError for options that do nothing without a source."""
     if args.html is not None:
         import_module("vl_convert")  # what is not installed is said before the work, not after it
     if args.source is None and (args.text != BUILTIN or args.prompt is not None or args.chunks is not None or args.weights_only):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 from exporter.cli_bundle import VERIFY
 from exporter.cli_parser import OneLineParser, Subparsers, command
+from exporter.cli_values import file_path
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 
@@ -43,7 +43,7 @@ def _nested(parser: argparse.ArgumentParser) -> list[Subparsers]:
 def _complete_files(parser: argparse.ArgumentParser, files: Mapping[str, object]) -> None:
     """Wherever a path is wanted, in this parser and those below it."""
     for action in parser._actions:
-        if action.type is Path or str(action.metavar).startswith("FILE"):
+        if action.type is file_path or str(action.metavar).startswith("FILE"):
             action.complete = files  # type: ignore[attr-defined]
     for commands in _nested(parser):
         for nested in commands.choices.values():

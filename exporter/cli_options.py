@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, fields
 from importlib.metadata import version
-from pathlib import Path
 
 from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
 from exporter.cli_bundle import add_bundle
 from exporter.cli_compare import add_compare, add_eval
 from exporter.cli_completion import add_completion
-from exporter.cli_parser import OneLineParser, Subparsers, add_common, add_quiet, command
+from exporter.cli_parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli_report import add_report
 from exporter.cli_size import add_size_options
-from exporter.cli_values import group_size, positive, transform_names, whole
+from exporter.cli_values import file_path, group_size, positive, text_path, transform_names, whole
 from exporter.targets import TARGETS
 from quantize import transforms
 from quantize.effort import EFFORTS
@@ -26,6 +25,7 @@ DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
 BITS = (2, 3, 4, 5, 8)
+CONTEXT = 4096
 
 
 def build_parser() -> OneLineParser:
@@ -69,7 +69,7 @@ def _add_quantize(commands: Subparsers) -> None:
     parser = command(commands, "quantize", "quantize a checkpoint into a store", example)
     _add_source(parser)
     written = parser.add_mutually_exclusive_group(required=True)
-    written.add_argument("--out", metavar="STORE", type=Path, help="directory to write")
+    written.add_argument("--out", metavar="STORE", type=file_path, help="directory to write")
     written.add_argument("--dry-run", action="store_true", help="only show the plan for a target size (default: quantize)")
     _add_target(parser)
     _add_config_options(parser)
@@ -80,7 +80,7 @@ def _add_run(commands: Subparsers) -> None:
     example = "adadim run ./SmolLM2-135M --out ./phone --target llama.cpp --target onnxruntime"
     parser = command(commands, "run", "quantize, export and verify for each target", example)
     _add_source(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="directory to write; one folder per target")
+    parser.add_argument("--out", metavar="DIR", type=file_path, required=True, help="directory to write; one folder per target")
     parser.add_argument(
         "--target", choices=tuple(TARGETS), action="append", help=f"may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)})"
     )
@@ -91,7 +91,7 @@ def _add_run(commands: Subparsers) -> None:
 
 
 def _add_source(parser: OneLineParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="Hugging Face directory (safetensors) or GGUF file")
+    parser.add_argument("source", metavar="SOURCE", type=file_path, help="Hugging Face directory (safetensors) or GGUF file")
 
 
 def _add_target(parser: OneLineParser) -> None:
@@ -137,7 +137,7 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--embedding", metavar="source|GRID", help="grid, or int4, int8 on ONNX (default: 8 bits of the target)")
     group.add_argument("--head", metavar="tied|source|GRID", help="(default: tied if the source is, else as the embedding)")
-    group.add_argument("--recipe", type=Path, metavar="FILE.toml", help="rules for single tensors (default: none)")
+    group.add_argument("--recipe", type=file_path, metavar="FILE.toml", help="rules for single tensors (default: none)")
     group.add_argument(
         "--allow-fallback", action="store_true", help="where a shape fits no block, take what fits and list it (default: refuse)"
     )
@@ -147,7 +147,7 @@ def _add_sensitivity(commands: Subparsers) -> None:
     example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
     parser = command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
     _add_source(parser)
-    parser.add_argument("--out", metavar="FILE.json", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", metavar="FILE.json", type=file_path, required=True, help="file to write")
     _add_target(parser)
     measured = parser.add_argument_group("what is measured, and on what")
     _add_text_options(measured)
@@ -159,7 +159,7 @@ def _add_imatrix(commands: Subparsers) -> None:
     example = "adadim imatrix ./SmolLM2-135M --calibration text.txt --out imatrix.gguf"
     parser = command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
     _add_source(parser)
-    parser.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
     _add_text_options(parser.add_argument_group("what is measured on"))
     add_common(parser)
 
@@ -168,7 +168,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     _add_text_options(group)
     group.add_argument(
         "--imatrix",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="llama.cpp's importance matrix, for RTN without running the source (default: none)",
     )
@@ -207,7 +207,11 @@ def _add_max_slowdown(group: argparse._ArgumentGroup) -> None:
 
 def _add_text_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--calibration", metavar="FILE|builtin", default=DEFAULTS.calibration, help="UTF-8 text (default: %(default)s)"
+        "--calibration",
+        type=text_path,
+        metavar="FILE|builtin",
+        default=DEFAULTS.calibration,
+        help="UTF-8 text (default: %(default)s)",
     )
     group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
     group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.seed, help="(default: %(default)s)")
@@ -219,14 +223,14 @@ def _add_export(commands: Subparsers) -> None:
         dest="format", required=True, metavar="FORMAT"
     )
     gguf = command(formats, "gguf", "write a GGUF for llama.cpp", example)
-    gguf.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
-    gguf.add_argument("--out", metavar="FILE.gguf", type=Path, required=True, help="file to write")
+    gguf.add_argument("store", metavar="STORE", type=file_path, help="directory made by `adadim quantize`")
+    gguf.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
     _add_gguf_options(gguf)
     onnx = command(
         formats, "onnx", "write an ONNX folder for onnxruntime and onnxruntime-genai", "adadim export onnx ./store --out ./onnx"
     )
-    onnx.add_argument("store", metavar="STORE", type=Path, help="directory made by `adadim quantize`")
-    onnx.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    onnx.add_argument("store", metavar="STORE", type=file_path, help="directory made by `adadim quantize`")
+    onnx.add_argument("--out", metavar="DIR", type=file_path, required=True, help="folder to write")
     _add_onnx_options(onnx)
     onnx.add_argument(
         "--with-library",
@@ -255,7 +259,7 @@ def _add_onnx_options(parser: OneLineParser) -> None:
         "--context",
         type=positive,
         metavar="N",
-        default=4096,
+        default=CONTEXT,
         help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
     )
 
@@ -263,16 +267,16 @@ def _add_onnx_options(parser: OneLineParser) -> None:
 def _add_verify(commands: Subparsers) -> None:
     example = "adadim verify model.gguf --source ./SmolLM2-135M --store ./store"
     parser = command(commands, "verify", "check a written file in its runtime; exit code 1 on any miss", example)
-    parser.add_argument("path", metavar="FILE.gguf|DIR", type=Path, help="what `adadim export` wrote")
-    parser.add_argument("--source", type=Path, required=True, help="the model it was made from")
-    parser.add_argument("--store", type=Path, help="also compare every code and scale with this store (default: none)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every check here (default: none)")
-    add_quiet(parser)
+    parser.add_argument("path", metavar="FILE.gguf|DIR", type=file_path, help="what `adadim export` wrote")
+    parser.add_argument("--source", type=file_path, required=True, help="the model it was made from")
+    parser.add_argument("--store", type=file_path, help="also compare every code and scale with this store (default: none)")
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write every check here (default: none)")
+    add_common(parser)
 
 
 def _add_inspect(commands: Subparsers) -> None:
     parser = command(commands, "inspect", "show what a file or a store holds, from its headers", "adadim inspect model.gguf")
-    parser.add_argument("path", metavar="FILE.gguf|DIR|STORE", type=Path, help="what to look at")
+    parser.add_argument("path", metavar="FILE.gguf|DIR|STORE", type=file_path, help="what to look at")
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
 
 

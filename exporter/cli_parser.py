@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn, TypeAlias
+
+from exporter.cli_process import complain, say
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
 
@@ -26,6 +29,13 @@ class OneLineParser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             error.message += _meant(str(value), action.choices or ())
             raise
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ANN401
+        """What cannot be printed is not lost without a word, as argparse has it."""
+        if file is sys.stderr and file is not None:
+            complain(message)
+        else:
+            say(message, end="")
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with 2."""
@@ -51,8 +61,13 @@ def command(commands: Subparsers, name: str, summary: str, example: str) -> OneL
 
 def add_common(parser: OneLineParser) -> None:
     """--force and --quiet."""
-    parser.add_argument("--force", action="store_true", help="replace an existing output (default: refuse)")
+    add_force(parser)
     add_quiet(parser)
+
+
+def add_force(parser: OneLineParser) -> None:
+    """--force."""
+    parser.add_argument("--force", action="store_true", help="replace an existing output (default: refuse)")
 
 
 def add_quiet(parser: OneLineParser) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.cli_values import bits_per_weight, file_size
+from exporter.cli_values import bits_per_weight, file_path, file_size
 from exporter.file_size import size_of_bits
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.errors import ConfigError
@@ -30,7 +29,7 @@ def add_size_options(group: argparse._ArgumentGroup) -> None:
         "--target-bpw", type=bits_per_weight, metavar="X", help="the same in bits for each weight of the model (default: none)"
     )
     group.add_argument(
-        "--sensitivity", type=Path, metavar="FILE.json", help="made by `adadim sensitivity` (default: measured first)"
+        "--sensitivity", type=file_path, metavar="FILE.json", help="made by `adadim sensitivity` (default: measured first)"
     )
 
 

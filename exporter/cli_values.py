@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from exporter.file_size import parse_size
 from quantize import transforms
+from quantize.errors import ConfigError
+from quantize.kinds import Wanted, folder_meant
 from quantize.plan import WHOLE_CHANNEL
 
 MOST_BITS = 32
+
+
+def file_path(word: str) -> Path:
+    """A file or folder; ~ is the home folder, as it is to a shell where a word begins with it."""
+    return Path(text_path(word))
+
+
+def text_path(word: str) -> str:
+    """The same as it is, or a name that stands for something else."""
+    if not word or "\0" in word:
+        raise argparse.ArgumentTypeError(f"{word!r} names no file")
+    return os.path.expanduser(word)  # noqa: PTH111 - pathlib drops the ./ of ./~, which is no home folder
+
+
+def check_whole(*paths: Path, wanted: tuple[Wanted, ...] = (Wanted.FILE,)) -> None:
+    """Raises ConfigError for a file inside of a folder that is wanted as a whole, as DIR/model.onnx."""
+    for path in paths:
+        meant = folder_meant(path, *wanted)
+        if meant is not None:
+            raise ConfigError(meant)
 
 
 def group_size(word: str) -> int:

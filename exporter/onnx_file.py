@@ -42,7 +42,7 @@ def write_onnx(
     check_target(store, ONNX_TARGETS)
     check_onnx_output(out_dir, force)
     check_onnx(store.config, store.asset_names(), str(store.path))
-    with Unfinished(out_dir, folder=True) as unfinished:
+    with Unfinished(out_dir, True, force, _foreign) as unfinished:
         _write_folder(store, unfinished.path, accuracy_level, exported_context(store.config, context))
         unfinished.finish()
     return out_dir

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from stat import S_ISCHR, S_ISFIFO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantize.errors import CalibrationError
+from quantize.kinds import readable
 from quantize.model_config import INPUT_SITES
 from quantize.types import LayerStats
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 BUILTIN = "builtin"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
+LONGEST = 1 << 30  # bytes of a text; its tokens take many times as much
+PIECE = 1 << 20
 HELD_OUT_CHARACTERS = 100_000  # the end of the built-in text, never calibrated on: what demonstrations measure
 
 
@@ -63,12 +68,42 @@ def load_text(source: str) -> CalibrationText:
         text = _pydoc_topics()[:-HELD_OUT_CHARACTERS]
         return CalibrationText("builtin (pydoc_data.topics)", text, _sha256(text))
     try:
-        text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"{source}: cannot be read ({error.strerror}); name a text file or `builtin`") from error
+        text = b"".join(_pieces(source)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CalibrationError(f"{source}: not UTF-8 at byte {error.start}; convert it, or name `builtin`") from error
-    return CalibrationText(Path(source).name, text, _sha256(text))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return CalibrationText(readable(Path(source).name), text, _sha256(text))
+
+
+def reads_once(source: str) -> bool:
+    """Whether a text comes from a pipe or a terminal, where a second reading finds nothing."""
+    try:
+        mode = os.stat(source).st_mode  # noqa: PTH116 - of a word
+    except OSError:
+        return False
+    return S_ISFIFO(mode) or S_ISCHR(mode)
+
+
+def copy_text(source: str, copy: Path) -> None:
+    """Write a text that ``reads_once`` to a file. Raises CalibrationError."""
+    with copy.open("wb") as file:
+        for piece in _pieces(source):
+            file.write(piece)
+
+
+def _pieces(source: str) -> Iterator[bytes]:
+    try:
+        with Path(source).open("rb") as file:
+            found, left = os.fstat(file.fileno()), LONGEST + 1
+            if S_ISCHR(found.st_mode) and not file.isatty():
+                raise CalibrationError(f"{source}: is a device, no text; name a text file or `builtin`")
+            while left and found.st_size <= LONGEST and (piece := file.read(min(PIECE, left))):
+                left -= len(piece)
+                yield piece
+    except OSError as error:
+        raise CalibrationError(f"{source}: cannot be read ({error.strerror}); name a text file or `builtin`") from error
+    if not left or found.st_size > LONGEST:
+        raise CalibrationError(f"{source}: has more than {LONGEST:,} bytes, the most that is read of a text; name a part of it")
 
 
 def held_out_text() -> str:

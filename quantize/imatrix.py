@@ -43,8 +43,9 @@ from quantize.checkpoint.gguf_container import (
 )
 from quantize.checkpoint.gguf_names import to_gguf_name, to_hf_name_or_own
 from quantize.errors import CalibrationError, ConfigError
+from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.outputs import check_file, new_file
+from quantize.outputs import new_file
 from quantize.plan import QuantizeConfig
 from quantize.progress import track
 from quantize.types import F32, LayerPlan, LayerStats, TensorSpec
@@ -96,7 +97,7 @@ class Imatrix:
 
     def to_json(self) -> dict[str, Any]:
         """For the store's header."""
-        return {"name": self.path.name, "sha256": self.sha256, "datasets": self.datasets, "chunks": self.chunks}
+        return {"name": readable(self.path.name), "sha256": self.sha256, "datasets": self.datasets, "chunks": self.chunks}
 
     def _misfit(self, reason: str) -> CalibrationError:
         return CalibrationError(f"{self.path}: {reason}; use one that was made from this very model, as `adadim imatrix` does")
@@ -121,15 +122,14 @@ def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: b
     """
     from quantize.source_model import walk_layers
 
-    check_file(out, force)
-    tokens, coverage = calibration_data(config, source.assets(), str(source.path))
-    sums: dict[str, F32] = {}
-    for run in track(walk_layers(source, tokens, "none", scope_sequences=0), "measuring"):
-        coverage.add(run.stats)
-        for name, stats in run.stats.items():
-            sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
-            sums[to_gguf_name(name) + COUNTS] = np.array([stats.n_tokens], np.float32)
     with new_file(out, force) as file:
+        tokens, coverage = calibration_data(config, source.assets(), str(source.path))
+        sums: dict[str, F32] = {}
+        for run in track(walk_layers(source, tokens, "none", scope_sequences=0), "measuring"):
+            coverage.add(run.stats)
+            for name, stats in run.stats.items():
+                sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
+                sums[to_gguf_name(name) + COUNTS] = np.array([stats.n_tokens], np.float32)
         for part in _encode(sums, coverage):
             file.write(part)
     return coverage

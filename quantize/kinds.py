@@ -74,6 +74,15 @@ MARKS = {  # the first file that is there tells; a bundle has a model in it, and
 MAGICS = {b"GGUF": Kind.GGUF, b"PK\x03\x04": Kind.ZIP}
 
 
+def readable(name: str | Path) -> str:
+    """A file's name as text that every file of ours can hold: bytes that are no UTF-8 are escaped."""
+    try:
+        data = str(name).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a name that no file system gave
+        data = str(name).encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
+
+
 def is_store(path: Path) -> bool:
     """Whether ``adadim quantize`` wrote this folder; whether it is whole is another question."""
     return (path / STORE_MARK).is_file()
@@ -89,11 +98,29 @@ def kind_of(path: Path) -> Kind | None:
         return MAGICS.get(file.read(4))
 
 
+def folder_meant(path: Path, *wanted: Wanted) -> str | None:
+    """What to say where ``path`` is a file inside of a folder that is ``wanted`` as a whole, as DIR/model.onnx; else None."""
+    try:
+        if not path.is_file() or kind_of(path) is not None or path.suffix == ".gguf":
+            return None
+        folder = path.absolute().parent
+        kind = kind_of(folder)
+    except OSError:
+        return None
+    if not any(kind in ACCEPTED[each] for each in wanted):
+        return None
+    given = path.parent if str(path.parent) != "." else folder
+    return f"{path}: is a file of {kind}; name the folder: {shlex.quote(str(given))}"
+
+
 def mistaken(path: Path, wanted: Wanted) -> str:
     """What to say where ``path`` is no ``wanted``: what it is, and the command that leads from there to what was meant."""
     kind = kind_of(path)
     if kind is not None and kind not in ACCEPTED[wanted]:
         return f"{path}: is {kind}, not {wanted}; {NEXT[kind, wanted].format(shlex.quote(str(path)))}"
+    meant = folder_meant(path, wanted)
+    if meant is not None:
+        return meant
     inside = next((below for below in _below(path) if kind_of(below) in ACCEPTED[wanted]), None)
     if inside is not None:
         return f"{path}: is a folder that holds {wanted}; name that: {shlex.quote(str(inside))}"

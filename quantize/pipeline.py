@@ -22,6 +22,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.floats import from_f32
 from quantize.checkpoint.row_order import RowOrders
 from quantize.imatrix import Imatrix, read_imatrix
+from quantize.kinds import readable
 from quantize.layer_rounding import Linear, Rounded, round_layer, round_layer_by_scope
 from quantize.memory import check_memory
 from quantize.model_config import EMBEDDING, HEAD, layer_index
@@ -152,7 +153,7 @@ class _Job:
             "version": version("adadim-edge"),
             "target": self.target.name,
             "row_order": str(self.target.row_order),
-            "source": {"name": self.source.path.name, "sha256": self.source.sha256},
+            "source": {"name": readable(self.source.path.name), "sha256": self.source.sha256},
             "config": self.config.to_json(),
             "calibration": None if self.coverage is None else self.coverage.to_json(),
             "imatrix": None if self.imatrix is None else self.imatrix.to_json(),

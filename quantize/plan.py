@@ -15,6 +15,7 @@ from quantize.effort import DEFAULT
 from quantize.errors import SHOWN, ConfigError, PlanError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import SCALE_DTYPES
+from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD, is_linear
 from quantize.outside import MIB, Door, Size
 from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
@@ -90,8 +91,8 @@ class QuantizeConfig:
     def to_json(self) -> dict[str, Any]:
         """For the store's header; a recipe by its content, not by its path."""
         recipe = None if self.recipe is None else _read_recipe(self.recipe)
-        imatrix = None if self.imatrix is None else self.imatrix.name
-        return {**asdict(self), "calibration": Path(self.calibration).name, "imatrix": imatrix, "recipe": recipe}
+        imatrix = None if self.imatrix is None else readable(self.imatrix.name)
+        return {**asdict(self), "calibration": readable(Path(self.calibration).name), "imatrix": imatrix, "recipe": recipe}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import ConfigError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS
+from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.outside import Door
 from quantize.plan import FINE_BITS, TABLE_BITS, QuantizeConfig
@@ -134,7 +135,7 @@ def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Targ
             measure(name, *_sample(source.read(name), stats))
     for name, stats in curvature.tables.items():
         measure(name, *_sample_table(source, name, stats))
-    return Sensitivity({"name": source.path.name, "sha256": source.sha256}, target.name, coverage.to_json(), options)
+    return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, coverage.to_json(), options)
 
 
 def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:

@@ -88,7 +88,7 @@ class StoreWriter:
     def __init__(self, path: Path, force: bool = False) -> None:
         check_store_output(path, force)
         self.path, self._records = path, dict[str, TensorRecord]()
-        self._unfinished = Unfinished(path, folder=True)
+        self._unfinished = Unfinished(path, True, force, _foreign)
         self._tensors = self._unfinished.path / "tensors"
 
     def __enter__(self) -> StoreWriter:

@@ -19,6 +19,7 @@ from exporter.inspect import inspect
 from quantize.calibration import CalibrationText
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import AdaDimError, ConfigError
+from quantize.kinds import readable
 from quantize.progress import track
 from runtime_checks.divergence import Scores
 from runtime_checks.evaluate import EvalOptions, cost, open_runner, predictions, score, summary, text_chunks
@@ -62,7 +63,7 @@ class _Entry:
 
     def report(self) -> Report:
         """The row."""
-        return {"name": str(self.path)} | (self.row if self.error is None else {"error": self.error})
+        return {"name": readable(self.path)} | (self.row if self.error is None else {"error": self.error})
 
 
 def compare_files(
@@ -96,7 +97,13 @@ def compare_files(
         with entry.attempt():
             entry.row |= summary(entry.parts) | cost(entry.path, runner, options) | said.row(runner)
         entry.close()
-    about = {"source": source.path.name, "text": text.name, "chunks": len(chunks), "prompt": prompt, "sample": said.sample}
+    about = {
+        "source": readable(source.path.name),
+        "text": text.name,
+        "chunks": len(chunks),
+        "prompt": prompt,
+        "sample": said.sample,
+    }
     return about | {"files": [entry.report() for entry in entries]}
 
 

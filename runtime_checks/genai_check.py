@@ -13,6 +13,7 @@ from exporter.onnx_genai import GENAI_FILE
 from quantize.errors import FileFormatError, shown
 from quantize.model_config import ModelConfig
 from runtime_checks.divergence import I64
+from runtime_checks.native_path import native_path
 from runtime_checks.onnx_runner import OnnxRunner, exported_context
 from runtime_checks.results import Check, within
 from runtime_checks.runners import greedy_error
@@ -66,7 +67,8 @@ def _generate(folder: Path, prompt: I64, count: int) -> list[int]:
     import onnxruntime_genai as genai
 
     try:
-        model = genai.Model(str(folder))
+        with native_path(folder) as where:
+            model = genai.Model(where)
         params = genai.GeneratorParams(model)
         params.set_search_options(max_length=len(prompt) + count)
         generator = genai.Generator(model, params)

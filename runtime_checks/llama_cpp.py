@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator
 from ctypes import c_int32
@@ -33,7 +34,7 @@ class LlamaVocab:
         params.vocab_only = vocab_only
         params.n_gpu_layers = 0
         last_words()
-        self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise FileFormatError(f"{path}: llama.cpp refuses it ({last_words() or 'it does not say why'}); export it again")
         self._vocab = self._lib.llama_model_get_vocab(self._model)

@@ -17,6 +17,7 @@ from quantize.errors import FileFormatError, listed, shown
 from quantize.kinds import Wanted, mistaken
 from quantize.types import F32
 from runtime_checks.divergence import I64
+from runtime_checks.native_path import native_path
 
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 LEVEL = "accuracy_level"
@@ -150,16 +151,17 @@ def open_session(model: Path | onnx.ModelProto, folder: Path) -> ort.InferenceSe
     Raises FileFormatError.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is wrong comes as an exception
     # A DequantizeLinear that feeds a MatMul is fused at level 4 unless told otherwise; what the file says must decide.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    library = folder / LIBRARY
     try:
-        if library.exists():
-            options.register_custom_ops_library(str(library.absolute()))
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        with native_path(folder) as where:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", where)
+            source = str(Path(where) / model.name) if isinstance(model, Path) else model.SerializeToString()
+            library = Path(where) / LIBRARY
+            if library.exists():
+                options.register_custom_ops_library(str(library.absolute()))
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base below Exception
         raise FileFormatError(f"{folder}: onnxruntime refuses it ({_line(error)}); export it again") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantize import open_checkpoint
 from quantize.errors import ConfigError
-from quantize.outputs import check_file, new_file
+from quantize.outputs import new_file
 from quantize.store import QuantizedStore
 from runtime_checks.report_charts import pareto_chart
 from runtime_checks.report_data import Inputs, Paths, measured_subjects, read_inputs
@@ -49,10 +49,9 @@ def write_report(paths: Paths, closeup: Closeup | None, out: Path, force: bool =
 
     Raises OutputError, what ``read_inputs`` and ``find_outliers`` raise, and ConfigError for a close-up without a store.
     """
-    check_file(out, force)
-    inputs = read_inputs(paths)
-    sections = list(_sections(inputs, closeup))
     with new_file(out, force) as file:
+        inputs = read_inputs(paths)
+        sections = list(_sections(inputs, closeup))
         file.write(page(TITLE, lead(inputs), sections))
     return [section.title for section in sections]
 

@@ -12,7 +12,7 @@ import msgspec
 
 from exporter.inspect import inspect
 from quantize.errors import ConfigError, FileFormatError
-from quantize.kinds import is_store
+from quantize.kinds import is_store, readable
 from quantize.outside import Door
 
 Json = dict[str, Any]
@@ -152,6 +152,7 @@ class _Reader:
 
     def subject(self, name: str) -> Subject:
         """The one of that name, or with a longer or a shorter path to it; a new one if there is none."""
+        name = readable(name)
         found = [subject for subject in self.subjects if _same_file(subject.name, name)]
         if len(found) > 1:
             raise ConfigError(f"{name}: may be any of {', '.join(subject.name for subject in found)}; give more of its path")

@@ -21,6 +21,7 @@ from quantize.errors import CheckpointError, FileFormatError
 from runtime_checks.chat_template import CONVERSATIONS, Messages, render, special_tokens_of, template_of
 from runtime_checks.decoded import open_gguf
 from runtime_checks.llama_cpp import LlamaVocab
+from runtime_checks.native_path import native_path
 from runtime_checks.reference_gguf import read_metadata
 from runtime_checks.results import Check, within
 
@@ -143,7 +144,8 @@ def _check_genai(folder: Path, truth: _Truth) -> list[Check]:
     import onnxruntime_genai as genai
 
     try:
-        tokenizer = genai.Tokenizer(str(folder))
+        with native_path(folder) as where:
+            tokenizer = genai.Tokenizer(where)
     except RuntimeError as error:
         raise FileFormatError(f"{folder}: onnxruntime-genai refuses its tokenizer ({error}); export it again") from error
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from quantize import output_place
 from quantize.errors import OutputError
-from quantize.outputs import Unfinished, check_folder, new_file
+from quantize.outputs import Unfinished, check_file, check_folder, new_file
 
 
 def test_a_neighbour_of_any_name_survives(tmp_path):
@@ -64,3 +69,227 @@ def test_force_replaces_an_empty_folder_but_no_file(tmp_path):
     check_folder(tmp_path / "empty", True, lambda _: "is not ours")
     with pytest.raises(OutputError, match="file: is a file"):
         check_folder(tmp_path / "file", True, lambda _: None)
+
+
+@pytest.fixture(params=["with the system's call", "without it"])
+def renaming(request, monkeypatch):
+    """Names are taken by renameat2, or as well as can be where it is not known."""
+    if request.param == "without it":
+        monkeypatch.setattr(output_place, "_renameat2", lambda *_: False)
+
+
+def put(path: Path, folder: bool, text: str) -> Path:
+    """A file, or a folder of ours with a file in it; returns the file."""
+    if folder:
+        path.mkdir()
+        path /= "ours.txt"
+    path.write_text(text)
+    return path
+
+
+def foreign(folder: Path) -> str | None:
+    return next((f"{item.name} is not ours" for item in folder.iterdir() if item.name != "ours.txt"), None)
+
+
+def unfinished(out: Path, folder: bool, force: bool = False) -> Unfinished:
+    return Unfinished(out, folder, force, foreign if folder else None)
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_force_replaces_what_was_there(tmp_path, folder, there):
+    if there:
+        put(tmp_path / "out", folder, "old")
+    with unfinished(tmp_path / "out", folder, force=True) as new:
+        (new.path / "ours.txt" if folder else new.path).write_text("new")
+        new.finish()
+    assert (tmp_path / "out" / "ours.txt" if folder else tmp_path / "out").read_text() == "new"
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def appears(out: Path) -> None:
+    out.write_text("theirs")
+
+
+def appears_as_a_folder(out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.txt").write_text("theirs")
+
+
+def appears_empty(out: Path) -> None:
+    out.mkdir()
+
+
+def appears_as_a_link(out: Path) -> None:
+    out.symlink_to("elsewhere")
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("appear", [appears, appears_as_a_folder, appears_empty, appears_as_a_link])
+def test_what_appears_meanwhile_is_left_alone(tmp_path, folder, force, appear):
+    if folder and force and appear is appears_empty:
+        pytest.skip("an empty folder is replaced with force")
+    out, aside = tmp_path / "out.x", tmp_path / "aside"
+    aside.mkdir()
+    appear(aside / "out.x")
+    with pytest.raises(OutputError, match="was put there while"), unfinished(out, folder, force) as new:
+        appear(out)
+        new.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["aside", "out.x", "out.x.2" if folder else "out.2.x"])
+    assert sorted(path.name for path in out.glob("*")) == sorted(path.name for path in (aside / "out.x").glob("*"))
+    assert out.is_symlink() == (aside / "out.x").is_symlink()
+
+
+@pytest.mark.usefixtures("renaming")
+def test_another_file_than_the_one_that_force_was_said_of(tmp_path):
+    put(tmp_path / "out", False, "old")
+    with pytest.raises(OutputError, match=r"left alone, and what was made is kept as .*out\.2"), new_file(tmp_path / "out", True):
+        put(tmp_path / "theirs", False, "theirs").rename(tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "theirs"
+
+
+@pytest.mark.usefixtures("renaming")
+def test_what_is_put_into_a_folder_meanwhile(tmp_path):
+    put(tmp_path / "out", True, "old")
+    with (
+        pytest.raises(OutputError, match=r"changed while .* thesis\.txt is not ours"),
+        unfinished(tmp_path / "out", True, True) as n,
+    ):
+        (tmp_path / "out" / "thesis.txt").write_text("theirs")
+        n.finish()
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "theirs"
+
+
+@pytest.mark.usefixtures("renaming")
+def test_what_goes_meanwhile_is_not_missed(tmp_path):
+    put(tmp_path / "out", False, "old")
+    with new_file(tmp_path / "out", True) as file:
+        (tmp_path / "out").unlink()
+        file.write(b"new")
+    assert (tmp_path / "out").read_text() == "new"
+
+
+def test_a_second_run_with_the_same_output_is_refused_and_leaves_the_first_alone(tmp_path):
+    (tmp_path / "link").symlink_to("out")
+    with new_file(tmp_path / "out") as file:
+        file.write(b"first")
+        for start in (lambda: check_file(tmp_path / "out", True), unfinished(tmp_path / "link", False).__enter__):
+            with pytest.raises(OutputError, match="another adadim is writing it"):
+                start()
+    assert (tmp_path / "out").read_text() == "first"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["link", "out"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from quantize import output_place
+from quantize.outputs import Unfinished
+out, folder, when = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
+def die(*_): os.kill(os.getpid(), 9)
+with Unfinished(out, folder, True, lambda _: None) as unfinished:
+    if folder: (unfinished.path / "new").touch()
+    if when == "working": die()
+    output_place._renameat2 = lambda *_: False
+    Path.rename, rename = (lambda self, to: die() if self.name.endswith(".adadim") else rename(self, to)), Path.rename
+    unfinished.finish()
+"""
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("when", ["working", "replacing"])
+def test_what_a_killed_run_left_is_removed_by_the_next_with_the_same_output(tmp_path, folder, when):
+    put(tmp_path / "out", folder, "old")
+    for name in (".out.0123abcd.adadim", ".other.adadim-lock", ".out"):
+        (tmp_path / name).write_text("somebody's")
+    before = sorted(tmp_path.rglob("*"))
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out", str(folder), when]).returncode == -9
+    assert sorted(tmp_path.rglob("*")) != before
+    check_folder(tmp_path / "out", True, lambda _: None) if folder else check_file(tmp_path / "out", True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_strangers_file_with_a_locks_name_is_not_touched(tmp_path):
+    (tmp_path / ".out.adadim-lock").write_text("../precious")
+    with pytest.raises(OutputError, match="is no lock of ours"), new_file(tmp_path / "out"):
+        pass
+    assert (tmp_path / ".out.adadim-lock").read_text() == "../precious"
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_stays_a_link_and_its_target_is_written_beside_itself(tmp_path, folder, there):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "link").symlink_to("hop")
+    (tmp_path / "hop").symlink_to(disk / "out")
+    if there:
+        put(disk / "out", folder, "old")
+    with unfinished(tmp_path / "link", folder, force=there) as new:
+        assert new.path.parent == disk
+        new.finish()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "hop").is_symlink()
+    assert [item.name for item in disk.iterdir()] == ["out"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["disk", "hop", "link"]
+
+
+def test_a_loop_of_links_is_one_error(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="loop"), new_file(tmp_path / "loop"):
+        pass
+
+
+def test_a_pipe_and_a_device_are_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        with new_file(tmp_path / "pipe") as file:
+            file.write(b"for the reader")
+        assert reader.communicate()[0] == b"for the reader"
+    with new_file(tmp_path / "null") as file:
+        file.write(b"for nobody")
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+    assert (tmp_path / "null").readlink() == Path("/dev/null")
+
+
+def test_standard_output_may_be_a_file_that_goes_on(tmp_path):
+    code = (
+        "from pathlib import Path; from quantize.outputs import new_file; print('before')\n"
+        "with new_file(Path('link')) as file: file.write(b'report\\n')\n"
+        "print('after')"
+    )
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    with (tmp_path / "log").open("wb") as log:
+        root = Path(__file__).parents[2]
+        subprocess.run(
+            [sys.executable, "-c", code], stdout=log, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, check=True
+        )
+    assert (tmp_path / "log").read_text() == "before\nreport\nafter\n"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["link", "log"]
+
+
+def test_a_socket_is_refused(tmp_path):
+    with socket.socket(socket.AF_UNIX) as held, pytest.raises(OutputError, match="is a socket; name a file"):
+        held.bind(str(tmp_path / "socket"))
+        check_file(tmp_path / "socket", True)
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    for name in ("n" * 255, "ü" * 127):
+        with new_file(tmp_path / name) as file:
+            file.write(b"x")
+        assert [item.name for item in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("out", ["~", "~/out", "new/~/out"])
+def test_no_folder_named_as_the_home_folder_is_made(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="folder named ~"), new_file(Path(out)):
+        pass
+    assert list(tmp_path.iterdir()) == []
