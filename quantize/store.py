@@ -6,11 +6,13 @@
     STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
     STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values"
 
+plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
 A tensor that is larger than a decoder layer is cut into several files by stored rows, so nobody has to hold it whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,15 +31,20 @@ from quantize.grids import grid_from_json, grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
+from quantize.seal import OPEN, closed, holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, RowOrder, Tensor
 
 FORMAT = 1
+SEAL = "sha256"  # key of plan.json
+CHANGED = "has changed since it was written: its sha256 is another"
+STRANGE = "is no part of the store"
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried."""
+    """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
+    of each chunk's file; none in stores of before there were any."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,6 +55,7 @@ class TensorRecord:
     loss: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     chunks: int = 0
+    sha256: tuple[str, ...] = ()
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -61,12 +69,13 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        return out | ({"note": self.note} if self.note else {})
+        return out | ({"note": self.note} if self.note else {}) | ({"sha256": list(self.sha256)} if self.sha256 else {})
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> TensorRecord:
         """The inverse of ``to_json``."""
         record = cls(str(raw["name"]), tuple(raw["shape"]), note=raw.get("note", ""), chunks=int(raw["chunks"]))
+        record = replace(record, sha256=tuple(raw.get("sha256", ())))
         if "grid" not in raw:
             return replace(record, dtype=str(raw["dtype"]))
         return replace(record, grid=grid_from_json(raw), axis=Axis(raw["axis"]), rounder=raw["rounder"], loss=raw["loss"])
@@ -100,11 +109,12 @@ class StoreWriter:
         known = self._records.get(record.name, record)
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
         contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        path = self._tensors / _file_name(record.name, known.chunks)
         try:
-            save_file(contiguous, self._tensors / _file_name(record.name, known.chunks))
+            save_file(contiguous, path)
         except SafetensorError as error:  # the library's word for an OSError
             raise OutputError(f"{self.path}: {record.name} cannot be written ({error}); check the free space") from error
-        self._records[record.name] = replace(known, chunks=known.chunks + 1)
+        self._records[record.name] = replace(known, chunks=known.chunks + 1, sha256=(*known.sha256, sha256_of(path)))
 
     def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
         """Write the assets and plan.json, then give the store its name."""
@@ -117,8 +127,10 @@ def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[Ten
     (folder / "assets").mkdir(exist_ok=True)
     for name, data in assets.items():
         (folder / "assets" / name).write_bytes(data)
-    plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in records]}
-    (folder / STORE_MARK).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in assets.items()}
+    plan = {"format": FORMAT, **header, "assets": digests, "tensors": [record.to_json() for record in records], SEAL: OPEN}
+    text = json.dumps(plan, indent=1) + "\n"
+    (folder / STORE_MARK).write_bytes(closed(text.encode(), f'"{SEAL}": "'.encode()))
 
 
 class QuantizedStore:
@@ -127,9 +139,12 @@ class QuantizedStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.header: dict[str, Any] = json.loads((path / STORE_MARK).read_text(encoding="utf-8"))
+            text = (path / STORE_MARK).read_bytes()
+            self.header: dict[str, Any] = json.loads(text.decode("utf-8"))
             if self.header.get("format") != FORMAT:
                 raise StoreError(f"{path}: store format {self.header.get('format')!r}, not {FORMAT}; quantize again")
+            self._digests: dict[str, str] = self.header.pop("assets", {})
+            self._check_seals(text)
             records = [TensorRecord.from_json(raw) for raw in self.header.pop("tensors")]
             self.config = ModelConfig.from_hf(json.loads(self.asset("config.json")), str(path / "assets" / "config.json"))
             self.target = str(self.header["target"])
@@ -144,8 +159,21 @@ class QuantizedStore:
         self.records = {record.name: record for record in records}
 
     def asset(self, name: str) -> bytes:
-        """One of the source's small files. Raises FileNotFoundError."""
-        return (self.path / "assets" / name).read_bytes()
+        """One of the source's small files. Raises FileNotFoundError, and StoreError if it has changed."""
+        path = self.path / "assets" / name
+        data = path.read_bytes()
+        if self._digests and hashlib.sha256(data).hexdigest() != self._digests.get(name):
+            raise StoreError(f"{path}: {CHANGED if name in self._digests else STRANGE}; quantize again")
+        return data
+
+    def _check_seals(self, text: bytes) -> None:
+        """plan.json's own and those of all assets, which are small, and which some readers open by themselves."""
+        digits = self.header.pop(SEAL, None)
+        sealed = bool(self._digests) or digits is not None  # unlike stores of before there were seals
+        if sealed and not holds(text, str(digits)):
+            raise StoreError(f"{self.path / STORE_MARK}: {CHANGED}; quantize again")
+        for name in {**self._digests, **dict.fromkeys(self.asset_names())} if self._digests else ():
+            self.asset(name)
 
     def asset_names(self) -> list[str]:
         """Names of all assets, sorted."""
@@ -176,6 +204,8 @@ class QuantizedStore:
     def _chunk(self, record: TensorRecord, index: int) -> Tensor:
         path = self.path / "tensors" / _file_name(record.name, index)
         try:
+            if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
+                raise ValueError(CHANGED)
             arrays = load_file(path)
             if record.grid is None:
                 return PlainTensor(record.name, arrays["values"], record.dtype)
