@@ -22,7 +22,8 @@ from quantize.errors import AdaDimError, ConfigError
 from quantize.progress import track
 from runtime_checks.divergence import Scores
 from runtime_checks.evaluate import EvalOptions, cost, open_runner, predictions, score, summary, text_chunks
-from runtime_checks.runners import Runner, exported_runner, source_runner, source_tokens
+from runtime_checks.isolated import isolated_runner
+from runtime_checks.runners import Runner, source_runner, source_tokens
 
 Report = dict[str, Any]
 PROMPT = "The capital of France is"
@@ -105,7 +106,7 @@ def describe_files(paths: Sequence[Path], options: EvalOptions) -> Report:
     for entry in entries:
         with entry.attempt():
             entry.row |= _contents(entry.path)
-            entry.runner = exported_runner(entry.path, options.context)
+            entry.runner = isolated_runner(entry.path, options.context)
             entry.row |= cost(entry.path, entry.runner, options)
         entry.close()
     return {"source": None, "files": [entry.report() for entry in entries]}

@@ -15,8 +15,9 @@ from quantize.progress import track
 from quantize.types import F32
 from runtime_checks.decoded import check_same_model, exported_bytes
 from runtime_checks.divergence import I64, Scores, compare, join
+from runtime_checks.isolated import isolated_runner
 from runtime_checks.onnx_runner import exported_context
-from runtime_checks.runners import Runner, decoded_runner, exported_runner, source_runner, source_tokens
+from runtime_checks.runners import Runner, decoded_runner, source_runner, source_tokens
 
 MIN_CONTEXT = 8
 SPEED_TOKENS = 16  # decoded one at a time for the speed, if the context holds them
@@ -82,7 +83,7 @@ def open_runner(path: Path, source: Checkpoint, options: EvalOptions) -> Runner:
     limit = exported_context(path) if path.is_dir() else None
     _check_context(path, limit or options.context, options.context)
     check_same_model(path, source.config)
-    return exported_runner(path, options.context)
+    return isolated_runner(path, options.context)
 
 
 def _check_context(where: Path, limit: int, context: int) -> None:

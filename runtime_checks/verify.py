@@ -7,13 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from quantize.checkpoint.protocol import Checkpoint
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.child import ChildEnded
 from quantize.errors import FileFormatError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.progress import track
 from quantize.store import QuantizedStore
 from runtime_checks.fold_check import check_folds
 from runtime_checks.gguf_check import check_gguf
+from runtime_checks.isolated import checking_children
 from runtime_checks.metadata_check import check_metadata
 from runtime_checks.model_check import check_model
 from runtime_checks.onnx_check import check_onnx
@@ -23,33 +25,49 @@ from runtime_checks.results import Check
 from runtime_checks.source_check import check_source
 from runtime_checks.tokenizer_check import check_tokenizer
 
+Step = Callable[[Path, Checkpoint, QuantizedStore | None], list[Check]]
+STEPS: dict[str, Step] = {  # the cheap ones first
+    "tokenizer": lambda path, source, _: check_tokenizer(path, source),
+    "metadata": lambda path, source, _: [] if path.is_dir() else check_metadata(path, source),
+    "tensors": lambda path, _, store: (check_onnx if path.is_dir() else check_gguf)(path, store),
+    "source": lambda path, source, _: check_source(path, source),
+    "folds": lambda path, source, _: check_folds(path, source),
+    "model": lambda path, source, _: check_model(path, source),
+}
+OF_TEXTS = ("tokenizer",)
+
 
 def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) -> list[Check]:
     """Check a GGUF or an ONNX folder against ``source`` and, if given, against the ``store`` it was written from.
 
-    Damage, or a runtime that refuses the file, is a failed check. Raises FileFormatError if there is no such file at all, and
+    Damage, or a runtime that refuses the file or ends with it, is a failed check: every step runs in a child process, which opens
+    ``source`` and ``store`` by their paths. Raises FileFormatError if there is no such file at all, and
     CheckpointError or CalibrationError if the source is no use as a measure.
     """
     if not (path / "model.onnx" if path.is_dir() else path).is_file() or kind_of(path) is Kind.ZIP:
         raise FileFormatError(mistaken(path, Wanted.FILE))
     if _foreign(path):
         raise FileFormatError(f"{path}: not written by adadim; measure it: adadim eval {path} --source MODEL")
-    tensors = check_onnx if path.is_dir() else check_gguf
-    steps: dict[str, Callable[[], list[Check]]] = {  # the cheap ones first
-        "tokenizer": lambda: check_tokenizer(path, source),
-        "metadata": lambda: [] if path.is_dir() else check_metadata(path, source),
-        "tensors": lambda: tensors(path, store),
-        "source": lambda: check_source(path, source),
-        "folds": lambda: check_folds(path, source),
-        "model": lambda: check_model(path, source),
-    }
+    texts, runtimes = checking_children()
     checks = []
-    for name, step in track(steps.items(), "verifying", len(steps)):
+    for name in track(STEPS, "verifying", len(STEPS)):
+        child = texts if name in OF_TEXTS else runtimes
         try:
-            checks += step()
+            checks += child.call(check_step, name, path, source.path, None if store is None else store.path)
         except (FileFormatError, DamagedFileError) as error:
-            checks.append(Check(f"{name}: the file can be read and run", str(error), math.inf, 0.0, False))
+            checks.append(_missed(name, str(error)))
+        except ChildEnded as error:
+            checks.append(_missed(name, f"{path}: the process that ran it {error}"))
     return checks
+
+
+def check_step(name: str, path: Path, source: Path, store: Path | None) -> list[Check]:
+    """One of STEPS, all it needs opened anew: it runs in a child process. Raises FileFormatError, DamagedFileError."""
+    return STEPS[name](path, open_checkpoint(source), None if store is None else QuantizedStore(store))
+
+
+def _missed(name: str, reason: str) -> Check:
+    return Check(f"{name}: the file can be read and run", reason, math.inf, 0.0, False)
 
 
 def _foreign(path: Path) -> bool:
