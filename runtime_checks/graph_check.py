@@ -41,7 +41,9 @@ def _check_tables(graph: Graph, source: Checkpoint) -> list[Check]:
     held = {name: graph.array(tensor) for name, tensor in graph.initializers.items() if name.endswith(("cos_cache", "sin_cache"))}
     cos, sin = rotary_tables(source.config, max((len(table) for table in held.values()), default=0))
     return [
-        within("rotary table = transformers'", name, _distance(table, cos if name.endswith("cos_cache") else sin), TABLE_TOLERANCE)
+        within(
+            "rotary table = transformers'", name, _distance(table, cos if name.endswith("cos_cache") else sin), TABLE_TOLERANCE
+        )
         for name, table in held.items()
     ]
 
