@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from exporter.gguf_metadata import build_metadata
 from exporter.targets import GGUF_TARGETS, TARGETS, check_target
 from quantize.checkpoint.expected import expected_shapes
 from quantize.checkpoint.floats import to_f32
-from quantize.checkpoint.gguf_container import TensorInfo, Value, alignment_of, encode_header, padded
+from quantize.checkpoint.gguf_container import TensorInfo, Value, ValueType, alignment_of, encode_header, padded
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_gguf_name
 from quantize.checkpoint.gguf_source import ROPE_FREQS
 from quantize.checkpoint.rope import llama3_factors
@@ -23,9 +25,12 @@ from quantize.errors import ExportError
 from quantize.model_config import HEAD, ModelConfig
 from quantize.outputs import new_file
 from quantize.progress import track
+from quantize.seal import OPEN, closed
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import F32, Axis, PlainTensor, QuantizedTensor
 
+DATA_SEAL, HEADER_SEAL = "adadim.sha256.data", "adadim.sha256.header"  # see docs/gguf-adadim.md
+OPEN_SEALS = dict.fromkeys((DATA_SEAL, HEADER_SEAL), Value.encode(ValueType.STRING, OPEN))
 MAX_NAME = 63  # bytes; ggml's GGML_MAX_NAME with its end
 
 
@@ -37,7 +42,7 @@ def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = 
     """
     check_target(store, GGUF_TARGETS)
     forms = _forms(store)
-    metadata = build_metadata(store, tokenizer_pre)
+    metadata = build_metadata(store, tokenizer_pre) | OPEN_SEALS
     plan = _lay_out(forms, alignment_of(metadata))
     with new_file(out, force) as file:
         _pour(store, plan, metadata, file)
@@ -46,7 +51,7 @@ def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = 
 
 def gguf_size(store: QuantizedStore, tokenizer_pre: str | None = None) -> int:
     """Bytes of the file that ``write_gguf`` would write, from the store's headers alone. Raises ExportError."""
-    metadata = build_metadata(store, tokenizer_pre)
+    metadata = build_metadata(store, tokenizer_pre) | OPEN_SEALS
     plan = _lay_out(_forms(store), alignment_of(metadata))
     header = encode_header(metadata, [item.info for item in plan])
     return len(header) + sum(padded(item.info.nbytes, alignment_of(metadata)) for item in plan)
@@ -104,12 +109,21 @@ def _has_rope_freqs(config: ModelConfig) -> bool:
 
 def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Value], file: BinaryIO) -> None:
     alignment = alignment_of(metadata)
-    start = file.write(encode_header(metadata, [item.info for item in plan]))
+    infos, digest = [item.info for item in plan], hashlib.sha256()
+    start = file.write(encode_header(metadata, infos))
     for item in track(plan, "writing GGUF"):
-        written = sum(file.write(data) for data in _tensor_bytes(store, item.record))
+        written = 0
+        for data in _tensor_bytes(store, item.record):
+            digest.update(data)
+            written += file.write(data)
         assert written == item.info.nbytes, f"{item.info.name}: {written} bytes, planned {item.info.nbytes}"
-        file.write(bytes(padded(written, alignment) - written))
+        padding = bytes(padded(written, alignment) - written)
+        digest.update(padding)
+        file.write(padding)
     assert file.tell() == start + sum(padded(item.info.nbytes, alignment) for item in plan)
+    sealed = {**metadata, DATA_SEAL: Value.encode(ValueType.STRING, digest.hexdigest())}
+    file.seek(0)
+    file.write(closed(encode_header(sealed, infos), HEADER_SEAL.encode() + struct.pack("<IQ", ValueType.STRING, len(OPEN))))
 
 
 def _tensor_bytes(store: QuantizedStore, record: TensorRecord | None) -> Iterator[bytes]:

@@ -60,9 +60,10 @@ def _check_kept(where: str, tokenizer_pre: str | None) -> None:
 def _from_gguf(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
     _check_kept(str(store.path), tokenizer_pre)
     try:
-        return dict(parse_header(store.asset(METADATA_ASSET)).metadata)
+        kept = parse_header(store.asset(METADATA_ASSET)).metadata
     except ValueError as error:
         raise StoreError(f"{store.path / 'assets' / METADATA_ASSET}: {error}; quantize again") from error
+    return {key: value for key, value in kept.items() if not key.startswith("adadim.")}  # these tell of the source, if it is ours
 
 
 def _from_config(store: QuantizedStore) -> Metadata:

@@ -10,22 +10,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
 from exporter.library import LIBRARY
 from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES, write_genai_files
 from exporter.onnx_graph import exported_context
-from exporter.onnx_plan import DATA_FILE, PRODUCER, OnnxPlan, plan_onnx
+from exporter.onnx_plan import DATA_FILE, DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
 from exporter.onnx_reader import MODEL_FILE, parse_model
 from exporter.preflight import check_onnx
 from exporter.targets import ONNX_TARGETS, check_target
 from quantize.errors import FileFormatError
 from quantize.outputs import Unfinished, check_folder
 from quantize.progress import track
+from quantize.seal import OPEN, closed, sha256_of
 from quantize.store import QuantizedStore
 from quantize.types import PlainTensor
 
+VALUE_OF_SEAL = bytes((2 << 3 | 2, len(OPEN)))  # protobuf: field 2 of a metadata entry, of so many bytes
 FILES = (MODEL_FILE, DATA_FILE, GENAI_FILE, LIBRARY, *TOKENIZER_FILES)
 
 
@@ -75,8 +78,18 @@ def _write_folder(store: QuantizedStore, directory: Path, accuracy_level: int, c
     plan = plan_onnx(store, accuracy_level, context)
     with (directory / DATA_FILE).open("wb") as file:
         _pour(plan, store, file)
-    (directory / MODEL_FILE).write_bytes(plan.model.SerializeToString(deterministic=True))
     write_genai_files(store, directory, context)
+    digests = {DATA_SEAL: sha256_of(directory / DATA_FILE), FILES_SEAL: _digest_of_files(directory)}
+    for entry in plan.model.metadata_props:
+        entry.value = digests.get(entry.key, entry.value)
+    model = plan.model.SerializeToString(deterministic=True)
+    (directory / MODEL_FILE).write_bytes(closed(model, GRAPH_SEAL.encode() + VALUE_OF_SEAL))
+
+
+def _digest_of_files(directory: Path) -> str:
+    """Of the tokenizer's files that are there: name and digest of each, as sha256sum writes them."""
+    lines = [f"{sha256_of(directory / name)}  {name}\n" for name in TOKENIZER_FILES if (directory / name).is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _pour(plan: OnnxPlan, store: QuantizedStore, file: BinaryIO) -> None:

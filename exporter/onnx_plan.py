@@ -20,12 +20,14 @@ from exporter.onnx_tensors import Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.seal import OPEN
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import Array, Axis
 
 DATA_FILE = "model.onnx.data"
 PRODUCER = "adadim-edge"
 ADADIM_TARGET = "onnxruntime+adadim"
+SEALS = DATA_SEAL, FILES_SEAL, GRAPH_SEAL = tuple(f"adadim.sha256.{part}" for part in ("data", "files", "graph"))
 INSIDE = 1024  # constants up to this size stay in the protobuf: shape inference needs them there
 PAGE, LARGE, ALIGNMENT = 4096, 1 << 20, 64  # large tensors start at pages, to be mapped; small ones would waste them
 
@@ -60,7 +62,8 @@ def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxP
     for name, found in forms.items():
         if not found:
             found.append(vector(store.records[name]))
-    return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()})
+    described = {"adadim.accuracy_level": str(accuracy_level)}
+    return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, described)
 
 
 def _form(store: QuantizedStore, record: TensorRecord, hole: NodeProto, accuracy_level: int) -> Form:
@@ -89,7 +92,13 @@ def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
         raise ExportError(f"{store.path}: the store {names}; does its config.json belong to these weights?")
 
 
-def _assemble(store: QuantizedStore, decoder: Decoder, nodes: list[NodeProto], forms: dict[str, tuple[Form, ...]]) -> OnnxPlan:
+def _assemble(
+    store: QuantizedStore,
+    decoder: Decoder,
+    nodes: list[NodeProto],
+    forms: dict[str, tuple[Form, ...]],
+    described: Mapping[str, str],
+) -> OnnxPlan:
     constants = dict(decoder.constants)
     planned: list[Planned] = []
     for form in (form for found in forms.values() for form in found):
@@ -112,7 +121,7 @@ def _assemble(store: QuantizedStore, decoder: Decoder, nodes: list[NodeProto], f
         model.functions.append(adadim_function())
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
-    helper.set_model_props(model, _metadata(store, forms))
+    helper.set_model_props(model, {**described, **_metadata(store, forms)})
     return OnnxPlan(model, forms, offsets, outside, end, sum(tensor.nbytes for tensor in planned))
 
 
@@ -128,7 +137,7 @@ def _external(tensor: Planned, offset: int) -> TensorProto:
 
 
 def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> dict[str, str]:
-    """``adadim.tensors``, a JSON list of every weight matrix, and ``adadim.*``, the store's header."""
+    """``adadim.tensors``, a JSON list of every weight matrix, ``adadim.*``, the store's header, and SEALS, still open."""
     tensors = []
     for name, record in store.records.items():
         if len(record.shape) == 1:
@@ -147,4 +156,4 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
         f"adadim.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in header.items()
     }
     described["adadim.tune_steps"] = str(header.get("config", {}).get("tune_steps", 0))
-    return {"adadim.version": version(PRODUCER), **described, "adadim.tensors": json.dumps(tensors)}
+    return {"adadim.version": version(PRODUCER), **described, "adadim.tensors": json.dumps(tensors), **dict.fromkeys(SEALS, OPEN)}

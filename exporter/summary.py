@@ -89,6 +89,7 @@ def checks_summary(report: dict[str, Any], title: str) -> str:
     ]
     if len(misses) > SHOWN_MISSES:
         lines.append(f"... and {len(misses) - SHOWN_MISSES} more misses")
+    lines += [f"{check['name']}: {check['tensor']}" for check in checks if check["name"].startswith("note: ")]
     verdict = "ok" if report["ok"] else "NOT ok"
     return "\n".join([*lines, f"{title}: {verdict}, {len(checks) - len(misses)} of {len(checks)} checks hold"])
 

@@ -6,11 +6,13 @@
     STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
     STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values"
 
+plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
 A tensor that is larger than a decoder layer is cut into several files by stored rows, so nobody has to hold it whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -30,16 +32,21 @@ from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
 from quantize.outputs import Unfinished, check_folder
+from quantize.seal import OPEN, closed, holds, sha256_of
 from quantize.store_schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 
 FORMAT = 1
+SEAL = "sha256"  # key of plan.json
+CHANGED = "has changed since it was written: its sha256 is another"
+STRANGE = "is no part of the store"
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried."""
+    """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
+    of each chunk's file; none in stores of before there were any."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,6 +57,7 @@ class TensorRecord:
     loss: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     chunks: int = 0
+    sha256: tuple[str, ...] = ()
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -63,12 +71,12 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        return out | ({"note": self.note} if self.note else {})
+        return out | ({"note": self.note} if self.note else {}) | ({"sha256": list(self.sha256)} if self.sha256 else {})
 
     @classmethod
     def from_json(cls, raw: PlainJson | QuantizedJson) -> TensorRecord:
         """The inverse of ``to_json``, of what ``read_record`` read."""
-        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks)
+        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks, sha256=tuple(raw.sha256))
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
         return replace(
@@ -104,11 +112,12 @@ class StoreWriter:
         known = self._records.get(record.name, record)
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
         contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        path = self._tensors / _file_name(record.name, known.chunks)
         try:
-            save_file(contiguous, self._tensors / _file_name(record.name, known.chunks))
+            save_file(contiguous, path)
         except SafetensorError as error:  # the library's word for an OSError
             raise OutputError(f"{self.path}: {record.name} cannot be written ({error}); check the free space") from error
-        self._records[record.name] = replace(known, chunks=known.chunks + 1)
+        self._records[record.name] = replace(known, chunks=known.chunks + 1, sha256=(*known.sha256, sha256_of(path)))
 
     def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
         """Write the assets and plan.json, then give the store its name."""
@@ -121,23 +130,28 @@ def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[Ten
     (folder / "assets").mkdir(exist_ok=True)
     for name, data in assets.items():
         (folder / "assets" / name).write_bytes(data)
-    plan = {"format": FORMAT, **header, "tensors": [record.to_json() for record in records]}
-    (folder / STORE_MARK).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in assets.items()}
+    plan = {"format": FORMAT, **header, "assets": digests, "tensors": [record.to_json() for record in records], SEAL: OPEN}
+    text = json.dumps(plan, indent=1) + "\n"
+    (folder / STORE_MARK).write_bytes(closed(text.encode(), f'"{SEAL}": "'.encode()))
 
 
 class QuantizedStore:
     """A finished store, read one tensor (or one chunk of its rows) at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StoreError for what is no store, and for one that is damaged."""
+        """Raises StoreError for what is no store, and for one that is damaged or has changed."""
         if not is_store(path):
             raise StoreError(mistaken(path, Wanted.STORE))
         self.path, where = path, path / STORE_MARK
-        self.header = PLAN_DOOR.load(where, dict[str, Any])
+        text = PLAN_DOOR.read(where)
+        self.header = PLAN_DOOR.json(text, where, dict[str, Any])
         if self.header.get("format") != FORMAT:
             raise StoreError(f"{path}: store format {shown(self.header.get('format'))}, not {FORMAT}; quantize again")
         plan = PLAN_DOOR.convert(self.header, where, PlanJson)
         self.target, self.row_order = plan.target, plan.row_order
+        self._digests = self.header.pop("assets", {})
+        self._check_seals(text)
         raws = enumerate(self.header.pop("tensors"))
         records = [TensorRecord.from_json(read_record(raw, PLAN_DOOR, f"{where}: tensors[{index}]")) for index, raw in raws]
         self.records = {record.name: record for record in records}
@@ -148,11 +162,23 @@ class QuantizedStore:
             raise PLAN_DOOR.refused(where, problem)
 
     def asset(self, name: str) -> bytes:
-        """One of the source's small files. Raises StoreError if it is missing or too large."""
+        """One of the source's small files. Raises StoreError if it is missing, too large or has changed."""
         path = self.path / "assets" / name
         if not path.exists():
             raise StoreError(f"{path}: missing, so the store is damaged; quantize again")
-        return ASSET_DOOR.read(path)
+        data = ASSET_DOOR.read(path)
+        if self._digests and hashlib.sha256(data).hexdigest() != self._digests.get(name):
+            raise StoreError(f"{path}: {CHANGED if name in self._digests else STRANGE}; quantize again")
+        return data
+
+    def _check_seals(self, text: bytes) -> None:
+        """plan.json's own and those of all assets, which are small, and which some readers open by themselves."""
+        digits = self.header.pop(SEAL, None)
+        sealed = bool(self._digests) or digits is not None  # unlike stores of before there were seals
+        if sealed and not holds(text, str(digits)):
+            raise StoreError(f"{self.path / STORE_MARK}: {CHANGED}; quantize again")
+        for name in {**self._digests, **dict.fromkeys(self.asset_names())} if self._digests else ():
+            self.asset(name)
 
     def asset_names(self) -> list[str]:
         """Names of all assets, sorted."""
@@ -183,6 +209,8 @@ class QuantizedStore:
     def _chunk(self, record: TensorRecord, index: int) -> Tensor:
         path = self.path / "tensors" / _file_name(record.name, index)
         try:
+            if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
+                raise ValueError(CHANGED)
             arrays = load_arrays(path, record.grid, record.dtype, record.stored_shape)
             if record.grid is None:
                 return PlainTensor(record.name, arrays["values"], record.dtype)

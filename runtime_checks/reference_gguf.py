@@ -77,10 +77,12 @@ class GgufTensor:
 
 @dataclass(frozen=True, eq=False)
 class GgufFile:
-    """``metadata``: key -> int, float, bool, str, list of str or array of numbers or bools; ``tensors`` in file order."""
+    """``metadata``: key -> int, float, bool, str, list of str or array of numbers or bools; ``tensors`` in file order;
+    ``start``: the data's first byte."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    start: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def read_gguf(path: Path) -> GgufFile:
         shape = tuple(reversed(info.dims))
         tensors[info.name] = GgufTensor(info.name, TYPE_NAMES[info.kind], shape, data.reshape(rows, row_bytes))
         expected += size + -size % alignment
-    return GgufFile(metadata, tensors)
+    return GgufFile(metadata, tensors, start)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

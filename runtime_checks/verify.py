@@ -13,22 +13,31 @@ from quantize.errors import FileFormatError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.progress import track
 from quantize.store import QuantizedStore
+from runtime_checks.claims_check import check_claims
 from runtime_checks.fold_check import check_folds
+from runtime_checks.gguf_assets_check import check_gguf_assets
 from runtime_checks.gguf_check import check_gguf
+from runtime_checks.graph_check import check_graph
 from runtime_checks.isolated import checking_children
 from runtime_checks.metadata_check import check_metadata
 from runtime_checks.model_check import check_model
+from runtime_checks.onnx_assets_check import check_onnx_assets
 from runtime_checks.onnx_check import check_onnx
 from runtime_checks.onnx_runner import load_graph
 from runtime_checks.reference import DamagedFileError
 from runtime_checks.results import Check
+from runtime_checks.seal_check import check_seal
 from runtime_checks.source_check import check_source
 from runtime_checks.tokenizer_check import check_tokenizer
 
 Step = Callable[[Path, Checkpoint, QuantizedStore | None], list[Check]]
 STEPS: dict[str, Step] = {  # the cheap ones first
+    "seal": lambda path, *_: check_seal(path),
+    "claims": lambda path, _, store: check_claims(path, store),
     "tokenizer": lambda path, source, _: check_tokenizer(path, source),
     "metadata": lambda path, source, _: [] if path.is_dir() else check_metadata(path, source),
+    "assets": lambda path, source, store: (check_onnx_assets if path.is_dir() else check_gguf_assets)(path, source, store),
+    "graph": lambda path, source, _: check_graph(path, source) if path.is_dir() else [],
     "tensors": lambda path, _, store: (check_onnx if path.is_dir() else check_gguf)(path, store),
     "source": lambda path, source, _: check_source(path, source),
     "folds": lambda path, source, _: check_folds(path, source),

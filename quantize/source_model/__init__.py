@@ -5,6 +5,15 @@ from __future__ import annotations
 from quantize.source_model.curvature import measure_curvature
 from quantize.source_model.model_student import ModelStudent
 from quantize.source_model.walk import LayerRun, walk_layers
-from quantize.source_model.whole import build_model, greedy, logits
+from quantize.source_model.whole import build_model, greedy, logits, rotary_tables
 
-__all__ = ["LayerRun", "ModelStudent", "build_model", "greedy", "logits", "measure_curvature", "walk_layers"]
+__all__ = [
+    "LayerRun",
+    "ModelStudent",
+    "build_model",
+    "greedy",
+    "logits",
+    "measure_curvature",
+    "rotary_tables",
+    "walk_layers",
+]

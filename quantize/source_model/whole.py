@@ -90,6 +90,16 @@ def _keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
+def rotary_tables(config: ModelConfig, positions: int) -> tuple[F32, F32]:
+    """Cosines and sines of the rotary embedding, F32[positions, head_dim / 2] each, as transformers computes them."""
+    model = skeleton(config, tied=True)
+    rotary = type(model.model.rotary_emb)(model.config)
+    tables = rotary(torch.zeros(1, 1), torch.arange(positions)[None])
+    cos, sin = (table[0, :, : config.head_dim // 2].numpy() for table in tables)
+    return cos, sin
+
+
 def hidden_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What a decoder layer or a part of it gives to the next one; attention gives its weights beside it."""
     return output[0] if isinstance(output, tuple) else output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,89 @@ def test_damaged_tensors_are_named(tmp_path, damage):
     damage(tmp_path / "s" / "tensors" / "n.00000.safetensors")
     with pytest.raises(StoreError, match=r"n\.00000\.safetensors: cannot be read"):
         store.read("n")
+
+
+CHANGES = {
+    "a bit": lambda data, at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+    "a high bit": lambda data, at: data[:at] + bytes([data[at] ^ 0x80]) + data[at + 1 :],
+    "a byte less": lambda data, at: data[:at] + data[at + 1 :],
+    "a byte more": lambda data, at: data[:at] + b"0" + data[at:],
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A store of a tensor in two chunks, a norm and two assets."""
+    grid, weight = GRIDS[0], weight_of((32, 32))
+    record = TensorRecord("w", (32, 32), grid, rounder="rtn")
+    pieces = [(rtn("w", weight[i : i + 16], grid, Axis.PER_OC), record) for i in (0, 16)]
+    path = tmp_path_factory.mktemp("whole") / "s"
+    with StoreWriter(path) as writer:
+        for tensor, record in [*pieces, norm()]:
+            writer.append(tensor, record)
+        writer.finish(HEADER, {"config.json": CONFIG, "tokenizer.json": b'{"model": {"type": "BPE"}}'})
+    return path
+
+
+def read_all(path):
+    store = QuantizedStore(path)
+    for name in store.records:
+        store.read(name)
+
+
+FILES = [
+    "plan.json",
+    "assets/config.json",
+    "assets/tokenizer.json",
+    "tensors/n.00000.safetensors",
+    "tensors/w.00000.safetensors",
+    "tensors/w.00001.safetensors",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", FILES)
+def test_no_byte_changes_unnoticed(tmp_path, whole, name, change):
+    path = shutil.copytree(whole, tmp_path / "s")
+    read_all(path)
+    data = (path / name).read_bytes()
+    rng = np.random.default_rng(0)
+    for at in {0, len(data) - 2, *rng.integers(0, len(data), 20).tolist()}:
+        (path / name).write_bytes(CHANGES[change](data, at))
+        with pytest.raises(StoreError, match=name if name in (path / name).as_posix() else "plan.json"):
+            read_all(path)
+
+
+def test_the_files_of_the_list_are_those_of_the_store(whole):
+    assert sorted(item.relative_to(whole).as_posix() for item in whole.rglob("*.*")) == sorted(FILES)
+
+
+@pytest.mark.parametrize(("name", "message"), [("chat_template.jinja", "is no part"), ("tokenizer.json", "missing")])
+def test_an_asset_too_many_or_too_few(tmp_path, whole, name, message):
+    path = shutil.copytree(whole, tmp_path / "s")
+    asset = path / "assets" / name
+    asset.unlink() if asset.exists() else asset.write_text("{{ messages }}")
+    with pytest.raises(StoreError, match=rf"assets/{name}: {message}"):
+        QuantizedStore(path)
+
+
+def test_a_key_that_names_no_digest_hides_nothing(tmp_path, whole):
+    path = shutil.copytree(whole, tmp_path / "s")
+    text = (path / "plan.json").read_text()
+    (path / "plan.json").write_text('"sha257"'.join(text.rsplit('"sha256"', 1)))
+    with pytest.raises(StoreError, match=r"plan\.json: has changed"):
+        QuantizedStore(path)
+
+
+def test_a_store_of_before_there_were_digests_is_read(tmp_path, whole):
+    path = shutil.copytree(whole, tmp_path / "s")
+    plan = json.loads((path / "plan.json").read_text())
+    for item in (plan, *plan["tensors"]):
+        del item["sha256"]
+    del plan["assets"]
+    (path / "plan.json").write_text(json.dumps(plan))
+    read_all(path)
+    assert QuantizedStore(path).asset("config.json") == CONFIG
 
 
 def test_a_foreign_file_in_a_store_survives_force(tmp_path):
