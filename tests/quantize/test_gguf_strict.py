@@ -203,6 +203,7 @@ MODEL = {
     "bos": (scalar("tokenizer.ggml.bos_token_id", U32, 320), "bos_token_id is 320, and there are 320 tokens"),
     "eos i32": (scalar("tokenizer.ggml.eos_token_id", T.I32, 2), "eos_token_id is of type i32, not u32"),
     "flag": (scalar("tokenizer.ggml.add_bos_token", T.U8, 1), "add_bos_token is of type u8, not bool"),
+    "template": (scalar("tokenizer.chat_template", U32, 1), "chat_template is of type u32, not string"),
     "types": (numbers("tokenizer.ggml.token_type", T.I32, 1, 1), "token_type has 2 entries for 320 tokens"),
     "types u8": (numbers("tokenizer.ggml.token_type", T.U8, 1), "token_type is of type array of u8, not array of i32"),
     "scores": (numbers("tokenizer.ggml.scores", F32, 1.0), "scores has 1 entries for 320 tokens"),
