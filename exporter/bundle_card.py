@@ -62,9 +62,9 @@ def _before(runtime: str) -> Iterable[str]:
             "",
             "## Before it is opened",
             "",
-            "Set `ORT_DISABLE_TELEMETRY=1` in the environment before onnxruntime is loaded. From 1.29 on it reports every session "
-            "to its maker (the model's file name, names in the graph, hashes, a lasting id of the device) on Linux, macOS, Android "
-            "and iOS, unless this is set. onnxruntime-web reports nothing.",
+            "Set `ORT_DISABLE_TELEMETRY=1` in the environment before onnxruntime is loaded. From 1.29 on it reports every "
+            "session to its maker (the model's file name, names in the graph, hashes, a lasting id of the device) on Linux, "
+            "macOS, Android and iOS, unless this is set. onnxruntime-web reports nothing.",
         )
 
 

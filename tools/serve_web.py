@@ -30,6 +30,7 @@ from exporter.bundle import sums_digest
 PAGE = Path(__file__).parent.parent / "build" / "apps" / "web"
 LIST = "/bundles.json"
 HOSTS = ("localhost", "127.0.0.1", "[::1]")  # what this machine calls itself
+INERT = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}  # of a bundle's files
 HTTP_PORT = 80  # which no browser names
 ISOLATING = ("Cross-Origin-Opener-Policy", "Cross-Origin-Embedder-Policy")
 
@@ -44,11 +45,12 @@ class Handler(SimpleHTTPRequestHandler):
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".wasm": "application/wasm"}
 
     def __init__(self, *args: object, headers: Mapping[str, str], bundles: Mapping[str, Path]) -> None:
-        self._headers, self._bundles = headers, bundles
+        self._headers, self._bundles, self._inert = dict(headers), bundles, False
         super().__init__(*args, directory=str(PAGE))  # type: ignore[arg-type]
 
     def send_head(self) -> BinaryIO | None:
         """What GET and HEAD begin with; None if that was all."""
+        self._inert = False
         path = self._asked()
         if path is None:
             return None
@@ -83,6 +85,7 @@ class Handler(SimpleHTTPRequestHandler):
         _, first, *words = (os.fsdecode(urllib.parse.unquote_to_bytes(word.encode("latin-1"))) for word in path.split("/"))
         bundle = self._bundles.get(words[0]) if first == "bundles" and words else None
         root, words = (PAGE, [first, *words]) if bundle is None else (bundle, words[1:] or [""])
+        self._inert = bundle is not None  # data for the page's script, and no page of its own
         words[-1] = words[-1] or "index.html"
         if any(not word or word in (".", "..") or "/" in word or "\0" in word for word in words):
             return None
@@ -108,8 +111,8 @@ class Handler(SimpleHTTPRequestHandler):
         return str(self._found)
 
     def end_headers(self) -> None:
-        """With those of headers.json."""
-        for name, value in self._headers.items():
+        """With those of headers.json, and for a bundle's file with those that keep it from being a page."""
+        for name, value in (self._headers | (INERT if self._inert else {})).items():
             self.send_header(name, value)
         super().end_headers()
 

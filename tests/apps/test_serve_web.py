@@ -30,6 +30,7 @@ def folder(tmp_path_factory) -> Path:
         (bundle / "model" / "model.gguf").write_bytes(MODEL)
         (bundle / "out").symlink_to(folder / "secret.txt")
         (bundle / "up").symlink_to(folder)
+    (folder / "b" / "evil.html").write_text("<script src=evil.js></script>")
     (folder / "b" / "naïve %41.txt").write_text("odd file")
     return folder
 
@@ -166,6 +167,13 @@ def test_head_says_the_same_without_the_body(line, port):
 
 def test_a_name_may_come_unescaped(port):
     assert ask(port, "GET /bundles/b/naïve%20%2541.txt".encode())[2] == b"odd file"
+
+
+def test_a_bundles_file_is_no_page(port):
+    ours, theirs = (ask(port, f"GET {path}")[1] for path in ("/", "/bundles/b/evil.html"))
+    assert "Content-Security-Policy" not in ours
+    assert theirs["Content-Security-Policy"] == "default-src 'none'; sandbox" and theirs["X-Ours"] == "yes"
+    assert theirs["X-Content-Type-Options"] == "nosniff"
 
 
 def test_a_range_gets_the_whole(port):
