@@ -13,7 +13,7 @@ from quantize.types import F32, Array
 
 UNSEEN = 2.0**-24  # of the mean of its group: what float32 sums no longer hold
 UNSEEN_GROUP = 2.0**-30  # of the mean of its block: squared, and times a share, it is still above least_squares' TINY
-SHARE = 2.0**-14  # of a group's signal: what its unseen weights count together, and no more than that of its mean each
+SHARE = 2.0**-12  # of a group's signal: what its unseen weights count together, and no more than that of its mean each
 REACH = 16.0  # an unseen group may stretch a super-block's factors that far beyond the largest group that matters
 
 
@@ -26,22 +26,23 @@ def weighed(x: F32, importance: F32) -> tuple[F32, F32]:
     mean = importance.mean((0, 1), dtype=np.float64)
     w = np.where(mean > 0, importance / np.where(mean > 0, mean, 1), 1).astype(np.float32)
     level = w.mean(0)
-    unseen = w < np.float32(UNSEEN) * level
+    unseen, empty = w < np.float32(UNSEEN) * level, level < UNSEEN_GROUP
     if unseen.any():
         unseen &= x != 0  # the filling of a ragged block is no weight
-        w = np.where(unseen, _shared(x, w, unseen), w)
-    empty = level < UNSEEN_GROUP
+        w = np.where(unseen, _shared(x, w, unseen, 0), w)
     if empty.any():
-        x, w = x * _shrinking(x, empty), np.where(empty, np.float32(UNSEEN_GROUP), w)
+        x = x * _shrinking(x, empty)
+        w = np.where(empty, _shared(x, w, np.broadcast_to(empty, w.shape), (0, 1)), w)
     return x, w
 
 
-def _shared(x: F32, w: F32, unseen: Array) -> F32:
-    """What each unseen weight of a group counts, F32[groups, n]."""
+def _shared(x: F32, w: F32, unseen: Array, axes: int | tuple[int, ...]) -> F32:
+    """What each unseen weight counts in the sums over ``axes``."""
     square = np.square(x)
-    signal, other = (w * square).sum(0), (unseen * square).sum(0)
-    level = np.minimum(w.mean(0), signal / np.maximum(other, np.finfo(np.float32).tiny))
-    return np.float32(SHARE) * np.where(signal > 0, level, w.mean(0))
+    signal, other = (w * square).sum(axes, where=~unseen), (unseen * square).sum(axes)
+    level = w.mean(axes)
+    limited = np.minimum(level, signal / np.maximum(other, np.finfo(np.float32).tiny))
+    return np.float32(SHARE) * np.where(signal > 0, limited, level).astype(np.float32)
 
 
 def _shrinking(x: F32, empty: Array) -> F32:
