@@ -1,7 +1,7 @@
 """The rotary embedding that a config.json asks for: which of its keys count, and the frequencies that they give.
 
-As transformers has it (``modeling_rope_utils.py``): a ``rope_scaling`` with something in it hides ``rope_parameters``; what stands
-inside hides the same key outside, but for ``original_max_position_embeddings``; keys that a kind does not know change nothing.
+As transformers has it (``modeling_rope_utils.py``): a ``rope_scaling`` with something in it hides ``rope_parameters``; what
+stands inside hides the same key outside, but for ``original_max_position_embeddings``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ROPE_KEYS = {"rope_type", "type", "finetuned"}.union(*(kind.__struct_fields__ fo
 
 @dataclass(frozen=True)
 class Rope:
-    """``kind``: default, linear, llama3 or yarn; the rest are transformers' numbers of a kind, with what is left out filled in."""
+    """``kind``: default, linear, llama3 or yarn; the rest are transformers' numbers, with what is left out filled in."""
 
     kind: str = "default"
     theta: float = DEFAULT_THETA
@@ -73,7 +73,8 @@ class Rope:
         """F32[head_dim / 2]: radians by which a position turns each pair (transformers' ``ROPE_INIT_FUNCTIONS``)."""
         plain: F32 = 1.0 / (self.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))
         if self.kind == "linear":
-            return plain / np.float32(self.factor)
+            stretched: F32 = (plain / np.float32(self.factor)).astype(np.float32)
+            return stretched
         if self.kind == "llama3":
             return self._llama3(plain)
         return self._yarn(plain, head_dim) if self.kind == "yarn" else plain
@@ -122,7 +123,7 @@ def rope_settings(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def read_rope(raw: Mapping[str, Any], max_position: int, door: Door, where: str) -> Rope:
-    """The rotary embedding of ``raw``, whose other keys are checked. Raises the door's error for one that is not computed here."""
+    """The rotary embedding of ``raw``, whose other keys are checked. Raises the door's error for what is not computed here."""
     key, held = rope_settings(raw)
     kind = held.get("rope_type", held.get("type", "default"))
     place = f"{where}: {key}"
@@ -139,8 +140,8 @@ def read_rope(raw: Mapping[str, Any], max_position: int, door: Door, where: str)
     for factor in (raw.get("partial_rotary_factor"), values.partial_rotary_factor):
         if factor not in (None, 1):
             raise door.refused(where, f"partial_rotary_factor {factor!r} is not supported: whole heads are rotated here")
-    original = raw.get("original_max_position_embeddings") or getattr(values, "original_max_position_embeddings", msgspec.UNSET)
-    original = max_position if original is msgspec.UNSET else original
+    inside = getattr(values, "original_max_position_embeddings", msgspec.UNSET)
+    original = int(raw.get("original_max_position_embeddings") or (max_position if inside is msgspec.UNSET else inside))
     if isinstance(values, _Yarn):
         problem = _yarn_problem(values)
         if problem is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import ModelConfig
+from quantize.rotary import Rope
 from quantize.types import F32
 from runtime_checks.decoded import ROPE_FREQS, open_gguf
 from runtime_checks.reference_gguf import decode_gguf, read_metadata
@@ -31,7 +32,7 @@ def check_metadata(path: Path, source: Checkpoint) -> list[Check]:
     file, config = open_gguf(path), source.config
     arch = "llama" if config.model_type == "mistral" else config.model_type
     expected = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in _expected(config).items()}
-    held = _defaults(config, arch) | file.metadata
+    held = _defaults(config, arch, file.metadata) | file.metadata
     origin = read_metadata(source.path) if source.path.is_file() else {}
     for key in (*file.metadata, *origin):
         if key.startswith(f"{arch}."):
@@ -55,19 +56,29 @@ def _expected(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_theta,
-        "rope.scaling.type": "none",
+        "rope.freq_base": config.rope.theta,
     }
-    scaling, kind = config.rope_scaling or {}, _rope_kind(config)
-    if kind in ("linear", "yarn"):
-        out |= {"rope.scaling.type": kind, "rope.scaling.factor": scaling["factor"]}
-    if kind == "yarn":
-        original = scaling.get("original_max_position_embeddings", config.max_position)
-        out["rope.scaling.original_context_length"] = original
-    return out
+    return out | {f"rope.scaling.{key}": value for key, value in _scaling(config.rope).items()}
 
 
-def _defaults(config: ModelConfig, arch: str) -> dict[str, Any]:
+def _scaling(rope: Rope) -> dict[str, Any]:
+    """What llama.cpp has to be told of a scaling: it multiplies yarn's own factor, ``0.1 ln(factor) + 1``, by ``attn_factor``."""
+    if rope.kind not in ("linear", "yarn"):
+        return {"type": "none"}
+    if rope.kind == "linear":
+        return {"type": "linear", "factor": rope.factor}
+    own = 1 + 0.1 * math.log(max(1.0, rope.factor))
+    return {
+        "type": "yarn",
+        "factor": rope.factor,
+        "original_context_length": rope.original_max_position_embeddings,
+        "attn_factor": rope.attention_factor / own,
+        "yarn_beta_fast": rope.beta_fast,
+        "yarn_beta_slow": rope.beta_slow,
+    }
+
+
+def _defaults(config: ModelConfig, arch: str, told: Mapping[str, Any]) -> dict[str, Any]:
     """What llama.cpp takes where a key is missing (``llama_model::load_hparams``)."""
     head_dim = config.hidden_size // config.num_heads
     out = {
@@ -77,8 +88,11 @@ def _defaults(config: ModelConfig, arch: str) -> dict[str, Any]:
         "attention.value_length": head_dim,
         "rope.dimension_count": config.head_dim,
         "rope.freq_base": 10000.0,
-        "rope.scaling.type": "none",
+        "rope.scaling.type": "linear" if told.get(f"{arch}.rope.scaling.factor", 1) != 1 else "none",
         "rope.scaling.original_context_length": config.max_position,
+        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.yarn_beta_fast": 32.0,
+        "rope.scaling.yarn_beta_slow": 1.0,
     }
     return {f"{arch}.{key}": value for key, value in out.items()}
 
@@ -97,20 +111,14 @@ def _difference(held: Any, expected: Any) -> float:  # noqa: ANN401 - metadata o
     return math.inf
 
 
-def _rope_kind(config: ModelConfig) -> str:
-    scaling: Mapping[str, Any] = config.rope_scaling or {}
-    return str(scaling.get("rope_type", scaling.get("type", "none")))
-
-
 def _rope_error(factors: F32 | None, config: ModelConfig) -> float:
     """Llama 3's frequency divisors: 1 for short waves, ``factor`` for long ones, a ramp between; without it there are none."""
     expected: Any = np.ones(config.head_dim // 2)
-    if _rope_kind(config) == "llama3":
-        scaling = config.rope_scaling or {}
-        factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
-        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        waves = 2 * np.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-        ramp = np.clip((original / waves - low) / (high - low), 0, 1)
-        expected = 1 / ((1 - ramp) / factor + ramp)
+    rope = config.rope
+    if rope.kind == "llama3":
+        waves = 2 * np.pi * rope.theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+        turns = rope.original_max_position_embeddings / waves
+        ramp = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+        expected = 1 / ((1 - ramp) / rope.factor + ramp)
     held = np.ones(config.head_dim // 2) if factors is None else factors
     return float(np.abs(held / expected - 1).max()) if held.shape == expected.shape else math.inf

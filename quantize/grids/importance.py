@@ -42,7 +42,8 @@ def _shared(x: F32, w: F32, unseen: Array, axes: int | tuple[int, ...]) -> F32:
     signal, other = (w * square).sum(axes, where=~unseen), (unseen * square).sum(axes)
     level = w.mean(axes)
     limited = np.minimum(level, signal / np.maximum(other, np.finfo(np.float32).tiny))
-    return np.float32(SHARE) * np.where(signal > 0, limited, level).astype(np.float32)
+    shared: F32 = (np.float32(SHARE) * np.where(signal > 0, limited, level)).astype(np.float32)
+    return shared
 
 
 def _shrinking(x: F32, empty: Array) -> F32:
