@@ -71,7 +71,7 @@ class Rope:
 
     def frequencies(self, head_dim: int) -> F32:
         """F32[head_dim / 2]: radians by which a position turns each pair (transformers' ``ROPE_INIT_FUNCTIONS``)."""
-        plain: F32 = 1.0 / (self.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))
+        plain: F32 = (1.0 / (self.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(np.float32)
         if self.kind == "linear":
             stretched: F32 = (plain / np.float32(self.factor)).astype(np.float32)
             return stretched
