@@ -72,7 +72,7 @@ def reporting(made: Path, command: str, place: object) -> list[object]:
 
 
 REPORTS = ("verify", "eval", "compare", "compare page", "report", "bench", "sensitivity", "imatrix", "gguf")
-REPEATED = ("verify", "eval", "compare", "compare page")
+REPEATED = ("verify", "compare", "compare page")
 OTHERS = {
     "a text": b"my only copy",
     "a config": b'{"model_type": "llama"}',
