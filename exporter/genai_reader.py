@@ -14,6 +14,9 @@ from quantize.outside import MIB, Door, Size, TokenId
 DOOR = Door(FileFormatError, "is not as `adadim export onnx` writes it, export it again", MIB)
 
 
+HEAD_DOOR = Door(FileFormatError, "so it does not say the head size, nor does the graph; export it again", MIB)
+
+
 class DecoderJson(msgspec.Struct):
     """``filename`` is the graph's, beside it."""
 
@@ -66,4 +69,4 @@ def read_genai(folder: Path) -> tuple[GenaiJson, dict[str, Any]]:
 
 def read_head_size(folder: Path) -> int:
     """Of a folder of any tool: graphs of genai's builder name it and do not count it. Raises FileFormatError."""
-    return DOOR.load(folder / GENAI_FILE, _Model).model.decoder.head_size
+    return HEAD_DOOR.load(folder / GENAI_FILE, _Model).model.decoder.head_size

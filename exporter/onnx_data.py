@@ -53,7 +53,7 @@ def inside(folder: Path, name: str) -> int:
         with open_regular(path) as file:
             return os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise OSError(f"{shown(name)}: {(error.strerror or str(error)).lower()}") from error
+        raise OSError(f"{shown(name)}: {error.strerror or error}") from error
 
 
 def once(names: Iterable[str], what: str) -> None:

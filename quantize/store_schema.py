@@ -20,6 +20,7 @@ from quantize.types import F32, Array, Axis, Grid, RowOrder
 
 PLAN_DOOR = Door(StoreError, "plan.json is damaged, quantize again")
 ASSET_DOOR = Door(StoreError, "the store is damaged; quantize again", 512 * MIB)
+WIDEST = 1 << 16  # a group of a channel that is shorter: more is no group size that anybody asks for
 MOST_HEADER = 1 << 16  # bytes of a tensor file's own header: it has a handful of arrays
 ELEMENTS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
 
@@ -66,7 +67,7 @@ class QuantizedJson(GridJson, kw_only=True):
             raise ValueError(f"shape {self.shape} on the grid {self.grid}, where two lengths are needed")
         rows, cols = self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
         _check_chunks(self.chunks, rows)
-        if grid.group_size > 2 * max(cols, 128):
+        if grid.group_size > max(2 * cols, WIDEST):
             raise ValueError(f"group_size {grid.group_size} for groups that run along {cols} weights")
 
 

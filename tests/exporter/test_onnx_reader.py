@@ -87,7 +87,7 @@ MODELS: dict[str, tuple[Edit, str]] = {
     "no location": (without("location"), "is no name in the folder"),
     "a location that climbs": (entry("location", "../secret"), r"'\.\./secret' is no name in the folder"),
     "an absolute location": (entry("location", "/etc/passwd"), "'/etc/passwd' is no name in the folder"),
-    "a location in memory": (entry("location", "*/_ORT_MEM_ADDR_/*"), "no such file"),
+    "a location in memory": (entry("location", "*/_ORT_MEM_ADDR_/*"), "No such file"),
     "a location that is the folder": (entry("location", "."), "is no name in the folder"),
     "an offset of words": (entry("offset", "x"), "has the offset 'x', which is no number"),
     "an offset below nothing": (entry("offset", "-1"), "has the offset '-1'"),
