@@ -38,7 +38,7 @@ def _gguf_digests(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     file = open_gguf(path)
     held, data = _seals(file.metadata), np.memmap(path, np.uint8, "r")
     header = data[: file.start].tobytes()
-    return held, {"data": hashlib.sha256(data[file.start :]).hexdigest(), "header": _sealed(header, held.get("header"))}
+    return held, {"data": hashlib.sha256(data[file.start :].data).hexdigest(), "header": _sealed(header, held.get("header"))}
 
 
 def _onnx_digests(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
