@@ -23,7 +23,7 @@ MODEL_FILES = ("model.onnx", "model.onnx.data", GENAI, LIBRARY)
 # Keys that are not copied: a training script's settings, which transformers sets anew; the template, compared by itself; and how
 # texts begin and end, which tokenizer_check compares in the runtime.
 APART = {
-    "tokenizer.json": ("truncation", "padding"),
+    "tokenizer.json": ("truncation", "padding", "post_processor"),
     "tokenizer_config.json": ("chat_template", "add_bos_token", "add_eos_token"),
 }
 CACHE_TOKENS = 1024  # genai's search.max_length, where the context is not shorter
