@@ -153,15 +153,18 @@ def _pre(tokenizer: Mapping[str, Any], spm: bool, held: object) -> object:
 
 
 def _ids(assets: Mapping[str, bytes], rows: int, held: Mapping[str, Any]) -> dict[str, int]:
-    """tokenizer_config.json's token, else config.json's id; a second end of generation may be llama.cpp's end of turn."""
+    """tokenizer_config.json's token, else config.json's id; further ends of generation are llama.cpp's of turn and message."""
     out, ends = dict[str, int](), end_ids(assets)
     for word, key in IDS.items():
         files = ids_of(assets, word)
         found = [*files["tokenizer_config.json"], *files["config.json"][:1], *files["generation_config.json"]]
         if inside := [index for index in found if index < rows]:
             out[f"{KEY}{key}_token_id"] = inside[0]
-    eot = f"{KEY}eot_token_id"
-    return out | ({eot: held[eot]} if held.get(eot) in ends - {out.get(f"{KEY}eos_token_id")} else {})
+    for word in ("eos", "eot", "eom"):  # which end has which key is free: tokenizer_check asks llama.cpp for each
+        key = f"{KEY}{word}_token_id"
+        if held.get(key) in ends:
+            out[key] = held[key]
+    return out
 
 
 def _templates(assets: Mapping[str, bytes]) -> dict[str, Any]:

@@ -20,8 +20,12 @@ EXACT = 0.0  # files, keys and values are equal or they are not
 GENAI = "genai_config.json"
 TOKENIZER_FILES = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("model.onnx", "model.onnx.data", GENAI, LIBRARY)
-# Keys that are not copied: a training script's settings, which transformers sets anew, and the template, compared by itself.
-APART = {"tokenizer.json": ("truncation", "padding"), "tokenizer_config.json": ("chat_template",)}
+# Keys that are not copied: a training script's settings, which transformers sets anew; the template, compared by itself; and how
+# texts begin and end, which tokenizer_check compares in the runtime.
+APART = {
+    "tokenizer.json": ("truncation", "padding", "post_processor"),
+    "tokenizer_config.json": ("chat_template", "add_bos_token", "add_eos_token"),
+}
 CACHE_TOKENS = 1024  # genai's search.max_length, where the context is not shorter
 NONE = "nothing"
 

@@ -175,6 +175,11 @@ def test_a_context_that_a_window_cuts_is_noted(tmp_path):
     assert header.metadata["llama.context_length"].decode() == 32
 
 
+def told(record):
+    """A record without the digest of its bytes."""
+    return {key: value for key, value in record.to_json().items() if key != "sha256"}
+
+
 @pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime+adadim"])
 def test_tuned_stores_differ_in_floats_alone(source, tmp_path, target):
     plain, tuned = (
@@ -199,7 +204,7 @@ def test_tuned_stores_differ_in_floats_alone(source, tmp_path, target):
     assert change in store_summary(tuned) and "3 steps" not in store_summary(plain)
     for name, record in tuned.records.items():
         one, other = plain.read(name), tuned.read(name)
-        assert record.to_json() == plain.records[name].to_json() | {"chunks": 1}
+        assert told(record) == told(plain.records[name]) | {"chunks": 1}
         if record.grid is not None:
             assert np.array_equal(one.codes, other.codes)
 
@@ -222,7 +227,7 @@ def test_learned_stores_differ_in_linears_alone_and_lose_less_in_every_layer(sou
     moved = set()
     for name, record in learned.records.items():
         one, other = plain.read(name), learned.read(name)
-        assert record.to_json() == plain.records[name].to_json()
+        assert told(record) == told(plain.records[name])
         if record.grid is None:
             assert np.array_equal(one.values, other.values)
         elif not np.array_equal(one.codes, other.codes):

@@ -5,6 +5,7 @@ Only the steps of ``verify`` that compare whole are run, and seals by themselves
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import struct
@@ -228,7 +229,7 @@ def fill_a_gap(folder: Path) -> None:
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     places = [{entry.key: entry.value for entry in item.external_data} for item in graph.initializer]
     spans = sorted((int(place["offset"]), int(place["length"])) for place in places if place)
-    gap = next(start + size for (start, size), (after, _) in zip(spans, spans[1:], strict=False) if start + size < after)
+    gap = next(start + size for (start, size), (after, _) in itertools.pairwise(spans) if start + size < after)
     np.memmap(folder / "model.onnx.data", np.uint8, "r+")[gap] = 0x41
 
 
