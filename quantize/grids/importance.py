@@ -41,9 +41,10 @@ def _shared(x: F32, w: F32, unseen: Array, axes: int | tuple[int, ...]) -> F32:
     square = np.square(x)
     signal, other = (w * square).sum(axes, where=~unseen), (unseen * square).sum(axes)
     level = w.mean(axes)
-    limited = np.minimum(level, signal / np.maximum(other, np.finfo(np.float32).tiny))
-    shared: F32 = (np.float32(SHARE) * np.where(signal > 0, limited, level)).astype(np.float32)
-    return shared
+    louder = (signal > 0) & (level * other > signal)
+    counted = np.where(louder, signal / np.where(louder, other, 1), level)
+    out: F32 = np.float32(SHARE) * counted.astype(np.float32)
+    return out
 
 
 def _shrinking(x: F32, empty: Array) -> F32:
