@@ -20,10 +20,10 @@ from exporter.cli_completion import completion
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
 from exporter.cli_size import has_target_size, model_plan
 from exporter.doctor import EXTRAS, doctor, requirements
-from exporter.preflight import check_source
+from exporter.preflight import check_source, source_notes
 from exporter.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.targets import TARGETS
-from quantize.errors import AdaDimError, ConfigError
+from quantize.errors import AdaDimError, ConfigError, printable
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.outputs import check_file, new_file
 from quantize.progress import silence
@@ -73,6 +73,7 @@ def _quantize(args: Namespace) -> int:
         check_store_output(args.out, args.force)
     source = open_checkpoint(args.source)
     check_source(source, args.target, tokenizer_pre="")  # `export` may name it
+    _print_notes(source, args.target)
     plan = model_plan(args, quantize_config(args), source, args.target)
     if args.dry_run:
         with planned_store(source, plan) as store:
@@ -80,6 +81,11 @@ def _quantize(args: Namespace) -> int:
     else:
         print(store_summary(quantize_planned(source, args.out, plan, args.force)))
     return 0
+
+
+def _print_notes(source: Checkpoint, target: str) -> None:
+    for note in source_notes(source, target):
+        print(f"adadim: warning: {printable(note)}", file=sys.stderr)
 
 
 def _sensitivity(args: Namespace) -> int:
@@ -237,6 +243,7 @@ def _run(args: Namespace) -> int:
     source = open_checkpoint(args.source)
     for target in outputs:
         check_source(source, target, args.tokenizer_pre)
+        _print_notes(source, target)
     plans = [model_plan(args, quantize_config(args), source, target) for target in outputs]
     verdicts = [_run_target(args, source, plan, outputs[plan.target.name]) for plan in plans]
     return 0 if all(verdicts) else 1

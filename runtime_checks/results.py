@@ -32,4 +32,4 @@ def within(name: str, tensor: str, error: float, tolerance: float) -> Check:
 
 def noted(name: str, tensor: str, error: float, note: str) -> Check:
     """A check that holds whatever ``error`` is, because of ``note``, which a person is told."""
-    return Check(name, tensor, float(error), math.inf, True, note)
+    return Check(name, tensor, float(error), float(error), True, note)

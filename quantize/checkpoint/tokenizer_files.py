@@ -19,8 +19,7 @@ CONFIG, MAP, GENERATION, TEMPLATE = "tokenizer_config.json", "special_tokens_map
 MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 TEMPLATES = f"{MORE_TEMPLATES}.json"  # the asset that stands for it: an object of name and text
 DEFAULT = "default"
-AnyId = Annotated[int, msgspec.Meta(ge=-(2**63), lt=2**63)]  # some files say -1 where there is none
-Ids = AnyId | list[AnyId] | None
+Ids = int | list[int] | None  # some files say -1 where there is none
 
 
 class Token(msgspec.Struct):
@@ -112,14 +111,12 @@ def token_ids(assets: Mapping[str, bytes], where: object) -> dict[str, int]:
     return known | {token.content: token.id for token in tokenizer.added_tokens}
 
 
-def special_ids(assets: Mapping[str, bytes], config: Mapping[str, Any], rows: int, where: object) -> dict[str, list[int]]:
+def special_ids(assets: Mapping[str, bytes], rows: int, where: object) -> dict[str, list[int]]:
     """"bos", "eos", "pad" and "unk" -> every id that a file gives it: the tokenizer's own first, then generation_config.json's, then
-    config.json's (``config``). None twice, and none without a row in the embedding of ``rows``: such a token is never seen.
+    config.json's. None twice, and none without a row in the embedding of ``rows``: such a token is never seen.
     """
     named, ids = special_tokens(assets, where), token_ids(assets, where)
-    said = [DOOR.convert(dict(config), f"{where}/config.json", GenerationIds)]
-    if GENERATION in assets:
-        said.insert(0, DOOR.json(assets[GENERATION], f"{where}/{GENERATION}", GenerationIds))
+    said = [DOOR.json(assets.get(name, b"{}"), f"{where}/{name}", GenerationIds) for name in (GENERATION, "config.json")]
     out = {}
     for word in ("bos", "eos", "pad", "unk"):
         own = ids.get(named.get(f"{word}_token", ""))
