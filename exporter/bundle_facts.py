@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.inspect import Report, inspect
-from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES
+from exporter.genai_tokenizer import TOKENIZER_FILES
+from exporter.onnx_genai import GENAI_FILE
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_container import GgufHeader, parse_header
 from quantize.checkpoint.gguf_names import to_hf_name_or_own

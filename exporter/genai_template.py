@@ -85,9 +85,7 @@ def _environment(trim: bool = True) -> Environment:
 
 def _prelude(names: set[str], special_tokens: Mapping[str, str]) -> str:
     values = {name: "none" for name in UNSET if name in names}
-    values |= {
-        name: _quoted(text) for name, text in sorted(special_tokens.items()) if name in names and name not in KNOWN_TOKENS
-    }
+    values |= {name: _quoted(text) for name, text in sorted(special_tokens.items()) if name in names and name not in KNOWN_TOKENS}
     return "".join(f"{{% set {name} = {value} %}}" for name, value in values.items())
 
 

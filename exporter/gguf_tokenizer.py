@@ -63,7 +63,9 @@ def tokenizer_metadata(assets: Mapping[str, bytes], rows: int, pre: str | None, 
             out[f"{KEY}merges"] = Value.encode_array(ValueType.STRING, [_merge(merge) for merge in model.merges])
         return out | special_metadata(assets, tokenizer, rows, folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{where}: damaged ({shown(repr(error))}); get an intact copy of the model and quantize again") from error
+        raise ExportError(
+            f"{where}: damaged ({shown(repr(error))}); get an intact copy of the model and quantize again"
+        ) from error
 
 
 def _merge(merge: str | tuple[str, str]) -> str:
@@ -140,7 +142,9 @@ def _scores(model: Model, tokens: list[str], where: str) -> list[float]:
     together = sum(token != before for token, before in zip(made, ["", *made], strict=False)) == len(ranks)
     for token in ranks:
         if not together or any((token[:cut], token[cut:]) not in pairs for cut in found(token)):
-            raise ExportError(f"{where}: the merges that make '{shown(token)}' are not SentencePiece's; this model cannot be a GGUF")
+            raise ExportError(
+                f"{where}: the merges that make '{shown(token)}' are not SentencePiece's; this model cannot be a GGUF"
+            )
     return [-float(ranks.get(token, len(ranks))) for token in tokens]
 
 

@@ -16,7 +16,8 @@ from typing import BinaryIO
 import onnx
 
 from exporter.library import LIBRARY
-from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES, write_genai_files
+from exporter.genai_tokenizer import TOKENIZER_FILES
+from exporter.onnx_genai import GENAI_FILE, write_genai_files
 from exporter.onnx_graph import exported_context
 from exporter.onnx_plan import DATA_FILE, PRODUCER, OnnxPlan, plan_onnx
 from exporter.preflight import check_onnx

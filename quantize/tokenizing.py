@@ -33,7 +33,9 @@ class TextTokenizer:
             self._child.hold(_Held, tokenizer_json)
         except (CheckpointError, ChildEnded, MemoryError) as error:
             self.close()
-            raise CheckpointError(f"{where}: the tokenizers library cannot read it ({shown(error)}); download it again") from error
+            raise CheckpointError(
+                f"{where}: the tokenizers library cannot read it ({shown(error)}); download it again"
+            ) from error
 
     def encode(self, text: str, add_special: bool = True) -> NDArray[np.int64]:
         """Ids I64[n], with the tokens that the tokenizer puts around a text if ``add_special``."""
@@ -44,6 +46,11 @@ class TextTokenizer:
         """The added tokens' texts in the order of their ids."""
         texts: list[str] = self._ask("specials")
         return texts
+
+    def id_of(self, token: str) -> int | None:
+        """A token's id."""
+        index: int | None = self._ask("id_of", token)
+        return index
 
     def close(self) -> None:
         """End the child."""
@@ -59,7 +66,9 @@ class TextTokenizer:
         try:
             return self._child.ask(method, *args)
         except (CheckpointError, ChildEnded) as error:
-            raise CheckpointError(f"{self._where}: the tokenizers library cannot use it ({shown(error)}); download it again") from error
+            raise CheckpointError(
+                f"{self._where}: the tokenizers library cannot use it ({shown(error)}); download it again"
+            ) from error
 
 
 def check_tokenizer(tokenizer_json: bytes, where: str) -> None:
@@ -108,3 +117,6 @@ class _Held:
 
     def specials(self) -> list[str]:
         return [str(token.content) for _, token in sorted(self._tokenizer.get_added_tokens_decoder().items())]
+
+    def id_of(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)

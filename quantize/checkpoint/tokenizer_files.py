@@ -15,7 +15,12 @@ from quantize.errors import CheckpointError
 from quantize.outside import LARGEST, MIB, Door
 
 DOOR = Door(CheckpointError, "download it again", most=256 * MIB)
-CONFIG, MAP, GENERATION, TEMPLATE = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"
+CONFIG, MAP, GENERATION, TEMPLATE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 TEMPLATES = f"{MORE_TEMPLATES}.json"  # the asset that stands for it: an object of name and text
 DEFAULT = "default"
@@ -112,7 +117,7 @@ def token_ids(assets: Mapping[str, bytes], where: object) -> dict[str, int]:
 
 
 def special_ids(assets: Mapping[str, bytes], rows: int, where: object) -> dict[str, list[int]]:
-    """"bos", "eos", "pad" and "unk" -> every id that a file gives it: the tokenizer's own first, then generation_config.json's, then
+    """ "bos", "eos", "pad" and "unk" -> every id that a file gives it: the tokenizer's own first, then generation_config.json's, then
     config.json's. None twice, and none without a row in the embedding of ``rows``: such a token is never seen.
     """
     named, ids = special_tokens(assets, where), token_ids(assets, where)
