@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from exporter.genai_reader import DecoderJson, read_genai
+from exporter.genai_tokenizer import TOKENIZER_FILES
 from exporter.inspect import Report, inspect, read_gguf_header
-from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES
+from exporter.onnx_genai import GENAI_FILE
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_container import GgufHeader
 from quantize.checkpoint.gguf_names import to_hf_name_or_own

@@ -34,7 +34,8 @@ def build_metadata(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata
         out = _from_gguf(store, tokenizer_pre)
     else:
         rows = store.records[EMBEDDING].shape[0]
-        out = _from_config(store) | tokenizer_metadata(store.path / "assets", rows, tokenizer_pre)
+        assets = {name: store.asset(name) for name in store.asset_names()}
+        out = _from_config(store) | tokenizer_metadata(assets, rows, tokenizer_pre, str(store.path / "assets"))
     out["general.file_type"] = _u32(_file_type(store))
     out["general.quantization_version"] = _u32(QUANTIZATION_VERSION)
     return out | _provenance(store)
@@ -49,7 +50,7 @@ def check_gguf_source(source: Checkpoint, tokenizer_pre: str | None) -> None:
     arch = ARCHITECTURES[config.model_type]
     _check_biases(source.specs, arch, where)
     _rope_scaling(config, arch, where)
-    tokenizer_metadata(source.path, source.specs[EMBEDDING].shape[0], tokenizer_pre)
+    tokenizer_metadata(source.assets(), source.specs[EMBEDDING].shape[0], tokenizer_pre, where)
 
 
 def _check_kept(where: str, tokenizer_pre: str | None) -> None:

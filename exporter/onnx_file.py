@@ -14,8 +14,9 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
+from exporter.genai_tokenizer import TOKENIZER_FILES
 from exporter.library import LIBRARY
-from exporter.onnx_genai import GENAI_FILE, TOKENIZER_FILES, write_genai_files
+from exporter.onnx_genai import GENAI_FILE, write_genai_files
 from exporter.onnx_graph import exported_context
 from exporter.onnx_plan import DATA_FILE, DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
 from exporter.onnx_reader import MODEL_FILE, parse_model

@@ -6,21 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from exporter.genai_tokenizer import genai_tokenizer_files
+from quantize.checkpoint.tokenizer_files import special_ids
 from quantize.model_config import ModelConfig
 from quantize.store import QuantizedStore
 
 MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
 GENAI_FILE = "genai_config.json"
-TOKENIZER_FILES = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_genai_files(store: QuantizedStore, directory: Path, context: int) -> None:
-    """Write genai_config.json and copy the store's tokenizer files, byte for byte, into ``directory``."""
+    """Write genai_config.json and the tokenizer files into ``directory``: the store's own bytes where genai reads them right."""
     config = json.dumps(genai_config(store, context), indent=2) + "\n"
     (directory / GENAI_FILE).write_text(config, encoding="utf-8")
-    for name in store.asset_names():
-        if name in TOKENIZER_FILES:
-            (directory / name).write_bytes(store.asset(name))
+    assets = {name: store.asset(name) for name in store.asset_names()}
+    for name, data in genai_tokenizer_files(assets, store.config.vocab_size, str(store.path / "assets")).items():
+        (directory / name).write_bytes(data)
 
 
 def genai_config(store: QuantizedStore, context: int) -> dict[str, Any]:
@@ -63,12 +64,11 @@ def _decoder(config: ModelConfig) -> dict[str, Any]:
 
 
 def _special_ids(store: QuantizedStore) -> dict[str, Any]:
-    """bos, eos (one or several) and pad ids: generation_config.json's where it has them, else config.json's."""
-    known = dict(store.config.raw)
-    if "generation_config.json" in store.asset_names():
-        known |= json.loads(store.asset("generation_config.json"))
-    ids = {key: known[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if known.get(key) is not None}
-    eos = ids.get("eos_token_id")
-    if eos is not None and "pad_token_id" not in ids:
-        ids["pad_token_id"] = eos[0] if isinstance(eos, list) else eos  # genai wants one; nothing is padded for a single text
-    return ids
+    """bos, eos (one or several) and pad ids, as every file of the model says them."""
+    assets = {name: store.asset(name) for name in store.asset_names()}
+    ids = special_ids(assets, store.config.vocab_size, str(store.path / "assets"))
+    out: dict[str, Any] = {f"{word}_token_id": ids[word][0] for word in ("bos", "pad") if ids[word]}
+    if ids["eos"]:
+        out["eos_token_id"] = ids["eos"] if len(ids["eos"]) > 1 else ids["eos"][0]
+        out.setdefault("pad_token_id", ids["eos"][0])  # genai wants one; nothing is padded for a single text
+    return {key: out[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in out}

@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates
 from quantize.errors import ExportError
 from quantize.model_config import ModelConfig
 
@@ -19,6 +20,9 @@ def check_source(source: Checkpoint, target: str, tokenizer_pre: str | None) -> 
     """
     if target not in GGUF_TARGETS:
         check_onnx(source.config, source.assets(), str(source.path))
+        from exporter.genai_tokenizer import genai_tokenizer_files
+
+        genai_tokenizer_files(source.assets(), source.config.vocab_size, str(source.path))
         return
     from exporter.gguf_metadata import check_gguf_source
 
@@ -36,3 +40,17 @@ def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
                 f"{where}: onnxruntime-genai needs a {name}, and there is none, nor a GGUF tokenizer that gives one; "
                 "get it from the original model, or export to GGUF"
             )
+
+
+def source_notes(source: Checkpoint, target: str) -> list[str]:
+    """What is wrong with the chat template, or will be in the target's runtime, one line each; the text itself runs in any case."""
+    from exporter.genai_template import beyond_genai, unreadable
+
+    template = chat_templates(source.assets(), source.path).get(DEFAULT)
+    if template is None:
+        return []
+    problem = unreadable(template)
+    if problem:
+        return [f"{source.path}: its chat template cannot be read ({problem}); the file holds it as it is"]
+    found = [] if target in GGUF_TARGETS else beyond_genai(template)
+    return [f"{source.path}: its chat template needs {', '.join(found)}, which onnxruntime-genai cannot render"] if found else []

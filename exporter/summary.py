@@ -89,7 +89,10 @@ def checks_summary(report: dict[str, Any], title: str) -> str:
     ]
     if len(misses) > SHOWN_MISSES:
         lines.append(f"... and {len(misses) - SHOWN_MISSES} more misses")
-    lines += [f"{check['name']}: {check['tensor']}" for check in checks if check["name"].startswith("note: ")]
+    notes = [check for check in checks if check.get("note")]
+    lines += [f"WARNING {check['name']}: {check['tensor']}: {check['note']}" for check in notes[:SHOWN_MISSES]]
+    if len(notes) > SHOWN_MISSES:
+        lines.append(f"... and {len(notes) - SHOWN_MISSES} more warnings")
     verdict = "ok" if report["ok"] else "NOT ok"
     return "\n".join([*lines, f"{title}: {verdict}, {len(checks) - len(misses)} of {len(checks)} checks hold"])
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from quantize.errors import CalibrationError
 from quantize.kinds import readable
 from quantize.model_config import INPUT_SITES
+from quantize.tokenizing import encode
 from quantize.types import LayerStats
 
 if TYPE_CHECKING:
@@ -112,14 +113,11 @@ def held_out_text() -> str:
 
 
 def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
-    """Token ids I64[n], with the BOS that the tokenizer puts first, if it does. ``where`` names the model in errors."""
-    from tokenizers import Tokenizer
+    """Token ids I64[n] of the whole text, with what the tokenizer puts around one. ``where`` names the model in errors.
 
-    try:
-        tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
-        raise CalibrationError(f"{where}: tokenizer.json cannot be read ({error})") from error
-    return np.array(tokenizer.encode(text).ids, np.int64)
+    Raises CalibrationError for a tokenizer.json that cannot be read, or not within the limits of ``quantize.tokenizing``.
+    """
+    return encode(text, tokenizer_json, f"{where}: tokenizer.json", CalibrationError)
 
 
 def sequence_count(tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -12,6 +13,11 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from quantize.child import GIB, Child, ChildEnded, Limits
+from quantize.errors import shown
+
+LIMITS = Limits(seconds=10, memory=GIB)
+LONGEST = 1_000_000  # characters of a prompt: of conversations as short as these
 Messages = tuple[Mapping[str, str], ...]
 USER = {"role": "user", "content": 'What\'s <b>2 + 2</b>?\n\n  Say it in 日本語 & "quotes". '}
 ASSISTANT = {"role": "assistant", "content": "4 {{ four }}"}
@@ -20,6 +26,10 @@ CONVERSATIONS: dict[str, Messages] = {
     "three turns": (USER, ASSISTANT, {"role": "user", "content": "Why?"}),
     "with a system message": ({"role": "system", "content": "Be brief."}, USER),
 }
+
+
+class _RefusedError(TemplateError):
+    """The template itself says that it cannot take such a conversation."""
 
 
 class _Generation(Extension):
@@ -33,32 +43,62 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def render(template: str, messages: Messages, special_tokens: Mapping[str, str]) -> str | None:
-    """The prompt for the assistant's next turn, or None where the template itself refuses such a conversation."""
+@dataclass(frozen=True)
+class Prompt:
+    """What a template makes of a conversation: a text; or no text, because it refuses it by raise_exception; or a ``problem``."""
+
+    text: str | None = None
+    problem: str = ""
+
+
+def render_all(template: str, special_tokens: Mapping[str, str]) -> dict[str, Prompt]:
+    """The prompts for CONVERSATIONS, rendered in a child process: a template is a program, which may not end."""
+    prompts = dict[str, Prompt]()
+    with Child(LIMITS) as child:
+        for key, messages in CONVERSATIONS.items():
+            try:
+                prompts[key] = child.call(render, template, messages, dict(special_tokens))
+            except ChildEnded as error:
+                return dict.fromkeys(CONVERSATIONS, Prompt(problem=shown(error)))
+    return prompts
+
+
+def render(template: str, messages: Messages, special_tokens: Mapping[str, str]) -> Prompt:
+    """The prompt for the assistant's next turn, rendered in this process."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _strftime_now
     values: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     try:
-        return environment.from_string(template).render(**values, **special_tokens)
-    except TemplateError:
-        return None
+        text = environment.from_string(template).render(**{**special_tokens, **values})
+        text.encode()
+    except _RefusedError:
+        return Prompt()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a program may do wrong
+        return Prompt(problem=f"{type(error).__name__}: {shown(error)}")
+    return Prompt(text) if len(text) <= LONGEST else Prompt(problem=f"a prompt of {len(text):,} characters")
 
 
 def template_of(assets: Mapping[str, bytes]) -> str | None:
-    """A Hugging Face model's template: chat_template.jinja, or the default one of tokenizer_config.json."""
-    if "chat_template.jinja" in assets:
-        return assets["chat_template.jinja"].decode("utf-8")
-    template = json.loads(assets.get("tokenizer_config.json", b"{}")).get("chat_template")
+    """A Hugging Face model's default template. Files of their own, also more named ones, hide what tokenizer_config.json has."""
+    files = {"default": assets["chat_template.jinja"].decode()} if "chat_template.jinja" in assets else {}
+    files |= json.loads(assets.get("additional_chat_templates.json", b"{}"))
+    template = files or json.loads(assets.get("tokenizer_config.json", b"{}")).get("chat_template")
     if isinstance(template, list):
-        template = {item["name"]: item["template"] for item in template}.get("default")
+        template = {item["name"]: item["template"] for item in template}
+    if isinstance(template, dict):
+        template = template.get("default")
     return None if template is None else str(template)
 
 
 def special_tokens_of(assets: Mapping[str, bytes]) -> dict[str, str]:
-    """bos_token, eos_token and their like, which templates may name, from tokenizer_config.json."""
+    """bos_token, eos_token and their like, which templates may name; special_tokens_map.json is of files without a decoder."""
     config = json.loads(assets.get("tokenizer_config.json", b"{}"))
+    if config.get("added_tokens_decoder") is None:
+        config |= json.loads(assets.get("special_tokens_map.json", b"{}"))
     named = {key: value for key, value in config.items() if key.endswith("_token") and isinstance(value, str | dict)}
     return {key: value if isinstance(value, str) else value["content"] for key, value in named.items()}
 
@@ -69,7 +109,7 @@ def _tojson(value: object, **options: Any) -> str:  # noqa: ANN401 - json's own 
 
 
 def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
+    raise _RefusedError(message)
 
 
 def _strftime_now(form: str) -> str:

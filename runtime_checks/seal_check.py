@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime_checks.decoded import open_gguf
 from runtime_checks.onnx_runner import load_graph
-from runtime_checks.results import Check, note, within
+from runtime_checks.results import Check, noted, within
 
 SEAL = "adadim.sha256."
 DATA = "model.onnx.data"
@@ -26,7 +26,14 @@ def check_seal(path: Path) -> list[Check]:
     """Every seal of a GGUF or an ONNX folder; a note for a file without. Raises FileFormatError for a damaged file."""
     held, digests = _onnx_digests(path) if path.is_dir() else _gguf_digests(path)
     if not held:
-        return [note("it holds no seal: a byte that changed after it was written is seen by the other checks alone", path.name)]
+        return [
+            noted(
+                "seal",
+                path.name,
+                0.0,
+                "it holds none: a byte that changed after it was written is seen by the other checks alone",
+            )
+        ]
     return [
         within(f"sha256 of the {part} = the file's seal", path.name, float(held.get(part) != digest), EXACT)
         for part, digest in digests.items()

@@ -28,7 +28,7 @@ def with_llama_cpp(path: Path, question: str) -> str:
         template = model.chat_template()
         if template is not None:
             specials = {"bos_token": model.bos, "eos_token": model.eos}
-            prompt = render(template.decode(), ({"role": "user", "content": question},), specials) or question
+            prompt = render(template.decode(), ({"role": "user", "content": question},), specials).text or question
         tokens = model.generate_greedy(model.tokenize(prompt), TOKENS)
         return model.detokenize([token for token in tokens if not model.is_end(token)])
 

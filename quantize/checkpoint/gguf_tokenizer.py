@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from gguf import TokenType
@@ -11,9 +11,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from quantize.checkpoint.gguf_values import NO_TOKEN
 from quantize.checkpoint.pre_tokenizers import BY_NAME
-from quantize.errors import CheckpointError
+from quantize.checkpoint.tokenizer_files import TEMPLATES
+from quantize.errors import CheckpointError, shown
 
 KEY = "tokenizer.ggml."
+NAMED = "tokenizer.chat_template."
+ENDS = ("eos", "eot", "eom")  # generation ends at each of them
 SPECIAL_IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 SPACE = "\u2581"
 MAX_PIECE = 512  # letters of a token that merges make; SentencePiece's own limit is 512 bytes
@@ -31,11 +34,16 @@ def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes
         tokenizer, out = _tokenizer(metadata, tokens, types), _configs(metadata, tokens)
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"{where}: metadata key or token {error} is missing; download the file again") from error
-    except Exception as error:  # the tokenizers library raises nothing more precise
-        raise CheckpointError(f"{where}: its tokenizer is damaged ({error}); download the file again") from error
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # the tokenizers library raises nothing more precise, and its panics are no Exception
+        raise CheckpointError(f"{where}: its tokenizer is damaged ({shown(str(error))}); download the file again") from None
     if tokenizer is not None:
         out["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
     template = metadata.get("tokenizer.chat_template")
+    named = {key.removeprefix(NAMED): text for key, text in metadata.items() if key.startswith(NAMED)}
+    if named:
+        out[TEMPLATES] = json.dumps(named, ensure_ascii=False).encode()
     return out | ({} if template is None else {"chat_template.jinja": template.encode()})
 
 
@@ -50,8 +58,7 @@ def _tokenizer(metadata: Mapping[str, Any], tokens: list[str], types: list[int])
             return None
     if tokenizer is not None:
         _add_special(tokenizer, tokens, types)
-        if adds_bos(metadata):
-            _add_bos(tokenizer, tokens, metadata[f"{KEY}bos_token_id"])
+        _add_around(tokenizer, tokens, metadata)
     return tokenizer
 
 
@@ -106,14 +113,25 @@ def _sentence_piece(metadata: Mapping[str, Any], vocabulary: dict[str, int], typ
 def _ranked_merges(vocabulary: dict[str, int], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, best score first (``llm_tokenizer_spm``); ties by id, then by the cut."""
     pieces = {token: index for token, index in vocabulary.items() if types[index] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
-    found, longest = [], max(map(len, pieces), default=0)
-    if longest > MAX_PIECE:
-        raise ValueError(f"a token of {longest} letters")
-    for token, index in pieces.items():
-        for cut in range(1, len(token)):
-            if token[:cut] in pieces and token[cut:] in pieces:
-                found.append((-scores[index], index, cut, token))
+    cuts_of = cuts(pieces)
+    found = [(-scores[index], index, cut, token) for token, index in pieces.items() for cut in cuts_of(token)]
     return [(token[:cut], token[cut:]) for _, _, cut, token in sorted(found)]
+
+
+def cuts(vocabulary: Iterable[str]) -> Callable[[str], Iterator[int]]:
+    """Where a token can be cut into two tokens of the vocabulary. Only lengths that tokens have are tried: one may be very long."""
+    tokens: Container[str] = vocabulary if isinstance(vocabulary, Mapping) else set(vocabulary)
+    lengths = sorted({len(token) for token in vocabulary} - {0})
+    known = set(lengths)
+
+    def of(token: str) -> Iterator[int]:
+        for cut in lengths:
+            if cut >= len(token):
+                return
+            if len(token) - cut in known and token[:cut] in tokens and token[cut:] in tokens:
+                yield cut
+
+    return of
 
 
 def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
@@ -126,9 +144,15 @@ def _add_special(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> N
     tokenizer.add_tokens(added)
 
 
-def _add_bos(tokenizer: Tokenizer, tokens: list[str], bos: int) -> None:
-    single, pair = f"{tokens[bos]}:0 $A:0", f"{tokens[bos]}:0 $A:0 {tokens[bos]}:1 $B:1"
-    tokenizer.post_processor = processors.TemplateProcessing(single, pair, [(tokens[bos], bos)])
+def _add_around(tokenizer: Tokenizer, tokens: list[str], metadata: Mapping[str, Any]) -> None:
+    """BOS and EOS as llama.cpp puts them around a text."""
+    bos = [metadata[f"{KEY}bos_token_id"]] if adds_bos(metadata) else []
+    eos = [metadata[f"{KEY}eos_token_id"]] if metadata.get(f"{KEY}add_eos_token") and f"{KEY}eos_token_id" in metadata else []
+    if bos or eos:
+        single, second = ([*(tokens[id_] for id_ in bos), text, *(tokens[id_] for id_ in eos)] for text in ("$A", "$B"))
+        pair = [f"{piece}:0" for piece in single] + [f"{piece}:1" for piece in second]
+        special = [(tokens[index], index) for index in dict.fromkeys([*bos, *eos])]
+        tokenizer.post_processor = processors.TemplateProcessing([f"{piece}:0" for piece in single], pair, special)
 
 
 def _configs(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, bytes]:
@@ -136,6 +160,9 @@ def _configs(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, bytes]
     ids = {name: index for name, index in held.items() if index != NO_TOKEN}
     tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     tokenizer |= {name: tokens[index] for name, index in ids.items()} | {"add_bos_token": adds_bos(metadata)}
-    generation = {f"{name}_id": index for name, index in ids.items() if name != "unk_token"}
+    generation: dict[str, Any] = {f"{name}_id": index for name, index in ids.items() if name != "unk_token"}
+    ends = list(dict.fromkeys(metadata[f"{KEY}{word}_token_id"] for word in ENDS if f"{KEY}{word}_token_id" in metadata))
+    if len(ends) > 1:
+        generation["eos_token_id"] = ends
     files = {"tokenizer_config.json": tokenizer, "generation_config.json": generation}
     return {name: (json.dumps(data, indent=2) + "\n").encode() for name, data in files.items()}

@@ -15,9 +15,11 @@ import numpy as np
 from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, check_finite, to_f32
 from quantize.checkpoint.safetensors_file import StoredTensor, read_header
+from quantize.checkpoint.tokenizer_files import DOOR, MORE_TEMPLATES, TEMPLATES, check_files
 from quantize.errors import CheckpointError, shown
 from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
 from quantize.outside import Door
+from quantize.tokenizing import check_tokenizer
 from quantize.types import F32, PlainTensor, TensorSpec
 
 ASSETS = (
@@ -79,13 +81,20 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _assets(self) -> dict[str, bytes]:
-        found = {name: (self.path / name).read_bytes() for name in ASSETS if (self.path / name).is_file()}
+        found = {name: DOOR.read(self.path / name) for name in ASSETS if (self.path / name).is_file()}
         for name, data in found.items():
             if name.endswith(".json"):
-                _parse_json(data, self.path / name)
+                DOOR.json(data, self.path / name, dict[str, Any])
+        more = {file.name.removesuffix(".jinja"): DOOR.text(DOOR.read(file), file) for file in self._more_templates()}
+        if more:
+            found[TEMPLATES] = json.dumps(more, ensure_ascii=False).encode()
+        check_files(found, self.path)
         if TOKENIZER in found:
-            _check_tokenizer(found[TOKENIZER], self.path / TOKENIZER)
+            check_tokenizer(found[TOKENIZER], str(self.path / TOKENIZER))
         return found
+
+    def _more_templates(self) -> list[Path]:
+        return sorted(file for file in (self.path / MORE_TEMPLATES).glob("*.jinja") if file.is_file())
 
     @cached_property
     def sha256(self) -> str:
@@ -93,7 +102,7 @@ class HuggingFaceCheckpoint:
         digest = hashlib.sha256()
         weights = {tensor.file for tensor in self._stored.values()}
         assets = {self.path / name for name in ASSETS if (self.path / name).is_file()}
-        for path in sorted(weights | assets):
+        for path in sorted(weights | assets | set(self._more_templates())):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
@@ -153,15 +162,6 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 def _check_plain(file: str, where: Path) -> None:
     if Path(file).name != file or file in ("", ".", "..") or "\0" in file:
         raise CheckpointError(f"{where}: {shown(file)!r} is not a plain file name; get the model from its own source")
-
-
-def _check_tokenizer(data: bytes, path: Path) -> None:
-    from tokenizers import Tokenizer
-
-    try:
-        Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error}); download it again") from error
 
 
 def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
