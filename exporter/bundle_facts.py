@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.inspect import Report, inspect
 from exporter.genai_tokenizer import TOKENIZER_FILES
+from exporter.inspect import Report, inspect
 from exporter.onnx_genai import GENAI_FILE
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_container import GgufHeader, parse_header

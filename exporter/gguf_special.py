@@ -13,7 +13,7 @@ from quantize.errors import ExportError, shown
 Metadata = dict[str, Value]
 # Ends of generation that llama.cpp knows by name (``llama-vocab.cpp``); another has to be its EOS, EOT or EOM.
 KNOWN_ENDS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <|eom_id|> <EOT> _<EOT>".split()
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>"]
 )
 END_KEYS = ("eos", "eot", "eom")
 OTHERS = {"mask": "mask", "sep": "seperator"}  # gguf's own spelling; without an id in config.json

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import onnx
 
-from exporter.library import LIBRARY
 from exporter.genai_tokenizer import TOKENIZER_FILES
+from exporter.library import LIBRARY
 from exporter.onnx_genai import GENAI_FILE, write_genai_files
 from exporter.onnx_graph import exported_context
 from exporter.onnx_plan import DATA_FILE, PRODUCER, OnnxPlan, plan_onnx
