@@ -21,7 +21,33 @@ KNOWN_TOKENS = ("bos_token", "eos_token")  # the others are undefined there, as 
 UNSET = ("tools", "documents")
 METHODS = ("strip", "lstrip", "rstrip", "split", "startswith", "endswith", "title", "capitalize")  # of texts, all that it has
 NO_FILTERS = frozenset(
-    ["abs", "attr", "capitalize", "center", "d", "filesizeformat", "first", "float", "forceescape", "format", "groupby", "max", "min", "pprint", "random", "replace", "reverse", "round", "striptags", "title", "upper", "urlencode", "urlize", "wordcount", "wordwrap"]
+    [
+        "abs",
+        "attr",
+        "capitalize",
+        "center",
+        "d",
+        "filesizeformat",
+        "first",
+        "float",
+        "forceescape",
+        "format",
+        "groupby",
+        "max",
+        "min",
+        "pprint",
+        "random",
+        "replace",
+        "reverse",
+        "round",
+        "striptags",
+        "title",
+        "upper",
+        "urlencode",
+        "urlize",
+        "wordcount",
+        "wordwrap",
+    ]
 )
 NODES = {nodes.CallBlock: "{% call %}", nodes.FloorDiv: "//", nodes.Pow: "**", nodes.Include: "{% include %}"}
 
