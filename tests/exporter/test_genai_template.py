@@ -20,7 +20,7 @@ TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "
 CHAT = CONVERSATIONS["three turns"]
 TEMPLATES = {
     "unchanged": CHAT_TEMPLATE,
-    "lines": "{% for m in messages %}\n {% if m.role == 'user' %}\nu{{ m.content }}\n {% else %}\n\nx\n  {% endif %}\n{% endfor %}",
+    "lines": "{% for m in messages %}\n{% if m.role == 'user' %}\nu{{ m.content }}\n {% else %}\n\nx\n {% endif %}\n{% endfor %}",
     "signs": "a\n  {%- if true -%}\n b {{- 'x' -}} \n {%+ endif +%}\n c",
     "comments": "a\n {# x #}\n\n {# y #}\n b{% if true %}{# q #}\n\nz{% endif %}",
     "line ends": "a\r\n{% if true %}\r\n\r\nb{% endif %}\r\n\r\n",

@@ -210,7 +210,7 @@ def test_the_post_processor_decides_over_flags(tmp_path, template, flag):
 def test_other_tokens_around_a_text_are_refused(tmp_path):
     source = make_tiny_model(tmp_path / "m")
     put_around(source, "<|im_end|> $A")
-    with pytest.raises(ExportError, match="puts the tokens .2. before every text"):
+    with pytest.raises(ExportError, match=r"puts the tokens \[2\] before every text"):
         check_source(open_checkpoint(source), "llama.cpp", None)
     with pytest.raises(ExportError, match="onnxruntime-genai can put only bos_token"):
         check_source(open_checkpoint(source), "onnxruntime", None)
@@ -235,7 +235,7 @@ def test_more_ends_than_a_gguf_holds(tmp_path):
         check_source(open_checkpoint(source), "llama.cpp", None)
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN_ENDS))
+@pytest.mark.parametrize("name", sorted(KNOWN_ENDS - {"<|im_end|>"}))  # which the tiny model has already
 def test_names_that_llama_cpp_knows(tmp_path, name):
     source = make_tiny_model(tmp_path / "m")
     text = (source / "tokenizer.json").read_text().replace("<|endoftext|>", name)
