@@ -40,8 +40,8 @@ def _ends(ids: Sequence[int], texts: Mapping[int, str], where: str) -> dict[str,
     if len(held) > len(END_KEYS):
         listed = ", ".join(shown(texts.get(index, str(index))) for index in held[:8])
         raise ExportError(
-            f"{where}: generation ends at {len(held)} tokens that llama.cpp does not know by name ({listed}), and a GGUF can name "
-            f"{len(END_KEYS)}; this model would not stop: export it to ONNX"
+            f"{where}: generation ends at {len(held)} tokens that llama.cpp does not know by name ({listed}), and a GGUF "
+            f"can name {len(END_KEYS)}; this model would not stop: export it to ONNX"
         )
     return dict(zip(END_KEYS, held, strict=False))
 

@@ -43,7 +43,7 @@ def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
 
 
 def source_notes(source: Checkpoint, target: str) -> list[str]:
-    """What is wrong with the chat template, or will be in the target's runtime, one line each; the text itself runs in any case."""
+    """What is wrong with the chat template, or will be in the target's runtime, one line each; generation itself works."""
     from exporter.genai_template import beyond_genai, unreadable
 
     template = chat_templates(source.assets(), source.path).get(DEFAULT)

@@ -25,7 +25,7 @@ class TextTokenizer:
     """One tokenizer.json in a child of its own; a context manager. Every method raises CheckpointError for one that fails."""
 
     def __init__(self, tokenizer_json: bytes, where: str, text_bytes: int = 0) -> None:
-        """``where`` names it in messages; ``text_bytes``: of the longest text that it will be asked, for limits that grow with it."""
+        """``where`` names it in messages; ``text_bytes``: of the longest text to come, for limits that grow with it."""
         self._where = where
         memory = GIB + 8 * len(tokenizer_json) + BYTES_PER_BYTE * text_bytes
         self._child = Child(Limits(SECONDS + SECONDS_PER_MB * (text_bytes + len(tokenizer_json)) / 1e6, memory))

@@ -111,7 +111,7 @@ def _check_genai(folder: Path, truth: Truth) -> list[Check]:
 
 
 def _check_genai_prompt(tokenizer: Any, key: str, prompt: Prompt) -> Check:  # noqa: ANN401 - genai has no types
-    """Equal prompts; a conversation that the source's template refuses has to be refused too. Another text is a miss, none is not."""
+    """Equal prompts; what the source's template refuses has to be refused too. Another text is a miss, none is not."""
     name = "genai's apply_chat_template = source's prompt"
     try:
         mine = str(tokenizer.apply_chat_template(json.dumps(CONVERSATIONS[key]), add_generation_prompt=True))

@@ -119,7 +119,7 @@ def _ranked_merges(vocabulary: dict[str, int], scores: list[float], types: list[
 
 
 def cuts(vocabulary: Iterable[str]) -> Callable[[str], Iterator[int]]:
-    """Where a token can be cut into two tokens of the vocabulary. Only lengths that tokens have are tried: one may be very long."""
+    """Where a token can be cut into two tokens of the vocabulary. Only lengths that tokens have are tried: one may be long."""
     tokens: Container[str] = vocabulary if isinstance(vocabulary, Mapping) else set(vocabulary)
     lengths = sorted({len(token) for token in vocabulary} - {0})
     known = set(lengths)

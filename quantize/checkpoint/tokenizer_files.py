@@ -117,7 +117,7 @@ def token_ids(assets: Mapping[str, bytes], where: object) -> dict[str, int]:
 
 
 def special_ids(assets: Mapping[str, bytes], rows: int, where: object) -> dict[str, list[int]]:
-    """ "bos", "eos", "pad" and "unk" -> every id that a file gives it: the tokenizer's own first, then generation_config.json's, then
+    """ "bos", "eos", "pad" and "unk" -> every id that a file gives it: the tokenizer's own, then generation_config.json's, then
     config.json's. None twice, and none without a row in the embedding of ``rows``: such a token is never seen.
     """
     named, ids = special_tokens(assets, where), token_ids(assets, where)

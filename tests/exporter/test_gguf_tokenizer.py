@@ -7,16 +7,18 @@ import re
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from exporter.gguf_file import write_gguf
+from exporter.gguf_special import KNOWN_ENDS
 from exporter.preflight import check_source
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_container import parse_header
-from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
+from quantize.checkpoint.gguf_tokenizer import cuts, tokenizer_assets
 from quantize.checkpoint.pre_tokenizers import PRE_TOKENIZERS, identify
 from quantize.errors import ExportError
 from runtime_checks.llama_cpp import LlamaVocab
+from runtime_checks.tokenizer_check import check_tokenizer
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 from tests.vocabularies import NASTY, model_with_tokenizer, sentence_piece_vocabulary, uncut_tokenizer
@@ -184,3 +186,91 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, uncut, case):
 def test_the_name_can_be_given(tmp_path, uncut):
     file = export(tmp_path, uncut | {"pre_tokenizer": {"type": "Whitespace"}}, len(uncut["model"]["vocab"]), pre="olmo")
     assert metadata_of(file)["tokenizer.ggml.pre"] == "olmo"
+
+
+def put_around(source, template):
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    special = [("<|im_start|>", 1), ("<|im_end|>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    tokenizer.save(str(source / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("template", ["$A", "<|im_start|> $A", "$A <|im_end|>", "<|im_start|> $A <|im_end|>"])
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_post_processor_decides_over_flags(tmp_path, template, flag):
+    source = make_tiny_model(tmp_path / "m")
+    put_around(source, template)
+    config = json.loads((source / "tokenizer_config.json").read_text()) | {"add_bos_token": flag, "add_eos_token": flag}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    ids_agree(
+        write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf"),
+        Tokenizer.from_file(str(source / "tokenizer.json")),
+        ["a fox"],
+    )
+
+
+def test_other_tokens_around_a_text_are_refused(tmp_path):
+    source = make_tiny_model(tmp_path / "m")
+    put_around(source, "<|im_end|> $A")
+    with pytest.raises(ExportError, match=r"puts the tokens \[2\] before every text"):
+        check_source(open_checkpoint(source), "llama.cpp", None)
+    with pytest.raises(ExportError, match="onnxruntime-genai can put only bos_token"):
+        check_source(open_checkpoint(source), "onnxruntime", None)
+
+
+@pytest.mark.parametrize("ends", [[2], [2, 0], [60, 61], [60, 61, 62], [61, 0, 60, 2]])
+def test_llama_cpp_stops_at_every_end(tmp_path, ends):
+    source = make_tiny_model(tmp_path / "m")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    config = json.loads((source / "tokenizer_config.json").read_text()) | {"eos_token": None}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    config = json.loads((source / "config.json").read_text()) | {"eos_token_id": None}
+    (source / "config.json").write_text(json.dumps(config))
+    with LlamaVocab(write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf")) as vocab:
+        assert all(vocab.is_end(token) for token in ends)
+
+
+def test_more_ends_than_a_gguf_holds(tmp_path):
+    source = make_tiny_model(tmp_path / "m")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [60, 61, 62, 63]}))
+    with pytest.raises(ExportError, match="generation ends at 5 tokens"):
+        check_source(open_checkpoint(source), "llama.cpp", None)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN_ENDS - {"<|im_end|>"}))  # which the tiny model has already
+def test_names_that_llama_cpp_knows(tmp_path, name):
+    source = make_tiny_model(tmp_path / "m")
+    text = (source / "tokenizer.json").read_text().replace("<|endoftext|>", name)
+    (source / "tokenizer.json").write_text(text)
+    with LlamaVocab(write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf")) as vocab:
+        assert vocab.is_end(0)
+
+
+@pytest.mark.parametrize("templated", [True, False])
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_the_space_before_a_text(tmp_path, scheme, templated):
+    """Prompts first, where llama.cpp cannot have both; what differs is noted, and nothing misses."""
+    tokens, scores, types = sentence_piece_vocabulary()
+    keys = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": types, "bos_token_id": 1, "eos_token_id": 2}
+    assets = tokenizer_assets({f"tokenizer.ggml.{key}": value for key, value in keys.items()}, "source")
+    raw = json.loads(assets["tokenizer.json"])
+    raw["normalizer"] = None
+    raw["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False}
+    source = model_with_tokenizer(tmp_path / "m", raw, len(tokens))
+    config = json.loads(assets["tokenizer_config.json"])
+    template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    config |= {"chat_template": template} if templated else {}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    file = write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf")
+    expected = scheme == "always" or (scheme == "first" and not templated)
+    assert metadata_of(file)["tokenizer.ggml.add_space_prefix"] is expected
+    checks = check_tokenizer(file, open_checkpoint(source))
+    assert not [check for check in checks if not check.ok]
+    assert not [check for check in checks if check.note and "<s>" in check.tensor and templated and "fox" in check.tensor]
+    assert any(check.note for check in checks) == (scheme != "never")
+
+
+def test_a_very_long_token():
+    """Its cuts are those that tokens' lengths allow."""
+    vocabulary = {"a" * 400_000, "a", "a" * 399_999, "b"}
+    assert list(cuts(vocabulary)("a" * 400_000)) == [1, 399_999]

@@ -166,3 +166,31 @@ def test_a_folder_that_genai_refuses(onnx_folder, model, tmp_path):
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(FileFormatError, match="onnxruntime-genai refuses its tokenizer"):
         check_tokenizer(folder, open_checkpoint(model))
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime"])
+def test_normalizing_is_a_limit_of_the_runtime(tmp_path, target):
+    """Noted, with the string, where ids differ only because the source normalizes."""
+    model = make_tiny_model(tmp_path / "hf")
+    raw = json.loads((model / "tokenizer.json").read_text(encoding="utf-8")) | {"normalizer": {"type": "NFC"}}
+    (model / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    store = rtn_store(model, tmp_path / "s", target=target)
+    file = write_gguf(store, tmp_path / "f.gguf") if target == "llama.cpp" else write_onnx(store, tmp_path / "onnx")
+    checks = check_tokenizer(file, open_checkpoint(model))
+    notes = [check for check in checks if check.note]
+    assert not [check for check in checks if not check.ok]
+    assert notes and all("NFC" in check.note and check.error > 0 for check in notes)
+    assert any("e\u0301" in check.tensor for check in notes)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [("{% if", "cannot be rendered"), ("{{ f() }}", "cannot be rendered"), ("{% if false %}x{% endif %}", "renders nothing")],
+)
+def test_a_broken_template_is_noted(tmp_path, template, words):
+    model = make_tiny_model(tmp_path / "hf")
+    config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8")) | {"chat_template": template}
+    (model / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    checks = check_tokenizer(write_gguf(rtn_store(model, tmp_path / "s"), tmp_path / "f.gguf"), open_checkpoint(model))
+    assert any(words in check.note and "template" in check.name for check in checks)
+    assert not [check for check in checks if not check.ok]
