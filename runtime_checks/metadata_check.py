@@ -55,16 +55,45 @@ def _expected(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_theta,
+        "rope.freq_base": _theta(config),
         "rope.scaling.type": "none",
     }
-    scaling, kind = config.rope_scaling or {}, _rope_kind(config)
+    scaling, kind = _scaling(config), _rope_kind(config)
     if kind in ("linear", "yarn"):
-        out |= {"rope.scaling.type": kind, "rope.scaling.factor": scaling["factor"]}
+        factor = config.max_position / _original(config) if scaling["factor"] is None else scaling["factor"]
+        out |= {"rope.scaling.type": kind, "rope.scaling.factor": factor}
     if kind == "yarn":
-        original = scaling.get("original_max_position_embeddings", config.max_position)
-        out["rope.scaling.original_context_length"] = original
+        out["rope.scaling.original_context_length"] = _original(config)
+        out["rope.scaling.attn_factor"] = _attention_factor(scaling, factor) / _yarn_factor(factor, 1.0)
     return out
+
+
+def _scaling(config: ModelConfig) -> Mapping[str, Any]:
+    """The object of config.json that transformers takes."""
+    return config.raw.get("rope_scaling") or config.raw.get("rope_parameters") or {}
+
+
+def _theta(config: ModelConfig) -> float:
+    return float(_scaling(config).get("rope_theta", config.raw.get("rope_theta", 10000.0)))
+
+
+def _original(config: ModelConfig) -> int:
+    inside = _scaling(config).get("original_max_position_embeddings", config.max_position)
+    return int(config.raw.get("original_max_position_embeddings") or inside)
+
+
+def _attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
+    """What transformers multiplies cosines and sines by (``_compute_yarn_parameters``)."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and all_dim:
+        return _yarn_factor(factor, mscale) / _yarn_factor(factor, all_dim)
+    return _yarn_factor(factor, 1.0)
+
+
+def _yarn_factor(factor: float, mscale: float) -> float:
+    return 1 + mscale * math.log(factor) / 10 if factor > 1 else 1.0
 
 
 def _defaults(config: ModelConfig, arch: str) -> dict[str, Any]:
@@ -78,6 +107,7 @@ def _defaults(config: ModelConfig, arch: str) -> dict[str, Any]:
         "rope.dimension_count": config.head_dim,
         "rope.freq_base": 10000.0,
         "rope.scaling.type": "none",
+        "rope.scaling.attn_factor": 1.0,
         "rope.scaling.original_context_length": config.max_position,
     }
     return {f"{arch}.{key}": value for key, value in out.items()}
@@ -93,18 +123,19 @@ def _difference(held: Any, expected: Any) -> float:  # noqa: ANN401 - metadata o
 
 
 def _rope_kind(config: ModelConfig) -> str:
-    scaling: Mapping[str, Any] = config.rope_scaling or {}
-    return str(scaling.get("rope_type", scaling.get("type", "none")))
+    scaling = _scaling(config)
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
+    return "none" if kind == "default" else kind
 
 
 def _rope_error(factors: F32 | None, config: ModelConfig) -> float:
     """Llama 3's frequency divisors: 1 for short waves, ``factor`` for long ones, a ramp between; without it there are none."""
     expected: Any = np.ones(config.head_dim // 2)
     if _rope_kind(config) == "llama3":
-        scaling = config.rope_scaling or {}
-        factor, original = float(scaling["factor"]), float(scaling["original_max_position_embeddings"])
+        scaling = _scaling(config)
+        factor, original = float(scaling["factor"]), float(_original(config))
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        waves = 2 * np.pi * config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+        waves = 2 * np.pi * _theta(config) ** (np.arange(0, config.head_dim, 2) / config.head_dim)
         ramp = np.clip((original / waves - low) / (high - low), 0, 1)
         expected = 1 / ((1 - ramp) / factor + ramp)
     held = np.ones(config.head_dim // 2) if factors is None else factors
