@@ -46,7 +46,12 @@ def edited(path, **changes):
 
 
 OPTIONAL = ("num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings", "rope_theta", "sliding_window")
-OURS = {"num_key_value_heads": "num_kv_heads", "max_position_embeddings": "max_position", "rope_theta": None, "sliding_window": None}
+OURS = {
+    "num_key_value_heads": "num_kv_heads",
+    "max_position_embeddings": "max_position",
+    "rope_theta": None,
+    "sliding_window": None,
+}
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -91,7 +96,13 @@ FINE = {
     "nulls": {"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "rope_parameters": None, "layer_types": None},
     "what other families read": {"time_step_limit": [0.0, float("inf")], "max_window_layers": 28, "num_experts": None},
     "settings of generation": {"temperature": 0.6, "top_k": "x", "max_length": 20, "num_labels": "3", "id2label": {"x": 1}},
-    "settings of training": {"problem_type": "x", "dtype": "nonsense", "torch_dtype": "auto", "use_cache": "yes", "pretraining_tp": 2},
+    "settings of training": {
+        "problem_type": "x",
+        "dtype": "nonsense",
+        "torch_dtype": "auto",
+        "use_cache": "yes",
+        "pretraining_tp": 2,
+    },
     "code": {"auto_map": {"AutoModel": "x.Y"}, "architectures": 7},
     "neutral": {"logits_scaling": 1.0, "attn_logit_softcapping": None, "no_rope_layers": [], "text_config": None},
     "swish": {"hidden_act": "swish", "hidden_activation": "gelu"},
@@ -106,7 +117,9 @@ def test_what_is_no_fault_works_to_the_end(tmp_path, model_type, changes):
     source = open_checkpoint(edited(make_tiny_model(tmp_path / "m", model_type, kv_heads=kv_heads, head_dim=16), **changes))
     skeleton(source.config, source.tied)
     ids = (source.config.raw.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
-    assert all(0 <= token < 320 for found in ids if found is not None for token in (found if isinstance(found, list) else [found]))
+    assert all(
+        0 <= token < 320 for found in ids if found is not None for token in (found if isinstance(found, list) else [found])
+    )
 
 
 HUGE = 10**400
@@ -161,7 +174,11 @@ def test_what_is_refused_is_one_line_that_names_file_and_key(tmp_path, key, valu
         ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
         ("qwen3", {"use_sliding_window": True, "sliding_window": -1}, "sliding_window is -1"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "layer_types": []}, r"layer_types is \[\]"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 32, "layer_types": ["linear_attention"] * 2},
+            "linear_attention",
+        ),
         ("llama", {"num_attention_heads": 5, "num_key_value_heads": 5}, "hidden_size 64, 5 heads"),
     ],
 )

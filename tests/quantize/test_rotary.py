@@ -23,7 +23,8 @@ SCALINGS = {
     "default": {"rope_type": "default", "rope_theta": 500000.0},
     "default in the old word": {"type": "default"},
     "linear": LINEAR,
-    "linear in the old word, with keys that it does not read": {"type": "linear", "factor": 4, "attention_factor": 2.0} | ORIGINAL,
+    "linear in the old word, with keys that it does not read": {"type": "linear", "factor": 4, "attention_factor": 2.0}
+    | ORIGINAL,
     "both words": {"rope_type": "linear", "type": "yarn", "factor": 4.0},
     "llama3": LLAMA3 | ORIGINAL,
     "llama3 without an original": LLAMA3,
@@ -47,7 +48,10 @@ SCALINGS = {
 PLACES = {
     "rope_scaling": lambda scaling: {"rope_scaling": scaling},
     "rope_parameters": lambda scaling: {"rope_parameters": scaling},
-    "both": lambda scaling: {"rope_scaling": scaling, "rope_parameters": {"rope_type": "linear", "factor": 16.0, "rope_theta": 77.0}},
+    "both": lambda scaling: {
+        "rope_scaling": scaling,
+        "rope_parameters": {"rope_type": "linear", "factor": 16.0, "rope_theta": 77.0},
+    },
     "outside": lambda scaling: {
         "rope_parameters": scaling,
         "rope_theta": 123456,
