@@ -21,6 +21,13 @@ Metadata = dict[str, Value]
 logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of every template for pairs, which no decoder uses
 
 
+class _SpecialVocab(SpecialVocab):
+    """gguf-py's, to which an id below 0 means none, as it does to those who write -1, and no damage."""
+
+    def _set_special_token(self, typ: str, tid: Any) -> None:  # noqa: ANN401 - JSON
+        super()._set_special_token(typ, None if isinstance(tid, int) and tid < 0 else tid)
+
+
 def tokenizer_metadata(assets: Path, rows: int, pre: str | None) -> Metadata:
     """``assets``: folder with tokenizer.json and its like; ``rows`` of the embedding, up to which tokens are padded.
 
@@ -35,7 +42,7 @@ def tokenizer_metadata(assets: Path, rows: int, pre: str | None) -> Metadata:
             raise ExportError(f"{where}: a {model['type']} tokenizer is not supported; supported: BPE")
         out = _sentence_piece(tokenizer, pre, where) if model.get("byte_fallback") else _byte_level(tokenizer, pre, where)
         tokens, types = _tokens(tokenizer, rows, where)
-        special = SpecialVocab(assets, load_merges=not model.get("byte_fallback"), n_vocab=rows)
+        special = _SpecialVocab(assets, load_merges=not model.get("byte_fallback"), n_vocab=rows)
     except FileNotFoundError as error:
         raise ExportError(f"{where}: missing; llama.cpp needs the tokenizer inside the file") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -71,7 +71,7 @@ class Rope:
 
     def frequencies(self, head_dim: int) -> F32:
         """F32[head_dim / 2]: radians by which a position turns each pair (transformers' ``ROPE_INIT_FUNCTIONS``)."""
-        plain: F32 = 1.0 / (self.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))
+        plain: F32 = (1.0 / (self.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(np.float32)
         if self.kind == "linear":
             return plain / np.float32(self.factor)
         if self.kind == "llama3":
@@ -139,8 +139,8 @@ def read_rope(raw: Mapping[str, Any], max_position: int, door: Door, where: str)
     for factor in (raw.get("partial_rotary_factor"), values.partial_rotary_factor):
         if factor not in (None, 1):
             raise door.refused(where, f"partial_rotary_factor {factor!r} is not supported: whole heads are rotated here")
-    original = raw.get("original_max_position_embeddings") or getattr(values, "original_max_position_embeddings", msgspec.UNSET)
-    original = max_position if original is msgspec.UNSET else original
+    inside = getattr(values, "original_max_position_embeddings", msgspec.UNSET)
+    original = int(raw.get("original_max_position_embeddings") or (max_position if inside is msgspec.UNSET else inside))
     if isinstance(values, _Yarn):
         problem = _yarn_problem(values)
         if problem is not None:

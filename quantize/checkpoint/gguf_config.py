@@ -40,6 +40,8 @@ def config_from_gguf(metadata: Mapping[str, Any], vocab_size: int, rope_factors:
         raise CheckpointError(f"{where}: a mixture of experts is not supported; supported: dense {', '.join(ARCHITECTURES)}")
     if metadata.get(f"{arch}.rope.dimension_count", config["head_dim"]) != config["head_dim"]:
         raise CheckpointError(f"{where}: rotary dimensions differ from head_dim {config['head_dim']}; not supported")
+    if vocab_size < 1:
+        raise CheckpointError(f"{where}: model.embed_tokens.weight is missing; download the whole model again")
     config["vocab_size"] = vocab_size
     for kind in ("bos", "eos", "padding"):
         if (token := metadata.get(f"tokenizer.ggml.{kind}_token_id")) is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from quantize.errors import CheckpointError
 from quantize.model_config import MODEL_TYPES, ModelConfig
@@ -45,6 +48,7 @@ SCALINGS = {
     "yarn truncate null": YARN | {"truncate": None},
     "yarn finetuned": YARN | {"finetuned": True, "rope_theta": 1000},
 }
+OTHER = {"rope_type": "linear", "factor": 16.0, "rope_theta": 77.0}
 PLACES = {
     "rope_scaling": lambda scaling: {"rope_scaling": scaling},
     "rope_parameters": lambda scaling: {"rope_parameters": scaling},
@@ -67,10 +71,6 @@ def config_of(changes, model_type="llama"):
 
 
 def their_rotary(raw):
-    import copy
-
-    from transformers import AutoModelForCausalLM
-
     raw = copy.deepcopy(raw)
     config = AutoConfig.for_model(raw.pop("model_type"), **raw)
     return AutoModelForCausalLM.from_config(config).model.rotary_emb
@@ -101,8 +101,6 @@ def test_every_family(scaling, model_type):
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_the_source_model_is_theirs(scaling):
     """What is built from checked values has the embedding that transformers makes of the whole config.json."""
-    import torch
-
     raw = config_of(PLACES["outside"](SCALINGS[scaling]))
     theirs = their_rotary(raw)
     model = skeleton(ModelConfig.from_hf(raw, "config.json"), tied=True)
@@ -111,8 +109,6 @@ def test_the_source_model_is_theirs(scaling):
 
 
 def test_tables_are_what_transformers_multiplies_by():
-    import torch
-
     raw = config_of({"rope_scaling": YARN | {"attention_factor": 1.5}})
     rotary = their_rotary(raw)
     cos, sin = rotary(torch.zeros(1), torch.arange(300)[None])
