@@ -102,7 +102,8 @@ def _check_biases(names: Iterable[str], arch: str, where: str) -> None:
 def _rope_scaling(config: ModelConfig, arch: str, where: str) -> Metadata:
     """Key-values of a scaling; Llama 3's is a tensor instead and needs none.
 
-    llama.cpp multiplies cosines and sines by yarn's own factor and by ``attn_factor``, and always rounds the ends of the ramp.
+    llama.cpp multiplies cosines and sines by yarn's own factor and by ``attn_factor``. Of the ramp it knows the defaults: keys
+    for ``beta_fast`` and ``beta_slow`` exist, but its loaders of these architectures do not read them.
     """
     rope, prefix = config.rope, f"{arch}.rope.scaling"
     if rope.kind == "default":
@@ -114,16 +115,13 @@ def _rope_scaling(config: ModelConfig, arch: str, where: str) -> Metadata:
     out = {f"{prefix}.type": _text(rope.kind), f"{prefix}.factor": _f32(rope.factor)}
     if rope.kind == "linear":
         return out
-    told, wanted = (item.frequencies(config.head_dim) for item in (replace(rope, truncate=True), rope))
-    if not np.array_equal(told, wanted):
-        raise ExportError(f"{where}: llama.cpp cannot be told rope scaling yarn with truncate false; {TO_ONNX}")
+    told = replace(rope, beta_fast=BETAS[0], beta_slow=BETAS[1], truncate=True)
+    if not np.array_equal(told.frequencies(config.head_dim), rope.frequencies(config.head_dim)):
+        numbers = f"beta_fast {rope.beta_fast}, beta_slow {rope.beta_slow}, truncate {rope.truncate}"
+        raise ExportError(f"{where}: llama.cpp's {arch} reads none of yarn's {numbers} from a file; {TO_ONNX}")
     out[f"{prefix}.original_context_length"] = _u32(rope.original_max_position_embeddings)
-    numbers = {
-        "attn_factor": (rope.attention_factor / default_attention_factor(rope.factor), 1.0),
-        "yarn_beta_fast": (rope.beta_fast, BETAS[0]),
-        "yarn_beta_slow": (rope.beta_slow, BETAS[1]),
-    }
-    return out | {f"{prefix}.{key}": _f32(value) for key, (value, default) in numbers.items() if value != default}
+    extra = rope.attention_factor / default_attention_factor(rope.factor)
+    return out | ({} if extra == 1 else {f"{prefix}.attn_factor": _f32(extra)})
 
 
 def _file_type(store: QuantizedStore) -> int:

@@ -121,8 +121,7 @@ class ModelConfig:
             raise CheckpointError(f"{where}: model_type {named} is not supported; supported: {', '.join(MODEL_TYPES)}")
         family, json = _FAMILIES[model_type], CONFIG.convert(raw, where, _Json)
         heads = json.num_attention_heads
-        given = json.max_position_embeddings
-        max_position = family.max_position if isinstance(given, Given) else given
+        max_position = _first(json.max_position_embeddings, family.max_position) or family.max_position
         return cls(
             model_type=model_type,
             hidden_size=json.hidden_size,

@@ -1,7 +1,7 @@
 """The rotary embedding that a config.json asks for: which of its keys count, and the frequencies that they give.
 
-As transformers has it (``modeling_rope_utils.py``): a ``rope_scaling`` with something in it hides ``rope_parameters``; what
-stands inside hides the same key outside, but for ``original_max_position_embeddings``.
+As transformers has it (``modeling_rope_utils.py``): a ``rope_scaling`` with something in it hides ``rope_parameters``; a key
+inside hides the same key outside, but for ``original_max_position_embeddings``; keys that a kind does not read change nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ROPE_KEYS = {"rope_type", "type", "finetuned"}.union(*(kind.__struct_fields__ fo
 
 @dataclass(frozen=True)
 class Rope:
-    """``kind``: default, linear, llama3 or yarn; the rest are transformers' numbers, with what is left out filled in."""
+    """``kind``: default, linear, llama3 or yarn; the rest are the kind's numbers by transformers' names, none left out."""
 
     kind: str = "default"
     theta: float = DEFAULT_THETA
@@ -73,8 +73,7 @@ class Rope:
         """F32[head_dim / 2]: radians by which a position turns each pair (transformers' ``ROPE_INIT_FUNCTIONS``)."""
         plain: F32 = (1.0 / (self.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim))).astype(np.float32)
         if self.kind == "linear":
-            stretched: F32 = (plain / np.float32(self.factor)).astype(np.float32)
-            return stretched
+            return plain / np.float32(self.factor)
         if self.kind == "llama3":
             return self._llama3(plain)
         return self._yarn(plain, head_dim) if self.kind == "yarn" else plain
@@ -123,7 +122,7 @@ def rope_settings(raw: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def read_rope(raw: Mapping[str, Any], max_position: int, door: Door, where: str) -> Rope:
-    """The rotary embedding of ``raw``, whose other keys are checked. Raises the door's error for what is not computed here."""
+    """The rotary embedding of ``raw``, its keys outside checked. Raises the door's error for one that is not computed here."""
     key, held = rope_settings(raw)
     kind = held.get("rope_type", held.get("type", "default"))
     place = f"{where}: {key}"

@@ -14,13 +14,13 @@ import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import ModelConfig
-from quantize.rotary import Rope
 from quantize.types import F32
 from runtime_checks.decoded import ROPE_FREQS, open_gguf
 from runtime_checks.reference_gguf import decode_gguf, read_metadata
 from runtime_checks.results import Check, within
 
 EXACT = 0.0  # integers and texts are equal, and floats are the float32 of the source's number
+BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # yarn's, where nothing else is said, in transformers and in llama.cpp
 ROPE_TOLERANCE = 1e-6  # relative; the factors are float32 of a formula in float64
 
 
@@ -56,26 +56,46 @@ def _expected(config: ModelConfig) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope.theta,
+        "rope.freq_base": _theta(config),
+        "rope.scaling.type": "none",
     }
-    return out | {f"rope.scaling.{key}": value for key, value in _scaling(config.rope).items()}
+    scaling, kind = _scaling(config), _rope_kind(config)
+    if kind in ("linear", "yarn"):
+        factor = config.max_position / _original(config) if scaling["factor"] is None else scaling["factor"]
+        out |= {"rope.scaling.type": kind, "rope.scaling.factor": factor}
+    if kind == "yarn":
+        out["rope.scaling.original_context_length"] = _original(config)
+        out |= {f"rope.scaling.yarn_{key}": scaling.get(key) or default for key, default in BETAS.items()}
+        out["rope.scaling.attn_factor"] = _attention_factor(scaling, factor) / _yarn_factor(factor, 1.0)
+    return out
 
 
-def _scaling(rope: Rope) -> dict[str, Any]:
-    """What llama.cpp has to be told of a scaling: it multiplies yarn's own factor, ``0.1 ln(factor) + 1``, by ``attn_factor``."""
-    if rope.kind not in ("linear", "yarn"):
-        return {"type": "none"}
-    if rope.kind == "linear":
-        return {"type": "linear", "factor": rope.factor}
-    own = 1 + 0.1 * math.log(max(1.0, rope.factor))
-    return {
-        "type": "yarn",
-        "factor": rope.factor,
-        "original_context_length": rope.original_max_position_embeddings,
-        "attn_factor": rope.attention_factor / own,
-        "yarn_beta_fast": rope.beta_fast,
-        "yarn_beta_slow": rope.beta_slow,
-    }
+def _scaling(config: ModelConfig) -> Mapping[str, Any]:
+    """The object of config.json that transformers takes."""
+    return config.raw.get("rope_scaling") or config.raw.get("rope_parameters") or {}
+
+
+def _theta(config: ModelConfig) -> float:
+    return float(_scaling(config).get("rope_theta", config.raw.get("rope_theta", 10000.0)))
+
+
+def _original(config: ModelConfig) -> int:
+    inside = _scaling(config).get("original_max_position_embeddings", config.max_position)
+    return int(config.raw.get("original_max_position_embeddings") or inside)
+
+
+def _attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
+    """What transformers multiplies cosines and sines by (``_compute_yarn_parameters``)."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and all_dim:
+        return _yarn_factor(factor, mscale) / _yarn_factor(factor, all_dim)
+    return _yarn_factor(factor, 1.0)
+
+
+def _yarn_factor(factor: float, mscale: float) -> float:
+    return 1 + mscale * math.log(factor) / 10 if factor > 1 else 1.0
 
 
 def _defaults(config: ModelConfig, arch: str, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,10 +109,9 @@ def _defaults(config: ModelConfig, arch: str, told: Mapping[str, Any]) -> dict[s
         "rope.dimension_count": config.head_dim,
         "rope.freq_base": 10000.0,
         "rope.scaling.type": "linear" if told.get(f"{arch}.rope.scaling.factor", 1) != 1 else "none",
-        "rope.scaling.original_context_length": config.max_position,
         "rope.scaling.attn_factor": 1.0,
-        "rope.scaling.yarn_beta_fast": 32.0,
-        "rope.scaling.yarn_beta_slow": 1.0,
+        **{f"rope.scaling.yarn_{key}": value for key, value in BETAS.items()},
+        "rope.scaling.original_context_length": config.max_position,
     }
     return {f"{arch}.{key}": value for key, value in out.items()}
 
@@ -111,14 +130,21 @@ def _difference(held: Any, expected: Any) -> float:  # noqa: ANN401 - metadata o
     return math.inf
 
 
+def _rope_kind(config: ModelConfig) -> str:
+    scaling = _scaling(config)
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
+    return "none" if kind == "default" else kind
+
+
 def _rope_error(factors: F32 | None, config: ModelConfig) -> float:
     """Llama 3's frequency divisors: 1 for short waves, ``factor`` for long ones, a ramp between; without it there are none."""
     expected: Any = np.ones(config.head_dim // 2)
-    rope = config.rope
-    if rope.kind == "llama3":
-        waves = 2 * np.pi * rope.theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-        turns = rope.original_max_position_embeddings / waves
-        ramp = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
-        expected = 1 / ((1 - ramp) / rope.factor + ramp)
+    if _rope_kind(config) == "llama3":
+        scaling = _scaling(config)
+        factor, original = float(scaling["factor"]), float(_original(config))
+        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        waves = 2 * np.pi * _theta(config) ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+        ramp = np.clip((original / waves - low) / (high - low), 0, 1)
+        expected = 1 / ((1 - ramp) / factor + ramp)
     held = np.ones(config.head_dim // 2) if factors is None else factors
     return float(np.abs(held / expected - 1).max()) if held.shape == expected.shape else math.inf

@@ -223,8 +223,8 @@ UNWRITABLE = [
     (no_tokenizer, "onnxruntime", "needs a tokenizer.json"),
     (no_tokenizer_config, "onnxruntime", "needs a tokenizer_config.json"),
     (no_tokenizer, "llama.cpp", "tokenizer.json: missing"),
-    (odd_rope, "onnxruntime", "rope scaling 'dynamic' cannot be written to ONNX"),
-    (odd_rope, "llama.cpp", "rope scaling dynamic"),
+    (odd_rope, "onnxruntime", "rope scaling 'dynamic' (rope_scaling) is not supported"),
+    (odd_rope, "llama.cpp", "rope scaling 'dynamic' (rope_scaling) is not supported"),
     (odd_cuts, "llama.cpp", "name it with --tokenizer-pre"),
 ]
 

@@ -64,6 +64,8 @@ def make_tiny_model(
     seed: int = 0,
     shards: int = 1,
     rope_scaling: dict[str, object] | None = None,
+    attention_bias: bool = False,
+    mlp_bias: bool = False,
 ) -> Path:
     """Write config.json, generation_config.json, tokenizer files and safetensors to ``path`` (made if need be); returns it."""
     path.mkdir(parents=True, exist_ok=True)
@@ -71,11 +73,15 @@ def make_tiny_model(
     config = tiny_config(sizes, model_type, tied, dtype)
     if rope_scaling is not None:
         config["rope_scaling"] = rope_scaling
+    config |= {key: True for key, given in (("attention_bias", attention_bias), ("mlp_bias", mlp_bias)) if given}
     _write_json(path / "config.json", config)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     _write_json(path / "generation_config.json", {**ids, "do_sample": False})
     write_tokenizer(path, vocab)
-    write_weights(path, tiny_weights(sizes, model_type, tied, seed), dtype, shards)
+    weights = tiny_weights(sizes, model_type, tied, seed)
+    if attention_bias or mlp_bias:
+        weights |= _biases(weights, ("self_attn",) * attention_bias + ("mlp",) * mlp_bias, seed)
+    write_weights(path, weights, dtype, shards)
     return path
 
 
@@ -141,6 +147,16 @@ def tiny_weights(sizes: Sizes, model_type: str, tied: bool, seed: int) -> dict[s
     if not tied:
         out["lm_head.weight"] = linear(sizes.vocab, hidden)
     return out
+
+
+def _biases(weights: dict[str, np.ndarray], parts: tuple[str, ...], seed: int) -> dict[str, np.ndarray]:
+    """One for every linear of the layers' ``parts``."""
+    rng = np.random.Generator(np.random.PCG64(seed + 1000))
+    linears = [name for name in weights if name.endswith("_proj.weight") and name.split(".")[3] in parts]
+    return {
+        f"{name.removesuffix('weight')}bias": (0.3 * rng.standard_normal(len(weights[name]))).astype(np.float32)
+        for name in linears
+    }
 
 
 def write_weights(path: Path, weights: dict[str, np.ndarray], dtype: str = "F32", shards: int = 1) -> None:

@@ -14,7 +14,15 @@ from quantize.rotary import default_attention_factor
 from quantize.types import F32
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-UNKNOWN_SCALING = {"yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0, "alpha": 0.0}  # and the values that change nothing
+# Keys of a scaling that are not carried, and the values with which they change nothing (-1: not set).
+UNKNOWN_SCALING = {
+    "yarn_ext_factor": (1.0, -1.0),
+    "yarn_attn_factor": (1.0, -1.0),
+    "yarn_beta_fast": (32.0, -1.0),
+    "yarn_beta_slow": (1.0, -1.0),
+    "yarn_log_multiplier": (0.0,),
+    "alpha": (0.0,),
+}
 FACTOR_TOLERANCE = 1e-4  # relative: stored factors are float32, and some writers round the parameters
 
 
@@ -32,6 +40,8 @@ def config_from_gguf(metadata: GgufValues, vocab_size: int, rope_factors: F32 | 
     ):
         if metadata.get(key, config["head_dim"]) != config["head_dim"]:
             raise CheckpointError(f"{where}: {what} differ from head_dim {config['head_dim']} ({key}); not supported")
+    if vocab_size < 1:
+        raise CheckpointError(f"{where}: model.embed_tokens.weight is missing; download the whole model again")
     config["vocab_size"] = vocab_size
     for kind in ("bos", "eos", "padding"):
         if (token := metadata.get(f"tokenizer.ggml.{kind}_token_id", NO_TOKEN)) != NO_TOKEN:
@@ -75,10 +85,8 @@ def _rope_scaling(metadata: Mapping[str, Any], arch: str, where: str) -> dict[st
     kind = metadata.get(f"{prefix}.type", "linear")
     factor = metadata.get(f"{prefix}.factor", metadata.get(f"{arch}.rope.scale_linear", 1.0)) or 1.0
     for key, neutral in UNKNOWN_SCALING.items():
-        if metadata.get(f"{prefix}.{key}", neutral) != neutral:
-            raise CheckpointError(
-                f"{where}: {prefix}.{key} {metadata[f'{prefix}.{key}']} is not supported; use the Hugging Face model"
-            )
+        if (value := metadata.get(f"{prefix}.{key}")) is not None and value not in neutral:
+            raise CheckpointError(f"{where}: {prefix}.{key} {value} is not supported; use the Hugging Face model instead")
     if kind not in ("none", "linear", "yarn"):
         raise CheckpointError(f"{where}: rope scaling {kind!r} is not supported; supported: none, linear, yarn, llama3")
     if not 0 < factor < np.inf:
@@ -91,9 +99,6 @@ def _rope_scaling(metadata: Mapping[str, Any], arch: str, where: str) -> dict[st
     scaling = {"rope_type": kind, "factor": _decimal(factor)}
     if original := metadata.get(f"{prefix}.original_context_length"):
         scaling["original_max_position_embeddings"] = int(original)
-    for key in ("beta_fast", "beta_slow"):
-        if (value := metadata.get(f"{prefix}.yarn_{key}")) is not None:
-            scaling[key] = _decimal(value)
     return scaling | ({} if attention == 1 else {"attention_factor": attention * default_attention_factor(factor)})
 
 

@@ -33,6 +33,7 @@ ASSETS = (
 TOKENIZER = "tokenizer.json"
 WHOLE, INDEX, INDEX_END = "model.safetensors", "model.safetensors.index.json", ".safetensors.index.json"
 NAMED_WEIGHTS = "transformers_weights"  # config.json's key for weights under another name
+LONGEST_NAME = 255  # bytes of a file name
 FILE = Door(CheckpointError, "download it again")
 TO_CONVERT = "transformers' AutoModelForCausalLM.from_pretrained('{}').save_pretrained('NEW_DIR') writes safetensors"
 
@@ -160,7 +161,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 
 
 def _check_plain(file: str, where: Path) -> None:
-    if Path(file).name != file or file in ("", ".", "..") or "\0" in file:
+    if Path(file).name != file or file in ("", ".", "..") or "\0" in file or len(file.encode()) > LONGEST_NAME:
         raise CheckpointError(f"{where}: {shown(file)!r} is not a plain file name; get the model from its own source")
 
 

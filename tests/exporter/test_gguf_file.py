@@ -37,6 +37,13 @@ MODELS = {
     "qwen3": ("qwen3", {"head_dim": 32}, {"grid": "q5_0", "bits": 5}),
     "qwen3 one kv head": ("qwen3", {"head_dim": 32, "kv_heads": 1, "tied": False}, {}),
     "qwen3 yarn": ("qwen3", {"rope_scaling": YARN}, {}),
+    "qwen3 yarn factor": ("qwen3", {"rope_scaling": YARN | {"attention_factor": 0.5}}, {}),
+    "qwen2 yarn mscale": ("qwen2", {"rope_scaling": YARN | {"mscale": 3.0, "mscale_all_dim": 0.5}}, {}),
+    "llama yarn below 1": ("llama", {"rope_scaling": YARN | {"factor": 0.5, "attention_factor": 1.5}}, {}),
+    "mistral yarn factor null": ("mistral", {"rope_scaling": YARN | {"factor": None, "attention_factor": 0.7}}, {}),
+    "mistral theta inside": ("mistral", {"rope_scaling": {"type": "default", "rope_theta": 50.0}}, {}),
+    "llama heads of 24": ("llama", {"head_dim": 24, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}),
+    "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}, {}),
 }
 
 
@@ -208,12 +215,14 @@ def test_a_store_for_another_runtime_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling dynamic"),
-        ("qwen3", {"rope_scaling": YARN | {"attention_factor": 1.5}}, r"rope scaling yarn \['attention_factor'\]"),
-        ("qwen2", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}}, "rope scaling llama3"),
+        ("qwen3", {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 0.25}}, "qwen3 reads none of yarn's beta_fast 8.0"),
+        ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate False from a file; .*--target onnxruntime can hold it"),
+        ("qwen2", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}}, "qwen2 has no rope scaling llama3"),
+        ("qwen3", {"attention_bias": True}, "qwen3 has no model.layers.0.self_attn"),
     ],
 )
 def test_what_llama_cpp_cannot_be_told_is_refused(tmp_path, model_type, changes, message):
     store = rtn_store(make_tiny_model(tmp_path / "m", model_type, **changes), tmp_path / "s")
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ExportError, match=message) as error:
         write_gguf(store, tmp_path / "m.gguf")
+    assert "remove" not in str(error.value)

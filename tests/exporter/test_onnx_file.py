@@ -13,6 +13,7 @@ from quantize import Axis, make_grid
 from quantize.errors import ExportError, OutputError, StoreError
 from quantize.model_config import EMBEDDING
 from quantize.source_model import build_model, logits
+from quantize.store import QuantizedStore
 from tests.exporter.onnx_stores import Recipe, Session, tiny_store
 
 FLOAT_MODEL = 1e-5  # relative: float32 kernels of two runtimes through two layers (1e-6 was seen)
@@ -99,6 +100,7 @@ def test_floats_of_the_source_are_stored_as_they_are(dtype, tied, tmp_path):
     )
 
 
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 SCALINGS = [
     {"rope_type": "linear", "factor": 2.0},
     {
@@ -108,14 +110,40 @@ SCALINGS = [
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     },
-    {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+    {"rope_type": "default", "rope_theta": 50.0},
+    YARN,
+    YARN | {"attention_factor": 1.0},
+    YARN | {"factor": None},
+    YARN | {"mscale": 3.0, "mscale_all_dim": 0.5},
+    YARN | {"beta_fast": 4, "beta_slow": 0.5},
+    YARN | {"truncate": False},
 ]
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_rope_scaling(scaling, tmp_path):
-    store, weights = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8), rope_scaling=scaling)
+    store, weights = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8), head_dim=32, rope_scaling=scaling)
     assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime+adadim"])
+@pytest.mark.parametrize(
+    ("model_type", "biases"),
+    [("llama", {"attention_bias": True, "mlp_bias": True}), ("llama", {"mlp_bias": True}), ("qwen3", {"attention_bias": True})],
+)
+def test_biases(model_type, biases, target, tmp_path):
+    recipe = Recipe(make_grid("int", 4, 32), in_turns, INT8, target)
+    store, weights = tiny_store(tmp_path, recipe, model_type, **biases)
+    assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
+
+
+@pytest.mark.parametrize("key", ["use_bias", "add_bias_linear", "bias", "use_qk_norm", "rotary_pct", "head_dim_x"])
+def test_keys_that_the_source_does_not_read_change_nothing(key, tmp_path):
+    """Not even those that mobius-onnx would read for other families."""
+    store, weights = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
+    config = store.path / "assets" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: 1}))
+    assert_same_logits(write_onnx(QuantizedStore(store.path), tmp_path / "out", accuracy_level=0), store, weights)
 
 
 def test_a_tied_head_shares_the_embeddings_bytes(tmp_path):
@@ -201,17 +229,8 @@ def test_a_damaged_store_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "grid", "message"),
     [
-        (
-            {"hidden": 80, "heads": 4},
-            make_grid("int", 4, 32),
-            "head_dim 20: onnxruntime's GroupQueryAttention needs a multiple of 8",
-        ),
-        (
-            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-            make_grid("int", 4, 32),
-            "rope scaling 'dynamic' cannot be written",
-        ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "x"}}, make_grid("int", 4, 32), "mobius-onnx cannot"),
+        ({"hidden": 80, "heads": 4}, make_grid("int", 4, 32), "head_dim 20: .*needs a multiple of 16; export this model to GGUF"),
+        *(({"head_dim": size}, make_grid("int", 4, 32), f"head_dim {size}: ") for size in (8, 24, 40, 72, 120)),
     ],
 )
 def test_what_onnx_cannot_hold(sizes, grid, message, tmp_path):

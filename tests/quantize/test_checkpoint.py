@@ -17,6 +17,7 @@ from quantize.model_config import EMBEDDING, HEAD
 from tests.tiny import DTYPES, Sizes, make_tiny_model, tiny_weights, write_weights
 
 SIZES = Sizes(64, 4, 2, 16, 96, 2, 320)
+INDEX = "model.safetensors.index.json"
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -74,6 +75,53 @@ def test_tied_is_decided_by_the_tensors(model, flag):
     assert not open_checkpoint(model).tied
 
 
+def leftovers(path, *names):
+    """Files of older saves beside a sharded model of seed 1: what each would give is told by its embedding."""
+    make_tiny_model(path, seed=1, shards=2)
+    for seed, name in enumerate(names, 2):
+        (path / "old").mkdir()
+        (make_tiny_model(path / "old", seed=seed) / "model.safetensors").rename(path / name)
+        shutil.rmtree(path / "old")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "changes"),
+    [
+        ((), {}),
+        (("model.safetensors",), {}),
+        (("model.fp16.safetensors", "consolidated.safetensors"), {}),
+        (("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "pytorch_model.bin.index.json"), {}),
+        (("pytorch_model.bin", "model.safetensors"), {}),
+        (("model.safetensors", "other.safetensors"), {"transformers_weights": "other.safetensors"}),
+        (("model.safetensors",), {"transformers_weights": INDEX}),
+    ],
+)
+def test_the_weights_are_those_that_transformers_loads(tmp_path, names, changes):
+    from transformers import AutoModelForCausalLM
+
+    path = leftovers(tmp_path / "m", *names)
+    edit_config(path, **changes)
+    theirs = AutoModelForCausalLM.from_pretrained(path, dtype="float32").model.embed_tokens.weight.detach().numpy()
+    np.testing.assert_array_equal(open_checkpoint(path).read(EMBEDDING), theirs)
+
+
+def test_a_whole_file_needs_no_shards_of_an_old_index(tmp_path):
+    path = leftovers(tmp_path / "m", "model.safetensors")
+    for shard in path.glob("model-*.safetensors"):
+        shard.unlink()
+    assert open_checkpoint(path).specs
+
+
+@pytest.mark.parametrize("flag", [False, ...])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_head_is_missing_where_transformers_would_draw_one(tmp_path, model_type, flag):
+    path = make_tiny_model(tmp_path / "m", model_type, tied=True)
+    edit_config(path, tie_word_embeddings=flag)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing"):
+        open_checkpoint(path)
+
+
 def test_digest_follows_content(tmp_path):
     first, again, other = (make_tiny_model(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     digests = [open_checkpoint(path).sha256 for path in (first, again, other)]
@@ -126,25 +174,42 @@ def pickled(path):
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
 
-def lose_shard(path):
+def shard(path):
     make_tiny_model(path, shards=2)
+    (path / "model.safetensors").unlink()
+
+
+def lose_shard(path):
+    shard(path)
     (path / "model-00002-of-00002.safetensors").unlink()
 
 
 def wrong_index(path):
-    make_tiny_model(path, shards=2)
+    shard(path)
     index = json.loads((path / "model.safetensors.index.json").read_text())
     index["weight_map"][Q_PROJ] = "model-00002-of-00002.safetensors"
     index["weight_map"]["model.norm.weight"] = "model-00001-of-00002.safetensors"
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def escaping_index(path):
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {Q_PROJ: "../m/model.safetensors"}}))
+def name_in_index(file):
+    def spoil(path):
+        shard(path)
+        (path / INDEX).write_text(json.dumps({"weight_map": {Q_PROJ: file}}))
+
+    return spoil
+
+
+def write_index(text):
+    def spoil(path):
+        shard(path)
+        (path / INDEX).write_text(text)
+
+    return spoil
 
 
 def tensor_in_two_shards(path):
-    make_tiny_model(path, shards=2)
+    shard(path)
     shutil.copy(path / "model-00001-of-00002.safetensors", path / "model-00002-of-00002.safetensors")
 
 
@@ -156,7 +221,7 @@ def piped(path):
 LIES = {
     "no config": (lambda p: (p / "config.json").unlink(), "name the folder with its config.json"),
     "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
-    "config no object": (lambda p: (p / "config.json").write_text("[]"), "not a JSON object"),
+    "config no object": (lambda p: (p / "config.json").write_text("[]"), "config.json: Expected object, got array"),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index.json"),
     "unknown type": (lambda p: edit_config(p, model_type="mamba"), "'mamba' is not supported"),
     "no size": (lambda p: edit_config(p, hidden_size=...), "hidden_size"),
@@ -195,10 +260,20 @@ LIES = {
     "far too many layers": (lambda p: edit_config(p, num_hidden_layers=10**9), "is 1000000000, and 20 tensors are all that is"),
     "missing layers": (lambda p: edit_config(p, num_hidden_layers=9), "and 60 more are missing"),
     "unexpected tensor": (lambda p: edit_weights(p, lambda w: w.update({"x.bias": w[Q_PROJ]})), "x.bias is not part of a llama"),
-    "missing shard": (lose_shard, "model-00002-of-00002.safetensors: cannot be read"),
-    "bad index": (lambda p: (p / "model.safetensors.index.json").write_text("{}"), "no weight_map"),
+    "missing shard": (lose_shard, f"model-00002-of-00002.safetensors: cannot be read: {INDEX} names it, and it is not there"),
+    "bad index": (write_index("{}"), f"{INDEX}: Object missing required field weight_map"),
+    "index no json": (write_index("{"), f"{INDEX}: not JSON"),
+    "index of lists": (write_index('{"weight_map": {"x": ["y"]}}'), f"{INDEX}: weight_map[...]: Expected str, got array"),
+    "index names a name twice": (write_index('{"weight_map": {"x": "y", "x": "z"}}'), "the key x is twice in an object"),
+    "deep index": (write_index('{"weight_map": ' + "[" * 99 + "]" * 99 + "}"), "nested deeper than"),
+    "empty index": (write_index('{"weight_map": {}}'), "and 17 more are missing"),
+    "index names a long name": (name_in_index("A" * 100_000), "is not a plain file name"),
     "lying index": (wrong_index, "though model.safetensors.index.json says so"),
-    "escaping index": (escaping_index, "'../m/model.safetensors' is not a plain file name"),
+    "escaping index": (name_in_index("../m/model.safetensors"), "'../m/model.safetensors' is not a plain file name"),
+    "index to a folder": (name_in_index(".."), "'..' is not a plain file name"),
+    "index with a zero byte": (name_in_index("a\0b"), "is not a plain file name"),
+    "escaping config": (lambda p: edit_config(p, transformers_weights="../x.safetensors"), "is not a plain file name"),
+    "pickles by config": (lambda p: edit_config(p, transformers_weights="x.bin"), "transformers_weights is x.bin"),
     "two shards": (tensor_in_two_shards, "and in model-00002-of-00002.safetensors"),
 }
 

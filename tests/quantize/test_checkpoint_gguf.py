@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -22,7 +23,7 @@ from tests.tiny import make_tiny_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
-NUMBERS = ("rms_norm_eps", "rope_theta", "max_position")
+NUMBERS = ("rms_norm_eps", "rope", "max_position")
 
 
 @pytest.fixture
@@ -120,19 +121,67 @@ def test_llama3_scaling_is_recovered(tmp_path, factor, original):
     params = LLAMA3 | {"factor": factor, "original_max_position_embeddings": original}
     source = make_tiny_model(tmp_path / "m", head_dim=64, rope_scaling=params)
     back = open_checkpoint(write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf"))
-    found = back.config.rope_scaling
-    args = (64, back.config.rope_theta)
+    found = back.config.raw["rope_scaling"]
+    args = (64, back.config.rope.theta)
     np.testing.assert_allclose(llama3_factors(found, *args), llama3_factors(params, *args), rtol=1e-6)
     assert original == 64 or found == params
 
 
-@pytest.mark.parametrize("scaling", [{"rope_type": "linear", "factor": 4.0}, {"type": "yarn", "factor": 4.0}])
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+SCALINGS = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"type": "yarn", "factor": 4.0},
+    YARN | {"rope_theta": 500000.0},
+    YARN | {"attention_factor": 1.0},
+    YARN | {"factor": 0.5, "attention_factor": 1.5},
+    YARN | {"mscale": 2.0, "mscale_all_dim": 0.5},
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_scaling_by_key_comes_back(tmp_path, scaling):
-    if "type" in scaling:
-        scaling |= {"original_max_position_embeddings": 128}
-    source = make_tiny_model(tmp_path / "m", "qwen3", rope_scaling=scaling)
-    back = open_checkpoint(write_gguf(rtn_store(source, tmp_path / "s"), tmp_path / "m.gguf"))
-    assert {"type": back.config.rope_scaling["rope_type"], **back.config.rope_scaling}.items() >= scaling.items()
+    source = open_checkpoint(make_tiny_model(tmp_path / "m", "qwen3", rope_scaling=scaling))
+    back = open_checkpoint(write_gguf(rtn_store(source.path, tmp_path / "s"), tmp_path / "m.gguf"))
+    assert replace(back.config.rope, attention_factor=1.0) == replace(source.config.rope, attention_factor=1.0)
+    assert back.config.rope.attention_factor == pytest.approx(source.config.rope.attention_factor, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "factor"),
+    [
+        ({"scaling.factor": 4.0}, "linear", 4.0),
+        ({"scale_linear": 4.0}, "linear", 4.0),
+        ({"scaling.factor": 0.0}, "default", 1.0),
+        ({"scaling.factor": 1.0}, "default", 1.0),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, "default", 1.0),
+        ({"scaling.type": "linear", "scaling.factor": 2.0, "scaling.yarn_ext_factor": -1.0}, "linear", 2.0),
+        ({"scaling.type": "yarn", "scaling.factor": 2.0, "scaling.yarn_beta_fast": 32.0}, "yarn", 2.0),
+    ],
+)
+def test_scaling_is_read_as_llama_cpp_does(file, values, kind, factor):
+    for key, value in values.items():
+        rewrite(file, set_key(f"llama.rope.{key}", ValueType.STRING if isinstance(value, str) else ValueType.F32, value))
+    rope = open_checkpoint(file).config.rope
+    assert (rope.kind, rope.factor) == (kind, factor)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("yarn_ext_factor", 0.5),
+        ("yarn_attn_factor", 2.0),
+        ("yarn_beta_fast", 16.0),
+        ("yarn_beta_slow", 2.0),
+        ("yarn_log_multiplier", 0.1),
+        ("alpha", 1000.0),
+        ("attn_factor", 2.0),  # without yarn
+        ("attn_factor", float("nan")),
+    ],
+)
+def test_scaling_that_is_not_carried_is_refused_by_name(file, key, value):
+    rewrite(file, set_key(f"llama.rope.scaling.{key}", ValueType.F32, value))
+    with pytest.raises(CheckpointError, match=rf"m\.gguf: llama\.rope\.scaling\.{key} "):
+        open_checkpoint(file)
 
 
 def set_key(key, kind, value):

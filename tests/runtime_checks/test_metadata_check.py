@@ -24,11 +24,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256}
 SCALINGS = [
     None,
     LLAMA3,
     {"rope_type": "linear", "factor": 2.0},
-    {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256},
+    YARN,
+    YARN | {"attention_factor": 1.0},
+    YARN | {"factor": None, "mscale": 2.0, "mscale_all_dim": 0.5},
+    {"type": "yarn", "factor": 3.0, "attention_factor": 0.25},
+    {"rope_type": "default", "rope_theta": 500000.0},
+    {"rope_type": "linear", "factor": 2.0, "rope_theta": 77},
 ]
 
 
@@ -45,7 +51,7 @@ def test_every_architecture(tmp_path, model_type, form):
     assert not misses(item.file, item.source.path)
 
 
-@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling and scaling["rope_type"])
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 def test_every_rotary_scaling_from_both_containers(tmp_path, scaling):
     model = make_tiny_model(tmp_path / "model", rope_scaling=scaling)
     first = write_gguf(rtn_store(model, tmp_path / "store"), tmp_path / "first.gguf")
@@ -87,6 +93,21 @@ CHANGES = {
 def test_a_wrong_number_is_seen(plain, tmp_path, key):
     path, source = plain
     assert misses(changed(path, tmp_path / "f.gguf", f"llama.{key}", CHANGES[key]), source) == {f"llama.{key}"}
+
+
+@pytest.mark.parametrize("key", ["factor", "attn_factor", "original_context_length"])
+def test_a_wrong_number_of_yarn_is_seen(tmp_path, key):
+    model = make_tiny_model(tmp_path / "model", "qwen3", rope_scaling=YARN | {"attention_factor": 1.5})
+    path = write_gguf(rtn_store(model, tmp_path / "store"), tmp_path / "first.gguf")
+    assert misses(changed(path, tmp_path / "f.gguf", f"qwen3.rope.scaling.{key}", 3), model) == {f"qwen3.rope.scaling.{key}"}
+
+
+def test_a_factor_that_is_missing_is_seen(plain, tmp_path):
+    source = Path(shutil.copytree(plain[1], tmp_path / "model"))
+    config = json.loads((source / "config.json").read_text()) | {"rope_scaling": YARN | {"attention_factor": 1.5}}
+    (source / "config.json").write_text(json.dumps(config))
+    missing = {f"llama.rope.scaling.{key}" for key in ("type", "factor", "attn_factor", "original_context_length")}
+    assert misses(plain[0], source) == missing
 
 
 def test_a_key_that_the_source_says_nothing_of(plain, tmp_path):
