@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.genai_template import for_genai
 from exporter.library import LIBRARY
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError, FileFormatError
-from runtime_checks.chat_template import template_of
+from runtime_checks.chat_template import special_tokens_of, template_of
 from runtime_checks.onnx_runner import exported_context
 from runtime_checks.results import Check, within
 from runtime_checks.special_ids import end_ids, ids_of, listed
@@ -57,7 +58,7 @@ def _check_files(folder: Path, found: Mapping[str, bytes], assets: Mapping[str, 
             checks.append(_check(f"{name} = source's", key, same))
         checks.append(_check("tokenizer's files = source's", name, (held is None) == (origin is None)))
     mine, theirs = _template(folder, found), template_of(assets)
-    return [*checks, _check("chat template = source's", "chat_template", mine in _translations(theirs))]
+    return [*checks, _check("chat template = source's", "chat_template", mine in _translations(theirs, assets))]
 
 
 def _template(folder: Path, found: Mapping[str, bytes]) -> str | None:
@@ -67,9 +68,9 @@ def _template(folder: Path, found: Mapping[str, bytes]) -> str | None:
         raise FileFormatError(f"{folder}: its chat template cannot be read ({error!r}); export it again") from error
 
 
-def _translations(template: str | None) -> tuple[str | None, ...]:
-    """What the exporter may have made of the source's template."""
-    return (template,)
+def _translations(template: str | None, assets: Mapping[str, bytes]) -> tuple[str | None, ...]:
+    """The source's template, and what the exporter writes where onnxruntime-genai would render it otherwise."""
+    return (template,) if template is None else (template, for_genai(template, special_tokens_of(assets)))
 
 
 def _genai(folder: Path, source: Checkpoint) -> dict[str, Any]:
