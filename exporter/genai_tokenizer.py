@@ -50,8 +50,8 @@ def _flags(assets: Mapping[str, bytes], tokenizer: Mapping[str, Any], rows: int,
     for word, found in zip(("bos", "eos"), around(tokenizer, f"{where}/{TOKENIZER}"), strict=True):
         if found and found != ids[word][:1]:
             raise ExportError(
-                f"{where}/{TOKENIZER}: its post-processor puts {shown(found)} around every text, and onnxruntime-genai "
-                f"can put only {word}_token there; this model cannot be exported to ONNX"
+                f"{where}/{TOKENIZER}: its post-processor puts the tokens {shown(found)} around every text, and "
+                f"onnxruntime-genai can put only {word}_token there; this model cannot be exported to ONNX"
             )
         out[f"add_{word}_token"] = bool(found)
     return out
