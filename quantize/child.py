@@ -114,6 +114,8 @@ class Child:
         )
         theirs.close()
         atexit.register(self.close)
+        with suppress(EOFError):  # what ended it is said by the first question
+            self._connection.recv()  # it is there: only now the time of a call begins
 
     def _why(self) -> str:
         """How the process ended, and what it complained of."""
@@ -139,6 +141,7 @@ def serve(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     connection, held = Connection(fd), None
+    connection.send(None)
     with suppress(EOFError):
         while True:
             (what, args, keep), memory = connection.recv()

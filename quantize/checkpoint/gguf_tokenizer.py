@@ -19,7 +19,6 @@ NAMED = "tokenizer.chat_template."
 ENDS = ("eos", "eot", "eom")  # generation ends at each of them
 SPECIAL_IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 SPACE = "\u2581"
-MAX_PIECE = 512  # letters of a token that merges make; SentencePiece's own limit is 512 bytes
 
 
 def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
@@ -41,7 +40,7 @@ def tokenizer_assets(metadata: Mapping[str, Any], where: str) -> dict[str, bytes
     if tokenizer is not None:
         out["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
     template = metadata.get("tokenizer.chat_template")
-    named = {key.removeprefix(NAMED): text for key, text in metadata.items() if key.startswith(NAMED)}
+    named = {key.removeprefix(NAMED): metadata[key] for key in metadata if key.startswith(NAMED)}
     if named:
         out[TEMPLATES] = json.dumps(named, ensure_ascii=False).encode()
     return out | ({} if template is None else {"chat_template.jinja": template.encode()})

@@ -13,8 +13,8 @@ from quantize import Axis, make_grid
 from quantize.errors import ExportError, OutputError, StoreError
 from quantize.model_config import EMBEDDING
 from quantize.source_model import build_model, logits
-from quantize.store import QuantizedStore
-from tests.exporter.onnx_stores import Recipe, Session, tiny_store
+from tests.exporter.onnx_stores import Recipe, Session, make_store, tiny_store
+from tests.tiny import make_tiny_model
 
 FLOAT_MODEL = 1e-5  # relative: float32 kernels of two runtimes through two layers (1e-6 was seen)
 INT8 = make_grid("int", 8, 32)
@@ -140,10 +140,10 @@ def test_biases(model_type, biases, target, tmp_path):
 @pytest.mark.parametrize("key", ["use_bias", "add_bias_linear", "bias", "use_qk_norm", "rotary_pct", "head_dim_x"])
 def test_keys_that_the_source_does_not_read_change_nothing(key, tmp_path):
     """Not even those that mobius-onnx would read for other families."""
-    store, weights = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
-    config = store.path / "assets" / "config.json"
+    config = make_tiny_model(tmp_path / "source") / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {key: 1}))
-    assert_same_logits(write_onnx(QuantizedStore(store.path), tmp_path / "out", accuracy_level=0), store, weights)
+    store, weights = make_store(config.parent, tmp_path / "store", Recipe(make_grid("int", 4, 32), in_turns, INT8))
+    assert_same_logits(write_onnx(store, tmp_path / "out", accuracy_level=0), store, weights)
 
 
 def test_a_tied_head_shares_the_embeddings_bytes(tmp_path):

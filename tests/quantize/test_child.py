@@ -67,21 +67,21 @@ ENDS = {
     abort: r"was ended by SIGABRT \(GGML_ASSERT\(tokens.size\(\) == n\) failed\)",
     overflow: "was ended by SIGSEGV",
     leave: "ended with exit code 3",
-    wait: "took more than 1 s",
+    wait: "took more than 5 s",
     swell: "needs more memory than it may have",
 }
 
 
 @pytest.fixture(scope="module")
 def child():
-    with Child(Limits(seconds=1, memory=GIB)) as child:
+    with Child(Limits(seconds=60, memory=GIB)) as child:
         child.call(twice, np.zeros(1))
         yield child
 
 
 @pytest.mark.parametrize(("function", "reason"), ENDS.items(), ids=[function.__name__ for function in ENDS])
 def test_what_ends_the_child_is_said_and_the_next_call_has_a_new_one(function, reason):
-    with Child(Limits(seconds=1, memory=GIB)) as child:
+    with Child(Limits(seconds=5 if function is wait else 60, memory=GIB)) as child:
         with pytest.raises(ChildEnded, match=reason):
             child.call(function)
         with Child() as other:  # not limited, as starting takes its time
