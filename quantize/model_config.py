@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from quantize.errors import CheckpointError, shown
-from quantize.outside import Door, Size
+from quantize.outside import LARGEST, Door, Size
 from quantize.rotary import Base, Rope, read_rope
 
 LINEARS = (
@@ -38,6 +38,7 @@ def is_linear(name: str) -> bool:
 
 CONFIG = Door(CheckpointError, "compare it with the original model's config.json")
 Epsilon = Annotated[float, msgspec.Meta(gt=1e-30, lt=1)]
+Id = Annotated[int, msgspec.Meta(ge=-LARGEST, le=LARGEST)]  # below 0: none
 Given = msgspec.UnsetType
 
 
@@ -66,9 +67,9 @@ class _Json(msgspec.Struct, kw_only=True):
     rope_parameters: dict[str, Any] | None = None
     partial_rotary_factor: float | None = None
     original_max_position_embeddings: Size | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
+    bos_token_id: Id | None = None
+    eos_token_id: Id | list[Id] | None = None
+    pad_token_id: Id | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,11 @@ def made(tmp_path_factory):
                 options[name] = found
         identity = {"name": source.path.name, "sha256": source.sha256}
         file = folder / "sensitivity.json"
-        file.write_bytes(Sensitivity(identity, target, {"text": "none", "sha256": "0" * 64, "tokens": 512}, options).to_json())
+        file.write_bytes(
+            Sensitivity(
+                identity, target, {"text": "none", "sha256": "0" * 64, "tokens": 512, "sequence": 512, "rank_poor": []}, options
+            ).to_json()
+        )
         return folder / "model", file
 
     return make
