@@ -27,6 +27,8 @@ MODELS = {  # a width that 256 divides, widths that 32 does not divide, a head o
 CASES = [(model, target) for model in MODELS for target in TARGETS]
 MODELS["wide"] = {"ffn": 576, "layers": 1}
 
+CALIBRATION = {"text": "none", "sha256": "0" * 64, "tokens": 512, "sequence": 512, "rank_poor": []}
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -46,11 +48,7 @@ def made(tmp_path_factory):
                 options[name] = found
         identity = {"name": source.path.name, "sha256": source.sha256}
         file = folder / "sensitivity.json"
-        file.write_bytes(
-            Sensitivity(
-                identity, target, {"text": "none", "sha256": "0" * 64, "tokens": 512, "sequence": 512, "rank_poor": []}, options
-            ).to_json()
-        )
+        file.write_bytes(Sensitivity(identity, target, CALIBRATION, options).to_json())
         return folder / "model", file
 
     return make
