@@ -163,13 +163,3 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 def _check_plain(file: str, where: Path) -> None:
     if Path(file).name != file or file in ("", ".", "..") or "\0" in file or len(file.encode()) > LONGEST_NAME:
         raise CheckpointError(f"{where}: {shown(file)!r} is not a plain file name; get the model from its own source")
-
-
-def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); download it again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: not a JSON object; download it again")
-    return data
