@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.cli_bundle import VERIFY, bundle, joined_command, verified_bundle
 from exporter.cli_completion import completion
 from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
-from exporter.cli_process import finished, guarded, prepare_streams, quiet_libraries, say
+from exporter.cli_process import finished, guarded, prepare_streams, quiet_libraries, say, warn
 from exporter.cli_reports import json_bytes, json_output, page_of, report_of
 from exporter.cli_size import has_target_size, model_plan
 from exporter.cli_text import kept_texts
@@ -26,7 +26,7 @@ from exporter.doctor import doctor, requirements
 from exporter.preflight import check_source, source_notes
 from exporter.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.targets import TARGETS
-from quantize.errors import ConfigError, printable
+from quantize.errors import ConfigError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.outputs import new_file
 from quantize.progress import silence
@@ -70,7 +70,7 @@ def _quantize(args: Namespace) -> int:
         check_store_output(args.out, args.force)
     source = open_checkpoint(args.source)
     check_source(source, args.target, tokenizer_pre="")  # `export` may name it
-    _print_notes(source, args.target)
+    warn(source_notes(source, args.target))
     plan = model_plan(args, quantize_config(args), source, args.target)
     if args.dry_run:
         with planned_store(source, plan) as store:
@@ -78,11 +78,6 @@ def _quantize(args: Namespace) -> int:
     else:
         say(store_summary(quantize_planned(source, args.out, plan, args.force)))
     return 0
-
-
-def _print_notes(source: Checkpoint, target: str) -> None:
-    for note in source_notes(source, target):
-        print(f"adadim: warning: {printable(note)}", file=sys.stderr)
 
 
 def _sensitivity(args: Namespace) -> int:
@@ -253,7 +248,7 @@ def _run(args: Namespace) -> int:
     source = open_checkpoint(args.source)
     for target in outputs:
         check_source(source, target, args.tokenizer_pre)
-        _print_notes(source, target)
+        warn(source_notes(source, target))
     plans = [model_plan(args, quantize_config(args), source, target) for target in outputs]
     made = [found(args, source, plan, outputs[plan.target.name]) for plan in plans]  # all are looked at before any work
     verdicts = [_run_target(args, source, plan, each) for plan, each in zip(plans, made, strict=True)]

@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
@@ -67,6 +67,12 @@ def ending_cleanly() -> Iterator[None]:
 def _end(number: int, _: object) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up is not to be cut short
     raise Terminated(number)
+
+
+def warn(notes: Iterable[str]) -> None:
+    """A line on stderr for each."""
+    for note in notes:
+        print(f"adadim: warning: {printable(note)}", file=sys.stderr)
 
 
 def say(text: str, end: str = "\n") -> None:

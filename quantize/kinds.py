@@ -75,12 +75,13 @@ MAGICS = {b"GGUF": Kind.GGUF, b"PK\x03\x04": Kind.ZIP}
 
 
 def readable(name: str | Path) -> str:
-    """A file's name as text that every file of ours can hold: bytes that are no UTF-8 are escaped."""
+    """A file's name as text that every file of ours can hold: bytes that are no UTF-8, and control characters, are escaped."""
     try:
         data = str(name).encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a name that no file system gave
         data = str(name).encode("utf-8", "backslashreplace")
-    return data.decode("utf-8", "backslashreplace")
+    text = data.decode("utf-8", "backslashreplace")
+    return "".join(repr(char)[1:-1] if ord(char) < ord(" ") or char == "\x7f" else char for char in text)
 
 
 def is_store(path: Path) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from exporter.cli import main
+from tests.stores import reseal
 from tests.tiny import make_tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -355,7 +356,8 @@ def test_a_store_for_an_unknown_runtime(model, tmp_path, capsys, command):
     store = tmp_path / "store"
     assert main(["quantize", str(model), "--out", str(store), "--method", "rtn-oc", "--quiet"]) == 0
     plan = json.loads((store / "plan.json").read_text()) | {"target": "toaster"}
-    (store / "plan.json").write_text(json.dumps(plan))
+    (store / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
+    reseal(store / "plan.json")
     assert "target 'toaster'" in fails(capsys, *command.format(store, store).split())
 
 

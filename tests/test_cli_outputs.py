@@ -21,6 +21,7 @@ from exporter import cli
 from exporter.cli import main
 from quantize import calibration
 from quantize.outputs import Unfinished
+from tests.stores import reseal
 from tests.tiny import TEXT, make_tiny_model
 
 RTN = ("--method", "rtn-oc", "--quiet")
@@ -385,6 +386,7 @@ def flip(path: Path) -> None:
 
 def another_version(plan: Path) -> None:
     plan.write_text(plan.read_text().replace('"version": "', '"version": "9.'))
+    reseal(plan)
 
 
 CHANGED = {

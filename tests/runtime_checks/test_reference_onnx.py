@@ -89,7 +89,7 @@ def test_a_cast_that_narrows_is_not_looked_through(tmp_path):
 
 MODELS = {
     "tied": {"model_type": "llama", "tied": True, "hidden": 64, "ffn": 96},
-    "untied, odd": {"model_type": "qwen2", "tied": False, "hidden": 48, "ffn": 80, "heads": 2, "kv_heads": 1},
+    "untied, odd": {"model_type": "qwen2", "tied": False, "hidden": 48, "ffn": 80, "heads": 3, "kv_heads": 1},
 }
 CASES = {
     "4 bits": ("onnxruntime", {"method": "rtn-oc"}),
