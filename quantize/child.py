@@ -130,12 +130,6 @@ class Child:
         return how + (f" ({shown(words)})" if words else "")
 
 
-def in_child(function: Callable[..., T], *args: Any, limits: Limits) -> T:  # noqa: ANN401
-    """One call in a child of its own. Raises as ``Child.call``."""
-    with Child(limits) as child:
-        return child.call(function, *args)
-
-
 def serve(fd: int) -> None:
     """The child's side: answer until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle

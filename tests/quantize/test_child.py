@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize.child import GIB, Child, ChildEnded, Limits, in_child
+from quantize.child import GIB, Child, ChildEnded, Limits
 from quantize.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -107,10 +107,6 @@ def test_an_object_is_held_between_calls():
 def test_what_the_child_prints_is_not_printed(child, capfd):
     child.call(twice, np.zeros(1))
     assert capfd.readouterr() == ("", "")
-
-
-def test_one_call():
-    assert in_child(twice, 2, limits=Limits()) == 4
 
 
 def test_a_child_ends_with_its_parent():
