@@ -27,7 +27,6 @@ from runtime_checks.special_ids import end_ids, ids_of
 EXACT = 0.0  # values are equal or they are not
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # enum llama_token_type
-OWN = ("general.file_type", "general.quantization_version")  # the file's own, whatever the source says
 SPACE = "\u2581"
 IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
 FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
