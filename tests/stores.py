@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +38,12 @@ def reseal(plan: Path) -> None:
     head, found, _ = plan.read_text().rpartition(before)
     assert found
     plan.write_bytes(closed(f'{head}{before}{OPEN}"\n}}\n'.encode(), before.encode()))
+
+
+def unseal(plan: Path) -> None:
+    """Take every digest out of a plan.json, as it was before there were seals: what is changed then meets the check of its kind."""
+    held = json.loads(plan.read_bytes())
+    del held["sha256"], held["assets"]
+    for record in held["tensors"]:
+        del record["sha256"]
+    plan.write_text(json.dumps(held))
