@@ -188,8 +188,11 @@ def test_arrays_that_are_not_the_grids(case, store):
         QuantizedStore(store).read("model.layers.0.self_attn.q_proj.weight")
 
 
+@pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("name", ["plan.json", "assets/config.json", "tensors/model.norm.weight.00000.safetensors"])
-def test_a_pipe_is_not_waited_for(store, name):
+def test_a_pipe_is_not_waited_for(store, tmp_path, name, sealed):
+    if sealed:
+        store = rtn_store(make_tiny_model(tmp_path / "model", layers=1), tmp_path / "sealed", "onnxruntime", group_size=32).path
     (store / name).unlink()
     os.mkfifo(store / name)
     with pytest.raises(StoreError, match=r"no regular file|is not a store"):
