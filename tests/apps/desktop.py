@@ -19,7 +19,10 @@ CONTEXT = 512
 def prompt_ids(model: Path, question: str) -> list[int]:
     """A question in the chat template of the model's folder, by its own tokenizer."""
     assets = {path.name: path.read_bytes() for path in model.iterdir() if path.suffix in (".json", ".jinja")}
-    text = render(template_of(assets), ({"role": "user", "content": question},), special_tokens_of(assets))
+    template = template_of(assets)
+    assert template is not None
+    text = render(template, ({"role": "user", "content": question},), special_tokens_of(assets)).text
+    assert text is not None
     return Tokenizer.from_file(str(model / "tokenizer.json")).encode(text, add_special_tokens=False).ids
 
 

@@ -15,6 +15,7 @@ from exporter.bundle import BundleOptions, sums_digest, write_bundle
 from exporter.verify_bundle import verify
 from quantize import open_checkpoint
 from runtime_checks.llama_cpp import LlamaVocab
+from tests.apps.changes import MORE
 from tests.apps.desktop import check_greedy
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
@@ -25,6 +26,7 @@ PROMPT, COUNT = "The quick brown fox", 32
 PART = 1 << 15
 AT_LEAST = 16  # tokens that no near tie may spoil
 ROOT = Path(__file__).parent.parent.parent
+CHANGES = {case: change for case, (change, _) in STRUCTURAL.items()} | MORE
 FORMS = ("llama.cpp", "onnx-oc", "onnx-split", "onnx-adadim")
 LINES_SAID = {"a link": 1, "a linked folder": 1}  # of verify's: links are found before anything is read
 
@@ -90,10 +92,14 @@ def test_a_runtime_is_loaded_last(alone, bundle):
     assert "'onnxruntime-node'" in done.stderr
 
 
-@pytest.mark.parametrize("case", ["truncated", "renamed", "extra", "a link", "a linked folder", "a pipe", "the future"])
+NAMED = ("truncated", "renamed", "extra", "a link", "a linked folder", "a pipe", "the future")
+NAMED += ("hidden", "a hidden folder", "a name of two lines", "folders without end", "a file far down", "parts that climb")
+
+
+@pytest.mark.parametrize("case", NAMED)
 def test_a_tampered_bundle_is_named_and_nothing_runs(case, alone, bundle):
     digest = sums_digest(bundle)
-    STRUCTURAL[case][0](bundle)
+    CHANGES[case](bundle)
     done, problems = run(bundle, script=alone), verify(bundle)
     assert (done.returncode, done.stdout) == (1, "")
     if case == "the future":  # each checker names itself as what should be newer

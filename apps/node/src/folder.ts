@@ -6,7 +6,7 @@ import { copyFile, lstat, mkdtemp, open, readdir, readFile } from "node:fs/promi
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
 
-import { BundleError, type BundleFile, type Manifest, type Source, stored } from "@adadim/shared";
+import { BundleError, type BundleFile, isPlain, type Manifest, type Source, stored } from "@adadim/shared";
 
 /** The folder as `checkBundle` reads it. Throws BundleError for what no bundle holds: links, pipes, empty folders. */
 export async function openFolder(folder: string): Promise<Source> {
@@ -27,7 +27,8 @@ async function walk(folder: string, inside: string, paths: string[], problems: s
   if (inside !== "" && entries.length === 0) problems.push(`${inside}: is an empty folder`);
   for (const entry of entries.sort((one, other) => (one.name < other.name ? -1 : 1))) {
     const path = inside + entry.name;
-    if (entry.isDirectory()) await walk(folder, `${path}/`, paths, problems);
+    if (!isPlain(path)) paths.push(path); // `checkBundle` names it; into such a folder nobody looks
+    else if (entry.isDirectory()) await walk(folder, `${path}/`, paths, problems);
     else if (entry.isFile()) paths.push(path);
     else problems.push(`${path}: ${entry.isSymbolicLink() ? "is a link" : "is no plain file"}`);
   }

@@ -1,11 +1,38 @@
 /** What a client reads of a bundle's manifest.json (docs/bundle.schema.json has all of it). */
 
-import { Unusable } from "./problems";
+import { isPlain, isSha256 } from "./names";
+import { cut, Unusable } from "./problems";
 
 const FORMAT = "adadim-bundle";
 const VERSION = 1;
 const PLATFORMS = ["android", "ios", "web"];
-const FILE = "manifest.json";
+const MANIFEST = "manifest.json";
+
+type Kinds = Readonly<Record<string, (value: any) => boolean>>;
+
+const isText = (value: any) => typeof value === "string";
+const isObject = (value: any) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isSize = (value: any) => Number.isSafeInteger(value) && value >= 0; // above 2^53 a number is not the one that was written
+const isSmall = (value: any) => isSize(value) && value < 2 ** 31; // as the runtimes count tokens
+
+/** What verify_bundle.py asks of every manifest, in its order. */
+const KEYS: Kinds = {
+  ...Object.fromEntries(["name", "platform", "model", "bundled_by"].map((key) => [key, isText])),
+  ...Object.fromEntries(["runtime", "generation", "quantization", "licence", "source", "provenance"].map((key) => [key, isObject])),
+  libraries: Array.isArray,
+  files: Array.isArray,
+  evaluation: (value) => value === undefined || value === null || isObject(value),
+};
+const FILE: Kinds = { path: isPlain, bytes: isSize, sha256: isSha256 };
+
+/** And what the clients read besides. */
+const RUNTIME: Kinds = { name: (value) => ["onnxruntime", "llama.cpp"].includes(value), minimum_version: isText };
+const GENERATION: Kinds = { eos_token_ids: (value) => Array.isArray(value) && value.every(isSmall), context: isSmall };
+const QUANTIZATION: Kinds = {
+  target: (value) => value === null || isText(value),
+  bytes: isSize,
+  bits_per_weight: Number.isFinite,
+};
 
 export interface StoredFile {
   readonly path: string;
@@ -48,46 +75,47 @@ export function storedFiles(manifest: Manifest): StoredFile[] {
 export function readManifest(data: Uint8Array): Manifest {
   const manifest = parsed(data);
   const version = manifest?.format === FORMAT ? manifest.version : null;
-  if (!Number.isInteger(version) || version < 1) throw new Unusable(`${FILE}: is no manifest of ${FORMAT}`);
+  if (!isSmall(version) || version < 1) throw new Unusable(`${MANIFEST}: is no manifest of ${FORMAT}`);
   if (version > VERSION) {
-    throw new Unusable(`${FILE}: version ${version} is from the future, ${VERSION} is known here; get a newer app`);
+    throw new Unusable(`${MANIFEST}: version ${version} is from the future, ${VERSION} is known here; get a newer app`);
   }
-  try {
-    checkShape(manifest);
-  } catch (error) {
-    if (error instanceof Unusable) throw error;
-    throw new Unusable(`${FILE}: lacks what every manifest has (${String(error)})`);
-  }
+  checkFiles(typed(manifest, KEYS, ""));
+  typed(manifest.runtime, RUNTIME, "runtime's ");
+  typed(manifest.generation, GENERATION, "generation's ");
+  typed(manifest.quantization, QUANTIZATION, "quantization's ");
   return manifest;
 }
 
-/** Whatever the JSON says, null if it is none. */
+/** Whatever the JSON says, null if it is none. JSON.parse keeps the last of a key twice, and reads 1.0 as 1. */
 function parsed(data: Uint8Array): any {
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(data));
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(data));
   } catch {
     return null;
   }
 }
 
-function checkShape(manifest: Manifest): void {
-  const files = storedFiles(manifest);
-  const paths = new Set(files.map((file) => file.path));
-  const shapes = [
-    [...manifest.files, ...files].every((f) => typeof f.path === "string" && Number.isInteger(f.bytes) && typeof f.sha256 === "string"),
-    typeof manifest.name === "string",
-    ["onnxruntime", "llama.cpp"].includes(manifest.runtime.name),
-    manifest.generation.eos_token_ids.every(Number.isInteger) && Number.isInteger(manifest.generation.context),
-    Number.isInteger(manifest.quantization.bytes) && Number.isFinite(manifest.quantization.bits_per_weight),
-  ];
-  const wrong = shapes.indexOf(false);
-  if (wrong >= 0) throw new Error(["files", "name", "runtime", "generation", "quantization"][wrong]);
+/** An object of the manifest, its values of these kinds. Throws Unusable. */
+function typed(held: any, kinds: Kinds, where: string): any {
+  for (const [key, fits] of Object.entries(kinds)) {
+    if (!fits(held?.[key])) throw new Unusable(`${MANIFEST}: lacks what every manifest has (${where}${key})`);
+  }
+  return held;
+}
+
+function checkFiles(manifest: Manifest): void {
+  for (const file of manifest.files) typed(file, FILE, "a file's ");
+  for (const file of manifest.files) if (file.parts !== undefined) typed(file, { parts: Array.isArray }, "a file's ");
+  const lying = storedFiles(manifest);
+  for (const file of lying) typed(file, FILE, "a part's ");
+  for (const library of manifest.libraries) typed(library, { abi: isText, path: isPlain }, "a library's ");
+  const [files, paths] = [manifest.files, lying].map((list) => new Set(list.map((file) => file.path))) as [Set<string>, Set<string>];
   const unlisted = manifest.libraries.map((library) => library.path).filter((path) => !paths.has(path));
-  if (!manifest.files.some((file) => file.path === manifest.model)) unlisted.push(manifest.model);
-  if (unlisted.length > 0 || paths.size !== files.length) {
-    throw new Unusable(`${FILE}: ${unlisted[0] ?? "a file"} is not once in its list of files`);
+  if (!files.has(manifest.model)) unlisted.push(cut(manifest.model, 200));
+  if (unlisted.length > 0 || files.size !== manifest.files.length || paths.size !== lying.length) {
+    throw new Unusable(`${MANIFEST}: ${unlisted[0] ?? "a file"} is not once in its list of files`);
   }
   if (!PLATFORMS.includes(manifest.platform)) {
-    throw new Unusable(`${FILE}: platform '${manifest.platform}' is none of ${PLATFORMS.join(", ")}`);
+    throw new Unusable(`${MANIFEST}: platform '${cut(manifest.platform, 99)}' is none of ${PLATFORMS.join(", ")}`);
   }
 }

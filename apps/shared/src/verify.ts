@@ -6,13 +6,13 @@
 import { createSHA256 } from "hash-wasm";
 
 import { type Manifest, readManifest, type StoredFile, stored, storedFiles } from "./manifest";
-import { BundleError, count, Unusable } from "./problems";
+import { isPlain, oddStart } from "./names";
+import { BundleError, count, cut, Unusable } from "./problems";
 
 const SUMS = "SHA256SUMS";
 const MANIFEST = "manifest.json";
 const LARGEST_TEXT = 1 << 26; // of these two: more is not read
-const NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,99}";
-const PLAIN = new RegExp(`^${NAME}(/${NAME})*$`);
+const LONGEST_NAME = 2000; // characters shown: more than any that is plain up to its last part
 const LINE = /^([0-9a-f]{64}) {2}(.+)$/;
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -54,12 +54,12 @@ async function readSums(source: Source, digest?: string): Promise<{ listed: Map<
   if (digest !== undefined && found !== digest.toLowerCase()) {
     throw new Unusable(`${SUMS}: ${otherwise(found, digest.toLowerCase())}: not the bundle asked for`);
   }
-  const lines = new TextDecoder().decode(data).split("\n");
+  const lines = new TextDecoder("utf-8", { ignoreBOM: true }).decode(data).split("\n");
   const last = lines.pop();
   const listed = new Map<string, string>();
   lines.forEach((line, index) => {
     const [, sum, path] = LINE.exec(line) ?? [];
-    if (sum === undefined || path === undefined || !PLAIN.test(path) || path === SUMS || listed.has(path)) {
+    if (sum === undefined || path === undefined || !isPlain(path) || path === SUMS || listed.has(path)) {
       throw new Unusable(`${SUMS}: line ${index + 1} is not a sha256, two spaces and a plain name that is there once`);
     }
     listed.set(path, sum);
@@ -99,7 +99,7 @@ async function checkFiles(source: Source, sums: Map<string, string>, problems: s
   };
   const joined = manifest === null ? [] : await readParts(manifest, sums, read);
   for (const path of source.paths ?? sums.keys()) {
-    if (path !== SUMS && !found.has(path)) await read(path);
+    if (path !== SUMS && isPlain(path) && !found.has(path)) await read(path);
   }
 
   problems.push(...strangers(sums, found), ...damages(sums, found, stated));
@@ -133,14 +133,14 @@ async function readParts(
 }
 
 function oddNames(paths: readonly string[]): string[] {
-  const odd = paths.filter((path) => !PLAIN.test(path)).sort();
-  return odd.map((path) => `${path}: is no plain name (letters, digits, '.', '_' and '-')`);
+  const odd = new Set(paths.filter((path) => !isPlain(path)).map(oddStart));
+  return [...odd].sort().map((path) => `${cut(path, LONGEST_NAME)}: is no plain name (letters, digits, '.', '_' and '-')`);
 }
 
 /** Files that are too many or too few; one of each with the same bytes was renamed. */
 function strangers(sums: Map<string, string>, found: Map<string, StoredFile>): string[] {
   const missing = new Set([...sums.keys()].filter((path) => !found.has(path)));
-  const extra = [...found.values()].filter((file) => !sums.has(file.path) && PLAIN.test(file.path));
+  const extra = [...found.values()].filter((file) => !sums.has(file.path));
   const lines = extra.sort(byPath).map((file) => {
     const was = [...missing].find((path) => sums.get(path) === file.sha256);
     if (was === undefined) return `${file.path}: extra, ${SUMS} does not list it`;
@@ -179,7 +179,7 @@ function disagreements(sums: Map<string, string>, found: Map<string, StoredFile>
 /** JavaScript runtimes load no native libraries of a bundle, so that of other platforms are checked by their sums alone. */
 function libraryProblems(manifest: Manifest): string[] {
   if (manifest.platform !== "web") return [];
-  return manifest.libraries.map(({ path, abi }) => `${path}: web takes no library for '${abi}'; it takes none`);
+  return manifest.libraries.map(({ path, abi }) => `${path}: web takes no library for '${cut(abi, 99)}'; it takes none`);
 }
 
 function byPath(one: StoredFile, other: StoredFile): number {

@@ -57,7 +57,7 @@ class Installer(private val source: Source, private val digest: String, private 
         return manifest
     }
 
-    private fun bringText(path: String, sha256: String, remark: String = ""): String {
+    private fun bringText(path: String, sha256: String, remark: String = ""): ByteArray {
         val target = File(folder, path)
         if (sha256(target) != sha256) {
             val data = open(path).use { it.readUpTo(LARGEST_TEXT) }
@@ -67,7 +67,7 @@ class Installer(private val source: Source, private val digest: String, private 
             folder.mkdirs()
             target.writeBytes(data)
         }
-        return target.readText()
+        return target.readBytes()
     }
 
     /** The file by its parts, each appended when it is known to be right: the length says which one is next. */
