@@ -47,11 +47,11 @@ struct BundleInstaller {
         let manifest = try Manifest.parse(await bringText(Manifest.path, sha256: sum), sums: sums)
         let libraries = Set(manifest.libraries.map(\.path))
         let files = manifest.files.filter { !libraries.contains($0.path) }
-        let total = files.reduce(0) { $0 + $1.bytes }
+        let total = files.reduce(0) { $0 &+ $1.bytes } // a manifest may state any sizes: no sum of them stops the app
         var done = 0
         for file in files {
-            try await bring(file) { await progress(done + $0, total) }
-            done += file.bytes
+            try await bring(file) { await progress(done &+ $0, total) }
+            done &+= file.bytes
         }
         return manifest
     }
@@ -75,8 +75,8 @@ struct BundleInstaller {
         if !FileManager.default.fileExists(atPath: target.path) { try Data().write(to: target) }
         var end = 0
         for part in file.stored {
-            if Self.size(of: target) < end + part.bytes { try await append(part, to: target, at: end) }
-            end += part.bytes
+            if Self.size(of: target) < end &+ part.bytes { try await append(part, to: target, at: end) }
+            end &+= part.bytes
             await progress(end)
         }
         let found = try Self.sha256(of: target) ?? ""

@@ -19,10 +19,10 @@ actor OnnxModel: LanguageModel {
     private var total = 0
 
     /// `usesKernel`: register MatMulAdaDim's native kernel, which is linked into the app; without it the portable body runs.
-    init(file: URL, ends: [Int], usesKernel: Bool) async throws {
+    init(file: URL, ends: [Int32], usesKernel: Bool) async throws {
         setenv("ORT_DISABLE_TELEMETRY", "1", 1) // before the first ORTEnv: it would report each session to its maker
         tokenizer = try await AutoTokenizer.from(modelFolder: file.deletingLastPathComponent())
-        self.ends = Set(ends.map(Int32.init))
+        self.ends = Set(ends)
         let options = try ORTSessionOptions()
         if usesKernel { try options.registerCustomOps(usingFunction: "RegisterCustomOps") }
         environment = try ORTEnv(loggingLevel: .warning)
