@@ -215,7 +215,7 @@ def _content_problems(folder: Path, manifest: Any) -> Iterator[str]:  # noqa: AN
 def library_problem(data: bytes, platform: str, abi: str) -> str | None:
     """None, or why these bytes are no native library for that platform and ABI."""
     if abi not in PLATFORMS[platform]:
-        return f"{platform} takes no library for {abi!r}; it takes {' and '.join(PLATFORMS[platform]) or 'none'}"
+        return f"{platform} takes no library for {abi[:99]!r}; it takes {' and '.join(PLATFORMS[platform]) or 'none'}"
     try:
         return _elf_problem(data, abi) if platform == "android" else _archive_problem(data)
     except (struct.error, ValueError, StopIteration):

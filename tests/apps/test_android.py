@@ -36,7 +36,7 @@ CHANGES = {case: change for case, (change, _) in STRUCTURAL.items()} | MORE
 NOT_SEEN = {"extra", "hidden", "a name of two lines", "an empty folder", "a pipe", "a link", "a linked folder"}
 NOT_SEEN |= {"folders without end", "a file far down", "a hidden folder"}
 # An app has one platform, and takes no library from a bundle.
-LOOKS_NOT_INTO = {"another platform", "an ABI of nobody", "the wrong ABI", "glibc"}
+LOOKS_NOT_INTO = {"another platform", "an ABI of nobody", "an ABI of a million letters", "the wrong ABI", "glibc"}
 OWN_WORDS = {
     "lengthened": "MODEL_CARD.md: more than",
     "renamed": "model/tokenizer.json: missing",

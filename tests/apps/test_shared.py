@@ -25,7 +25,8 @@ from tests.vocabularies import NASTY, uncut_tokenizer
 CHANGES = {case: change for case, (change, _) in STRUCTURAL.items()} | MORE
 # A browser is shown files only, and no links.
 NOT_LISTED = ("a link", "a linked folder", "a pipe", "an empty folder", "folders without end")
-LIBRARIES = ("an ABI of nobody", "the wrong ABI", "glibc")  # these clients load no native library, and do not look into one
+# These clients load no native library, and do not look into one.
+LIBRARIES = ("an ABI of nobody", "an ABI of a million letters", "the wrong ABI", "glibc")
 OTHER_WORDS = {"the future": " get a newer"}  # after these
 OWN_WORDS = {
     "a size of a fraction": f"{DATA}: its parts join to",  # to JSON.parse 1.0 is 1, which is not the file's size

@@ -210,6 +210,10 @@ STRUCTURAL = {  # what is done -> the beginnings of all lines that are printed
         manifest_with(libraries=[{"abi": "mips", "path": LIBRARY}]),
         [f"{LIBRARY}: android takes no library for 'mips'"],
     ),
+    "an ABI of a million letters": (
+        manifest_with(libraries=[{"abi": "x" * 10**6, "path": LIBRARY}]),
+        [f"{LIBRARY}: android takes no library for 'xxx"],
+    ),
     "a library from elsewhere": (
         manifest_with(libraries=[{"abi": "arm64-v8a", "path": "/lib/libc.so.6"}]),
         ["manifest.json: lacks what every manifest has (a library's path)"],
