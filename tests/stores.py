@@ -41,7 +41,7 @@ def reseal(plan: Path) -> None:
 
 
 def unseal(plan: Path) -> None:
-    """Take every digest out of a plan.json, as it was before there were seals: what is changed then meets the check of its kind."""
+    """Take every digest out of a plan.json, as before there were seals: a change then meets the check of its kind."""
     held = json.loads(plan.read_bytes())
     del held["sha256"], held["assets"]
     for record in held["tensors"]:

@@ -1,4 +1,4 @@
-"""A model's tokenizer files under seeded changes: both exports are written, or refused in one clean line that names the folder."""
+"""A model's tokenizer files under seeded changes: each is exported, or refused in one clean line that names the folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from exporter.gguf_file import write_gguf
 from exporter.onnx_file import write_onnx
-from exporter.targets import TARGETS
 from quantize.errors import AdaDimError
 from tests.mutations import mutate_bytes, mutate_json
 from tests.stores import rtn_store
