@@ -14,8 +14,9 @@ import stat
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -98,7 +99,7 @@ class Door:
             raise self.refused(where, _problem(str(error), value)) from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """The file, opened to be read. Raises OSError for what has no end or would be waited for, as a device or a pipe, as well."""
     # O_NONBLOCK: opening a pipe does not wait for a writer, so that it can be refused.
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
