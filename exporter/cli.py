@@ -185,11 +185,12 @@ def _report(args: Namespace) -> int:
 
 
 def _inspect(args: Namespace) -> int:
-    from exporter.inspect import inspect
+    from exporter.inspect import check_loads, inspect
 
     check_whole(args.path, wanted=(Wanted.FILE, Wanted.STORE))
     report = inspect(args.path)
     say(json.dumps(report, indent=1) if args.json else inspect_summary(report, str(args.path)))
+    check_loads(args.path)  # after what there is to see
     return 0
 
 

@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
+from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, map_file, parse_header
 from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
+from quantize.checkpoint.gguf_source import check_gguf_model
+from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import FileFormatError, listed, shown
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
@@ -113,6 +116,21 @@ def read_gguf_header(path: Path) -> GgufHeader:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}); name a file that can") from error
     except ValueError as error:
         raise FileFormatError(f"{path}: a damaged GGUF ({error}); export it again") from error
+
+
+def check_loads(path: Path) -> None:
+    """Whether the tensors of a GGUF are a model by its own metadata. Other things, and models of other decoders, are let be.
+
+    Raises CheckpointError for one that llama.cpp would refuse.
+    """
+    if kind_of(path) is not Kind.GGUF:
+        return
+    header = read_gguf_header(path)
+    values = GgufValues(header.metadata, str(path))
+    part = values.get("split.count", 1) > 1 or values.get("general.type", "model") != "model" or not header.tensors
+    transposed = any(name.endswith(WEIGHT_IC) for name in header.tensors)
+    if values.get("general.architecture") in ARCHITECTURES and not part and not transposed:
+        check_gguf_model(header, values, str(path))
 
 
 def _gguf_item(tensor: TensorInfo) -> Report:

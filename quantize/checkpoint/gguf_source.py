@@ -172,9 +172,15 @@ def _config_and_specs(
 def check_gguf_model(header: GgufHeader, values: GgufValues, where: str) -> None:
     """Whether the tensors are those that the metadata promise, in a dense model of an architecture that is known here.
 
-    llama.cpp refuses any other tensor, and any other shape. Raises CheckpointError.
+    llama.cpp refuses any other tensor, any other shape, and a file without a word on its tokenizer. Raises CheckpointError.
     """
     arch = values.get("general.architecture")
+    layers = values.size(f"{arch}.block_count")
+    if layers > len(header.tensors):
+        raise values.wrong(f"{arch}.block_count is {layers}, where {len(header.tensors)} tensors are")
+    if f"{TOKENIZER}model" not in values:
+        raise values.wrong(f"metadata key '{TOKENIZER}model' is missing")
+    values.check_tokenizer()
     if arch in ARCHITECTURES and not values.get(f"{arch}.expert_count"):
         _config_and_specs(_by_hf_name(header, where), values, None, where)
 

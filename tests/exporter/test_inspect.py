@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from exporter.cli import main
 from exporter.gguf_file import write_gguf
 from exporter.inspect import inspect
 from exporter.onnx_file import write_onnx
@@ -15,6 +19,7 @@ from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
 from quantize.checkpoint import gguf_names
 from quantize.errors import FileFormatError, StoreError
+from tests.mutations import GgufParts, text
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import make_tiny_model
 
@@ -136,3 +141,56 @@ def test_what_is_neither(tmp_path, name, content, error):
         path.write_bytes(content)
     with pytest.raises(error, match=str(Path(name).parts[0])):
         inspect(path if path.parent == tmp_path else path.parent)
+
+
+def pair(parts: GgufParts, key: str) -> list[Any]:
+    """[key, type, payload]."""
+    return next(item for item in parts.pairs if item[0] == key.encode())
+
+
+def named(parts: GgufParts, name: str) -> list[Any]:
+    """[name, dims innermost first, type, offset]."""
+    return next(item for item in parts.tensors if item[0] == name.encode())
+
+
+def renamed(name: bytes) -> Callable[[GgufParts], None]:
+    return lambda parts: named(parts, "blk.0.attn_q.weight").__setitem__(0, name)
+
+
+LOADS: dict[str, tuple[Callable[[GgufParts], object], str | None]] = {
+    "a model": (lambda parts: None, None),
+    "a tensor of no layer": (renamed(b"blk.7.attn_q.weight"), "q_proj.weight is missing"),
+    "a name in capitals": (renamed(b"BLK.0.ATTN_Q.WEIGHT"), "not part of a supported decoder"),
+    "another shape": (lambda parts: named(parts, "blk.0.ffn_down.weight")[1].reverse(), "has shape"),
+    "no layers": (lambda parts: parts.pairs.remove(pair(parts, "llama.block_count")), r"'llama\.block_count' is missing"),
+    "layers without end": (
+        lambda parts: pair(parts, "llama.block_count").__setitem__(2, b"\xff\xff\xff\x7f"),
+        r"block_count is 2147483647, where \d+ tensors are",
+    ),
+    "no word on a tokenizer": (lambda parts: parts.pairs.remove(pair(parts, "tokenizer.ggml.model")), "model' is missing"),
+    "an adapter": (
+        lambda parts: (renamed(b"x.lora_a")(parts), pair(parts, "general.type").__setitem__(2, text(b"adapter"))),
+        None,
+    ),
+    "a vocabulary alone": (lambda parts: (parts.tensors.clear(), setattr(parts, "body", b"")), None),
+    "another decoder": (lambda parts: pair(parts, "general.architecture").__setitem__(2, text(b"gemma3")), None),
+}
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> bytes:
+    return make(tmp_path_factory.mktemp("loads"), "llama.cpp").file.read_bytes()
+
+
+@pytest.mark.parametrize("case", LOADS)
+def test_what_llama_cpp_would_not_load_is_shown_and_refused(case, gguf, tmp_path, capsys):
+    change, words = LOADS[case]
+    parts = GgufParts(gguf)
+    change(parts)
+    path = tmp_path / "file.gguf"
+    path.write_bytes(parts.encode())
+    code = main(["inspect", str(path)])
+    out, err = capsys.readouterr()
+    assert "file.gguf" in out
+    assert code == (0 if words is None else 2)
+    assert (err == "") if words is None else re.search(words, err), err
