@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates
+from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates, ids_without_rows
 from quantize.errors import ExportError
 from quantize.model_config import ModelConfig
 
@@ -43,7 +43,14 @@ def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
 
 
 def source_notes(source: Checkpoint, target: str) -> list[str]:
-    """What is wrong with the chat template, or will be in the target's runtime, one line each; generation itself works."""
+    """What is left out, or will be wrong in the target's runtime, one line each; generation itself works."""
+    rows = source.config.vocab_size
+    strange = ids_without_rows(source.assets(), rows, source.path)
+    ids = [f"{source.path}: {', '.join(strange[:3])}: left out, the embedding has {rows} rows"] if strange else []
+    return ids + _template_notes(source, target)
+
+
+def _template_notes(source: Checkpoint, target: str) -> list[str]:
     from exporter.genai_template import beyond_genai, unreadable
 
     template = chat_templates(source.assets(), source.path).get(DEFAULT)

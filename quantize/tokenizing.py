@@ -5,6 +5,7 @@ A tokenizer is taken as transformers takes it: a training script's truncation, p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class TextTokenizer:
         """Ids I64[n], with the tokens that the tokenizer puts around a text if ``add_special``."""
         ids: NDArray[np.int64] = self._ask("encode", text, add_special)
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text without special tokens."""
+        text: str = self._ask("decode", list(ids))
+        return text
 
     def specials(self) -> list[str]:
         """The added tokens' texts in the order of their ids."""
@@ -112,6 +118,12 @@ class _Held:
             return np.array(self._tokenizer.encode(text, add_special_tokens=add_special).ids, np.int64)
         except MemoryError:
             raise
+        except BaseException as error:
+            raise CheckpointError(shown(str(error))) from None
+
+    def decode(self, ids: list[int]) -> str:
+        try:
+            return str(self._tokenizer.decode(ids))
         except BaseException as error:
             raise CheckpointError(shown(str(error))) from None
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from exporter.inspect import inspect
 from quantize.calibration import CalibrationText
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import AdaDimError, ConfigError
 from quantize.kinds import readable
 from quantize.progress import track
+from quantize.tokenizing import TextTokenizer
 from runtime_checks.divergence import Scores
 from runtime_checks.evaluate import EvalOptions, cost, open_runner, predictions, score, summary, text_chunks
 from runtime_checks.isolated import isolated_runner
@@ -130,7 +129,7 @@ class _Said:
             raise ConfigError(
                 f"--prompt: has {len(self._prompt)} tokens, --context {options.context} takes 1 to {options.context - 1}"
             )
-        self._tokenizer = Tokenizer.from_str(source.assets()["tokenizer.json"].decode("utf-8"))
+        self._tokenizer, self._where = source.assets()["tokenizer.json"], f"{source.path}/tokenizer.json"
         ends = source.config.raw.get("eos_token_id")
         self._ends = set(ends if isinstance(ends, list) else [ends])
         self._expected = list[int]()
@@ -139,13 +138,17 @@ class _Said:
     def listen(self, source: Runner) -> None:
         """To the source, before any file."""
         self._expected = self._answer(source)
-        self.sample = self._tokenizer.decode(self._expected)
+        self.sample = self._decode(self._expected)
 
     def row(self, runner: Runner) -> Report:
         """Where a file first says something else, and what it says."""
         found = self._answer(runner)
         differences = (index for index, pair in enumerate(zip(self._expected, found, strict=False)) if pair[0] != pair[1])
-        return {"first_difference": next(differences, None), "sample": self._tokenizer.decode(found)}
+        return {"first_difference": next(differences, None), "sample": self._decode(found)}
+
+    def _decode(self, ids: list[int]) -> str:
+        with TextTokenizer(self._tokenizer, self._where) as tokenizer:
+            return tokenizer.decode(ids)
 
     def _answer(self, runner: Runner) -> list[int]:
         """Up to the token that ends it, with which some runtimes stop and others go on."""

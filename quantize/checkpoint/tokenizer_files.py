@@ -24,6 +24,7 @@ CONFIG, MAP, GENERATION, TEMPLATE = (
 MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 TEMPLATES = f"{MORE_TEMPLATES}.json"  # the asset that stands for it: an object of name and text
 DEFAULT = "default"
+WORDS = ("bos", "eos", "pad", "unk")
 Ids = int | list[int] | None  # some files say -1 where there is none
 
 
@@ -121,13 +122,29 @@ def special_ids(assets: Mapping[str, bytes], rows: int, where: object) -> dict[s
     config.json's. None twice, and none without a row in the embedding of ``rows``: such a token is never seen.
     """
     named, ids = special_tokens(assets, where), token_ids(assets, where)
-    said = [DOOR.json(assets.get(name, b"{}"), f"{where}/{name}", GenerationIds) for name in (GENERATION, "config.json")]
+    said = _said_ids(assets, where).values()
     out = {}
-    for word in ("bos", "eos", "pad", "unk"):
+    for word in WORDS:
         own = ids.get(named.get(f"{word}_token", ""))
         found = [own, *(item for file in said for item in listed(getattr(file, f"{word}_token_id")))]
         out[word] = list(dict.fromkeys(item for item in found if item is not None and 0 <= item < rows))
     return out
+
+
+def ids_without_rows(assets: Mapping[str, bytes], rows: int, where: object) -> list[str]:
+    """What ``special_ids`` leaves out, as "eos_token_id 1002 of config.json". -1 is a way to say that there is none."""
+    return [
+        f"{word}_token_id {item} of {name}"
+        for name, file in _said_ids(assets, where).items()
+        for word in WORDS
+        for item in listed(getattr(file, f"{word}_token_id"))
+        if not -1 <= item < rows
+    ]
+
+
+def _said_ids(assets: Mapping[str, bytes], where: object) -> dict[str, GenerationIds]:
+    files = (GENERATION, "config.json")
+    return {name: DOOR.json(assets.get(name, b"{}"), f"{where}/{name}", GenerationIds) for name in files}
 
 
 def listed(ids: Ids) -> list[int]:

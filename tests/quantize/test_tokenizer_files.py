@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
+from exporter.cli import main
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.tokenizer_files import chat_templates, special_ids, special_tokens
 from quantize.errors import CalibrationError, CheckpointError
@@ -76,6 +77,14 @@ def test_ends_are_a_union(model, generation, config, expected):
     assets = {name: (model / name).read_bytes() for name in ("config.json", "generation_config.json", "tokenizer_config.json")}
     assets["tokenizer.json"] = (model / "tokenizer.json").read_bytes()
     assert special_ids(assets, 320, "m")["eos"] == expected
+
+
+def test_ids_without_a_row_are_left_out_and_said(model, tmp_path, capsys):
+    edit(model, "config.json", eos_token_id=[2, 1002], pad_token_id=-1)
+    edit(model, "generation_config.json", bos_token_id=320)
+    assert main(["quantize", str(model), "--method", "rtn-oc", "--out", str(tmp_path / "store"), "--quiet"]) == 0
+    said = "bos_token_id 320 of generation_config.json, eos_token_id 1002 of config.json: left out, the embedding has 320 rows"
+    assert capsys.readouterr().err == f"adadim: warning: {model}: {said}\n"
 
 
 def test_what_a_training_script_left_is_not_heeded(model):
