@@ -147,6 +147,20 @@ class ModelConfig:
         """The longest text that runs as in the source where a runtime knows no window: inside it there is none."""
         return min(self.max_position, self.window or self.max_position)
 
+    @property
+    def sizes(self) -> dict[str, int | float]:
+        """What the shapes and norms follow from, in the words of config.json, defaults filled in."""
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": self.rms_norm_eps,
+        }
+
     def rotary_heads(self, name: str) -> int | None:
         """Number of heads whose rows llama.cpp's llama interleaves in this tensor (q and k, weight or bias), else None."""
         if self.model_type not in ("llama", "mistral"):

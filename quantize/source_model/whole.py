@@ -76,15 +76,8 @@ def _keys(config: ModelConfig) -> dict[str, Any]:
     key, rope = rope_settings(raw)
     return out | {
         key: {name: value for name, value in rope.items() if name in ROPE_KEYS},  # a copy: transformers writes into it
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        **config.sizes,
         "max_position_embeddings": config.max_position,
-        "rms_norm_eps": config.rms_norm_eps,
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
     }
