@@ -14,12 +14,16 @@ from quantize.kinds import MAKE, Wanted, mistaken
 __all__ = ["Checkpoint", "open_checkpoint"]
 
 HUB_ID = re.compile(r"([\w.-]+/)?[\w.-]+")  # "openai/gpt-2", and "gpt2", of the hub's first days
+ADAPTER = "adapter_config.json"
+TO_MERGE = "merge it (peft: merge_and_unload, save_pretrained), or move it away if these weights are merged already"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The source model at ``path``, its headers read and checked. Raises CheckpointError for whatever cannot be used."""
     if path.is_dir():
+        if (path / ADAPTER).is_file():  # transformers loads the base that it names, and the adapter on top
+            raise CheckpointError(f"{path}: holds a LoRA adapter ({ADAPTER}); {TO_MERGE}")
         if not (path / "config.json").is_file():
             raise CheckpointError(mistaken(path, Wanted.SOURCE))
         return HuggingFaceCheckpoint(path)

@@ -170,6 +170,15 @@ def truncate(path):
     file.write_bytes(file.read_bytes()[:-5])
 
 
+def adapter(path):
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+
+
+def adapter_alone(path):
+    adapter(path)
+    (path / "config.json").unlink()
+
+
 def pickled(path):
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
@@ -228,6 +237,8 @@ LIES = {
     "other activation": (lambda p: edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
     "quantized": (lambda p: edit_config(p, quantization_config={"bits": 4}), "quantized already"),
     "heads": (lambda p: edit_config(p, num_key_value_heads=3), "3 key-value heads"),
+    "an adapter beside it": (adapter, "holds a LoRA adapter (adapter_config.json); merge it"),
+    "an adapter alone": (adapter_alone, "holds a LoRA adapter (adapter_config.json); merge it"),
     "pickles": (pickled, "pickled weights, which are never loaded; convert them"),
     "truncated": (truncate, "model.safetensors: truncated"),
     "empty file": (lambda p: (p / "model.safetensors").write_bytes(b""), "truncated or no safetensors file"),
