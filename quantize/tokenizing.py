@@ -6,6 +6,7 @@ A tokenizer is taken as transformers takes it: a training script's truncation, p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class TextTokenizer:
             ) from error
 
 
+@lru_cache(maxsize=4)  # verify opens one source for every step
 def check_tokenizer(tokenizer_json: bytes, where: str) -> None:
     """Raises CheckpointError if the tokenizers library cannot read it, or a short text by it."""
     with TextTokenizer(tokenizer_json, where) as tokenizer:
