@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantize.checkpoint.gguf_container import Value, ValueType
-from quantize.errors import CheckpointError
+from quantize.errors import CheckpointError, shown
 
 TOKENIZER = "tokenizer.ggml."
 U16, U32, F32, BOOL, STRING = ValueType.U16, ValueType.U32, ValueType.F32, ValueType.BOOL, ValueType.STRING
@@ -29,6 +29,7 @@ ARRAYS = {"tokens": STRING, "merges": STRING, "scores": F32, "token_type": Value
 PER_LAYER = ("{}.attention.head_count", "{}.attention.head_count_kv", "{}.feed_forward_length")  # a number, or one a layer
 POSITIVE = ("{}.attention.layer_norm_rms_epsilon", "{}.attention.layer_norm_epsilon", "{}.rope.freq_base")
 SPECIAL = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")  # tokens that have an id in the metadata
+TOKENIZER_MODELS = ("llama", "gpt2", "bert", "t5", "rwkv", "plamo2", "no_vocab", "none")  # that llama.cpp has (llama-vocab.cpp)
 NO_TOKEN = 2**32 - 1  # what some converters wrote for "no padding token"; llama.cpp passes over it
 
 
@@ -97,12 +98,18 @@ class GgufValues(Mapping[str, Any]):
         return CheckpointError(f"{self._where}: {reason}; download it again")
 
     def check_tokenizer(self) -> None:
-        """llama.cpp ends the process at two equal tokens, and refuses BPE without merges. Raises CheckpointError."""
+        """llama.cpp ends the process at two equal tokens, and refuses BPE without merges and a model that it does not have.
+
+        Raises CheckpointError.
+        """
+        model = self.get(f"{TOKENIZER}model", "none")
+        if model not in TOKENIZER_MODELS:
+            raise self.wrong(f"metadata key {TOKENIZER}model is {shown(model)!r}; llama.cpp has {', '.join(TOKENIZER_MODELS)}")
         tokens = [token for token in self.get(f"{TOKENIZER}tokens", []) if token]  # it gives empty ones names of their own
         if len(set(tokens)) != len(tokens):
             twice = next(token for token, times in Counter(tokens).items() if times > 1)
             raise self.wrong(f"metadata key {TOKENIZER}tokens has two tokens {twice!r}")
-        if self.get(f"{TOKENIZER}model") == "gpt2" and f"{TOKENIZER}merges" not in self:
+        if model == "gpt2" and f"{TOKENIZER}merges" not in self:
             raise self.wrong(f"metadata key '{TOKENIZER}merges' is missing")
 
     def _check_type(self, key: str, kind: ValueType) -> None:

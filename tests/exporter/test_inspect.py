@@ -168,6 +168,10 @@ LOADS: dict[str, tuple[Callable[[GgufParts], object], str | None]] = {
         r"block_count is 2147483647, where \d+ tensors are",
     ),
     "no word on a tokenizer": (lambda parts: parts.pairs.remove(pair(parts, "tokenizer.ggml.model")), "model' is missing"),
+    "a tokenizer of nobody": (
+        lambda parts: pair(parts, "tokenizer.ggml.model").__setitem__(2, text(b"abc")),
+        r"tokenizer\.ggml\.model is 'abc'; llama\.cpp has llama, gpt2",
+    ),
     "an adapter": (
         lambda parts: (renamed(b"x.lora_a")(parts), pair(parts, "general.type").__setitem__(2, text(b"adapter"))),
         None,
