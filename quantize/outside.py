@@ -67,15 +67,10 @@ class Door:
 
     def json(self, data: bytes, where: object, schema: type[T]) -> T:
         """JSON as ``schema``, a ``msgspec.Struct`` or another type that msgspec knows. Raises the door's error."""
-        text = self.text(data, where)
+        self.text(data, where)
         try:
-            value = json.loads(text, object_pairs_hook=_unique)
-            _check_depth(value)
-            if _SURROGATE.search(data):
-                json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise self.refused(where, "holds half of a surrogate pair, which is no text") from error
-        except (ValueError, RecursionError) as error:
+            value = parsed(data)
+        except ValueError as error:
             raise self.refused(where, f"not JSON ({shown(error)})") from error
         return self.convert(value, where, schema)
 
@@ -97,6 +92,20 @@ class Door:
             return msgspec.convert(value, schema, strict=True)
         except msgspec.ValidationError as error:
             raise self.refused(where, _problem(str(error), value)) from error
+
+
+def parsed(data: bytes) -> Any:  # noqa: ANN401 - JSON
+    """What JSON says. Raises ValueError, also for a key twice, nesting without end, and half of a surrogate pair."""
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        _check_depth(value)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair is no text") from error
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    return value
 
 
 def open_regular(path: Path) -> BufferedReader:

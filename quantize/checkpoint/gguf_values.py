@@ -15,7 +15,8 @@ TOKENIZER = "tokenizer.ggml."
 U16, U32, F32, BOOL, STRING = ValueType.U16, ValueType.U32, ValueType.F32, ValueType.BOOL, ValueType.STRING
 # llama.cpp takes no other type for these keys (llama_model_loader::get_key). {} is the architecture.
 TYPES: dict[str, ValueType] = {
-    **dict.fromkeys(("general.architecture", "general.name", "tokenizer.chat_template", "{}.rope.scaling.type"), STRING),
+    **dict.fromkeys(("general.architecture", "general.name", "general.type"), STRING),
+    **dict.fromkeys(("tokenizer.chat_template", "{}.rope.scaling.type"), STRING),
     **dict.fromkeys(("general.file_type", "{}.vocab_size", "{}.context_length", "{}.embedding_length", "{}.block_count"), U32),
     **dict.fromkeys(("{}.expert_count", "{}.expert_used_count", "{}.attention.key_length", "{}.attention.value_length"), U32),
     **dict.fromkeys(("{}.rope.dimension_count", "{}.rope.scaling.original_context_length"), U32),

@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from quantize.checkpoint.floats import FLOATS
-from quantize.errors import CheckpointError
-from quantize.outside import open_regular
+from quantize.errors import CheckpointError, shown
+from quantize.outside import open_regular, parsed
 from quantize.types import Array, TensorSpec
 
 MAX_HEADER = 100_000_000  # bytes; the library's own limit
@@ -49,9 +47,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file. Raises CheckpointError for anything that does not add up."""
     header, size = _read(path)
     try:
-        entries = json.loads(header.decode(), object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: header is not JSON ({error}); {AGAIN}") from error
+        entries = parsed(header)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: header is not JSON ({shown(error)}); {AGAIN}") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: header is not a JSON object; {AGAIN}")
     metadata = entries.pop("__metadata__", None)
@@ -77,14 +75,6 @@ def _read(path: Path) -> tuple[bytes, int]:
     if (count := header.count(b'"data_offsets"')) > MAX_TENSORS:
         raise CheckpointError(f"{path}: {count} tensors, which no decoder here has; {AGAIN}")
     return header, size
-
-
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise CheckpointError(f"{path}: {name} is in the header twice; {AGAIN}")
-    return found
 
 
 def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # noqa: ANN401 - unchecked JSON

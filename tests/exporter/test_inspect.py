@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -168,6 +169,10 @@ LOADS: dict[str, tuple[Callable[[GgufParts], object], str | None]] = {
         r"block_count is 2147483647, where \d+ tensors are",
     ),
     "no word on a tokenizer": (lambda parts: parts.pairs.remove(pair(parts, "tokenizer.ggml.model")), "model' is missing"),
+    "a type that is a list": (
+        lambda parts: pair(parts, "general.type").__setitem__(slice(1, 3), [9, struct.pack("<IQ2I", 4, 2, 0, 0)]),
+        "metadata key general.type is of type array",
+    ),
     "a tokenizer of nobody": (
         lambda parts: pair(parts, "tokenizer.ggml.model").__setitem__(2, text(b"abc")),
         r"tokenizer\.ggml\.model is 'abc'; llama\.cpp has llama, gpt2",
