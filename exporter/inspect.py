@@ -127,9 +127,11 @@ def check_loads(path: Path) -> None:
         return
     header = read_gguf_header(path)
     values = GgufValues(header.metadata, str(path))
-    part = values.get("split.count", 1) > 1 or values.get("general.type", "model") != "model" or not header.tensors
+    kind, arch = values.get("general.type"), values.get("general.architecture")
+    known = arch in ARCHITECTURES or (arch is None and kind == "model")
+    part = values.get("split.count", 1) > 1 or kind not in (None, "model") or not header.tensors
     transposed = any(name.endswith(WEIGHT_IC) for name in header.tensors)
-    if values.get("general.architecture") in ARCHITECTURES and not part and not transposed:
+    if known and not part and not transposed:
         check_gguf_model(header, values, str(path))
 
 

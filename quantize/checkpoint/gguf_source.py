@@ -174,7 +174,9 @@ def check_gguf_model(header: GgufHeader, values: GgufValues, where: str) -> None
 
     llama.cpp refuses any other tensor, any other shape, and a file without a word on its tokenizer. Raises CheckpointError.
     """
-    arch = values.get("general.architecture")
+    if "general.architecture" not in values:
+        raise values.wrong("metadata key 'general.architecture' is missing")
+    arch = values["general.architecture"]
     layers = values.size(f"{arch}.block_count")
     if layers > len(header.tensors):
         raise values.wrong(f"{arch}.block_count is {layers}, where {len(header.tensors)} tensors are")

@@ -164,6 +164,10 @@ LOADS: dict[str, tuple[Callable[[GgufParts], object], str | None]] = {
     "a name in capitals": (renamed(b"BLK.0.ATTN_Q.WEIGHT"), "not part of a supported decoder"),
     "another shape": (lambda parts: named(parts, "blk.0.ffn_down.weight")[1].reverse(), "has shape"),
     "no layers": (lambda parts: parts.pairs.remove(pair(parts, "llama.block_count")), r"'llama\.block_count' is missing"),
+    "a model of no decoder": (
+        lambda parts: parts.pairs.remove(pair(parts, "general.architecture")),
+        "'general.architecture' is missing",
+    ),
     "layers without end": (
         lambda parts: pair(parts, "llama.block_count").__setitem__(2, b"\xff\xff\xff\x7f"),
         r"block_count is 2147483647, where \d+ tensors are",
