@@ -127,3 +127,11 @@ os.kill(os.getpid(), 9)
             return
         time.sleep(0.1)
     pytest.fail("the child is still there")
+
+
+@pytest.mark.skipif(not Path("/proc/self/exe").exists(), reason="this system does not name a process's own program")
+def test_a_python_that_this_user_may_not_enter(tmp_path, monkeypatch):
+    (tmp_path / "python").write_bytes(b"")  # not executable, as one in another user's home
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with Child() as child:
+        assert child.call(abs, -3) == 3
