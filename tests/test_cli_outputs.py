@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -362,9 +362,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_run_goes_on_where_an_earlier_run_was_ended(made, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def ran(made: Path) -> Path:
+    """What ``run`` makes, to be copied."""
+    assert run("run", made / "model", "--out", made / "ran", *RTN) == 0
+    return made / "ran"
+
+
+def test_run_goes_on_where_an_earlier_run_was_ended(made, ran, tmp_path, capsys):
     words = ("run", made / "model", "--out", tmp_path / "out", *RTN)
-    assert run(*words) == 0
+    shutil.copytree(ran, tmp_path / "out")
     whole = files(tmp_path / "out")
     for lost in ("onnxruntime", "onnxruntime/verify.json", "llama.cpp/verify.json llama.cpp/model.gguf", "llama.cpp", ""):
         for name in lost.split():
@@ -384,14 +391,39 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def another_version(plan: Path) -> None:
-    plan.write_text(plan.read_text().replace('"version": "', '"version": "9.'))
-    reseal(plan)
+def planned(**keys: object) -> Callable[[Path], None]:
+    """Keys of plan.json that say something else."""
+
+    def change(out: Path) -> None:
+        path = out / "llama.cpp/store/plan.json"
+        plan = json.loads(path.read_bytes())
+        seal = plan.pop("sha256")
+        path.write_text(json.dumps(plan | keys | {"sha256": seal}, indent=1) + "\n")
+        reseal(path)
+
+    return change
+
+
+def without_a_tensor(out: Path) -> None:
+    plan = json.loads((out / "llama.cpp/store/plan.json").read_bytes())
+    planned(tensors=plan["tensors"][:-1])(out)
+
+
+def asked(**keys: object) -> Callable[[Path], None]:
+    return lambda out: planned(config=json.loads((out / "llama.cpp/store/plan.json").read_bytes())["config"] | keys)(out)
 
 
 CHANGED = {
     "options": ("llama.cpp/store", ("--bits", "8"), None),
-    "version": ("llama.cpp/store", (), lambda out: another_version(out / "llama.cpp/store/plan.json")),
+    "version": ("llama.cpp/store", (), planned(version="9.9")),
+    "target": ("llama.cpp/store", (), planned(target="gguf-adadim")),
+    "row order": ("llama.cpp/store", (), planned(row_order="hf")),
+    "source": ("llama.cpp/store", (), planned(source={"name": "model", "sha256": "0" * 64})),
+    "seed": ("llama.cpp/store", (), asked(seed=7)),
+    "an imatrix": ("llama.cpp/store", (), planned(imatrix={"name": "i.gguf", "sha256": "0" * 64, "datasets": [], "chunks": 1})),
+    "a budget": ("llama.cpp/store", (), planned(budget={"target_bytes": 1, "bytes": 1, "predicted_kl": 0.0})),
+    "a text": ("llama.cpp/store", (), planned(calibration={"text": "t", "sha256": "0" * 64, "tokens": 0, "sequence": 0})),
+    "a tensor": ("llama.cpp/store", (), without_a_tensor),
     "a file": ("llama.cpp/model.gguf", (), lambda out: flip(out / "llama.cpp/model.gguf")),
     "a folder": ("onnxruntime/onnx", (), lambda out: flip(out / "onnxruntime/onnx/model.onnx.data")),
     "a stranger": ("onnxruntime/onnx", (), lambda out: (out / "onnxruntime/onnx/thesis.txt").write_text("mine")),
@@ -401,10 +433,10 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("changed", CHANGED)
-def test_run_takes_nothing_that_another_command_made(made, tmp_path, capsys, changed):
+def test_run_takes_nothing_that_another_command_made(made, ran, tmp_path, capsys, changed):
     where, options, change = CHANGED[changed]
     words = ("run", made / "model", "--out", tmp_path / "out", *RTN)
-    assert run(*words) == 0
+    shutil.copytree(ran, tmp_path / "out")
     if change is not None:
         change(tmp_path / "out")
     before = files(tmp_path / "out")
