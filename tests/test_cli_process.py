@@ -1,4 +1,4 @@
-"""``adadim`` as a process: what ends it, what it says of errors that are not its own, and streams that are closed, full or gone."""
+"""``adadim`` as a process: what ends it, errors that are not its own, and streams that are closed, full or gone."""
 
 from __future__ import annotations
 
