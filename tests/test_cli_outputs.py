@@ -446,6 +446,29 @@ def test_run_takes_nothing_that_another_command_made(made, ran, tmp_path, capsys
     assert files(tmp_path / "out") == before
 
 
+@pytest.fixture(scope="module")
+def calibrated(made: Path) -> tuple[Path, list[str]]:
+    """What ``run`` with a text begins with, and its options."""
+    text = ["--calibration", str(made / "text.txt"), "--calibration-tokens", "512", "--token-weight", "unit", "--quiet"]
+    options = ["--method", "gptq-oc", "--block-steps", "0", "--tune-steps", "0", *text]
+    store = made / "calibrated" / "llama.cpp" / "store"
+    assert run("quantize", made / "model", "--out", store, *options) == 0
+    return made / "calibrated", ["--target", "llama.cpp", *options]
+
+
+@pytest.mark.parametrize("key", ["text", "sha256", "tokens", "sequence"])
+def test_run_takes_no_store_of_another_text(made, calibrated, tmp_path, capsys, key):
+    out = Path(shutil.copytree(calibrated[0], tmp_path / "out"))
+    held = json.loads((out / "llama.cpp/store/plan.json").read_bytes())["calibration"]
+    (out / "llama.cpp/model.gguf").write_text("mine")  # which is looked at after the store
+    for value, refusal in (
+        (held[key], "model.gguf"),
+        (held[key] + 1 if isinstance(held[key], int) else held[key][::-1], "store"),
+    ):
+        planned(calibration=held | {key: value})(out)
+        assert f"{refusal}: exists already" in refused(capsys, "run", made / "model", "--out", out, *calibrated[1])
+
+
 def test_names_that_are_no_utf8_go_through_every_command(made, tmp_path, capsys):
     folder = tmp_path / os.fsdecode(b"caf\xe9\n")
     shutil.copytree(made / "model", folder / "model")
