@@ -446,6 +446,28 @@ def test_run_takes_nothing_that_another_command_made(made, ran, tmp_path, capsys
     assert files(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("place", ["onnx/thesis.txt", "verify.json/thesis.txt"])
+def test_force_looks_at_every_place_before_any_work(made, ran, tmp_path, capsys, place):
+    out = Path(shutil.copytree(ran, tmp_path / "out"))
+    thesis = out / "onnxruntime" / place
+    if thesis.parent.is_file():
+        thesis.parent.unlink()
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("mine")
+    before = files(out)
+    assert str(thesis.parent) in refused(capsys, "run", made / "model", "--out", out, *RTN, "--force")
+    assert files(out) == before
+
+
+def test_force_makes_all_of_it_again(made, ran, tmp_path):
+    out = Path(shutil.copytree(ran, tmp_path / "out"))
+    planned(version="9.9")(out)
+    flip(out / "llama.cpp/model.gguf")
+    (out / "llama.cpp/verify.json").write_text("mine")
+    assert run("run", made / "model", "--out", out, "--target", "llama.cpp", *RTN, "--force") == 0
+    assert files(out) == files(ran)
+
+
 @pytest.fixture(scope="module")
 def calibrated(made: Path) -> tuple[Path, list[str]]:
     """What ``run`` with a text begins with, and its options."""
