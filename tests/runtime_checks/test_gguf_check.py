@@ -149,7 +149,7 @@ def test_a_file_of_another_type_than_the_stores(plain, folder):
 @pytest.mark.parametrize(
     ("sizes", "missed"),
     [({"ffn": 128}, {"ffn_gate", "ffn_up", "ffn_down"}), ({"vocab": 352}, {"token_embd"}), ({"hidden": 128}, None)],
-    ids=str,
+    ids=["ffn", "vocab", "hidden"],
 )
 def test_a_store_of_another_shape(plain, folder, sizes, missed):
     """Rows or columns fewer or more, in the file or in the store."""
