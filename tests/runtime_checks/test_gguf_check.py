@@ -160,6 +160,13 @@ def test_a_store_of_another_shape(plain, folder, sizes, missed):
         assert parts == missed or (missed is None and len(found) == len(store.records))
 
 
+@pytest.mark.parametrize("other", [{"dtype": "F16"}, {"dtype": "BF16", "hidden": 128}], ids=["type", "columns"])
+def test_floats_of_another_kind(tmp_path, other):
+    path, _ = exported(tmp_path, make_tiny_model(tmp_path / "model", dtype="BF16"), embedding="source")
+    store = rtn_store(make_tiny_model(tmp_path / "other", **other), tmp_path / "store", embedding="source")
+    assert misses(path, store)["token_embd.weight"] == ("values = store's", math.inf)
+
+
 def test_no_gguf_at_all(tmp_path):
     (tmp_path / "f.gguf").write_bytes(b"GGUF" + bytes(20))
     with pytest.raises(FileFormatError, match="version 0"):
