@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -362,9 +362,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_run_goes_on_where_an_earlier_run_was_ended(made, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def ran(made: Path) -> Path:
+    """What ``run`` makes, to be copied."""
+    assert run("run", made / "model", "--out", made / "ran", *RTN) == 0
+    return made / "ran"
+
+
+def test_run_goes_on_where_an_earlier_run_was_ended(made, ran, tmp_path, capsys):
     words = ("run", made / "model", "--out", tmp_path / "out", *RTN)
-    assert run(*words) == 0
+    shutil.copytree(ran, tmp_path / "out")
     whole = files(tmp_path / "out")
     for lost in ("onnxruntime", "onnxruntime/verify.json", "llama.cpp/verify.json llama.cpp/model.gguf", "llama.cpp", ""):
         for name in lost.split():
@@ -384,14 +391,39 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def another_version(plan: Path) -> None:
-    plan.write_text(plan.read_text().replace('"version": "', '"version": "9.'))
-    reseal(plan)
+def planned(**keys: object) -> Callable[[Path], None]:
+    """Keys of plan.json that say something else."""
+
+    def change(out: Path) -> None:
+        path = out / "llama.cpp/store/plan.json"
+        plan = json.loads(path.read_bytes())
+        seal = plan.pop("sha256")
+        path.write_text(json.dumps(plan | keys | {"sha256": seal}, indent=1) + "\n")
+        reseal(path)
+
+    return change
+
+
+def without_a_tensor(out: Path) -> None:
+    plan = json.loads((out / "llama.cpp/store/plan.json").read_bytes())
+    planned(tensors=plan["tensors"][:-1])(out)
+
+
+def asked(**keys: object) -> Callable[[Path], None]:
+    return lambda out: planned(config=json.loads((out / "llama.cpp/store/plan.json").read_bytes())["config"] | keys)(out)
 
 
 CHANGED = {
     "options": ("llama.cpp/store", ("--bits", "8"), None),
-    "version": ("llama.cpp/store", (), lambda out: another_version(out / "llama.cpp/store/plan.json")),
+    "version": ("llama.cpp/store", (), planned(version="9.9")),
+    "target": ("llama.cpp/store", (), planned(target="gguf-adadim")),
+    "row order": ("llama.cpp/store", (), planned(row_order="hf")),
+    "source": ("llama.cpp/store", (), planned(source={"name": "model", "sha256": "0" * 64})),
+    "seed": ("llama.cpp/store", (), asked(seed=7)),
+    "an imatrix": ("llama.cpp/store", (), planned(imatrix={"name": "i.gguf", "sha256": "0" * 64, "datasets": [], "chunks": 1})),
+    "a budget": ("llama.cpp/store", (), planned(budget={"target_bytes": 1, "bytes": 1, "predicted_kl": 0.0})),
+    "a text": ("llama.cpp/store", (), planned(calibration={"text": "t", "sha256": "0" * 64, "tokens": 0, "sequence": 0})),
+    "a tensor": ("llama.cpp/store", (), without_a_tensor),
     "a file": ("llama.cpp/model.gguf", (), lambda out: flip(out / "llama.cpp/model.gguf")),
     "a folder": ("onnxruntime/onnx", (), lambda out: flip(out / "onnxruntime/onnx/model.onnx.data")),
     "a stranger": ("onnxruntime/onnx", (), lambda out: (out / "onnxruntime/onnx/thesis.txt").write_text("mine")),
@@ -401,10 +433,10 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("changed", CHANGED)
-def test_run_takes_nothing_that_another_command_made(made, tmp_path, capsys, changed):
+def test_run_takes_nothing_that_another_command_made(made, ran, tmp_path, capsys, changed):
     where, options, change = CHANGED[changed]
     words = ("run", made / "model", "--out", tmp_path / "out", *RTN)
-    assert run(*words) == 0
+    shutil.copytree(ran, tmp_path / "out")
     if change is not None:
         change(tmp_path / "out")
     before = files(tmp_path / "out")
@@ -412,6 +444,51 @@ def test_run_takes_nothing_that_another_command_made(made, tmp_path, capsys, cha
     assert str(tmp_path / "out" / where) in line
     assert "exists already" in line
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("place", ["onnx/thesis.txt", "verify.json/thesis.txt"])
+def test_force_looks_at_every_place_before_any_work(made, ran, tmp_path, capsys, place):
+    out = Path(shutil.copytree(ran, tmp_path / "out"))
+    thesis = out / "onnxruntime" / place
+    if thesis.parent.is_file():
+        thesis.parent.unlink()
+    thesis.parent.mkdir(exist_ok=True)
+    thesis.write_text("mine")
+    before = files(out)
+    assert str(thesis.parent) in refused(capsys, "run", made / "model", "--out", out, *RTN, "--force")
+    assert files(out) == before
+
+
+def test_force_makes_all_of_it_again(made, ran, tmp_path):
+    out = Path(shutil.copytree(ran, tmp_path / "out"))
+    planned(version="9.9")(out)
+    flip(out / "llama.cpp/model.gguf")
+    (out / "llama.cpp/verify.json").write_text("mine")
+    assert run("run", made / "model", "--out", out, "--target", "llama.cpp", *RTN, "--force") == 0
+    assert files(out) == files(ran)
+
+
+@pytest.fixture(scope="module")
+def calibrated(made: Path) -> tuple[Path, list[str]]:
+    """What ``run`` with a text begins with, and its options."""
+    text = ["--calibration", str(made / "text.txt"), "--calibration-tokens", "512", "--token-weight", "unit", "--quiet"]
+    options = ["--method", "gptq-oc", "--block-steps", "0", "--tune-steps", "0", *text]
+    store = made / "calibrated" / "llama.cpp" / "store"
+    assert run("quantize", made / "model", "--out", store, *options) == 0
+    return made / "calibrated", ["--target", "llama.cpp", *options]
+
+
+@pytest.mark.parametrize("key", ["text", "sha256", "tokens", "sequence"])
+def test_run_takes_no_store_of_another_text(made, calibrated, tmp_path, capsys, key):
+    out = Path(shutil.copytree(calibrated[0], tmp_path / "out"))
+    held = json.loads((out / "llama.cpp/store/plan.json").read_bytes())["calibration"]
+    (out / "llama.cpp/model.gguf").write_text("mine")  # which is looked at after the store
+    for value, refusal in (
+        (held[key], "model.gguf"),
+        (held[key] + 1 if isinstance(held[key], int) else held[key][::-1], "store"),
+    ):
+        planned(calibration=held | {key: value})(out)
+        assert f"{refusal}: exists already" in refused(capsys, "run", made / "model", "--out", out, *calibrated[1])
 
 
 def test_names_that_are_no_utf8_go_through_every_command(made, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("serve")
     (folder / "secret.txt").write_text("SECRET")
     (folder / "page").mkdir()
-    (folder / "page" / "headers.json").write_text('{"X-Ours": "yes"}')
+    (folder / "page" / "headers.json").write_text('{"X-Ours": "yes", "Cross-Origin-Opener-Policy": "same-origin"}')
     (folder / "page" / "index.html").write_text("<h1>page</h1>")
     for name in ("b", "elsewhere/b", *ODD):
         bundle = folder / name
@@ -74,6 +75,7 @@ ANSWERED = {
     "GET /": b"<h1>page</h1>",
     "GET /index.html": b"<h1>page</h1>",
     "GET /?a=/../b#c": b"<h1>page</h1>",
+    "GET /index.html#c": b"<h1>page</h1>",
     "GET /bundles/b/model/model.gguf": MODEL,
     "GET /bundles/b/model/model.gguf?x=%00/../": MODEL,
     "GET /bundles/b/%6dodel/model%2Egguf": MODEL,
@@ -174,6 +176,24 @@ def test_a_bundles_file_is_no_page(port):
     assert "Content-Security-Policy" not in ours
     assert theirs["Content-Security-Policy"] == "default-src 'none'; sandbox" and theirs["X-Ours"] == "yes"
     assert theirs["X-Content-Type-Options"] == "nosniff"
+
+
+def test_one_connection_asks_for_one_thing_after_another(port):
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    for path, inert in (("/", False), ("/bundles/b/evil.html", True), ("/bundles.json", False), ("/", False)):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.read() and answer.status == 200 and not answer.will_close
+        assert ("Content-Security-Policy" in answer.headers) == inert
+    connection.close()
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_the_page_is_isolated_or_not(folder, monkeypatch, isolated):
+    monkeypatch.setattr(serve_web, "PAGE", folder / "page")
+    with serve_web.serving([folder / "b"], isolated=isolated) as address:
+        headers = ask(int(address.rstrip("/").rpartition(":")[2]), "GET /")[1]
+    assert (headers.get("Cross-Origin-Opener-Policy"), headers["X-Ours"]) == ("same-origin" if isolated else None, "yes")
 
 
 def test_a_range_gets_the_whole(port):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,38 @@ def test_a_type_that_the_store_does_not_have(plain):
     said.records[name] = replace(said.records[name], grid=grid)
     with pytest.raises(StoreError, match=r"has \['codes', 'd', 'm'\], where \['codes', 'd'\] should be"):
         check_gguf(path, said)
+
+
+def misses(path: Path, store: QuantizedStore) -> dict[str, tuple[str, float]]:
+    return {check.tensor: (check.name, check.error) for check in check_gguf(path, store) if not check.ok}
+
+
+def test_a_file_of_another_type_than_the_stores(plain, folder):
+    store = rtn_store(folder / "tied", folder / "q4_0", grid="q4_0")
+    found = misses(plain[0], store)
+    assert set(found.values()) == {("codes = store's", math.inf)}
+    assert len(found) == sum(record.grid is not None and record.grid.name == "q4_0" for record in store.records.values()) == 14
+
+
+@pytest.mark.parametrize(
+    ("sizes", "missed"),
+    [({"ffn": 128}, {"ffn_gate", "ffn_up", "ffn_down"}), ({"vocab": 352}, {"token_embd"}), ({"hidden": 128}, None)],
+    ids=["ffn", "vocab", "hidden"],
+)
+def test_a_store_of_another_shape(plain, folder, sizes, missed):
+    """Rows or columns fewer or more, in the file or in the store."""
+    other = exported(folder, make_tiny_model(folder / str(sizes), **sizes), grid="q4_1")
+    for path, store in ((plain[0], other[1]), (other[0], plain[1])):
+        found = [name for name, (_, error) in misses(path, store).items() if error == math.inf]
+        parts = {name.removeprefix("blk.").lstrip("01.").removesuffix(".weight") for name in found}
+        assert parts == missed or (missed is None and len(found) == len(store.records))
+
+
+@pytest.mark.parametrize("other", [{"dtype": "F16"}, {"dtype": "BF16", "hidden": 128}], ids=["type", "columns"])
+def test_floats_of_another_kind(tmp_path, other):
+    path, _ = exported(tmp_path, make_tiny_model(tmp_path / "model", dtype="BF16"), embedding="source")
+    store = rtn_store(make_tiny_model(tmp_path / "other", **other), tmp_path / "store", embedding="source")
+    assert misses(path, store)["token_embd.weight"] == ("values = store's", math.inf)
 
 
 def test_no_gguf_at_all(tmp_path):
