@@ -103,7 +103,9 @@ class Child:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        main = MAIN.format(path=[path or str(Path.cwd()) for path in sys.path], fd=theirs.fileno())
+        # The last: an editable install is found by a hook, which is there in its virtual environment alone.
+        path = [*(entry or str(Path.cwd()) for entry in sys.path), str(Path(__file__).parent.parent)]
+        main = MAIN.format(path=path, fd=theirs.fileno())
         self._process = subprocess.Popen(
             [_python(), "-c", main],
             stdin=subprocess.DEVNULL,
