@@ -55,6 +55,8 @@ class Door:
                 if size > self.most:
                     raise self.refused(path, f"{size:,} bytes, where {self.most:,} are the most that is read")
                 return file.read(size)
+        except PermissionError as error:
+            raise self.error(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
         except OSError as error:
             raise self.refused(path, f"cannot be read ({error.strerror or error})") from error
 

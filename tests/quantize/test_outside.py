@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -108,3 +109,13 @@ def test_a_pipe_is_refused_while_somebody_writes_to_it(tmp_path):
     writer.start()
     with pytest.raises(CheckpointError, match="no regular file"):
         DOOR.read(tmp_path / "pipe")
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("quantize.outside.open_regular", denied)  # root may read everything
+    with pytest.raises(CheckpointError) as raised:
+        DOOR.read(tmp_path / "f.json")
+    assert str(raised.value) == f"{tmp_path}/f.json: cannot be read (Permission denied); check its permissions"
