@@ -155,11 +155,13 @@ CONTAINER = {
     "keys": (lambda parts: setattr(parts, "counts", [None, 1 << 62]), "4611686018427387904 keys are in it, it says"),
     "a key twice": (lambda parts: parts.pairs.append(parts.pairs[0]), "'general.architecture' is empty or twice"),
     "no key": (scalar("", U32, 1), "is empty or twice"),
+    "a key of no text": (lambda parts: parts.pairs.append([b"\xff", 0, b"\0"]), r"a key b'\\xff' is not UTF-8"),
     "a key of type 13": (lambda parts: parts.pairs.append([b"x", 13, b"\0"]), "key x is of type 13"),
     "an array of arrays": (pair("x", ARRAY, struct.pack("<IQ", 9, 0)), "key x is an array of arrays"),
     "long array": (pair("x", ARRAY, struct.pack("<IQ", 0, 1 << 40)), "truncated"),
     "long text array": (pair("x", ARRAY, struct.pack("<IQ", 8, 1 << 60)), "truncated"),
     "alignment 0": (scalar("general.alignment", U32, 0), "0 is no power of two"),
+    "alignment 2 MiB": (scalar("general.alignment", U32, 1 << 21), "2097152 is no power of two up to 1048576"),
     "alignment u64": (scalar("general.alignment", T.U64, 32), "general.alignment is of type u64, not u32"),
     "a name twice": (tensor(1, 0, b"token_embd.weight"), "tensor token_embd.weight is twice"),
     "a long name": (tensor(1, 0, b"x" * 64), "name is 64 bytes long"),
@@ -314,6 +316,17 @@ def test_a_pipe_is_not_waited_for(tmp_path, reads):
     os.mkfifo(tmp_path / "m.gguf")
     with pytest.raises((CheckpointError, FileFormatError, DamagedFileError), match=r"m\.gguf: (no regular|is not a GGUF)"):
         reads(tmp_path / "m.gguf")
+
+
+def test_what_is_no_file_with_bytes_in_it_is_not_mapped(tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="truncated: the file is empty"):
+        map_file(tmp_path / "empty")
+    os.mkfifo(tmp_path / "pipe")
+    held = os.open(tmp_path / "pipe", os.O_RDWR)  # so that whoever opens it does not wait
+    with pytest.raises(OSError, match="no regular file"):
+        map_file(tmp_path / "pipe")
+    os.close(held)
 
 
 if __name__ == "__main__":
