@@ -17,6 +17,7 @@ from exporter.gguf_file import write_gguf
 from exporter.inspect import inspect
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_container import MAX_METADATA, Value, ValueType, map_file, parse_header
+from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import CheckpointError, FileFormatError
 from runtime_checks.llama_cpp import LlamaVocab
 from runtime_checks.llama_library import library
@@ -189,6 +190,10 @@ MODEL = {
     "no eps": (drop(EPS), "epsilon' is missing"),
     "no heads": (scalar(HEADS, U32, 0), "head_count is 0; it must be positive"),
     "heads differ": (numbers(HEADS, U32, 2, 1), "head_count has 2 entries for 1 layers"),
+    "neither layers nor heads": (
+        lambda parts: [change(parts) for change in (scalar("llama.block_count", U32, 0), numbers(HEADS, U32))],
+        "head_count has 0 entries for 0 layers",
+    ),
     "heads of text": (scalar(HEADS, T.STRING, "2"), "head_count is of type string, not u32"),
     "heads of floats": (numbers(HEADS, F32, 2.0), "head_count is of type array of f32"),
     "layers": (scalar("llama.block_count", U32, 5_000_000), "block_count"),
@@ -273,6 +278,7 @@ KEPT = {
     "version 2": lambda parts: setattr(parts, "version", 2),
     "a page of padding": lambda parts: setattr(parts, "body", parts.body + bytes(4096)),
     "heads by layer": numbers(HEADS, U32, 2),
+    "heads by layer, with a sign": numbers(HEADS, T.I32, 2),
     "no padding token": scalar("tokenizer.ggml.padding_token_id", U32, 2**32 - 1),
     "a description in Latin-1": pair("general.description", T.STRING, text(b"gr\xfc\xdfe")),
     "an alignment": scalar("general.alignment", U32, 32),
@@ -286,6 +292,26 @@ def test_what_llama_cpp_loads_and_people_have_is_kept(made, case):
     assert open_checkpoint(path).config.num_heads == 2 and read_facts(path).kv_entries == 2 * 16
     assert inspect(path)["totals"]["weights"] > 0
     open_checkpoint(path).assets()
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "size", "by_layer"),
+    [
+        (U32, [2, 2], 2, [2, 2]),
+        (U32, [2, 0], "differs from layer to layer", [2, 0]),
+        (T.I32, [2, -1], "differs from layer to layer", "is -1; it must be positive"),
+        (U32, [0, 0], "is 0; it must be positive", "is 0; it must be positive"),
+    ],
+)
+def test_a_number_for_each_layer(kind, heads, size, by_layer):
+    held = {"general.architecture": Value.encode(T.STRING, "llama"), "llama.block_count": Value.encode(U32, len(heads))}
+    values = GgufValues(held | {HEADS: Value.encode_array(kind, heads)}, "m.gguf")
+    for read, expected in ((values.size, size), (values.per_layer, by_layer)):
+        if isinstance(expected, str):
+            with pytest.raises(CheckpointError, match=f"^m.gguf: metadata key {HEADS} {expected}"):
+                read(HEADS)
+        else:
+            assert read(HEADS) == expected
 
 
 def test_arrays_stay_arrays_and_are_not_copied(made):
