@@ -91,7 +91,7 @@ class GgufValues(Mapping[str, Any]):
         """One number or one for each layer, of which at least one is positive; empty without the key. Raises CheckpointError."""
         held = [int(number) for number in np.atleast_1d(self[key])] if key in self else []
         if held and (min(held) < 0 or max(held) < 1):
-            raise self.wrong(f"metadata key {key} is {held[0]}; it must be positive")
+            raise self.wrong(f"metadata key {key} is {min(held)}; it must be positive")
         return held
 
     def wrong(self, reason: str) -> CheckpointError:

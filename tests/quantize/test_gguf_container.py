@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
@@ -52,9 +54,10 @@ def test_gguf_py_reads_it(tmp_path, file):
     assert [(t.name, t.tensor_type, tuple(t.shape[::-1])) for t in reader.tensors] == [(t.name, t.type, t.shape) for t in TENSORS]
 
 
-def test_it_reads_gguf_py(tmp_path):
+@pytest.mark.parametrize("text", ["v", "v" * 33])  # where 32 bytes more end in another block of 64
+def test_it_reads_gguf_py(tmp_path, text):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
-    writer.add_string("k", "v")
+    writer.add_string("k", text)
     writer.add_custom_alignment(64)
     writer.add_tensor("t", np.arange(6, dtype=np.float32).reshape(2, 3))
     writer.write_header_to_file()
@@ -105,6 +108,18 @@ def test_lies(metadata, tensors, message):
         data = encode_header({"general.alignment": Value.encode(ValueType.U32, 32)}, []).replace(b"\x20\0\0\0", b"\x18\0\0\0")
     with pytest.raises(ValueError, match=message):
         parse_header(bytes(data))
+
+
+def test_the_longest_name_is_taken():
+    info = TensorInfo("n" * 63, Kind.F32, (1,), 0)
+    assert list(parse_header(encode_header({}, [info]) + bytes(4)).tensors.values()) == [info]
+
+
+@pytest.mark.parametrize(("tensors", "keys", "what"), [(1 << 17, 0, "131072 tensors"), (0, 1 << 17, "131072 keys")])
+def test_more_entries_than_any_model_has_are_not_read(tensors, keys, what):
+    data = b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + bytes(32 << 17)
+    with pytest.raises(ValueError, match=f"{what}; at most 65536 are read"):
+        parse_header(data)
 
 
 def test_padded():

@@ -17,6 +17,7 @@ from exporter.gguf_file import write_gguf
 from exporter.inspect import inspect
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_container import MAX_METADATA, Value, ValueType, map_file, parse_header
+from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import CheckpointError, FileFormatError
 from runtime_checks.llama_cpp import LlamaVocab
 from runtime_checks.llama_library import library
@@ -155,11 +156,13 @@ CONTAINER = {
     "keys": (lambda parts: setattr(parts, "counts", [None, 1 << 62]), "4611686018427387904 keys are in it, it says"),
     "a key twice": (lambda parts: parts.pairs.append(parts.pairs[0]), "'general.architecture' is empty or twice"),
     "no key": (scalar("", U32, 1), "is empty or twice"),
+    "a key of no text": (lambda parts: parts.pairs.append([b"\xff", 0, b"\0"]), r"a key b'\\xff' is not UTF-8"),
     "a key of type 13": (lambda parts: parts.pairs.append([b"x", 13, b"\0"]), "key x is of type 13"),
     "an array of arrays": (pair("x", ARRAY, struct.pack("<IQ", 9, 0)), "key x is an array of arrays"),
     "long array": (pair("x", ARRAY, struct.pack("<IQ", 0, 1 << 40)), "truncated"),
     "long text array": (pair("x", ARRAY, struct.pack("<IQ", 8, 1 << 60)), "truncated"),
     "alignment 0": (scalar("general.alignment", U32, 0), "0 is no power of two"),
+    "alignment 2 MiB": (scalar("general.alignment", U32, 1 << 21), "2097152 is no power of two up to 1048576"),
     "alignment u64": (scalar("general.alignment", T.U64, 32), "general.alignment is of type u64, not u32"),
     "a name twice": (tensor(1, 0, b"token_embd.weight"), "tensor token_embd.weight is twice"),
     "a long name": (tensor(1, 0, b"x" * 64), "name is 64 bytes long"),
@@ -187,6 +190,10 @@ MODEL = {
     "no eps": (drop(EPS), "epsilon' is missing"),
     "no heads": (scalar(HEADS, U32, 0), "head_count is 0; it must be positive"),
     "heads differ": (numbers(HEADS, U32, 2, 1), "head_count has 2 entries for 1 layers"),
+    "neither layers nor heads": (
+        lambda parts: [change(parts) for change in (scalar("llama.block_count", U32, 0), numbers(HEADS, U32))],
+        "head_count has 0 entries for 0 layers",
+    ),
     "heads of text": (scalar(HEADS, T.STRING, "2"), "head_count is of type string, not u32"),
     "heads of floats": (numbers(HEADS, F32, 2.0), "head_count is of type array of f32"),
     "layers": (scalar("llama.block_count", U32, 5_000_000), "block_count"),
@@ -271,6 +278,7 @@ KEPT = {
     "version 2": lambda parts: setattr(parts, "version", 2),
     "a page of padding": lambda parts: setattr(parts, "body", parts.body + bytes(4096)),
     "heads by layer": numbers(HEADS, U32, 2),
+    "heads by layer, with a sign": numbers(HEADS, T.I32, 2),
     "no padding token": scalar("tokenizer.ggml.padding_token_id", U32, 2**32 - 1),
     "a description in Latin-1": pair("general.description", T.STRING, text(b"gr\xfc\xdfe")),
     "an alignment": scalar("general.alignment", U32, 32),
@@ -284,6 +292,26 @@ def test_what_llama_cpp_loads_and_people_have_is_kept(made, case):
     assert open_checkpoint(path).config.num_heads == 2 and read_facts(path).kv_entries == 2 * 16
     assert inspect(path)["totals"]["weights"] > 0
     open_checkpoint(path).assets()
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads", "size", "by_layer"),
+    [
+        (U32, [2, 2], 2, [2, 2]),
+        (U32, [2, 0], "differs from layer to layer", [2, 0]),
+        (T.I32, [2, -1], "differs from layer to layer", "is -1; it must be positive"),
+        (U32, [0, 0], "is 0; it must be positive", "is 0; it must be positive"),
+    ],
+)
+def test_a_number_for_each_layer(kind, heads, size, by_layer):
+    held = {"general.architecture": Value.encode(T.STRING, "llama"), "llama.block_count": Value.encode(U32, len(heads))}
+    values = GgufValues(held | {HEADS: Value.encode_array(kind, heads)}, "m.gguf")
+    for read, expected in ((values.size, size), (values.per_layer, by_layer)):
+        if isinstance(expected, str):
+            with pytest.raises(CheckpointError, match=f"^m.gguf: metadata key {HEADS} {expected}"):
+                read(HEADS)
+        else:
+            assert read(HEADS) == expected
 
 
 def test_arrays_stay_arrays_and_are_not_copied(made):
@@ -314,6 +342,17 @@ def test_a_pipe_is_not_waited_for(tmp_path, reads):
     os.mkfifo(tmp_path / "m.gguf")
     with pytest.raises((CheckpointError, FileFormatError, DamagedFileError), match=r"m\.gguf: (no regular|is not a GGUF)"):
         reads(tmp_path / "m.gguf")
+
+
+def test_what_is_no_file_with_bytes_in_it_is_not_mapped(tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="truncated: the file is empty"):
+        map_file(tmp_path / "empty")
+    os.mkfifo(tmp_path / "pipe")
+    held = os.open(tmp_path / "pipe", os.O_RDWR)  # so that whoever opens it does not wait
+    with pytest.raises(OSError, match="no regular file"):
+        map_file(tmp_path / "pipe")
+    os.close(held)
 
 
 if __name__ == "__main__":

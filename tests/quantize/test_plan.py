@@ -142,6 +142,21 @@ def test_a_recipe_takes_the_command_lines_word_for_a_whole_channel(tmp_path):
     assert plan_of("onnxruntime", recipe=recipe)[DOWN].candidates[Axis.PER_OC].group_size == 128
 
 
+def test_the_first_rule_that_matches_wins(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[rule]]\nmatch = "*.down_proj"\nbits = 8\n\n' + '[[rule]]\nmatch = "*.mlp.*"\nbits = 3\n' * 999)
+    plans = plan_of("onnxruntime", recipe=recipe)  # the others are not unused, and 1000 are not too many
+    assert (plans[DOWN].candidates[Axis.PER_OC].bits, plans[Q].candidates[Axis.PER_OC].bits) == (8, 4)
+
+
+@pytest.mark.parametrize(("rule", "grid"), [("bits = 8", "q8_0"), ('grid = "q5_0"', "q5_0")])
+def test_a_rule_for_bits_or_grid_inherits_neither(tmp_path, rule, grid):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'[[rule]]\nmatch = "*.down_proj"\n{rule}\n')
+    plans = plan_of("llama.cpp", recipe=recipe, grid="q4_1", bits=4)
+    assert [plans[name].candidates[Axis.PER_OC].name for name in (DOWN, Q)] == [grid, "q4_1"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -163,6 +178,7 @@ def test_a_recipe_takes_the_command_lines_word_for_a_whole_channel(tmp_path):
         ('[[rule]]\nmatch = "*"\ngroup_size = 48\n', "group_size 48: choose one of 16, .* or channel"),
         ('[[rule]]\nmatch = "*"\ngroup_size = true\n', r"rule\[0\]\.group_size is True: Expected int"),
         ('[[rule]]\nmatch = "*"\nmethod = ["x"]\n', r"rule\[0\]\.method is \['x'\]: Expected str"),
+        ('[[rule]]\nmatch = ""\n', r"rule\[0\]\.match is '': Expected str of length >= 1"),
         ("[[rule]]\nmatch = 3\n", r"rule\[0\]\.match is 3: Expected str"),
         (f'[[rule]]\nmatch = "{"*a" * 1000}"\n', r"rule\[0\]\.match is '\*a.{200,305}': Expected str of length <= 300"),
         (f'[[rule]]\nmatch = "{"*a" * 10**6}"\n', "2,000,020 bytes, where 1,048,576 are the most that is read"),
@@ -192,6 +208,9 @@ def test_bad_recipes(tmp_path, text, message):
         ({"transforms": ("norm-scales", "spin")}, "--transforms spin: choose none, all or some of norm-scales, ffn-scales"),
         ({"calibration_tokens": 0}, "--calibration-tokens 0"),
         ({"seed": -1}, "--seed -1: must be"),
+        ({"seed": 1 << 64}, "--seed 18446744073709551616: must be"),
+        ({"block_steps": -1}, "--block-steps -1: must not"),
+        ({"tune_steps": -1}, "--tune-steps -1: must not"),
         ({"group_size": 512}, "--group-size 512: choose one of 16, 32, 64, 128, 256 or channel"),
         ({"embedding": "q8_0"}, "--embedding q8_0: target onnxruntime stores the int grid, not ggml's q8_0; drop --embedding"),
         ({"max_slowdown": 0.5}, "--max-slowdown 0.5"),
