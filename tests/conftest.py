@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Generator
 from typing import TypeVar
@@ -28,6 +29,14 @@ def has_node_20() -> bool:
 MAY_BE_SKIPPED: dict[str, Callable[[], bool]] = {
     r"(build/)?apps/": lambda: not has_node_20(),  # Debian 12 brings Node 18
 }
+
+
+@pytest.fixture
+def hangup_is_not_ignored() -> Generator[None]:
+    """As in a terminal: also where the tests run under nohup, which a command heeds."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def pardoned(reason: str) -> bool:

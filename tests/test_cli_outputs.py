@@ -170,6 +170,7 @@ def test_an_empty_word_names_no_file(made, capsys):
     assert "'' names no file" in refused(capsys, "export", "gguf", made / "store", "--out=")
 
 
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_as_an_error_does(tmp_path, monkeypatch, capsys, number):
     def work(_: object) -> int:

@@ -70,6 +70,7 @@ def test_a_bug_of_ours_is_no_line(doing, error):
         doing(raises(error))
 
 
+@pytest.mark.usefixtures("hangup_is_not_ignored")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_does_not_cut_cleaning_short(doing, number):
     cleaned = []
