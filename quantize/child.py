@@ -166,7 +166,9 @@ def _result(held: object, what: Callable[..., object] | str, args: tuple[Any, ..
 
 def _failure(error: BaseException) -> bytes:
     """Errors of ours, and those that callers tell apart, as they are; others by their text, since not all can be pickled."""
-    plain = isinstance(error, AdaDimError | OSError | MemoryError | ImportError | ValueError | KeyError | RecursionError)
+    if isinstance(error, MemoryError):  # numpy has one of its own
+        return pickle.dumps((False, MemoryError(str(error))))
+    plain = isinstance(error, AdaDimError | OSError | ImportError | ValueError | KeyError | RecursionError)
     if plain and type(error).__module__.split(".")[0] in ("builtins", "quantize", "exporter", "runtime_checks"):
         with suppress(Exception):
             return pickle.dumps((False, error))

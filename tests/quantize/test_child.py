@@ -46,12 +46,27 @@ def swell() -> int:
     return len(bytearray(3 * GIB))
 
 
+def swell_in_numpy() -> int:
+    return np.empty(3 * GIB, np.uint8).nbytes
+
+
 def refuse() -> None:
     raise CheckpointError("config.json: is\nno config")
 
 
 def fail() -> None:
     raise ZeroDivisionError("a bug of ours")
+
+
+class Odd(ValueError):
+    """Can be pickled, and then not be read."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(one)
+
+
+def fail_oddly() -> None:
+    raise Odd("a bug", "of theirs")
 
 
 class Counter:
@@ -69,6 +84,7 @@ ENDS = {
     leave: "ended with exit code 3",
     wait: "took more than 5 s",
     swell: "needs more memory than it may have",
+    swell_in_numpy: "needs more memory than it may have",
 }
 
 
@@ -84,6 +100,7 @@ def test_what_ends_the_child_is_said_and_the_next_call_has_a_new_one(function, r
     with Child(Limits(seconds=5 if function is wait else 60, memory=GIB)) as child:
         with pytest.raises(ChildEnded, match=reason):
             child.call(function)
+        assert child._process is None
         with Child() as other:  # not limited, as starting takes its time
             np.testing.assert_array_equal(other.call(twice, np.arange(3)), [0, 2, 4])
 
@@ -93,9 +110,15 @@ def test_errors_of_ours_arrive_as_they_are(child):
         child.call(refuse)
 
 
-def test_a_bug_of_ours_arrives_with_its_trace(child):
-    with pytest.raises(RuntimeError, match=r"fail(?s:.*)a bug of ours"):
-        child.call(fail)
+@pytest.mark.parametrize(("function", "words"), [(fail, "a bug of ours"), (fail_oddly, "a bug")])
+def test_other_errors_arrive_with_their_trace(child, function, words):
+    with pytest.raises(RuntimeError, match=rf"in {function.__name__}\n(?s:.*){words}"):
+        child.call(function)
+
+
+def test_what_is_not_limited_may_have_what_it_needs():
+    with Child() as child:
+        assert child.call(swell_in_numpy) == 3 * GIB  # none of which is touched
 
 
 def test_an_object_is_held_between_calls():
@@ -104,17 +127,21 @@ def test_an_object_is_held_between_calls():
         assert (child.ask("add", 4), child.ask("count")) == (7, 7)
 
 
-def test_what_the_child_prints_is_not_printed(child, capfd):
-    child.call(twice, np.zeros(1))
+def test_what_the_child_prints_is_not_printed(capfd):
+    with Child() as child:  # started here, where what it inherits is looked at
+        child.call(twice, np.zeros(1))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_child_ends_with_its_parent():
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_child_ends_with_its_parent(busy):
     code = f"""
-import os
+import os, threading, time
 from quantize.child import Child
-from {HERE} import twice
+from {HERE} import twice, wait
 child = Child(); child.call(twice, 1)
+if {busy}:
+    threading.Thread(target=child.call, args=(wait,), daemon=True).start(); time.sleep(0.5)
 print(child._process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """

@@ -145,6 +145,16 @@ def twice(parts):
     tokens[2] = Value.encode_array(ValueType.STRING, [*held[:-1], held[5]]).payload
 
 
+def two_empty(parts):
+    """Two tokens that no merge makes or takes."""
+    tokens, merges = (next(item for item in parts.pairs if item[0] == b"tokenizer.ggml." + key) for key in (b"tokens", b"merges"))
+    held, pairs = (Value(ValueType.ARRAY, item[2]).decode() for item in (tokens, merges))
+    used = {part for merge in pairs for part in (*merge.split(" "), merge.replace(" ", ""))}
+    free = [index for index, token in enumerate(held) if token not in used][-2:]
+    empty = ["" if index in free else token for index, token in enumerate(held)]
+    tokens[2] = Value.encode_array(ValueType.STRING, empty).payload
+
+
 T, U32, F32 = ValueType, ValueType.U32, ValueType.F32
 NAN, INF = float("nan"), float("inf")
 ROPE, EPS, HEADS = "llama.rope.freq_base", "llama.attention.layer_norm_rms_epsilon", "llama.attention.head_count"
@@ -208,6 +218,10 @@ MODEL = {
     "a second name": (add(b"blk.00.attn_norm.weight", [32], bytes(128)), "blk.00.attn_norm.weight is not part"),
     "another digit": (add("blk.\u0661.attn_norm.weight".encode(), [32], bytes(128)), "is not part"),
     "bos": (scalar("tokenizer.ggml.bos_token_id", U32, 320), "bos_token_id is 320, and there are 320 tokens"),
+    "an eos that is none": (
+        scalar("tokenizer.ggml.eos_token_id", U32, 2**32 - 1),
+        "eos_token_id is 4294967295, and there are 320",
+    ),
     "eos i32": (scalar("tokenizer.ggml.eos_token_id", T.I32, 2), "eos_token_id is of type i32, not u32"),
     "flag": (scalar("tokenizer.ggml.add_bos_token", T.U8, 1), "add_bos_token is of type u8, not bool"),
     "template": (scalar("tokenizer.chat_template", U32, 1), "chat_template is of type u32, not string"),
@@ -280,6 +294,7 @@ KEPT = {
     "heads by layer": numbers(HEADS, U32, 2),
     "heads by layer, with a sign": numbers(HEADS, T.I32, 2),
     "no padding token": scalar("tokenizer.ggml.padding_token_id", U32, 2**32 - 1),
+    "two empty tokens": two_empty,
     "a description in Latin-1": pair("general.description", T.STRING, text(b"gr\xfc\xdfe")),
     "an alignment": scalar("general.alignment", U32, 32),
 }

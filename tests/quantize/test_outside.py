@@ -29,6 +29,7 @@ GOOD = {
     '{"size": 32}': Config(32),
     '{"size": 1, "rope": {"factor": 4}, "other": [1e999, NaN, "\\ud83d\\ude00"]}': Config(1, Rope(4.0)),
     '{"size": 2147483647, "ends": [1, 2], "names": {"Ü": 1}}': Config(2147483647, None, [1, 2], {"Ü": 1}),
+    '{"size": 1, "x": ' + "[" * (DEPTH - 1) + "]" * (DEPTH - 1) + "}": Config(1),
 }
 BAD = {
     '{"size": "32"}': "size is '32': Expected int, got str",
@@ -46,7 +47,10 @@ BAD = {
     '{"size": 1, "names": {"a": "b"}}': "names",
     '{"size": 1, "size": 2}': "the key size is twice in an object",
     '{"size": 1, "x": {"a": 1, "a": 1}}': "the key a is twice in an object",
-    '{"size": 1, "x": "\\ud800"}': "half of a surrogate pair",
+    **{
+        f'{{"size": 1, "x": "{half}"}}': "half of a surrogate pair"
+        for half in ("\\ud800", "\\uDBFF", "\\udc00", "\\uDFFF", "\\udc00\\ud800")
+    },
     '{"size": 1, "x": ' + "[" * DEPTH + "]" * DEPTH + "}": "nested deeper",
     "[" * 9000: "not JSON",
     "[1]": "Expected object, got array",
@@ -96,6 +100,14 @@ def test_only_regular_files_of_their_size_are_read(tmp_path):
             DOOR.read(tmp_path / name)
     with pytest.raises(CheckpointError, match="no regular file"):
         DOOR.read(tmp_path.__class__("/dev/zero"))
+
+
+def test_a_file_may_be_as_large_as_is_said(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(10_000))
+    assert DOOR.read(tmp_path / "a") == bytes(10_000)
+    (tmp_path / "a").write_bytes(bytes(10_001))
+    with pytest.raises(CheckpointError, match="10,001 bytes, where 10,000 are the most"):
+        DOOR.read(tmp_path / "a")
 
 
 def test_a_pipe_is_refused_while_somebody_writes_to_it(tmp_path):
