@@ -190,10 +190,11 @@ def test_an_asset_too_many_or_too_few(tmp_path, whole, name, message):
         QuantizedStore(path)
 
 
-def test_a_key_that_names_no_digest_hides_nothing(tmp_path, whole):
+@pytest.mark.parametrize("key", ["sha256", "assets"])
+def test_a_key_that_names_no_digest_hides_nothing(tmp_path, whole, key):
     path = shutil.copytree(whole, tmp_path / "s")
     text = (path / "plan.json").read_text()
-    (path / "plan.json").write_text('"sha257"'.join(text.rsplit('"sha256"', 1)))
+    (path / "plan.json").write_text('"other"'.join(text.rsplit(f'"{key}"', 1)))
     with pytest.raises(StoreError, match=r"plan\.json: has changed"):
         QuantizedStore(path)
 
