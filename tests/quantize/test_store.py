@@ -177,6 +177,24 @@ def test_no_byte_changes_unnoticed(tmp_path, whole, name, change):
             read_all(path)
 
 
+def test_chunks_that_change_places_are_noticed(tmp_path, whole):
+    path = shutil.copytree(whole, tmp_path / "s")
+    first, second = (path / "tensors" / f"w.{index:05d}.safetensors" for index in (0, 1))
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+    with pytest.raises(StoreError, match=r"w\.00000\.safetensors: cannot be read \(has changed"):
+        read_all(path)
+
+
+def test_rows_that_are_too_many_are_given_to_nobody(tmp_path):
+    part = PlainTensor("n", np.ones(3, np.float32), "F32")
+    chunks = write(tmp_path / "s", [(part, TensorRecord("n", (5,)))] * 2).chunks("n")
+    assert len(next(chunks).values) == 3
+    with pytest.raises(StoreError, match=r"n is not of the shape \(5,\) of plan\.json"):
+        next(chunks)
+
+
 def test_the_files_of_the_list_are_those_of_the_store(whole):
     assert sorted(item.relative_to(whole).as_posix() for item in whole.rglob("*.*")) == sorted(FILES)
 
