@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -117,7 +118,14 @@ def test_damaged_plans_are_named(tmp_path, damage, message):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.write_bytes(b"")]
+    "damage",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes()[:-3]),
+        lambda p: p.write_bytes(b""),
+        lambda p: (p.unlink(), os.mkfifo(p)),
+    ],
+    ids=["missing", "truncated", "empty", "a pipe"],
 )
 def test_damaged_tensors_are_named(tmp_path, damage):
     store = write(tmp_path / "s", [norm()])
