@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from quantize import output_place
+from quantize import output_place, outputs
 from quantize.errors import OutputError
+from quantize.output_place import Lock, descriptor_of
 from quantize.outputs import Unfinished, check_file, check_folder, new_file
 
 
@@ -41,6 +42,14 @@ def test_modes_follow_the_umask(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [False, True])
+def test_what_must_stay_is_refused_at_the_start(tmp_path, folder):
+    put(tmp_path / "out", folder, "old")
+    with pytest.raises(OutputError, match=r"out: exists already; name another --out or pass --force"):
+        unfinished(tmp_path / "out", folder).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
 def test_a_failure_leaves_neither_the_output_nor_the_folders_made_for_it(tmp_path, folder):
     (tmp_path / "kept").mkdir()
     with pytest.raises(KeyboardInterrupt), Unfinished(tmp_path / "kept" / "made" / "deep" / "out", folder) as unfinished:
@@ -63,6 +72,13 @@ def test_an_error_of_reading_stays_what_it_is(tmp_path):
         (tmp_path / "source").read_bytes()
 
 
+def test_force_replaces_no_folder_with_a_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="out: is a folder; name a file"), new_file(tmp_path / "out", True):
+        pass
+    assert (tmp_path / "out").is_dir()
+
+
 def test_force_replaces_an_empty_folder_but_no_file(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
@@ -71,11 +87,17 @@ def test_force_replaces_an_empty_folder_but_no_file(tmp_path):
         check_folder(tmp_path / "file", True, lambda _: None)
 
 
-@pytest.fixture(params=["with the system's call", "without it"])
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.fixture(params=["with the system's call", "without it", "without links"])
 def renaming(request, monkeypatch):
-    """Names are taken by renameat2, or as well as can be where it is not known."""
-    if request.param == "without it":
+    """Names are taken by renameat2, or as well as can be where it is not known, or where a file has one name alone."""
+    if request.param != "with the system's call":
         monkeypatch.setattr(output_place, "_renameat2", lambda *_: False)
+    if request.param == "without links":
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
 
 
 def put(path: Path, folder: bool, text: str) -> Path:
@@ -136,9 +158,11 @@ MEANWHILE = [
 
 @pytest.mark.usefixtures("renaming")
 @pytest.mark.parametrize(("folder", "force", "appear"), MEANWHILE)
-def test_what_appears_meanwhile_is_left_alone(tmp_path, folder, force, appear):
+def test_what_appears_meanwhile_is_left_alone(tmp_path, monkeypatch, folder, force, appear):
+    """And is not moved for a moment either."""
     out, aside = tmp_path / "out.x", tmp_path / "aside"
     aside.mkdir()
+    monkeypatch.delattr(outputs, "exchange")
     appear(aside / "out.x")
     with pytest.raises(OutputError, match="was put there while"), unfinished(out, folder, force) as new:
         appear(out)
@@ -146,6 +170,93 @@ def test_what_appears_meanwhile_is_left_alone(tmp_path, folder, force, appear):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["aside", "out.x", "out.x.2" if folder else "out.2.x"])
     assert sorted(path.name for path in out.glob("*")) == sorted(path.name for path in (aside / "out.x").glob("*"))
     assert out.is_symlink() == (aside / "out.x").is_symlink()
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize(("folder", "force", "appear"), MEANWHILE)
+def test_what_appears_at_the_last_moment_is_left_alone(tmp_path, monkeypatch, folder, force, appear):
+    """After it was seen that nobody has the name."""
+    out, rename = tmp_path / "out.x", output_place.rename_new
+
+    def late(source: Path, target: Path) -> None:
+        if target == out:
+            appear(out)
+        rename(source, target)
+
+    monkeypatch.setattr(outputs, "rename_new", late)
+    with pytest.raises(OutputError, match="was put there while"), unfinished(out, folder, force) as new:
+        new.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out.x", "out.x.2" if folder else "out.2.x"])
+    assert out.is_symlink() == (appear is appears_as_a_link)
+    assert [path.name for path in out.glob("*")] == (["thesis.txt"] if appear is appears_as_a_folder else [])
+    assert appear is not appears or out.read_text() == "theirs"
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_takes_the_place_of_ours_at_the_last_moment_is_left_alone(tmp_path, monkeypatch, folder):
+    """After it was seen that what has the name may be replaced."""
+    out, exchange = tmp_path / "out", output_place.exchange
+    put(out, folder, "old")
+
+    def late(one: Path, other: Path) -> None:
+        if not (tmp_path / "old").exists():
+            out.rename(tmp_path / "old")
+            appears_as_a_folder(out) if folder else appears(out)
+        exchange(one, other)
+
+    monkeypatch.setattr(outputs, "exchange", late)
+    with pytest.raises(OutputError, match="was put there while"), unfinished(out, folder, True) as new:
+        (new.path / "ours.txt" if folder else new.path).write_text("new")
+        new.finish()
+    assert (out / "thesis.txt" if folder else out).read_text() == "theirs"
+    assert (tmp_path / "out.2" / "ours.txt" if folder else tmp_path / "out.2").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "out", "out.2"]
+
+
+@pytest.mark.usefixtures("renaming")
+def test_a_link_to_one_of_ours_that_appears_meanwhile(tmp_path):
+    put(tmp_path / "ours", True, "ours")
+    with pytest.raises(OutputError, match="was put there while"), unfinished(tmp_path / "out", True, True) as new:
+        (tmp_path / "out").symlink_to("ours")
+        new.finish()
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "out", "out.2"]
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_kept_takes_no_name_that_somebody_has(tmp_path, folder):
+    out = tmp_path / "out"
+    put(tmp_path / "out.2", folder, "theirs")
+    with pytest.raises(OutputError, match=r"is kept as .*out\.3$"), unfinished(out, folder) as new:
+        put(out, folder, "theirs")
+        new.finish()
+    assert (tmp_path / "out.2" / "ours.txt" if folder else tmp_path / "out.2").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.2", "out.3"]
+
+
+@pytest.mark.usefixtures("renaming")
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_name_that_cannot_be_taken(tmp_path, monkeypatch, folder, there):
+    """What was there is there again, and nothing else is."""
+    out, rename = tmp_path / "out", Path.rename
+    if there:
+        put(out, folder, "old")
+
+    def failing(self: Path, target: Path) -> None:
+        if self.suffix == ".adadim" and target == out:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(output_place, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\)"), unfinished(out, folder, True) as new:
+        new.finish()
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if there else [])
+    assert not there or (out / "ours.txt" if folder else out).read_text() == "old"
 
 
 @pytest.mark.usefixtures("renaming")
@@ -191,7 +302,7 @@ def test_a_second_run_with_the_same_output_is_refused_and_leaves_the_first_alone
 KILLED = """
 import os, sys
 from pathlib import Path
-from quantize import output_place
+from quantize import output_place, outputs
 from quantize.outputs import Unfinished
 out, folder, when = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
 def die(*_): os.kill(os.getpid(), 9)
@@ -217,11 +328,38 @@ def test_what_a_killed_run_left_is_removed_by_the_next_with_the_same_output(tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_strangers_file_with_a_locks_name_is_not_touched(tmp_path):
-    (tmp_path / ".out.adadim-lock").write_text("../precious")
+@pytest.mark.parametrize("text", ["../precious", ".out.precious", ".other.0123abcd.adadim", ".out.0123abcd.adadim.precious"])
+def test_a_strangers_file_with_a_locks_name_is_not_touched(tmp_path, text):
+    (tmp_path / text).write_text("precious")
+    (tmp_path / ".out.adadim-lock").write_text(text)
     with pytest.raises(OutputError, match="is no lock of ours"), new_file(tmp_path / "out"):
         pass
-    assert (tmp_path / ".out.adadim-lock").read_text() == "../precious"
+    assert (tmp_path / ".out.adadim-lock").read_text() == text
+    assert (tmp_path / text).read_text() == "precious"
+
+
+def test_a_link_with_a_locks_name_is_not_followed(tmp_path):
+    (tmp_path / ".out.adadim-lock").symlink_to("precious")
+    with pytest.raises(OutputError, match="out: cannot be written"), new_file(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".out.adadim-lock"]
+
+
+def test_a_lock_that_goes_while_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    """Another run ended between our opening it and our holding it."""
+    lock, flock = Lock(tmp_path / "out"), output_place.fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        monkeypatch.setattr(output_place.fcntl, "flock", flock)
+        lock.path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(output_place.fcntl, "flock", late)
+    lock.take(".out.0123abcd.adadim")
+    with pytest.raises(OutputError, match="another adadim is writing it"):
+        Lock(tmp_path / "out").take(".out.4567abcd.adadim")
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("renaming")
@@ -272,7 +410,11 @@ def test_standard_output_may_be_a_file_that_goes_on(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         root = Path(__file__).parents[2]
         subprocess.run(
-            [sys.executable, "-c", code], stdout=log, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, check=True
+            [sys.executable, "-c", code],
+            stdout=log,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": ""},
+            check=True,
         )
     assert (tmp_path / "log").read_text() == "before\nreport\nafter\n"
     assert sorted(item.name for item in tmp_path.iterdir()) == ["link", "log"]
@@ -290,6 +432,25 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
             file.write(b"x")
         assert [item.name for item in tmp_path.iterdir()] == [name]
         (tmp_path / name).unlink()
+
+
+def test_long_names_that_begin_alike_are_two(tmp_path):
+    with new_file(tmp_path / ("n" * 254 + "a")) as one, new_file(tmp_path / ("n" * 254 + "b")) as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"one", b"other"]
+
+
+def test_a_descriptor_of_another_process_is_none_of_ours():
+    found = [descriptor_of(Path(f"/proc/{pid}/fd/1")) for pid in ("self", os.getpid(), os.getppid())]
+    assert found == [1, 1, None]
+
+
+def test_a_pipe_that_may_not_be_written_to(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for whoever is not root
+    with pytest.raises(OutputError, match=r"pipe: cannot be written \(Permission denied\)"):
+        check_file(tmp_path / "pipe", True)
 
 
 @pytest.mark.parametrize("out", ["~", "~/out", "new/~/out"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -117,7 +118,14 @@ def test_damaged_plans_are_named(tmp_path, damage, message):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.write_bytes(b"")]
+    "damage",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes()[:-3]),
+        lambda p: p.write_bytes(b""),
+        lambda p: (p.unlink(), os.mkfifo(p)),
+    ],
+    ids=["missing", "truncated", "empty", "a pipe"],
 )
 def test_damaged_tensors_are_named(tmp_path, damage):
     store = write(tmp_path / "s", [norm()])
@@ -177,6 +185,24 @@ def test_no_byte_changes_unnoticed(tmp_path, whole, name, change):
             read_all(path)
 
 
+def test_chunks_that_change_places_are_noticed(tmp_path, whole):
+    path = shutil.copytree(whole, tmp_path / "s")
+    first, second = (path / "tensors" / f"w.{index:05d}.safetensors" for index in (0, 1))
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+    with pytest.raises(StoreError, match=r"w\.00000\.safetensors: cannot be read \(has changed"):
+        read_all(path)
+
+
+def test_rows_that_are_too_many_are_given_to_nobody(tmp_path):
+    part = PlainTensor("n", np.ones(3, np.float32), "F32")
+    chunks = write(tmp_path / "s", [(part, TensorRecord("n", (5,)))] * 2).chunks("n")
+    assert len(next(chunks).values) == 3
+    with pytest.raises(StoreError, match=r"n is not of the shape \(5,\) of plan\.json"):
+        next(chunks)
+
+
 def test_the_files_of_the_list_are_those_of_the_store(whole):
     assert sorted(item.relative_to(whole).as_posix() for item in whole.rglob("*.*")) == sorted(FILES)
 
@@ -190,10 +216,11 @@ def test_an_asset_too_many_or_too_few(tmp_path, whole, name, message):
         QuantizedStore(path)
 
 
-def test_a_key_that_names_no_digest_hides_nothing(tmp_path, whole):
+@pytest.mark.parametrize("key", ["sha256", "assets"])
+def test_a_key_that_names_no_digest_hides_nothing(tmp_path, whole, key):
     path = shutil.copytree(whole, tmp_path / "s")
     text = (path / "plan.json").read_text()
-    (path / "plan.json").write_text('"sha257"'.join(text.rsplit('"sha256"', 1)))
+    (path / "plan.json").write_text('"other"'.join(text.rsplit(f'"{key}"', 1)))
     with pytest.raises(StoreError, match=r"plan\.json: has changed"):
         QuantizedStore(path)
 
