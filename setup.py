@@ -51,7 +51,7 @@ class AnyPython(bdist_wheel):
 if {"bdist_wheel", "editable_wheel", "build_ext"} & set(sys.argv):
     problem = configure()
     if problem is not None:
-        print(f"without the native library for ONNX Runtime (docs/custom-op.md): {problem}", file=sys.stderr)
+        print(f"without the native library for ONNX Runtime (docs/reference/custom-op.md): {problem}", file=sys.stderr)
 else:
     problem = "not asked for"
 setup(

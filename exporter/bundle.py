@@ -1,9 +1,9 @@
-"""A bundle: a model file as an app ships it, with all that it needs and the means to check every byte (docs/bundle.md).
+"""A bundle: a model file as an app ships it, with all that it needs and the means to check every byte (docs/reference/bundle.md).
 
 ::
 
     DIR/SHA256SUMS          of every other file; its own sha256 is what an app pins
-    DIR/manifest.json       docs/bundle.schema.json
+    DIR/manifest.json       docs/reference/bundle.schema.json
     DIR/MODEL_CARD.md       the same for people
     DIR/verify_bundle.py    checks it all, alone
     DIR/licences/           texts
@@ -48,7 +48,7 @@ PACKAGES = {
     ("llama.cpp", "ios"): "llama.xcframework",
     ("llama.cpp", "web"): "@wllama/wllama",
 }
-# The oldest that gave what today's give, by trial (docs/bundle.md); older ones load some of the files and compute them wrong.
+# The oldest that gave what today's give, by trial (docs/reference/bundle.md); older ones load some files and compute them wrong.
 MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6451"}
 CHUNK = 1 << 20
 EVAL_DOOR = Door(ConfigError, "it is not what `adadim eval --json` writes", MIB)

@@ -29,7 +29,7 @@ from quantize.seal import OPEN, closed
 from quantize.store import QuantizedStore, TensorRecord
 from quantize.types import F32, Axis, PlainTensor, QuantizedTensor
 
-DATA_SEAL, HEADER_SEAL = "adadim.sha256.data", "adadim.sha256.header"  # see docs/gguf-adadim.md
+DATA_SEAL, HEADER_SEAL = "adadim.sha256.data", "adadim.sha256.header"  # see docs/reference/gguf-adadim.md
 OPEN_SEALS = dict.fromkeys((DATA_SEAL, HEADER_SEAL), Value.encode(ValueType.STRING, OPEN))
 MAX_NAME = 63  # bytes; ggml's GGML_MAX_NAME with its end
 

@@ -25,7 +25,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "q4_0": 2, "q4_1": 3, "q8_0": 7, "
 FILE_TYPES |= {"q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "tq2_0": 37, "mxfp4": 38}
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 TO_ONNX = "this model cannot be a GGUF; --target onnxruntime can hold it"
-FORMAT_VERSION = 1  # of docs/gguf-adadim.md
+FORMAT_VERSION = 1  # of docs/reference/gguf-adadim.md
 
 
 def build_metadata(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
@@ -134,7 +134,7 @@ def _file_type(store: QuantizedStore) -> int:
 
 
 def _provenance(store: QuantizedStore) -> Metadata:
-    """The ``adadim.*`` keys of docs/gguf-adadim.md."""
+    """The ``adadim.*`` keys of docs/reference/gguf-adadim.md."""
     header = store.header
     config, calibration = _mapping(header.get("config")), _mapping(header.get("calibration"))
     texts = {

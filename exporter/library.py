@@ -21,7 +21,7 @@ def custom_op_path() -> Path:
     if not path.is_file():
         raise ExportError(
             f"{path}: not built; fetch ONNX Runtime's headers with tools/fetch_runtime_sdk.py and install again where cmake, "
-            "a C++ compiler and Google Highway are (docs/custom-op.md), or do without: the portable body gives the same"
+            "a C++ compiler and Google Highway are (docs/reference/custom-op.md), or do without: the portable body gives the same"
         )
     return path
 

@@ -1,6 +1,6 @@
 """``ai.adadim::MatMulAdaDim``: codes of 2, 3, 4 or 8 bits on both axes, and the function that runs it without a kernel.
 
-docs/matmul-adadim.md is the specification.
+docs/reference/matmul-adadim.md is the specification.
 """
 
 from __future__ import annotations

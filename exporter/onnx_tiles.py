@@ -1,6 +1,6 @@
 """Layout 1 of MatMulAdaDim: codes, scales and zero points in the order in which its kernels read them.
 
-docs/matmul-adadim.md is the specification. Rows are OC for PER_OC, IC for PER_IC; a tile is 16 output channels, a block
+docs/reference/matmul-adadim.md is the specification. Rows are OC for PER_OC, IC for PER_IC; a tile is 16 output channels, a block
 32 input channels; both are filled up with zeros.
 """
 

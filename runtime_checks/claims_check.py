@@ -96,7 +96,7 @@ def _json(text: str, where: str) -> Any:  # noqa: ANN401
 
 
 def _expected_gguf(store: QuantizedStore) -> dict[str, Any]:
-    """The keys of docs/gguf-adadim.md; what the store does not know is not in the file."""
+    """The keys of docs/reference/gguf-adadim.md; what the store does not know is not in the file."""
     config, calibration, source, imatrix = (store.header.get(key) or {} for key in ("config", "calibration", "source", "imatrix"))
     texts = {
         "version": store.header.get("version"),

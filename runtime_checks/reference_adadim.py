@@ -1,4 +1,4 @@
-"""A node of MatMulAdaDim by its specification (docs/matmul-adadim.md): shapes are compared before anything is read."""
+"""A node of MatMulAdaDim by its specification (docs/reference/matmul-adadim.md): shapes are compared before anything is read."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
     MatMulNBits           B U8[N, ceil(K / block), block * bits / 8], scales [N, ceil(K / block)],
                           zero points packed U8[N, ceil(n_blocks * bits / 8)], or absent: 2**(bits - 1)
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
-    MatMulAdaDim          docs/matmul-adadim.md
+    MatMulAdaDim          docs/reference/matmul-adadim.md
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
                           [groups, 1, 1, K] multiplies its input; zero_point U4 or U8 of the same shape
 

@@ -1,4 +1,4 @@
-"""Layout 1 of MatMulAdaDim read back by numpy alone (docs/matmul-adadim.md): tiles of 16 output channels by blocks of 32 inputs.
+"""Layout 1 of MatMulAdaDim read back by numpy alone (docs/reference/matmul-adadim.md): tiles of 16 outputs, blocks of 32 inputs.
 
 In a line of 64 bytes, output n of the tile owns bytes 4n to 4n + 3: one for each of four input channels, a step. A block of
 eight steps takes ``bits`` lines::

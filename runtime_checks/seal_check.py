@@ -1,4 +1,4 @@
-"""The digests that a file holds of itself (docs/verify.md), computed anew from its bytes.
+"""The digests that a file holds of itself (docs/reference/verify.md), computed anew from its bytes.
 
 They see a changed byte where nothing else is there to compare with. Whoever changes a file on purpose can seal it again.
 """

@@ -14,7 +14,8 @@ def built(path: str) -> Path:
     found = ROOT / path
     if not found.is_file():
         pytest.skip(
-            f"{path} is not there; `make native apps` builds it where what that needs is (docs/custom-op.md, docs/web.md)"
+            f"{path} is not there; `make native apps` builds it where what that needs is "
+            "(docs/reference/custom-op.md, docs/guides/web.md)"
         )
     return found
 

@@ -74,4 +74,4 @@ def test_a_library_that_cannot_be_built_stops_ci(ci, code, said, tmp_path):
     environment = os.environ | {"CI": ci, "PATH": str(tmp_path)}
     done = subprocess.run([ROOT / "tools/build_native.sh"], env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == code
-    assert said in done.stdout + done.stderr and "cmake is not there (docs/custom-op.md)" in done.stdout + done.stderr
+    assert said in done.stdout + done.stderr and "cmake is not there (docs/reference/custom-op.md)" in done.stdout + done.stderr

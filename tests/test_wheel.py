@@ -81,4 +81,4 @@ def test_without_headers_the_wheel_is_pure_and_it_is_said_once(source):
     assert str(held.filename).endswith("-py3-none-any.whl")
     assert printed.count("without the native library") == 1
     line = next(line for line in printed.splitlines() if "without the native library" in line)
-    assert line.strip().endswith("(docs/custom-op.md): CMake Error: ONNX Runtime's headers are not there")
+    assert line.strip().endswith("(docs/reference/custom-op.md): CMake Error: ONNX Runtime's headers are not there")

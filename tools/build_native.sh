@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 
 without() {
   if [ -n "${CI:-}" ]; then
-    echo "the native library cannot be built: $1 (docs/custom-op.md)" >&2
+    echo "the native library cannot be built: $1 (docs/reference/custom-op.md)" >&2
     exit 1
   fi
-  echo "going on without the native library: $1 (docs/custom-op.md)"
+  echo "going on without the native library: $1 (docs/reference/custom-op.md)"
   exit 0
 }
 command -v cmake >/dev/null || without "cmake is not there"
@@ -27,5 +27,5 @@ build sanitize-threads
 if command -v aarch64-linux-gnu-g++ >/dev/null; then
   build linux-arm64
 else
-  echo "going on without the library for arm64: aarch64-linux-gnu-g++ is not there (docs/custom-op.md)"
+  echo "going on without the library for arm64: aarch64-linux-gnu-g++ is not there (docs/reference/custom-op.md)"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the model of the demo and of docs/accuracy.md: SmolLM2-135M-Instruct, spread off its Q4_1 lattice.
+"""Make the model of the demo and of docs/evidence/accuracy.md: SmolLM2-135M-Instruct, spread off its Q4_1 lattice.
 
 The weights that can be fetched are Q4_1: they lie on a 4-bit lattice per output channel, so a quantizer that rounds to
 such a lattice gets them back for free. Seeded uniform dither of one lattice step takes that advantage away. What is left

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What docs/kernel.md says of MatMulAdaDim's kernel beyond `adadim bench kernel`.
+"""What docs/evidence/kernel.md says of MatMulAdaDim's kernel beyond `adadim bench kernel`.
 
 usage: measure_kernel.py accuracy MODEL_DIR   # error of 8-bit activations on a model's own, beside MatMulNBits
        measure_kernel.py memory               # of a session on 8 large linears

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the page of apps/web with a bundle that has answered: docs/web.png. Needs `make apps` and chromium.
+"""Draw the page of apps/web with a bundle that has answered: docs/images/web.png. Needs `make apps` and chromium.
 
-usage: screenshot_web.py BUNDLE --out docs/web.png [--scheme dark]
+usage: screenshot_web.py BUNDLE --out docs/images/web.png [--scheme dark]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// Y = A * W of ai.adadim::MatMulAdaDim (docs/matmul-adadim.md), without ONNX Runtime.
+// Y = A * W of ai.adadim::MatMulAdaDim (docs/reference/matmul-adadim.md), without ONNX Runtime.
 #ifndef ADADIM_KERNEL_H_
 #define ADADIM_KERNEL_H_
 

@@ -49,7 +49,7 @@ struct Error {
   va_start(arguments, format);
   std::vsnprintf(what, sizeof what, format, arguments);
   va_end(arguments);
-  std::snprintf(message, sizeof message, "MatMulAdaDim node '%s': %s; see docs/matmul-adadim.md", node.name.c_str(), what);
+  std::snprintf(message, sizeof message, "MatMulAdaDim node '%s': %s; see docs/reference/matmul-adadim.md", node.name.c_str(), what);
   throw Error{node.api->CreateStatus(ORT_INVALID_ARGUMENT, message)};
 }
 

@@ -1,4 +1,4 @@
-// The shapes of a node's weights, from its attributes (docs/matmul-adadim.md).
+// The shapes of a node's weights, from its attributes (docs/reference/matmul-adadim.md).
 #ifndef ADADIM_SHAPES_H_
 #define ADADIM_SHAPES_H_
 

@@ -24,7 +24,7 @@ from tests.exporter.bundles import archive, elf
 from tests.runtime_checks.made import Made, make
 
 ROOT = Path(__file__).parent.parent.parent
-SCHEMA = json.loads((ROOT / "docs" / "bundle.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "bundle.schema.json").read_text())
 PART = 1 << 14
 FORMS = ("llama.cpp", "onnx-oc", "onnx-adadim")
 

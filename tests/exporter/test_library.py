@@ -119,7 +119,7 @@ def test_a_folder_without_a_right_config_is_left_alone(text, tmp_path):
 
 def test_where_no_library_was_built(monkeypatch, made, tmp_path, capsys):
     monkeypatch.setattr(exporter.library, "LIBRARY", "libnone.so")
-    with pytest.raises(ExportError, match=r"custom_op/libnone\.so: not built; .*docs/custom-op\.md"):
+    with pytest.raises(ExportError, match=r"custom_op/libnone\.so: not built; .*docs/reference/custom-op\.md"):
         custom_op_path()
     assert main(["export", "onnx", str(made.store.path), "--out", str(tmp_path / "out"), "--with-library"]) == 2
     assert "libnone.so: not built" in capsys.readouterr().err

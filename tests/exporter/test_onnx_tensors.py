@@ -15,7 +15,7 @@ from quantize.store import TensorRecord
 ON_CONSTANTS = {"Cast", "Sub", "Mul zero", "Reshape zero", "Transpose", "Split scales", "Cast scale"}  # folded at load
 GOLDEN = [
     (2, [1, 2, 3, 0, 3], "3903"),
-    (3, [1, 2, 3, 4, 5, 6, 7, 0], "d1581f"),  # the example of docs/matmul-adadim.md
+    (3, [1, 2, 3, 4, 5, 6, 7, 0], "d1581f"),  # the example of docs/reference/matmul-adadim.md
     (4, [1, 2, 15], "210f"),
     (8, [1, 255], "01ff"),
 ]

@@ -11,7 +11,7 @@ from quantize import Axis, make_grid
 
 # codes[n, k] of output 1, inputs 0 to 31: their order shows in the bytes
 RAMP = {8: np.arange(32), 4: np.arange(32) % 16, 3: np.arange(32) % 8, 2: np.arange(32) % 4}
-# the bytes 4 to 7 (of output 1) of each line, from docs/matmul-adadim.md
+# the bytes 4 to 7 (of output 1) of each line, from docs/reference/matmul-adadim.md
 LINES = {
     8: [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]],
     4: [[0x40, 0x51, 0x62, 0x73], [0xC8, 0xD9, 0xEA, 0xFB], [0x40, 0x51, 0x62, 0x73], [0xC8, 0xD9, 0xEA, 0xFB]],

@@ -34,7 +34,7 @@ def edit(folder: Path, change) -> None:
     ("bits", "packed", "values"),
     [
         (2, [0b11100100, 0b00000001], [0, 1, 2, 3, 1]),
-        (3, [0xD1, 0x58, 0x1F], [1, 2, 3, 4, 5, 6, 7, 0]),  # the example of docs/matmul-adadim.md
+        (3, [0xD1, 0x58, 0x1F], [1, 2, 3, 4, 5, 6, 7, 0]),  # the example of docs/reference/matmul-adadim.md
         (4, [0x21, 0x03], [1, 2, 3]),
         (8, [7, 255], [7, 255]),
     ],

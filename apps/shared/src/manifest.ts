@@ -1,4 +1,4 @@
-/** What a client reads of a bundle's manifest.json (docs/bundle.schema.json has all of it). */
+/** What a client reads of a bundle's manifest.json (docs/reference/bundle.schema.json has all of it). */
 
 import { isPlain, isSha256 } from "./names";
 import { cut, Unusable } from "./problems";
