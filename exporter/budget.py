@@ -72,7 +72,7 @@ class Allocator:
         if least.size > goal:
             raise ConfigError(
                 f"{self.source.path}: no {self.target.name} file of {goal:,} bytes; the smallest takes {least.size:,}: "
-                f"pass --target-size {-(-least.size // 10**4) / 100:.2f}MB"
+                f"ask for at least {-(-least.size // 10**4) / 100:.2f}MB"
             )
         allowed = goal - least.rest
         found = attempt(allowed)

@@ -1,4 +1,4 @@
-"""The command ``adadim``: argparse -> one call each. The composition root, the only file that may import everything.
+"""The command ``adadim``: argparse -> one call each. It composes: only it and ``cli_run`` may import everything.
 
 Exit codes: 0 done; 1 ``verify`` (alone, in ``run`` or of a bundle) found a miss, or ``compare`` could not measure a file;
 2 bad input, said in one line; 130 interrupted, 143 terminated, 129 hung up.
@@ -11,14 +11,13 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.cli_bundle import VERIFY, bundle, joined_command, verified_bundle
 from exporter.cli_completion import completion
-from exporter.cli_options import DEFAULT_RUN_TARGETS, build_parser, quantize_config
+from exporter.cli_options import build_parser, quantize_config
 from exporter.cli_process import finished, guarded, prepare_streams, quiet_libraries, say, warn
-from exporter.cli_reports import json_bytes, json_output, page_of, report_of
+from exporter.cli_reports import json_output, page_of
 from exporter.cli_size import has_target_size, model_plan
 from exporter.cli_text import kept_texts
 from exporter.cli_values import check_whole
@@ -33,10 +32,7 @@ from quantize.progress import silence
 from quantize.telemetry import stay_offline
 
 if TYPE_CHECKING:
-    from exporter.cli_export import Made
-    from quantize.checkpoint import Checkpoint
-    from quantize.plan import ModelPlan
-    from quantize.store import QuantizedStore
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +72,7 @@ def _quantize(args: Namespace) -> int:
         with planned_store(source, plan) as store:
             say(store_summary(store, f"{args.source}, planned"))
     else:
-        say(store_summary(quantize_planned(source, args.out, plan, args.force)))
+        say(store_summary(quantize_planned(source, {args.out: plan}, args.force)[0]))
     return 0
 
 
@@ -103,22 +99,16 @@ def _export(args: Namespace) -> int:
 def _verify(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.store import QuantizedStore
+    from runtime_checks.results import checks_report
+    from runtime_checks.verify import verify
 
     check_whole(args.path)
     with json_output(args) as save:
         store = None if args.store is None else QuantizedStore(args.store)
-        report = _checks(args.path, open_checkpoint(args.source), store)
+        report = checks_report(verify(args.path, open_checkpoint(args.source), store))
         save(report)
     say(checks_summary(report, str(args.path)))
     return 0 if report["ok"] else 1
-
-
-def _checks(path: Path, source: Checkpoint, store: QuantizedStore | None) -> dict[str, Any]:
-    """The report of ``verify`` with its fixed keys."""
-    from runtime_checks.verify import verify
-
-    checks = verify(path, source, store)
-    return {"ok": bool(checks) and all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}
 
 
 def _eval(args: Namespace) -> int:
@@ -240,40 +230,9 @@ def _completion(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
-    from exporter.cli_export import RunOutputs, found
-    from quantize import open_checkpoint
+    from exporter.cli_run import run
 
-    outputs = {target: RunOutputs.under(args.out, target) for target in args.target or DEFAULT_RUN_TARGETS}
-    for each in outputs.values():
-        each.check(args.force)
-    source = open_checkpoint(args.source)
-    for target in outputs:
-        check_source(source, target, args.tokenizer_pre)
-        warn(source_notes(source, target))
-    plans = [model_plan(args, quantize_config(args), source, target) for target in outputs]
-    made = [found(args, source, plan, outputs[plan.target.name]) for plan in plans]  # all are looked at before any work
-    verdicts = [_run_target(args, source, plan, each) for plan, each in zip(plans, made, strict=True)]
-    return 0 if all(verdicts) else 1
-
-
-def _run_target(args: Namespace, source: Checkpoint, plan: ModelPlan, made: Made) -> bool:
-    """What an earlier run of the same command has made is taken, the rest is made."""
-    from exporter.cli_export import write
-    from quantize.pipeline import quantize_planned
-
-    outputs, store = made.outputs, made.store
-    if store is None:
-        store = quantize_planned(source, outputs.store, plan, args.force)
-        say(store_summary(store))
-    if not made.exported:
-        say(write(args, store, outputs.path, outputs.file_format))
-    report = made.report
-    if report is None:
-        with new_file(outputs.report, args.force, report_of("verify")) as file:
-            report = _checks(outputs.path, source, store)
-            file.write(json_bytes(report))
-    say("\n".join([*made.taken(), checks_summary(report, str(outputs.path))]))
-    return bool(report["ok"])
+    return run(args)
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {

@@ -40,16 +40,21 @@ def add_eval(commands: Subparsers) -> None:
 
 def _add_measured_on(parser: OneLineParser) -> None:
     """The text and how much of it is read."""
+    add_measured_text(parser, BUILTIN)
+    parser.add_argument("--context", type=positive, default=512, metavar="N", help="tokens a chunk (default: %(default)s)")
+    parser.add_argument("--chunks", type=positive, metavar="N", help="(default: the whole text)")
+    parser.add_argument("--weights-only", action="store_true", help="run the decoded weights in torch (default: the runtime)")
+
+
+def add_measured_text(parser: argparse._ActionsContainer, default: str | None) -> None:
+    """--text; ``default`` as it is in the arguments."""
     parser.add_argument(
         "--text",
         type=text_path,
         metavar="FILE|builtin",
-        default=BUILTIN,
+        default=default,
         help="UTF-8 text that was not calibrated on (default: the end of the built-in one, which flatters)",
     )
-    parser.add_argument("--context", type=positive, default=512, metavar="N", help="tokens a chunk (default: %(default)s)")
-    parser.add_argument("--chunks", type=positive, metavar="N", help="(default: the whole text)")
-    parser.add_argument("--weights-only", action="store_true", help="run the decoded weights in torch (default: the runtime)")
 
 
 def measuring_text(word: str) -> CalibrationText:

@@ -39,9 +39,9 @@ class RunOutputs:
     file_format: str
 
     @classmethod
-    def under(cls, out: Path, target: str) -> Self:
-        """Their places in ``run --out``."""
-        folder, file_format = out / target, "gguf" if target in GGUF_TARGETS else "onnx"
+    def under(cls, folder: Path, target: str) -> Self:
+        """Their places in a folder of their own."""
+        file_format = "gguf" if target in GGUF_TARGETS else "onnx"
         name = "model.gguf" if file_format == "gguf" else "onnx"
         return cls(folder / "store", folder / name, folder / "verify.json", file_format)
 

@@ -8,12 +8,12 @@ from importlib.metadata import version
 
 from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
 from exporter.cli_bundle import add_bundle
-from exporter.cli_compare import add_compare, add_eval
+from exporter.cli_compare import add_compare, add_eval, add_measured_text
 from exporter.cli_completion import add_completion
 from exporter.cli_parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli_report import add_report
 from exporter.cli_size import add_size_options
-from exporter.cli_values import file_path, group_size, positive, text_path, transform_names, whole
+from exporter.cli_values import BITS, file_path, group_size, positive, text_path, transform_names, whole, widths
 from exporter.targets import TARGETS
 from quantize import transforms
 from quantize.effort import EFFORTS
@@ -24,7 +24,6 @@ from quantize.plan import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
-BITS = (2, 3, 4, 5, 8)
 CONTEXT = 4096
 
 
@@ -77,14 +76,18 @@ def _add_quantize(commands: Subparsers) -> None:
 
 
 def _add_run(commands: Subparsers) -> None:
-    example = "adadim run ./SmolLM2-135M --out ./phone --target llama.cpp --target onnxruntime"
-    parser = command(commands, "run", "quantize, export and verify for each target", example)
+    example = "adadim run ./SmolLM2-135M --out ./phone\n  adadim run ./SmolLM2-135M --sizes 80MB,92MB,105MB"
+    parser = command(commands, "run", "quantize, export and verify for each target, or each of several sizes", example)
     _add_source(parser)
-    parser.add_argument("--out", metavar="DIR", type=file_path, required=True, help="directory to write; one folder per target")
     parser.add_argument(
-        "--target", choices=tuple(TARGETS), action="append", help=f"may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)})"
+        "--out", metavar="DIR", type=file_path, help="directory to write; one folder per target (default: ./NAME-adadim)"
     )
-    _add_config_options(parser)
+    targets = f"may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)}; of several sizes or widths the first)"
+    parser.add_argument("--target", choices=tuple(TARGETS), action="append", help=targets)
+    _add_config_options(parser, several=True)
+    measured = parser.add_argument_group("what several files are measured on, for compare.json and report.html beside them")
+    add_measured_text(measured, default=None)
+    measured.add_argument("--chunks", type=positive, metavar="N", help="of 512 tokens (default: 8)")
     _add_gguf_options(parser)
     _add_onnx_options(parser)
     add_common(parser)
@@ -98,13 +101,14 @@ def _add_target(parser: OneLineParser) -> None:
     parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
 
 
-def _add_config_options(parser: OneLineParser) -> None:
-    _add_grid_options(parser.add_argument_group("what the weights become"))
-    add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"))
+def _add_config_options(parser: OneLineParser, several: bool = False) -> None:
+    """``several``: more than one width, or size, may be asked for, as a ladder of files."""
+    _add_grid_options(parser.add_argument_group("what the weights become"), several)
+    add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"), several)
     _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
 
 
-def _add_grid_options(group: argparse._ArgumentGroup) -> None:
+def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
     group.add_argument(
         "--effort",
         choices=tuple(EFFORTS),
@@ -113,9 +117,11 @@ def _add_grid_options(group: argparse._ArgumentGroup) -> None:
         "best: more text, then rounding learned and scales tuned",
     )
     group.add_argument("--method", choices=METHODS, help="rounding and axis (default: the effort's)")
-    group.add_argument(
-        "--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=f"5 on ggml grids only (default: {DEFAULT_BITS})"
-    )
+    told = f"5 on ggml grids only (default: {DEFAULT_BITS})"
+    if several:
+        group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
+    else:
+        group.add_argument("--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=told)
     group.add_argument("--grid", metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)")
     group.add_argument(
         "--group-size",

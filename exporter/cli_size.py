@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from exporter.cli_values import bits_per_weight, file_path, file_size
+from exporter.cli_values import bits_per_weight, file_path, file_size, file_sizes
 from exporter.file_size import size_of_bits
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.errors import ConfigError
@@ -16,9 +17,16 @@ if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint
 
 
-def add_size_options(group: argparse._ArgumentGroup) -> None:
-    """To ``quantize`` and ``run``."""
+def add_size_options(group: argparse._ArgumentGroup, several: bool) -> None:
+    """To ``quantize`` and ``run``, which makes ``several`` files too."""
     sizes = group.add_mutually_exclusive_group()
+    if several:
+        sizes.add_argument(
+            "--sizes",
+            type=file_sizes,
+            metavar="SIZE,SIZE",
+            help="a file of each, from one set of statistics, measured side by side (default: none)",
+        )
     sizes.add_argument(
         "--target-size",
         type=file_size,
@@ -40,24 +48,33 @@ def has_target_size(args: argparse.Namespace) -> bool:
 
 def model_plan(args: argparse.Namespace, config: QuantizeConfig, source: Checkpoint, target_name: str) -> ModelPlan:
     """From options for every tensor alike, or for a file's size. Raises ConfigError, PlanError."""
+    if has_target_size(args):
+        goal = args.target_size if args.target_bpw is None else size_of_bits(source.specs, args.target_bpw)
+        return size_plans(args, config, source, target_name, [goal])[0]
+    if args.sensitivity is not None:
+        raise ConfigError(f"--sensitivity {args.sensitivity}: is for --target-size and --target-bpw; give one or drop it")
     target = TARGETS[target_name]
-    if not has_target_size(args):
-        if args.sensitivity is not None:
-            raise ConfigError(f"--sensitivity {args.sensitivity}: is for --target-size and --target-bpw; give one or drop it")
-        return ModelPlan(config, target, build_plan(source.specs, config, target))
+    return ModelPlan(config, target, build_plan(source.specs, config, target))
+
+
+def size_plans(
+    args: argparse.Namespace, config: QuantizeConfig, source: Checkpoint, target_name: str, goals: Sequence[int]
+) -> list[ModelPlan]:
+    """For files of these sizes in bytes; the sensitivity is read or measured once. Raises ConfigError."""
     from exporter.budget import Allocator, check_free
     from quantize.sensitivity import measure_sensitivity, read_sensitivity
 
     check_free(config)
-    goal = args.target_size if args.target_bpw is None else size_of_bits(source.specs, args.target_bpw)
+    target = TARGETS[target_name]
     if args.sensitivity is None:
         sensitivity = measure_sensitivity(source, config, target)
     else:
         sensitivity = read_sensitivity(args.sensitivity, source, target)
-    return Allocator(source, config, target, sensitivity, partial(_planned_size, args, source)).plan(goal)
+    allocator = Allocator(source, config, target, sensitivity, partial(planned_size, args, source))
+    return [allocator.plan(goal) for goal in goals]
 
 
-def _planned_size(args: argparse.Namespace, source: Checkpoint, plan: ModelPlan) -> int:
+def planned_size(args: argparse.Namespace, source: Checkpoint, plan: ModelPlan) -> int:
     """Of the file that `export` makes: with the options of `run`, or the defaults for `quantize`, which has none of them."""
     from quantize.pipeline import planned_store
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from exporter.file_size import parse_size
 from quantize import transforms
@@ -15,6 +16,8 @@ from quantize.kinds import Wanted, folder_meant
 from quantize.plan import WHOLE_CHANNEL
 
 MOST_BITS = 32
+BITS = (2, 3, 4, 5, 8)
+T = TypeVar("T")
 
 
 def file_path(word: str) -> Path:
@@ -75,6 +78,26 @@ def file_size(word: str) -> int:
         return parse_size(word)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def file_sizes(word: str) -> tuple[tuple[str, int], ...]:
+    """As they are written and in bytes, from 80MB,92MB."""
+    sizes = tuple((size.replace(" ", ""), file_size(size)) for size in word.split(","))
+    return _no_two(sizes, [size for _, size in sizes], word)
+
+
+def widths(word: str) -> tuple[int, ...]:
+    """Bits of weights, from 3,4,5."""
+    bits = tuple(int(one) if one.isdecimal() else 0 for one in word.split(","))
+    if not set(bits) <= set(BITS):
+        raise argparse.ArgumentTypeError(f"{word!r}: choose among {', '.join(map(str, BITS))}, with commas between them")
+    return _no_two(bits, bits, word)
+
+
+def _no_two(values: tuple[T, ...], alike: Sequence[object], word: str) -> tuple[T, ...]:
+    if len(set(alike)) < len(values):
+        raise argparse.ArgumentTypeError(f"{word!r} names one twice")
+    return values
 
 
 def bits_per_weight(word: str) -> float:

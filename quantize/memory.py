@@ -23,11 +23,16 @@ def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where:
         times, mend = WHOLE, "give --token-weight unit"
     else:
         return
-    needed, there = times * 4 * sum(spec.size for spec in specs.values()), _physical()
+    needed, there = _float32(specs) * times, _physical()
     if needed > there:
         raise ConfigError(
             f"{where}: takes about {needed / GIB:.0f} GiB of memory, and this machine has {there / GIB:.0f}; {mend}"
         )
+
+
+def fits(specs: Mapping[str, TensorSpec], times: float) -> bool:
+    """Whether the source's float32 weights fit into this machine's memory that many times."""
+    return times * _float32(specs) <= _physical()
 
 
 def return_freed() -> None:
@@ -35,6 +40,11 @@ def return_freed() -> None:
     next: after 64 sequences of SmolLM2-135M 5.7 GB, where 1.6 are in use."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _float32(specs: Mapping[str, TensorSpec]) -> int:
+    """Bytes of all its weights."""
+    return 4 * sum(spec.size for spec in specs.values())
 
 
 def _physical() -> int:

@@ -61,6 +61,7 @@ def isolated_runner(path: Path, context: int) -> Runner:
 
 
 @cache
-def checking_children() -> tuple[Child, Child]:
-    """One for texts and templates, limited, and one for all else; kept, as starting them takes longer than many a check."""
+def checking_children(lane: int = 0) -> tuple[Child, Child]:
+    """For each file that is checked at the same time one for texts and templates, limited, and one for all else; they are kept,
+    as starting them takes longer than many a check."""
     return Child(TEXT_LIMITS), Child()

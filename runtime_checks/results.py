@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ class Check:
         """The five keys, and a note if there is one; an infinite error (JSON has none) becomes the largest float."""
         out = asdict(self) | {"error": min(self.error, 1.7976931348623157e308)}
         return out if self.note else {key: value for key, value in out.items() if key != "note"}
+
+
+def checks_report(checks: Sequence[Check]) -> dict[str, Any]:
+    """The report of ``verify`` with its fixed keys."""
+    return {"ok": bool(checks) and all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}
 
 
 def within(name: str, tensor: str, error: float, tolerance: float) -> Check:

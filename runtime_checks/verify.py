@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.child import ChildEnded
 from quantize.errors import FileFormatError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
+from quantize.memory import fits
 from quantize.progress import track
 from quantize.store import QuantizedStore
 from runtime_checks.claims_check import check_claims
@@ -44,6 +47,7 @@ STEPS: dict[str, Step] = {  # the cheap ones first
     "model": lambda path, source, _: check_model(path, source),
 }
 OF_TEXTS = ("tokenizer",)
+DECODED = 3.0  # times the float32 weights: what a check of the whole model holds at once, runtime included
 
 
 def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) -> list[Check]:
@@ -53,21 +57,48 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) 
     ``source`` and ``store`` by their paths. Raises FileFormatError if there is no such file at all, and
     CheckpointError or CalibrationError if the source is no use as a measure.
     """
+    _check_ours(path)
+    return [check for name in track(STEPS, "verifying", len(STEPS)) for check in _checked(name, path, source, store)]
+
+
+def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) -> list[list[Check]]:
+    """``verify`` of each file of one source against its store, two side by side where there is the memory for it."""
+    for path in files:
+        _check_ours(path)
+    idle = SimpleQueue[int]()
+    lanes = min(len(files), 2 if fits(source.specs, 2 * DECODED) else 1)
+    for lane in range(lanes):
+        idle.put(lane)
+
+    def one(pair: tuple[Path, QuantizedStore | None]) -> list[Check]:
+        lane = idle.get()
+        try:
+            return [check for name in STEPS for check in _checked(name, pair[0], source, pair[1], lane)]
+        finally:
+            idle.put(lane)
+
+    with ThreadPoolExecutor(lanes or 1) as pool:
+        return list(track(pool.map(one, files.items()), "verifying", len(files)))
+
+
+def _check_ours(path: Path) -> None:
+    """Raises FileFormatError if there is no such file, or none that adadim wrote."""
     if not (path / "model.onnx" if path.is_dir() else path).is_file() or kind_of(path) is Kind.ZIP:
         raise FileFormatError(mistaken(path, Wanted.FILE))
     if _foreign(path):
         raise FileFormatError(f"{path}: not written by adadim; measure it: adadim eval {path} --source MODEL")
-    texts, runtimes = checking_children()
-    checks = []
-    for name in track(STEPS, "verifying", len(STEPS)):
-        child = texts if name in OF_TEXTS else runtimes
-        try:
-            checks += child.call(check_step, name, path, source.path, None if store is None else store.path)
-        except (FileFormatError, DamagedFileError) as error:
-            checks.append(_missed(name, str(error)))
-        except ChildEnded as error:
-            checks.append(_missed(name, f"{path}: the process that ran it {error}"))
-    return checks
+
+
+def _checked(name: str, path: Path, source: Checkpoint, store: QuantizedStore | None, lane: int = 0) -> list[Check]:
+    """One of STEPS in a child of that lane; a file that cannot be read, or that ends it, is a miss."""
+    texts, runtimes = checking_children(lane)
+    child = texts if name in OF_TEXTS else runtimes
+    try:
+        return child.call(check_step, name, path, source.path, None if store is None else store.path)
+    except (FileFormatError, DamagedFileError) as error:
+        return [_missed(name, str(error))]
+    except ChildEnded as error:
+        return [_missed(name, f"{path}: the process that ran it {error}")]
 
 
 def check_step(name: str, path: Path, source: Path, store: Path | None) -> list[Check]:

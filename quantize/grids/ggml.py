@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantize.grids.least_squares import best_line, best_scale, fit_turned, spreads, whole_numbers
+from quantize.grids.least_squares import best_line, best_scale, fit_turned, spreads, whole_codes, whole_numbers
 from quantize.types import F32, U8, Array, Params
 
 BLOCK = 32
@@ -50,7 +50,7 @@ class GgmlSymmetric:
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code; a block whose d is 0 gets the middle."""
-        return np.clip(np.rint(divide(x, scale)) + zero, 0, 2**self.bits - 1).astype(np.uint8)
+        return whole_codes(divide(x, scale), zero, 2**self.bits - 1)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``d * (q - zero)`` (``dequantize_row_q4_0`` and its kin)."""
@@ -85,7 +85,7 @@ class GgmlOffset:
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code."""
-        return np.clip(np.rint(divide(x - zero, scale)), 0, 2**self.bits - 1).astype(np.uint8)
+        return whole_codes(divide(x - zero, scale), 0, 2**self.bits - 1)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``d * q + m`` (``dequantize_row_q4_1``), product and sum rounded one after the other."""
@@ -100,7 +100,8 @@ def to_float16(values: Array) -> Array:
 
 def divide(x: F32, scale: F32) -> F32:
     """x / scale, and 0 where scale is 0."""
-    return np.where(scale == 0, np.float32(0), x / np.where(scale == 0, np.float32(1), scale)).astype(np.float32)
+    quotient: F32 = np.divide(x, np.where(scale == 0, np.float32(np.inf), scale))
+    return quotient
 
 
 GGML_GRIDS = (

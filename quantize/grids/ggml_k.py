@@ -22,6 +22,7 @@ from quantize.grids.least_squares import (
     reciprocal,
     spreads,
     total,
+    whole_codes,
     whole_numbers,
 )
 from quantize.types import F32, U8, Array, Params
@@ -68,7 +69,7 @@ class GgmlKOffset:
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code."""
-        return np.clip(np.rint(divide(x - zero, scale)), 0, 2**self.bits - 1).astype(np.uint8)
+        return whole_codes(divide(x - zero, scale), 0, 2**self.bits - 1)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``(d * scale) * q - dmin * min`` (``dequantize_row_q4_K`` and its kin)."""

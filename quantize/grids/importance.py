@@ -36,6 +36,15 @@ def weighed(x: F32, importance: F32) -> tuple[F32, F32]:
     return x, w
 
 
+def seen(importance: F32) -> Array:
+    """Of each input channel, bool[IC], whether an error there is felt at all; ``importance`` F32[IC] is diag(H).
+
+    One that is not could take any value to mend what others lose on the calibration text, and would, as it costs nothing.
+    """
+    felt: Array = importance > max(UNSEEN * importance.mean(dtype=np.float64), np.finfo(np.float32).tiny)
+    return felt
+
+
 def _shared(x: F32, w: F32, unseen: Array, axes: int | tuple[int, ...]) -> F32:
     """What each unseen weight counts in the sums over ``axes``."""
     square = np.square(x)

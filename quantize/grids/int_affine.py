@@ -8,7 +8,7 @@ import numpy as np
 
 from quantize.errors import ConfigError
 from quantize.grids.ggml import CUTS
-from quantize.grids.least_squares import best_centred, best_scale, fit_turned, spreads, whole_numbers
+from quantize.grids.least_squares import best_centred, best_scale, fit_turned, spreads, whole_codes, whole_numbers
 from quantize.types import F32, U8, Array, Params
 
 BITS = (2, 3, 4, 8)
@@ -108,8 +108,7 @@ class IntAffine:
 
     def encode(self, x: F32, scale: F32, zero: F32) -> U8:
         """Nearest code, ties to even."""
-        codes: U8 = np.clip(np.rint(x / scale) + zero, 0, self._top).astype(np.uint8)
-        return codes
+        return whole_codes(x / scale, zero, self._top)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``(q - zero) * scale`` in float32, the order of onnxruntime's DequantizeLinear."""

@@ -5,14 +5,13 @@ Arrays are turned, F32[group, ...]: a step is one pass over contiguous memory, a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from quantize.grids.importance import weighed
-from quantize.types import F32, Array, Params
+from quantize.types import F32, U8, Array, Params
+from quantize.workers import in_threads, threads
 
 SLICE = 1 << 16  # weights fitted at a time: they and a few copies stay in the cache
 TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
@@ -40,11 +39,8 @@ def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32
             return fit(*weighed(turned(flat[part]), turned(weights[part])))
 
     starts = range(0, len(flat), step)
-    if len(starts) > 1:  # numpy lets go of the interpreter while it computes
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(fit_slice, starts))
-    else:
-        found = [fit_slice(start) for start in starts]
+    # numpy lets go of the interpreter while it computes
+    found = in_threads(fit_slice, starts) if min(len(starts), threads()) > 1 else [fit_slice(start) for start in starts]
     joined = {key: np.concatenate([np.moveaxis(params[key], -1, 0) for params in found]) for key in found[0]}
     return {key: value.reshape(*blocks.shape[:-1], *value.shape[1:]) for key, value in joined.items()}
 
@@ -181,6 +177,15 @@ def nearest_code(x: F32, inverse: F32, low: F32, top: int) -> F32:
     np.rint(q, out=q)
     clipped: F32 = np.clip(q, 0, top, out=q)
     return clipped
+
+
+def whole_codes(t: F32, zero: F32 | float, top: int) -> U8:
+    """round(t) + zero in 0..top; overwrites ``t``. Channels are encoded one by one, where np.clip's preamble would be felt."""
+    np.rint(t, out=t)
+    np.add(t, zero, out=t)
+    np.maximum(t, 0, out=t)
+    codes: U8 = np.minimum(t, top, out=t).astype(np.uint8)
+    return codes
 
 
 def whole_numbers(low: int, high: int) -> Nearest:

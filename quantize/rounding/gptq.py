@@ -7,75 +7,74 @@
     for each channel j:   q_j = round(w_j);  e = (w_j - q_j) / U_jj;  w_k -= U_jk * e  for all later k
 
 PER_OC: a group spans channels that are visited at different times, so its params are fitted up front on the original
-weights ("static groups"). PER_IC: a group lies inside one channel and is fitted at that channel's turn (AdaDim, section 3).
+weights ("static groups"). PER_IC: a group lies inside one channel (AdaDim, section 3) and is fitted when the block of channels
+that it is visited with begins, on weights that have absorbed the errors of all blocks before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantize.blocks import spread, to_blocks, to_rows
-from quantize.rounding.rtn import block_importance
+from quantize.rounding.rtn import Same, block_importance, fit_groups
 from quantize.types import F32, U8, Array, Axis, Grid, LayerStats, Params, QuantizedTensor
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
-LAZY_COLUMNS = 128  # errors go to the columns beyond this block in one matrix product
+FITTED_TOGETHER = 8  # channels: one by one is exact, eight times as slow, and .3 % better
+LAZY_COLUMNS = 64  # errors go to the channels beyond this block in one matrix product
 TRIANGLE = 64  # triangles up to this size are inverted directly
 
-RoundChannel = Callable[[int, F32], tuple[U8, F32]]  # (input channel, F32[OC]) -> codes, values
 
+class _Channels(Protocol):
+    """How input channels are rounded, in visiting order, and the params that this leaves behind."""
 
-@dataclass(frozen=True)
-class _Channels:
-    """How one input channel is rounded, and the params that this leaves behind."""
+    def begin(self, channels: NDArray[np.intp], values: F32) -> None:
+        """A block of input channels [n] is next, F32[n, OC] as they are by then."""
 
-    round: RoundChannel
-    params: Callable[[], Params]
+    def round(self, channel: int, values: F32) -> tuple[U8, F32]:
+        """Codes and values [OC] of one channel F32[OC]."""
+
+    def params(self) -> Params:
+        """Of the whole tensor."""
 
 
 def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None) -> QuantizedTensor:
     """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
     assert stats is not None, f"{name}: GPTQ needs statistics"
-    order, factor = _inverse_factor(_Shared(stats.hessian))
-    fit_channels = _static_groups if axis is Axis.PER_OC else _groups_at_turn
-    channels = fit_channels(weight, grid, block_importance(stats, grid, axis))
+    order, factor = _inverse_factor(Same(stats.hessian))
+    channels: _Channels
+    if axis is Axis.PER_OC:
+        channels = _StaticGroups(grid, fit_groups(weight, grid, axis, stats), weight.shape[1])
+    else:
+        channels = _GroupsInTurn(weight, grid, block_importance(stats, grid, axis))
     work = np.ascontiguousarray(weight.T[order])  # [IC in visiting order, OC]: a channel is one contiguous row
     codes = np.empty((weight.shape[1], weight.shape[0]), np.uint8)
     for start in range(0, len(order), LAZY_COLUMNS):
-        stop = min(start + LAZY_COLUMNS, len(order))
-        errors = np.empty((stop - start, weight.shape[0]), np.float32)
-        for i in range(start, stop):
-            codes[order[i]], values = channels.round(int(order[i]), work[i])
-            errors[i - start] = (work[i] - values) / factor[i, i]
-            work[i + 1 : stop] -= np.outer(factor[i, i + 1 : stop], errors[i - start])
-        work[stop:] -= factor[start:stop, stop:].T @ errors
+        block = slice(start, start + LAZY_COLUMNS)
+        errors = np.empty_like(work[block])
+        shares = np.ascontiguousarray(factor[block, block].T)
+        for i, channel in enumerate(order[block]):
+            if i % FITTED_TOGETHER == 0:
+                turn = slice(start + i, min(start + i + FITTED_TOGETHER, len(order)))
+                channels.begin(order[turn], work[turn] - shares[i : i + FITTED_TOGETHER, :i] @ errors[:i])
+            wanted = work[start + i] - shares[i, :i] @ errors[:i]
+            codes[channel], values = channels.round(int(channel), wanted)
+            np.divide(wanted - values, shares[i, i], out=errors[i])
+        work[block.stop :] -= factor[block, block.stop :].T @ errors
     return QuantizedTensor(name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, channels.params())
 
 
-@dataclass(frozen=True, eq=False)
-class _Shared:
-    """A Hessian F32[IC, IC] as a key: q, k and v come one after the other and share theirs; so do gate and up."""
-
-    hessian: F32
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Shared) and other.hessian is self.hessian
-
-    def __hash__(self) -> int:
-        return id(self.hessian)
-
-
 @lru_cache(maxsize=4)  # the inputs of one decoder layer, whose linears are rounded side by side
-def _inverse_factor(shared: _Shared) -> tuple[NDArray[np.intp], F32]:
+def _inverse_factor(hessian: Same[F32]) -> tuple[NDArray[np.intp], F32]:
     """Visiting order of the input channels and the upper Cholesky factor of the damped inverse in that order."""
-    diagonal = np.diag(shared.hessian).astype(np.float64)
+    shared = hessian.value
+    diagonal = np.diag(shared).astype(np.float64)
     order = np.argsort(-diagonal, kind="stable")
-    damped = shared.hessian[np.ix_(order, order)].astype(np.float64)
+    damped = shared[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.
     lower = np.linalg.cholesky(damped[::-1, ::-1])
@@ -94,28 +93,50 @@ def _invert_lower(lower: Array) -> Array:
     return out
 
 
-def _static_groups(weight: F32, grid: Grid, importance: F32) -> _Channels:
-    params = grid.fit(to_blocks(weight, grid.block_size), importance)
-    cols = weight.shape[1]
-    scale, zero = (np.ascontiguousarray(spread(value, grid.group_size, cols).T) for value in grid.scale_zero(params))
+class _StaticGroups:
+    """PER_OC."""
 
-    def round_channel(channel: int, values: F32) -> tuple[U8, F32]:
-        codes = grid.encode(values, scale[channel], zero[channel])
-        return codes, grid.decode(codes, scale[channel], zero[channel])
+    def __init__(self, grid: Grid, params: Params, cols: int) -> None:
+        self._grid, self._params = grid, params
+        self._scale, self._zero = (
+            np.ascontiguousarray(spread(value, grid.group_size, cols).T) for value in grid.scale_zero(params)
+        )
 
-    return _Channels(round_channel, lambda: params)
+    def begin(self, channels: NDArray[np.intp], values: F32) -> None:
+        """Nothing is left to fit."""
+
+    def round(self, channel: int, values: F32) -> tuple[U8, F32]:
+        """See _Channels."""
+        codes = self._grid.encode(values, self._scale[channel], self._zero[channel])
+        return codes, self._grid.decode(codes, self._scale[channel], self._zero[channel])
+
+    def params(self) -> Params:
+        """See _Channels."""
+        return self._params
 
 
-def _groups_at_turn(weight: F32, grid: Grid, importance: F32) -> _Channels:
-    fitted: dict[int, Params] = {}
+class _GroupsInTurn:
+    """PER_IC."""
 
-    def round_channel(channel: int, values: F32) -> tuple[U8, F32]:
-        fitted[channel] = params = grid.fit(to_blocks(values, grid.block_size), importance)
-        scale, zero = (spread(value, grid.group_size, len(values)) for value in grid.scale_zero(params))
-        codes = grid.encode(values, scale, zero)
-        return codes, grid.decode(codes, scale, zero)
+    def __init__(self, weight: F32, grid: Grid, importance: F32) -> None:
+        self._grid, self._importance, self._channels = grid, importance, weight.shape[1]
+        self._params: dict[str, Array] = {}
+        self._spread: dict[int, tuple[F32, F32]] = {}  # scale and zero of each channel that is next, F32[OC] each
 
-    def params() -> dict[str, Array]:
-        return {key: np.stack([fitted[i][key] for i in range(weight.shape[1])]) for key in fitted[0]}
+    def begin(self, channels: NDArray[np.intp], values: F32) -> None:
+        """Fit them together."""
+        fitted = self._grid.fit(to_blocks(values, self._grid.block_size), self._importance)
+        for key, value in fitted.items():
+            self._params.setdefault(key, np.empty((self._channels, *value.shape[1:]), value.dtype))[channels] = value
+        scale, zero = (spread(value, self._grid.group_size, values.shape[1]) for value in self._grid.scale_zero(fitted))
+        self._spread = dict(zip(channels.tolist(), zip(scale, zero, strict=True), strict=True))
 
-    return _Channels(round_channel, params)
+    def round(self, channel: int, values: F32) -> tuple[U8, F32]:
+        """See _Channels."""
+        scale, zero = self._spread[channel]
+        codes = self._grid.encode(values, scale, zero)
+        return codes, self._grid.decode(codes, scale, zero)
+
+    def params(self) -> Params:
+        """See _Channels."""
+        return self._params

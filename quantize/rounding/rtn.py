@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
+
 import numpy as np
 
 from quantize.blocks import spread, to_blocks, to_rows
-from quantize.types import F32, Axis, Grid, LayerStats, QuantizedTensor
+from quantize.types import F32, Axis, Grid, LayerStats, Params, QuantizedTensor
 
+T = TypeVar("T")
 CHUNK_WEIGHTS = 1 << 17  # encoded at a time: their scales, one for each weight, stay in the cache
 EVEN = np.ones(1, np.float32)  # of output channels of which nothing is known one matters like the other
 
@@ -14,7 +19,7 @@ EVEN = np.ones(1, np.float32)  # of output channels of which nothing is known on
 def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None = None) -> QuantizedTensor:
     """Quantize F32[OC, IC]; ``stats`` have every group's params searched for the least error by their importance."""
     rows = to_rows(weight, axis)
-    params = grid.fit(to_blocks(rows, grid.block_size), None if stats is None else block_importance(stats, grid, axis))
+    params = fit_groups(weight, grid, axis, stats)
     scale, zero = grid.scale_zero(params)
     codes, cols = np.empty(rows.shape, np.uint8), rows.shape[1]
     step = max(1, CHUNK_WEIGHTS // cols)
@@ -23,6 +28,30 @@ def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None
         own = (spread(value[part], grid.group_size, cols) for value in (scale, zero))
         codes[part] = grid.encode(rows[part], *own)
     return QuantizedTensor(name, codes, axis, grid, params)
+
+
+@dataclass(frozen=True, eq=False)
+class Same(Generic[T]):
+    """A value as a key: equal to itself alone."""
+
+    value: T
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def fit_groups(weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None) -> Params:
+    """The params of F32[OC, IC] as it is. The last are remembered: GPTQ may start from them, and is then compared with RTN."""
+    return _fitted(Same(weight), Same(grid), axis, Same(stats))
+
+
+@lru_cache(maxsize=8)  # linears of one decoder layer, which are rounded side by side
+def _fitted(weight: Same[F32], grid: Same[Grid], axis: Axis, stats: Same[LayerStats | None]) -> Params:
+    importance = None if stats.value is None else block_importance(stats.value, grid.value, axis)
+    return grid.value.fit(to_blocks(to_rows(weight.value, axis), grid.value.block_size), importance)
 
 
 def block_importance(stats: LayerStats, grid: Grid, axis: Axis) -> F32:

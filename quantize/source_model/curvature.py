@@ -115,6 +115,13 @@ class _Squares:
         return rows, {site: torch.stack(shares).mean(0).numpy() for site, shares in by_site.items()}
 
 
+def _draw(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One label for each row of probabilities [n, vocab], I64[n, 1]; torch.multinomial draws a number for each entry instead."""
+    upto = p.cumsum(-1)
+    wanted = torch.rand((len(p), 1), generator=generator) * upto[:, -1:]
+    return torch.searchsorted(upto, wanted, right=True).clamp_max(p.shape[1] - 1)
+
+
 class _Tables:
     """The same for embedding and head."""
 
@@ -137,7 +144,7 @@ class _Tables:
             self._head_rows += spread.sum(0)
             self._moment += (part * weight[:, None]).T @ part
             self._tokens += len(part)
-            drawn = torch.multinomial(p, 1, generator=generator)
+            drawn = _draw(p, generator)
             p.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=p.dtype))
             slopes[start : start + LOGIT_ROWS] = -p @ self._head
         return gradient

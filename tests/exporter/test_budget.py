@@ -175,7 +175,7 @@ def test_what_cannot_be_is_one_line(made, tmp_path, capsys, options, words):
 def test_the_smallest_size_that_an_error_names_can_be_asked_for(made, tmp_path, capsys):
     case = (*made("even", "llama.cpp"), "llama.cpp")
     assert quantize(*case, "--dry-run", "--target-size", "1B") == 2
-    named = re.search(r"pass --target-size (\S+)", capsys.readouterr().err)[1]
+    named = re.search(r"ask for at least (\S+)", capsys.readouterr().err)[1]
     assert quantize(*case, "--dry-run", "--target-size", named) == 0
 
 

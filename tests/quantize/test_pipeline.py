@@ -13,7 +13,7 @@ import pytest
 from exporter.gguf_file import write_gguf
 from exporter.summary import store_summary
 from exporter.targets import TARGETS
-from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, pipeline, quantize_checkpoint
+from quantize import Axis, QuantizeConfig, dequantize, job, open_checkpoint, quantize_checkpoint
 from quantize.axis_choice import layer_loss
 from quantize.calibration import load_text
 from quantize.checkpoint.gguf_container import parse_header
@@ -237,7 +237,7 @@ def test_learned_stores_differ_in_linears_alone_and_lose_less_in_every_layer(sou
 
 
 def test_a_text_too_short_to_tune_on_is_refused_before_any_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline._Job, "pieces", None)
+    monkeypatch.setattr(job.Job, "_parts", None)
     text = tmp_path / "short.txt"
     text.write_text(load_text("builtin").text[:5000])
     with pytest.raises(CalibrationError, match=r"7 sequences, but --tune-steps needs 8 to judge by and 2 to learn from"):
