@@ -154,7 +154,8 @@ class Job:
         config = self.source.config
         step = max(1, 4 * config.hidden_size * (config.hidden_size + config.intermediate_size) // plan.shape[1])
         for start in range(0, plan.shape[0], step):
-            rows, stats = self.source.read_rows(name, start, min(start + step, plan.shape[0])), self.known.get(plan.name)
+            rows = self.source.read_rows(name, start, min(start + step, plan.shape[0]))
+            stats = self.known.get(plan.name, self.known.get(name))
             if stats is not None and stats.row_weight is not None:
                 stats = replace(stats, row_weight=stats.row_weight[start : start + step])
             if plan.candidates:

@@ -71,7 +71,7 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
     said = {str(item.get("name")): item for item in entries}
     names = [name for name, tensor in held.items() if len(tensor.shape) > 1]
     checks = [_check("what the tensors are", key, (len(entries), sorted(said)), (len(names), sorted(names)))]
-    for name in said.keys() & names:
+    for name in sorted(said.keys() & names):
         item, tensor = said[name], held[name]
         shape = {"form": tensor.form, "shape": list(tensor.shape)}
         checks.append(_check("what the tensors are", f"{key}: {name}", {part: item.get(part) for part in shape}, shape))

@@ -13,16 +13,18 @@ import pytest
 from exporter.gguf_file import write_gguf
 from exporter.summary import store_summary
 from exporter.targets import TARGETS
-from quantize import Axis, QuantizeConfig, dequantize, job, open_checkpoint, quantize_checkpoint
+from quantize import Axis, QuantizeConfig, dequantize, job, open_checkpoint, quantize_checkpoint, source_model
 from quantize.axis_choice import layer_loss
 from quantize.calibration import load_text
 from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.row_order import ggml_row_index
-from quantize.errors import CalibrationError, CheckpointError, PlanError
+from quantize.errors import CalibrationError, CheckpointError, OutputError, PlanError
 from quantize.grids import make_grid
 from quantize.layer_rounding import Linear, round_layer
-from quantize.plan import METHODS
+from quantize.pipeline import quantize_planned
+from quantize.plan import METHODS, ModelPlan, build_plan
 from quantize.rounding import ROUNDERS
+from quantize.store import StoreWriter
 from quantize.types import LayerPlan, LayerStats, PlainTensor, QuantizedTensor
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 
@@ -266,3 +268,41 @@ def test_ada_keeps_the_axis_on_which_the_planned_rounder_loses_less():
         assert tensor.axis is record.axis is min(loss["gptq"], key=loss["gptq"].__getitem__)
         differ += min(loss["rtn"], key=loss["rtn"].__getitem__) is not tensor.axis
     assert differ
+
+
+def planned(source, target, **options) -> ModelPlan:
+    config = QuantizeConfig(**QUICK | options)
+    return ModelPlan(config, TARGETS[target], build_plan(source.specs, config, TARGETS[target]))
+
+
+def test_stores_that_are_made_together_walk_once_and_are_those_that_are_made_alone(source, tmp_path, monkeypatch):
+    """Those whose rounding changes what later layers see walk alone; a head split off the embedding is one part more."""
+    wanted = {
+        "ggml": planned(source, "llama.cpp"),
+        "onnx": planned(source, "onnxruntime", bits=3),
+        "head": planned(source, "llama.cpp", bits=5, head="q4_0"),
+        "unit": planned(source, "onnxruntime", token_weight="unit"),
+        "scope": planned(source, "onnxruntime", selection="scope"),
+        "taught": planned(source, "llama.cpp", block_steps=2, calibration_tokens=12 * 512),
+        "tuned": planned(source, "llama.cpp", tune_steps=1),
+        "none": planned(source, "llama.cpp", method="rtn-oc"),
+    }
+    alone = {name: quantize_planned(source, {tmp_path / "alone" / name: plan})[0] for name, plan in wanted.items()}
+    walks = list[str]()
+    walked = source_model.walk_layers
+    monkeypatch.setattr(source_model, "walk_layers", lambda *args: walks.append(args[2]) or walked(*args))
+    stores = quantize_planned(source, {tmp_path / "together" / name: plan for name, plan in wanted.items()})
+    assert len(walks) == 5  # ggml, onnx and head share one
+    for (name, expected), store in zip(alone.items(), stores, strict=True):
+        assert store.path.name == name
+        assert digest(store.path) == digest(expected.path), name
+
+
+def test_one_that_fails_leaves_none_of_them(source, tmp_path, monkeypatch):
+    def full(self: StoreWriter, *_: object) -> None:
+        raise OutputError(f"{self.path}: full")
+
+    monkeypatch.setattr(StoreWriter, "finish", full)
+    with pytest.raises(OutputError, match="full"):
+        quantize_planned(source, {tmp_path / name: planned(source, "llama.cpp", method="rtn-oc") for name in "ab"})
+    assert not list(tmp_path.iterdir())
