@@ -43,7 +43,7 @@ def after_readme(tmp_path_factory) -> Path:
     with (folder / "lock").open("w") as lock:
         flock(lock, LOCK_EX)
         if not (folder / "printed").exists():
-            make_tiny_model(folder / "model", "qwen3", head_dim=16, vocab=400)
+            make_tiny_model(folder / "model", "qwen3", layers=1, head_dim=16, vocab=400)
             (folder / "held-out.txt").write_text(TEXT * 6)
             (folder / "tools").symlink_to(ROOT / "tools")
             (folder / "printed").write_text(run_blocks(ROOT / "README.md", folder))

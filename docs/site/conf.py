@@ -7,7 +7,6 @@ version = release = installed("adadim-edge")
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 include_patterns = ["*.md", "docs/*/*.md"]
 root_doc = "docs/site/index"
-suppress_warnings = ["toc.empty_glob"]  # a `*` stands for what is not listed before it; a page in no list is an error still
 myst_heading_anchors = 3
 autodoc_typehints = "description"
 html_theme = "furo"
