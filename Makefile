@@ -56,5 +56,6 @@ bench: $(STAMP) native
 
 # README, docs/ and the docstrings of the public API as a site; a broken link is an error.
 docs: $(STAMP)
+	$(BIN)/python tools/make_reference.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs/site . build/site
 	@echo build/site/docs/site/index.html

@@ -102,8 +102,8 @@ def main() -> None:
     lacking = missing()
     if lacking is not None:
         if os.environ.get("CI"):
-            sys.exit(f"the Android sample's classes cannot be built: {lacking} is not there (docs/guides/apps.md)")
-        print(f"going on without the Android sample's classes: {lacking} is not there (docs/guides/apps.md)")
+            sys.exit(f"the Android sample's classes cannot be built: {lacking} is not there (docs/guides/android.md)")
+        print(f"going on without the Android sample's classes: {lacking} is not there (docs/guides/android.md)")
         return
     shutil.rmtree(OUT, ignore_errors=True)
     build_native(OUT / "native")

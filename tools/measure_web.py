@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Peak memory of the browser and tokens per second of bundles in the page of apps/web: the table of docs/guides/web.md.
+"""Peak memory of the browser and tokens per second of bundles in the page of apps/web: the table of docs/evidence/clients.md.
 
 usage: measure_web.py [--tokens N] BUNDLE...     # `adadim bundle … --platform web`; needs `make apps` and chromium
 

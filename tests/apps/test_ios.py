@@ -1,4 +1,4 @@
-"""The iOS sample's sources parse; no Swift compiler is to be had here (docs/guides/apps.md says what that leaves open)."""
+"""The iOS sample's sources parse; no Swift compiler is to be had here (docs/evidence/clients.md says what that leaves open)."""
 
 from __future__ import annotations
 
