@@ -25,6 +25,7 @@ FAR: list[_Side] = [  # with a line to the point
     for align, sign in (("left", 1), ("right", -1))
     for across in (16, 40)
 ]
+CUT_COST = 4  # a name that is cut off is worse than one that is crossed
 FAR_COST = 60.0  # square pixels of a name that may be covered before it goes away from its point
 
 
@@ -46,10 +47,10 @@ class Plane:
 
 
 def place_names(values: Sequence[Spec], plane: Plane, line: float | None) -> list[Spec]:
-    """For points with ``x``, ``y``, ``name``, ``front`` and ``chosen``, smallest first, what a text mark needs: ``align`` to ``limit``.
+    """For points with ``x``, ``y``, ``name``, ``front`` and ``chosen``, smallest first: ``align``, ``dx``, ``dy`` and ``limit``.
 
     A name gets the first place that is free, or the one least covered; the chosen one before the others. ``line``: a y that is
-    drawn across. Further away than beside its point (``far``) a name takes a line to it.
+    drawn across. Further away than beside its point (``far``) a name takes a line to it. ``box``: where it lies.
     """
     taken = _taken(values, plane, line)
     out: list[Spec] = [{} for _ in values]
@@ -57,13 +58,14 @@ def place_names(values: Sequence[Spec], plane: Plane, line: float | None) -> lis
         chosen, at = values[index]["chosen"], plane.at(values[index]["x"], values[index]["y"])
         limit = (WIDER if chosen else LIMIT) * plane.width
         width = min(LETTER * (BOLD if chosen else 1) * FONT_SIZE * len(values[index]["name"]), limit)
-        sides = [_outside(side) for side in SIDES] if chosen else [*SIDES, *FAR]
+        beside = [*SIDES, *_shifted(at[0], width, plane)]
+        sides = [*map(_outside, beside), *FAR] if chosen else [*beside, *FAR]
         boxes = [_box(at, width, side) for side in sides]
-        costs = [_covered(box, taken, plane) + FAR_COST * (number >= len(SIDES)) for number, box in enumerate(boxes)]
+        costs = [_covered(box, taken, plane) + FAR_COST * (number >= len(beside)) for number, box in enumerate(boxes)]
         best = costs.index(min(costs))
         taken.append(boxes[best])
         align, dx, dy = sides[best]
-        out[index] = {"align": align, "dx": dx, "dy": dy, "limit": limit, "far": best >= len(SIDES), "box": boxes[best]}
+        out[index] = {"align": align, "dx": dx, "dy": dy, "limit": limit, "far": best >= len(beside), "box": boxes[best]}
     return out
 
 
@@ -94,10 +96,18 @@ def _around(at: tuple[float, float], radius: int) -> Box:
     return at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius
 
 
+def _shifted(across: float, width: float, plane: Plane) -> list[_Side]:
+    """Places above and below a point, moved aside until the name is inside the plot."""
+    dx = max(0.0, width / 2 - across) - max(0.0, across + width / 2 - plane.width)
+    return [("center", round(dx), dy) for dy in (17, -17)] if abs(dx) < width / 2 else []
+
+
 def _outside(side: _Side) -> _Side:
     """A place beside a point, beside its ring."""
     align, dx, dy = side
     more = RING - DOT
+    if align == "center":
+        return align, dx, dy + more * (1 if dy > 0 else -1)
     return align, dx + more * ((dx > 0) - (dx < 0)), dy + more * ((dy > 0) - (dy < 0))
 
 
@@ -108,10 +118,10 @@ def _box(at: tuple[float, float], width: float, side: _Side) -> Box:
 
 
 def _covered(box: Box, taken: Sequence[Box], plane: Plane) -> float:
-    """The area of ``box`` that is taken or outside, in square pixels."""
+    """The area of ``box`` that is taken or, CUT_COST times, outside, in square pixels."""
     outside = max(0.0, -box[0]) + max(0.0, box[2] - plane.width) + max(0.0, -box[1]) + max(0.0, box[3] - plane.height)
     overlaps = (
         max(0.0, min(box[2], other[2]) - max(box[0], other[0])) * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
         for other in taken
     )
-    return outside * FONT_SIZE + sum(overlaps)
+    return CUT_COST * outside * FONT_SIZE + sum(overlaps)

@@ -20,7 +20,7 @@ NEAR = 4  # the bound is shown if it is that many times below or above the point
 class Point:
     """A file in the plane of size and quality. ``kld``: nats a token; ``reference``: another tool's, to compare with.
 
-    ``badge``: what is said of the file that is chosen, in a word or two.
+    ``badge``: what is said of the file that is chosen, in a few words, of which the first stands beside the point.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Point:
     @property
     def label(self) -> str:
         """As it is written beside the point."""
-        return f"{self.badge}: {self.name}" if self.badge else self.name
+        return f"{self.badge.split()[0]}: {self.name}" if self.badge else self.name
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
@@ -57,8 +57,7 @@ def pareto_chart(points: Sequence[Point]) -> Chart:
 
 
 def _legend(points: Sequence[Point], front: Sequence[Point]) -> list[tuple[str, str]]:
-    legend = [("var(--good)", f"ring: {point.badge}") for point in points if point.badge]
-    legend.append(("var(--ic)", "on the front"))
+    legend = [("var(--ic)", "on the front")]
     if any(point not in front and not point.reference for point in points):
         legend.append(("var(--oc)", "off the front"))
     if any(point.reference for point in points):

@@ -51,11 +51,12 @@ def basis(inputs: Inputs) -> str:
         )
     measured = measured_subjects(inputs.subjects)
     if measured:
-        found = [item for _, item in measured]
+        found = sorted((item for _, item in measured), key=lambda item: item.kld)
+        klds = list(dict.fromkeys(f"{item.kld:.4f}" for item in (found[0], found[-1])))
         on = f" of {inputs.text}" if inputs.text else ""
         parts.append(
             f"Measured on {found[0].tokens:,} tokens{on}, where the source's perplexity is {found[0].source_ppl:.2f}: "
-            f"KL divergence {min(item.kld for item in found):.4f} to {max(item.kld for item in found):.4f} nats a token."
+            f"KL divergence {' to '.join(klds)} nats a token."
         )
     return " ".join(parts)
 
@@ -75,7 +76,7 @@ def summary_blocks(inputs: Inputs, chosen: str | None) -> list[Block]:
     files.sort(key=lambda subject: subject.name != chosen)
     cards = [_card(subject, inputs, BADGE if subject.name == chosen else "") for subject in files]
     blocks: list[Block] = [Facts(cards)] if cards else []
-    blocks.append(Text(f"{RULE} {basis(inputs)}", small=True))
+    blocks += [Text(RULE, small=True), Text(basis(inputs), small=True)]
     gaps = _gaps(inputs)
     if gaps:
         blocks.append(Text(f"Not known from what was given: {'; '.join(gaps)}."))

@@ -32,6 +32,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
     parser.add_argument("--phone", action="store_true", help="390 pixels wide (default: 1280)")
-    parser.add_argument("--figure", metavar="SECTION", help="the last picture of the section of that name (default: the first screen)")
+    parser.add_argument("--figure", metavar="SECTION", help="the last picture of that section (default: the first screen)")
     with sync_playwright() as playwright:
         screenshot(playwright.chromium.launch(executable_path=shutil.which("chromium")), parser.parse_args())
