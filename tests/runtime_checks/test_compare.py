@@ -24,8 +24,8 @@ from runtime_checks import compare
 from runtime_checks.compare import compare_files, describe_files
 from runtime_checks.compare_report import WIDTH, compare_page, compare_table
 from runtime_checks.evaluate import EvalOptions, evaluate, score
+from tests.runtime_checks import reports
 from tests.runtime_checks.other_tools import genai_builder, llama_quantize
-from tests.runtime_checks.reports import comparison, row
 from tests.tiny import TEXT, make_tiny_model
 
 OPTIONS = EvalOptions(context=48, chunks=2)
@@ -231,10 +231,13 @@ def test_the_command(files, tmp_path, capsys):
     ],
 )
 def test_the_page_begins_with_what_is_best_for_its_size(klds, line, plot):
-    rows = [row(f"OUT/llama.cpp/{size}MB/model.gguf", size * 10**6, kld) for size, kld in zip((80, 92, 105), klds, strict=False)]
+    rows = [
+        reports.row(f"OUT/llama.cpp/{size}MB/model.gguf", size * 10**6, kld)
+        for size, kld in zip((80, 92, 105), klds, strict=False)
+    ]
     failed = {"name": "<b>.gguf", "error": "no <i>"}
-    page = compare_page(comparison(*rows, failed)).decode()
-    assert page == compare_page(comparison(*rows, failed)).decode()
+    page = compare_page(reports.comparison(*rows, failed)).decode()
+    assert page == compare_page(reports.comparison(*rows, failed)).decode()
     assert line in page
     assert ("<svg" in page) == plot
     assert page.index("<h1") < page.index(line) < page.index("<h2")
