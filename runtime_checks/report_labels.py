@@ -21,9 +21,9 @@ SIDES: list[_Side] = [
 ]
 FAR: list[_Side] = [  # with a line to the point
     (align, sign * across, down)
-    for down in (-30, 30, -46, 46, -62, 62)
+    for down in (-30, 30, -46, 46, -62, 62, -78, 78, -94, 94)
     for align, sign in (("left", 1), ("right", -1))
-    for across in (16, 40)
+    for across in (16, 40, 80)
 ]
 CUT_COST = 4  # a name that is cut off is worse than one that is crossed
 FAR_COST = 60.0  # square pixels of a name that may be covered before it goes away from its point

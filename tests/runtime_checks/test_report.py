@@ -80,7 +80,7 @@ def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-@pytest.mark.parametrize("spread", [40.0, 8.0])  # MB
+@pytest.mark.parametrize("spread", [40.0, 8.0, 3.0])  # MB
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
 def test_up_to_twelve_names_can_be_read(width, spread, count):
     points = [
@@ -90,7 +90,7 @@ def test_up_to_twelve_names_can_be_read(width, spread, count):
     points[count // 2] = replace(points[count // 2], badge="ship this")
     values = _spec(points, pareto_front(points), width)["data"][0]["values"]
     boxes = [value["box"] for value in values]
-    assert sum(overlap(one, other) for one, other in combinations(boxes, 2)) < 20  # of some 1,500 that a name takes
+    assert sum(overlap(one, other) for one, other in combinations(boxes, 2)) < 200  # px² in all; one name takes 1,500
     assert all(box[0] > -12 and box[2] <= width - 64 for box in boxes)
 
 
