@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from runtime_checks.report_charts import Point, pareto_chart
-from runtime_checks.report_page import Block, Number, Samples, Section, Table, Text, page
+from runtime_checks.report_advice import CLOSE, best_for_its_size, caveats, in_numbers
+from runtime_checks.report_data import Measured, Subject, shorten
+from runtime_checks.report_page import Answer, Block, Number, Samples, Section, Table, Text, page
+from runtime_checks.report_pareto import Point, pareto_chart
 
 Report = dict[str, Any]
 WIDTH = 100  # of the table on a terminal, in characters
@@ -21,6 +23,9 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {  # key of a row -> head
     "tokens_per_s": ("tokens/s", lambda value: f"{value:,.1f}"),
     "first_difference": ("differs at", lambda value: "nowhere" if value is None else str(value)),
 }
+BADGE = "best for its size"
+RULE = f"Best for its size: the smallest file whose mean KL divergence from the source is at most {CLOSE} nats a token."
+COMMAND = "adadim compare FILE... --source MODEL --text FILE --html compare.html"
 NOTES = (
     "bits/w: of the linear layers. KL div.: from the source's predictions, in nats a token, the mean and the 99th percentile. "
     "top-1: how often both expect the same token. differs at: the first greedy token, counted from 0, that is not the source's."
@@ -79,24 +84,60 @@ def _measured_on(report: Report) -> str:
 
 
 def compare_page(report: Report) -> bytes:
-    """A file for a browser: the plot, the table, and the samples side by side. The same report gives the same bytes."""
+    """A file for a browser: which is best for its size, the plot, the table, and the samples side by side.
+
+    The same report gives the same bytes.
+    """
     rows = _whole(report)
-    points = [Point(row["name"], row["bytes"], row["kld"]) for row in rows if "kld" in row]
-    files: list[Block] = [pareto_chart(points)] if points else []
+    names = _short_names(rows)
+    measured = [(name, _measured(row)) for name, row in zip(names, rows, strict=True) if "kld" in row]
+    answer = _answer(measured)
+    sections = []
+    if len(measured) > 1:
+        points = [Point(name, found.size, found.kld, badge=BADGE * (name == answer.chosen)) for name, found in measured]
+        sections.append(Section("quality", "Quality against size", [pareto_chart(points)]))
+    files: list[Block] = []
     if rows:
-        files += [
-            _numbers(rows),
-            Text(NOTES),
-            Table("Grids", ("file", "matrices"), [(row["name"], _grids(row["grids"])) for row in rows]),
-        ]
-    sections = [Section("files", "Size and quality", files)]
+        grids = [(name, _grids(row["grids"])) for name, row in zip(names, rows, strict=True)]
+        files = [_numbers(rows), Text(NOTES, small=True), Table("Grids", ("file", "matrices"), grids)]
+    if measured:
+        files.append(Text(f"{RULE} {_measured_on(report)}", small=True))
+    sections.append(Section("files", "The files", files))
     if report.get("sample") is not None:
-        said = [("source", "", report["sample"]), *((row["name"], _differs(row), row["sample"]) for row in rows)]
+        said = [
+            ("source", "", report["sample"]),
+            *((name, _differs(row), row["sample"]) for name, row in zip(names, rows, strict=True)),
+        ]
         sections.append(Section("samples", f"{report['prompt']!r} goes on", [Samples(said)]))
     failed = [(row["name"], row["error"]) for row in report["files"] if "error" in row]
     if failed:
         sections.append(Section("errors", "Not measured", [Table("What was not measured", ("file", "why"), failed)]))
-    return page(f"{len(report['files'])} files compared", _measured_on(report) if points else "", sections)
+    return page(f"{len(report['files'])} files compared", answer, sections)
+
+
+def _answer(measured: Sequence[tuple[str, Measured]]) -> Answer:
+    """RULE's; a comparison knows no checks, so it sends nothing out."""
+    if not measured:
+        return Answer("Cannot say which is good", "nothing was measured against a source.", "", (COMMAND,))
+    name, found = best_for_its_size(measured)
+    numbers = f"({in_numbers(found)})"
+    if found.kld > CLOSE:
+        head, text = "None is close to the source", f"the closest is {name} {numbers}, and at most {CLOSE} is close."
+        return Answer(head, text + caveats(found), "bad")
+    text = f"it is the smallest file that is close to the source {numbers}. Its bytes are not checked here; adadim verify does that."
+    return Answer(f"Best for its size is {name}", text + caveats(found), "good", chosen=name)
+
+
+def _short_names(rows: Sequence[Report]) -> list[str]:
+    """The ends of the files' paths that tell them apart."""
+    subjects = [Subject(row["name"]) for row in rows]
+    shorten(subjects)
+    return [subject.name for subject in subjects]
+
+
+def _measured(row: Report) -> Measured:
+    held = {name: row[name] for name in Measured.__dataclass_fields__ if name in row}
+    return Measured(size=row["bytes"], **held)
 
 
 def _numbers(rows: Sequence[Report]) -> Table:

@@ -1,4 +1,4 @@
-"""``adadim report``: one page that says, with numbers, what there is to know before a file is shipped."""
+"""``adadim report``: one page that says which file to ship and why, and all that is known of it and of the others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from quantize import open_checkpoint
 from quantize.errors import ConfigError
 from quantize.outputs import new_file
 from quantize.store import QuantizedStore
-from runtime_checks.report_charts import pareto_chart
+from runtime_checks.report_advice import CLOSE, advise
 from runtime_checks.report_data import Inputs, Paths, measured_subjects, read_inputs
 from runtime_checks.report_maps import layer_charts
 from runtime_checks.report_outliers import find_outliers
 from runtime_checks.report_page import Block, Cell, Number, Samples, Section, Table, Text, page
+from runtime_checks.report_pareto import pareto_chart
 from runtime_checks.report_slices import outlier_charts
-from runtime_checks.report_summary import lead, points, summary_blocks
+from runtime_checks.report_summary import points, summary_blocks
 from runtime_checks.report_tree import tree_chart
 
 TITLE = "Good enough to ship?"
@@ -26,6 +27,7 @@ WORDS = (
         "KL divergence",
         "how far a file's prediction of the next token is from the source's, in nats a token; 0 is the source itself",
     ),
+    ("close to the source", f"a KL divergence of at most {CLOSE} nats a token"),
     ("99th %", "the KL divergence that 1 token in 100 exceeds"),
     ("top-1", "how often file and source have the same favourite next token"),
     ("perplexity", "how surprised a model is by the text; the source's on the same text is the measure"),
@@ -51,16 +53,18 @@ def write_report(paths: Paths, closeup: Closeup | None, out: Path, force: bool =
     """
     with new_file(out, force) as file:
         inputs = read_inputs(paths)
-        sections = list(_sections(inputs, closeup))
-        file.write(page(TITLE, lead(inputs), sections))
+        answer = advise(inputs.subjects)
+        sections = list(_sections(inputs, closeup, answer.chosen))
+        file.write(page(TITLE, answer, sections))
     return [section.title for section in sections]
 
 
-def _sections(inputs: Inputs, closeup: Closeup | None) -> Iterator[Section]:
+def _sections(inputs: Inputs, closeup: Closeup | None, chosen: str | None) -> Iterator[Section]:
     outliers = [] if closeup is None else _outliers(inputs, closeup)  # first: it may refuse
-    yield Section("summary", "What is known", summary_blocks(inputs))
-    if points(inputs):
-        yield Section("quality", "Quality against size", [pareto_chart(points(inputs))])
+    measured = points(inputs, chosen)
+    if len(measured) > 1:
+        yield Section("quality", "Quality against size", [pareto_chart(measured)])
+    yield Section("summary", "What is known", summary_blocks(inputs, chosen))
     samples = _samples(inputs)
     if samples:
         yield Section("samples", "What they say", samples)

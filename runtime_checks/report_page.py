@@ -27,9 +27,10 @@ Cell: TypeAlias = str | Number
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph. ``small``: of what a reader may pass over."""
 
     text: str
+    small: bool = False
     kind: ClassVar[str] = "text"
 
 
@@ -62,6 +63,7 @@ class Chart:
     pictures: Sequence[Picture]
     table: Table
     legend: Sequence[tuple[str, str]] = ()  # a colour of page.css and what it stands for
+    headed: bool = True  # or its section's heading is enough
     kind: ClassVar[str] = "chart"
 
 
@@ -74,10 +76,21 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Cards of one thing each: its name, a verdict in a few words ("good", "bad" or "" colours it), and statements."""
+class Card:
+    """One thing: its name, a verdict in a few words ("good", "bad" or "" as ``mood`` colours it), statements, and a badge."""
 
-    cards: Sequence[tuple[str, str, str, Sequence[tuple[str, str]]]]
+    name: str
+    verdict: str
+    mood: str
+    statements: Sequence[tuple[str, str]]
+    badge: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Cards side by side."""
+
+    cards: Sequence[Card]
     kind: ClassVar[str] = "facts"
 
 
@@ -93,7 +106,21 @@ class Section:
     blocks: Sequence[Block] = field(default_factory=tuple)
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
+@dataclass(frozen=True)
+class Answer:
+    """What a page says first: ``head`` in bold, ``text`` after a colon, and commands that would answer more.
+
+    ``mood`` colours it as a card's verdict; ``chosen`` is the name of the file that it speaks for, if it does.
+    """
+
+    head: str
+    text: str
+    mood: str = ""
+    commands: Sequence[str] = ()
+    chosen: str | None = None
+
+
+def page(title: str, answer: Answer | None, sections: Sequence[Section]) -> bytes:
     """The file: UTF-8, the same for the same arguments."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests["numeric"] = lambda cell: isinstance(cell, Number)
@@ -103,7 +130,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> bytes:
     template = environment.from_string(_template("page.html"))
     return template.render(
         title=title,
-        lead=lead,
+        answer=answer,
         sections=sections,
         ids=count(1),
         script=Markup(script),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from runtime_checks.report_charts import Point, pareto_front
+from runtime_checks.report_advice import RULE
 from runtime_checks.report_data import Inputs, Measured, Subject, measured_subjects
-from runtime_checks.report_page import Block, Cell, Facts, Number, Table, Text
+from runtime_checks.report_page import Block, Card, Cell, Facts, Number, Table, Text
+from runtime_checks.report_pareto import Point, pareto_front
 
 Statement = tuple[str, str]
+BADGE = "ship this"
 COLUMNS = (
     "file",
     "MB",
@@ -21,14 +23,15 @@ COLUMNS = (
 )
 
 
-def points(inputs: Inputs) -> list[Point]:
-    """What was measured, in the plane of size and quality."""
+def points(inputs: Inputs, chosen: str | None) -> list[Point]:
+    """What was measured, in the plane of size and quality; ``chosen`` is the name of the file to ship."""
     return [
-        Point(subject.name, found.size, found.kld, subject.reference) for subject, found in measured_subjects(inputs.subjects)
+        Point(subject.name, found.size, found.kld, subject.reference, BADGE if subject.name == chosen else "")
+        for subject, found in measured_subjects(inputs.subjects)
     ]
 
 
-def lead(inputs: Inputs) -> str:
+def basis(inputs: Inputs) -> str:
     """What the whole page rests on, in a sentence or two."""
     files = [subject for subject in inputs.subjects if not subject.reference and not subject.is_store]
     stores = sum(subject.is_store for subject in inputs.subjects)
@@ -48,11 +51,12 @@ def lead(inputs: Inputs) -> str:
         )
     measured = measured_subjects(inputs.subjects)
     if measured:
-        found = [item for _, item in measured]
+        found = sorted((item for _, item in measured), key=lambda item: item.kld)
+        klds = list(dict.fromkeys(f"{item.kld:.4f}" for item in (found[0], found[-1])))
         on = f" of {inputs.text}" if inputs.text else ""
         parts.append(
             f"Measured on {found[0].tokens:,} tokens{on}, where the source's perplexity is {found[0].source_ppl:.2f}: "
-            f"KL divergence {min(item.kld for item in found):.4f} to {max(item.kld for item in found):.4f} nats a token."
+            f"KL divergence {' to '.join(klds)} nats a token."
         )
     return " ".join(parts)
 
@@ -61,15 +65,18 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}" if number else ""
 
 
-def summary_blocks(inputs: Inputs) -> list[Block]:
-    """A card for each file that may be shipped, what nothing was said of, and all numbers as a table."""
-    front = {point.name for point in pareto_front(points(inputs))}
+def summary_blocks(inputs: Inputs, chosen: str | None) -> list[Block]:
+    """A card for each file that may be shipped, the chosen one first; what nothing was said of; all numbers as a table."""
+    front = {point.name for point in pareto_front(points(inputs, chosen))}
     files = [
         subject
         for subject in inputs.subjects
         if not subject.reference and (subject.measured or subject.verified or subject.error)
     ]
-    blocks: list[Block] = [Facts([_card(subject, inputs) for subject in files])] if files else []
+    files.sort(key=lambda subject: subject.name != chosen)
+    cards = [_card(subject, inputs, BADGE if subject.name == chosen else "") for subject in files]
+    blocks: list[Block] = [Facts(cards)] if cards else []
+    blocks += [Text(RULE, small=True), Text(basis(inputs), small=True)]
     gaps = _gaps(inputs)
     if gaps:
         blocks.append(Text(f"Not known from what was given: {'; '.join(gaps)}."))
@@ -79,12 +86,12 @@ def summary_blocks(inputs: Inputs) -> list[Block]:
     return [*blocks, table]
 
 
-def _card(subject: Subject, inputs: Inputs) -> tuple[str, str, str, list[Statement]]:
+def _card(subject: Subject, inputs: Inputs, badge: str) -> Card:
     size = _size(subject)
     statements = [("size", f"{size / 1e6:,.1f} MB")] if size else []
     if subject.measured is not None:
         statements += _quality(subject.measured) + _rivals(subject, subject.measured, inputs)
-    return subject.name, *_verdict(subject), statements
+    return Card(subject.name, *_verdict(subject), statements, badge)
 
 
 def _verdict(subject: Subject) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from exporter.onnx_file import write_onnx
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
-from runtime_checks.report import Closeup
+from runtime_checks.report import Closeup, write_report
 from runtime_checks.report_data import Paths
 from tests.tiny import TEXT, make_tiny_model
 
@@ -56,6 +56,18 @@ def check(name: str, ok: bool) -> dict[str, Any]:
 def written(path: Path, content: object) -> Path:
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
+
+
+def ladder(folder: Path, *names: str) -> Path:
+    """The page of three verified files, of which the second is to be shipped."""
+    rows = [
+        row(name, size, kld)
+        for name, size, kld in zip(names, (80_000_000, 92_000_000, 105_000_000), (0.09, 0.04, 0.02), strict=True)
+    ]
+    held = written(folder / "held.json", {"ok": True, "checks": [check("codes", True)] * 40})
+    compared, out = written(folder / "compare.json", comparison(*rows)), folder / "report.html"
+    write_report(Paths(comparisons=[compared], verifications=[(name, held) for name in names]), None, out)
+    return out
 
 
 def give(folder: Path) -> Given:

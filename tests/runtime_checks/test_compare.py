@@ -22,8 +22,9 @@ from quantize.calibration import CalibrationText
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
 from runtime_checks import compare
 from runtime_checks.compare import compare_files, describe_files
-from runtime_checks.compare_report import WIDTH, compare_table
+from runtime_checks.compare_report import WIDTH, compare_page, compare_table
 from runtime_checks.evaluate import EvalOptions, evaluate, score
+from tests.runtime_checks import reports
 from tests.runtime_checks.other_tools import genai_builder, llama_quantize
 from tests.tiny import TEXT, make_tiny_model
 
@@ -218,6 +219,31 @@ def test_the_command(files, tmp_path, capsys):
     html = page.read_text()
     assert html.count("<svg") and "&lt;b&gt;.gguf" in html and "<b>.gguf" not in html
     assert all(row["name"] in html for row in rows[:3])
+
+
+@pytest.mark.parametrize(
+    ("klds", "line", "plot"),
+    [
+        ((0.09, 0.04, 0.02), "Best for its size is 92MB/model.gguf:</strong> it is the smallest file that is close", True),
+        ((0.09, 0.3, 0.07), "None is close to the source:</strong> the closest is 105MB/model.gguf (105.0", True),
+        ((0.04,), "Best for its size is model.gguf:</strong> it is", False),
+        ((), "Cannot say which is good:</strong> nothing was measured against a source.", False),
+    ],
+)
+def test_the_page_begins_with_what_is_best_for_its_size(klds, line, plot):
+    rows = [
+        reports.row(f"OUT/llama.cpp/{size}MB/model.gguf", size * 10**6, kld)
+        for size, kld in zip((80, 92, 105), klds, strict=False)
+    ]
+    failed = {"name": "<b>.gguf", "error": "no <i>"}
+    page = compare_page(reports.comparison(*rows, failed)).decode()
+    assert page == compare_page(reports.comparison(*rows, failed)).decode()
+    assert line in page
+    assert ("<svg" in page) == plot
+    assert page.index("<h1") < page.index(line) < page.index("<h2")
+    assert page.count(": 92MB/model.gguf</text>") == (2 if line.startswith("Best for its size is 92MB") else 0)
+    assert "<b>" not in page
+    assert "<i>" not in page
 
 
 def test_other_commands_say_that_it_is_not_ours(files, tmp_path, capsys):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -13,10 +17,11 @@ from quantize.errors import AdaDimError
 from quantize.rounding.rtn import rtn
 from quantize.types import Axis
 from runtime_checks.report import Closeup, write_report
-from runtime_checks.report_charts import NARROW, WIDE, Point, _pareto_spec, pareto_chart, pareto_front
+from runtime_checks.report_charts import NARROW, WIDE
 from runtime_checks.report_data import Paths
 from runtime_checks.report_maps import layer_charts
 from runtime_checks.report_outliers import find_outliers
+from runtime_checks.report_pareto import Point, _spec, pareto_chart, pareto_front
 from runtime_checks.report_slices import _edges, _runs, outlier_charts
 from runtime_checks.report_tree import tree_chart
 from tests.runtime_checks.reports import check, comparison, row, written
@@ -45,15 +50,48 @@ def test_the_front_has_what_nothing_beats():
         *(("a", "yes"), ("b", "yes"), ("d (reference)", "no"), ("c", "no"), ("e", "no"), ("f", "yes")),
     ]
     assert chart.pictures[0].svg.count("on the front") == 3 and chart.pictures == pareto_chart(POINTS).pictures
+    assert "the 3 of 6 files that no other beats" in chart.summary
+
+
+def test_the_chosen_file_has_a_ring_a_label_and_a_word_for_ears():
+    chart = pareto_chart([replace(point, badge="ship <this>") if point.name == "b" else point for point in POINTS])
+    for picture in chart.pictures:
+        assert picture.svg.count(">ship: b<") == 1
+        (said,) = re.findall(r'aria-label="b: [^"]*"', picture.svg)
+        assert said == 'aria-label="b: 0.0 MB, KL divergence 0.1000 nats a token, on the front, ship &lt;this&gt;"'
+        assert picture.svg.count('stroke="var(--good)" stroke-width="3"') == 1
+    assert [line[0] for line in chart.table.rows][1] == "b (ship <this>)"
+    assert "ship" not in str(pareto_chart(POINTS))
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_names_lie_beside_their_points_and_apart(width):
     crowd = [Point(f"model {index}", 90_000_000 + 100_000 * index, 0.1 - 0.001 * index) for index in range(4)]
-    values = _pareto_spec(crowd, pareto_front(crowd), width)["data"][0]["values"]
+    values = _spec(crowd, pareto_front(crowd), width)["data"][0]["values"]
     labels = [(value["align"], value["dx"], value["dy"]) for value in values]
-    assert len(set(labels)) > 1 and all(max(abs(dx), abs(dy)) < 20 for _, dx, dy in labels)
+    assert len(set(labels)) > 1 and all(value["far"] or max(abs(value["dx"]), abs(value["dy"])) < 20 for value in values)
     assert all(value["limit"] < width for value in values)
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(across, 0) * max(down, 0)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("spread", [40.0, 8.0, 3.0])  # MB
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_up_to_twelve_names_can_be_read(width, spread, count):
+    points = [
+        Point(f"{index + 70}MB/model.gguf", int(90e6 + spread * 1e6 * index / count), 0.2 * 0.8 ** (index * spread / 20))
+        for index in range(count)
+    ]
+    points[count // 2] = replace(points[count // 2], badge="ship this")
+    values = _spec(points, pareto_front(points), width)["data"][0]["values"]
+    boxes = [value["box"] for value in values]
+    assert sum(overlap(one, other) for one, other in combinations(boxes, 2)) < 200  # px² in all; one name takes 1,500
+    assert all(box[0] > -12 and box[2] <= width - 64 for box in boxes)
 
 
 @pytest.mark.parametrize("kld", [[0.1], [0.0, 0.0], [0.0, 0.5], [1e-6, 9.0]])

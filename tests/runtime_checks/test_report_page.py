@@ -13,9 +13,9 @@ import pytest
 
 from runtime_checks.report import write_report
 from tests.browser import axe_violations, opened
-from tests.runtime_checks.reports import MARKUP, Given, give
+from tests.runtime_checks.reports import MARKUP, Given, give, ladder
 
-SECTIONS = ("summary", "quality", "samples", "layers", "outliers", "bytes", "failures", "words")
+SECTIONS = ("quality", "summary", "samples", "layers", "outliers", "bytes", "failures", "words")
 WINDOWS = [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")]
 
 
@@ -43,6 +43,20 @@ def test_it_is_whole_quiet_and_accessible(file, width, scheme):
         assert axe_violations(page) == []
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background))) < 300) == (scheme == "dark")
+        assert noise == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_holds_the_line_and_the_plot(tmp_path, width, height):
+    out = ladder(tmp_path, *(f"OUT/llama.cpp/{size}MB/model.gguf" for size in (80, 92, 105)))
+    with opened(out, width) as (page, noise):
+        bottom = "one => one.getBoundingClientRect().bottom"
+        line, plot = page.locator(".answer"), page.locator("#quality .picture:visible svg")
+        assert line.inner_text().startswith("Ship 92MB/model.gguf: all 40 checks hold, and it is the smallest")
+        assert 0 < line.evaluate(bottom) < plot.evaluate(bottom) < height
+        card = page.locator(".card").first
+        assert card.inner_text().startswith("92MB/model.gguf ship this")
+        assert width == 390 or card.evaluate("one => one.getBoundingClientRect().top") < height
         assert noise == []
 
 
@@ -121,5 +135,5 @@ def test_same_inputs_same_bytes_in_another_process(given, file):
     command += ["--source", given.closeup.source, "--calibration", str(given.closeup.text)]
     done = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True)
     assert out.read_bytes() == file.read_bytes()
-    assert done.stdout.startswith(f"{out}: {out.stat().st_size:,} bytes, What is known, Quality against size")
+    assert done.stdout.startswith(f"{out}: {out.stat().st_size:,} bytes, Quality against size, What is known")
     assert out.stat().st_size < 2e6 and not re.search(rb"https?://|file://|url\(", out.read_bytes())
