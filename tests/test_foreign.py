@@ -78,6 +78,7 @@ def test_a_gguf_is_one_whatever_it_is_called(capsys):
     for name in ("a.bin", "a.onnx", "a.safetensors"):
         Path(name).write_bytes(b"GGUF\3\0\0\0")
         assert "truncated" in error(capsys, f"quantize {name} --out o")
+        assert "a damaged GGUF (truncated" in error(capsys, f"inspect {name}")
 
 
 @pytest.mark.parametrize("mark", [mark for mark in MARKS if mark != "adapter_config.json"])

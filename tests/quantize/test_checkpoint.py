@@ -228,7 +228,7 @@ def piped(path):
 
 
 LIES = {
-    "no config": (lambda p: (p / "config.json").unlink(), "name the folder with its config.json"),
+    "no config": (lambda p: (p / "config.json").unlink(), "without the config.json that says what they are"),
     "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
     "config no object": (lambda p: (p / "config.json").write_text("[]"), "config.json: Expected object, got array"),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index.json"),
