@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from exporter.cli_bundle import VERIFY, bundle, joined_command, verified_bundle
+from exporter.cli_bundle import VERIFY, bundle, verified_bundle
 from exporter.cli_completion import completion
 from exporter.cli_options import build_parser, quantize_config
 from exporter.cli_process import finished, guarded, prepare_streams, quiet_libraries, say, warn
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         quiet_libraries()
     try:
-        args = build_parser().parse_args(joined_command(list(sys.argv[1:] if argv is None else argv)))
+        args = build_parser().parse_args(argv)
     except SystemExit as stop:
         raise SystemExit(finished(int(stop.code or 0))) from None
     if getattr(args, "quiet", False):

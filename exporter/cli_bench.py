@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from exporter.cli_parser import OneLineParser, add_force
+from exporter.cli_parser import OneLineParser, Subparsers, add_force, command
 from exporter.cli_values import file_path, positive, sides
 
 BENCH_EXAMPLE = "adadim bench kernel --json kernel.json"
 
 
-def add_bench_options(parser: OneLineParser) -> None:
-    """To ``bench kernel``."""
+def add_bench(commands: Subparsers) -> None:
+    """``adadim bench kernel``."""
+    kinds = command(commands, "bench", "time parts of a runtime", BENCH_EXAMPLE).add_subparsers(dest="kind", required=True)
+    _add_options(command(kinds, "kernel", "time MatMulAdaDim's kernel beside onnxruntime's own MatMulNBits", BENCH_EXAMPLE))
+
+
+def _add_options(parser: OneLineParser) -> None:
     parser.add_argument("--json", type=file_path, metavar="FILE", help="write the rows here (default: none)")
     add_force(parser)
     parser.add_argument(

@@ -17,13 +17,8 @@ from exporter.summary import table
 from exporter.verify_bundle import PLATFORMS
 from quantize.errors import ConfigError
 
-VERIFY = "bundle verify"
+VERIFY = "bundle verify"  # one word to argparse, which has no command that takes a file or a command
 SMALLEST_PART = 10**6
-
-
-def joined_command(words: list[str]) -> list[str]:
-    """The words of a command line, ``bundle verify`` as one: argparse has no command that takes a file or a command."""
-    return [VERIFY, *words[2:]] if words[:2] == VERIFY.split() else words
 
 
 def add_bundle(commands: Subparsers) -> None:

@@ -6,14 +6,17 @@ import argparse
 from dataclasses import asdict, fields
 from importlib.metadata import version
 
-from exporter.cli_bench import BENCH_EXAMPLE, add_bench_options
+from exporter.cli_advice import grid_named, target_named
+from exporter.cli_bench import add_bench
 from exporter.cli_bundle import add_bundle
+from exporter.cli_checks import add_doctor, add_inspect, add_verify
 from exporter.cli_compare import add_compare, add_eval, add_measured_text
 from exporter.cli_completion import add_completion
 from exporter.cli_parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli_report import add_report
 from exporter.cli_size import add_size_options
 from exporter.cli_values import BITS, file_path, group_size, positive, text_path, transform_names, whole, widths
+from exporter.cli_words import START
 from exporter.targets import TARGETS
 from quantize import transforms
 from quantize.effort import EFFORTS
@@ -23,6 +26,7 @@ from quantize.plan import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
+TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
 DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
 CONTEXT = 4096
 
@@ -32,23 +36,25 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="adadim",
         description="Quantize a language model with AdaDim for llama.cpp or ONNX Runtime, write the file, prove it equal.",
-        epilog="example: adadim run ./SmolLM2-135M --out ./phone     # every step at once; adadim COMMAND --help tells more",
+        epilog="example: adadim run ./SmolLM2-135M --out ./phone     # every step at once; adadim COMMAND --help tells more; "
+        "-o and --output mean --out everywhere",
+        start=START,
     )
     parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     adders = (
         _add_quantize,
         _add_export,
-        _add_verify,
+        add_verify,
         add_eval,
         add_compare,
         add_report,
-        _add_inspect,
+        add_inspect,
         _add_run,
         _add_sensitivity,
         _add_imatrix,
     )
-    for add in (*adders, _add_bench, add_bundle, _add_doctor, add_completion):
+    for add in (*adders, add_bench, add_bundle, add_doctor, add_completion):
         add(commands)
     return parser
 
@@ -82,8 +88,8 @@ def _add_run(commands: Subparsers) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=file_path, help="directory to write; one folder per target (default: ./NAME-adadim)"
     )
-    targets = f"may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)}; of several sizes or widths the first)"
-    parser.add_argument("--target", choices=tuple(TARGETS), action="append", help=targets)
+    many = f"{TARGET_HELP}; may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)}; of several sizes or widths the first)"
+    parser.add_argument("--target", type=target_named, choices=tuple(TARGETS), action="append", help=many)
     _add_config_options(parser, several=True)
     measured = parser.add_argument_group("what several files are measured on, for compare.json and report.html beside them")
     add_measured_text(measured, default=None)
@@ -98,12 +104,20 @@ def _add_source(parser: OneLineParser) -> None:
 
 
 def _add_target(parser: OneLineParser) -> None:
-    parser.add_argument("--target", choices=tuple(TARGETS), default=DEFAULT_TARGET, help="default: %(default)s")
+    parser.add_argument(
+        "--target",
+        type=target_named,
+        choices=tuple(TARGETS),
+        default=DEFAULT_TARGET,
+        help=f"{TARGET_HELP} (default: %(default)s)",
+    )
 
 
 def _add_config_options(parser: OneLineParser, several: bool = False) -> None:
     """``several``: more than one width, or size, may be asked for, as a ladder of files."""
-    _add_grid_options(parser.add_argument_group("what the weights become"), several)
+    weights = parser.add_argument_group("what the weights become")
+    _add_grid_options(weights, several)
+    _add_table_options(weights)
     add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"), several)
     _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
 
@@ -122,7 +136,9 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
     else:
         group.add_argument("--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=told)
-    group.add_argument("--grid", metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)")
+    group.add_argument(
+        "--grid", type=grid_named, metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)"
+    )
     group.add_argument(
         "--group-size",
         type=group_size,
@@ -141,8 +157,16 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         default=DEFAULTS.transforms,
         help=f"changes of basis before rounding, where they pay: {', '.join(transforms.NAMES)} (default: none)",
     )
-    group.add_argument("--embedding", metavar="source|GRID", help="grid, or int4, int8 on ONNX (default: 8 bits of the target)")
-    group.add_argument("--head", metavar="tied|source|GRID", help="(default: tied if the source is, else as the embedding)")
+
+
+def _add_table_options(group: argparse._ArgumentGroup) -> None:
+    """Of the tables of tokens, and of single tensors."""
+    group.add_argument(
+        "--embedding", type=grid_named, metavar="source|GRID", help="grid, or int4, int8 on ONNX (default: 8 bits of the target)"
+    )
+    group.add_argument(
+        "--head", type=grid_named, metavar="tied|source|GRID", help="(default: tied if the source is, else as the embedding)"
+    )
     group.add_argument("--recipe", type=file_path, metavar="FILE.toml", help="rules for single tensors (default: none)")
     group.add_argument(
         "--allow-fallback", action="store_true", help="where a shape fits no block, take what fits and list it (default: refuse)"
@@ -268,28 +292,3 @@ def _add_onnx_options(parser: OneLineParser) -> None:
         default=CONTEXT,
         help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
     )
-
-
-def _add_verify(commands: Subparsers) -> None:
-    example = "adadim verify model.gguf --source ./SmolLM2-135M --store ./store"
-    parser = command(commands, "verify", "check a written file in its runtime; exit code 1 on any miss", example)
-    parser.add_argument("path", metavar="FILE.gguf|DIR", type=file_path, help="what `adadim export` wrote")
-    parser.add_argument("--source", type=file_path, required=True, help="the model it was made from")
-    parser.add_argument("--store", type=file_path, help="also compare every code and scale with this store (default: none)")
-    parser.add_argument("--json", type=file_path, metavar="FILE", help="write every check here (default: none)")
-    add_common(parser)
-
-
-def _add_inspect(commands: Subparsers) -> None:
-    parser = command(commands, "inspect", "show what a file or a store holds, from its headers", "adadim inspect model.gguf")
-    parser.add_argument("path", metavar="FILE.gguf|DIR|STORE", type=file_path, help="what to look at")
-    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
-
-
-def _add_bench(commands: Subparsers) -> None:
-    kinds = command(commands, "bench", "time parts of a runtime", BENCH_EXAMPLE).add_subparsers(dest="kind", required=True)
-    add_bench_options(command(kinds, "kernel", "time MatMulAdaDim's kernel beside onnxruntime's own MatMulNBits", BENCH_EXAMPLE))
-
-
-def _add_doctor(commands: Subparsers) -> None:
-    command(commands, "doctor", "show what is installed, and what each command and target still needs", "adadim doctor")

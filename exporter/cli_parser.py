@@ -3,31 +3,63 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
-from collections.abc import Iterable
 from typing import Any, NoReturn, TypeAlias
 
+from exporter.cli_advice import Words, command_meant, command_words, meant, number_meant
 from exporter.cli_process import complain, say
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[OneLineParser]"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, not under a page of usage, and what may have been meant."""
+    """Says what is wrong with the arguments in one line, not under a page of usage, and what may have been meant.
 
-    def parse_known_args(self, *args: Any, **options: Any) -> tuple[Any, list[str]]:  # noqa: ANN401 - as argparse has it
+    ``start`` is said where there are no arguments at all. No option can be cut short: what --s means changes with every new one.
+    """
+
+    def __init__(self, *, start: str = "", **options: Any) -> None:  # noqa: ANN401 - as argparse has it
+        super().__init__(allow_abbrev=False, **options)
+        self._start = start
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # noqa: ANN401
         """What is left over is an error of the command that it was given to: no other knows the options that it may mean."""
-        namespace, rest = super().parse_known_args(*args, **options)
+        words = self._known_words(sys.argv[1:] if args is None else list(args))
+        namespace, rest = super().parse_known_args(words, namespace)
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}{_meant(rest[0], self._option_string_actions)}")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant(rest[0], self._option_string_actions)}")
         return namespace, rest
+
+    def _known_words(self, words: list[str]) -> list[str]:
+        """As this parser knows them. Exits for what is another tool's, which has a line of its own."""
+        if not words and self._start:
+            self._print_message(self._start)
+            self.exit()
+        known = [name for action in self._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices]
+        if known and words and words[0][:1] != "-":
+            words = command_words(words, known)
+            said = command_meant(words, known)
+        else:  # what follows a command is for its own parser
+            upto = 2 if known else len(words)
+            read, said = Words(self.prog, self._actions).read(words[:upto])
+            words = read + words[upto:]
+        if said is not None:
+            self.error(said)
+        return words
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:  # noqa: ANN401
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            if action.type is int or "--bits" in action.option_strings:
+                error.message += number_meant(arg_string)
+            raise
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += _meant(str(value), action.choices or ())
+            error.message += meant(str(value), action.choices or ())
             raise
 
     def _print_message(self, message: str, file: Any = None) -> None:  # noqa: ANN401
@@ -40,12 +72,6 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
-def _meant(word: str, known: Iterable[object]) -> str:
-    """For the end of a message."""
-    near = difflib.get_close_matches(word, map(str, known), n=1)
-    return f"; perhaps {near[0]} is meant" if near else ""
 
 
 def command(commands: Subparsers, name: str, summary: str, example: str) -> OneLineParser:

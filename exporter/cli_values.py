@@ -12,7 +12,7 @@ from typing import TypeVar
 from exporter.file_size import parse_size
 from quantize import transforms
 from quantize.errors import ConfigError
-from quantize.kinds import Wanted, folder_meant
+from quantize.kinds import Wanted, folder_meant, foreign, mistaken
 from quantize.plan import WHOLE_CHANNEL
 
 MOST_BITS = 32
@@ -33,9 +33,16 @@ def text_path(word: str) -> str:
 
 
 def check_whole(*paths: Path, wanted: tuple[Wanted, ...] = (Wanted.FILE,)) -> None:
-    """Raises ConfigError for a file inside of a folder that is wanted as a whole, as DIR/model.onnx."""
+    """Raises ConfigError for a file inside of a folder that is wanted as a whole, as DIR/model.onnx, and for other tools' things.
+
+    A GGUF that is no language model is one of these, but not where anything that can be looked at is wanted, as a store.
+    """
+    from quantize.checkpoint.gguf_source import other_gguf
+
     for path in paths:
-        meant = folder_meant(path, *wanted)
+        meant = folder_meant(path, *wanted) or (mistaken(path, Wanted.FILE) if foreign(path) else None)
+        if meant is None and Wanted.STORE not in wanted:
+            meant = other_gguf(path)
         if meant is not None:
             raise ConfigError(meant)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from quantize.checkpoint.gguf_tokenizer import KEY, SPACE, cuts
 from quantize.checkpoint.pre_tokenizers import identify
 from quantize.checkpoint.tokenizer_files import AddedToken, chat_templates
 from quantize.errors import ExportError, shown
+from quantize.foreign import tokenizer_mend
 from quantize.outside import MIB, Door, TokenId
 
 DOOR = Door(ExportError, "get an intact copy of the model and quantize again", most=256 * MIB)
@@ -44,7 +46,7 @@ def tokenizer_metadata(assets: Mapping[str, bytes], rows: int, pre: str | None, 
     """
     where = f"{folder}/tokenizer.json"
     if "tokenizer.json" not in assets:
-        raise ExportError(f"{where}: missing; llama.cpp needs the tokenizer inside the file")
+        raise ExportError(f"{where}: missing; llama.cpp needs the tokenizer inside the file; {tokenizer_mend(Path(folder))}")
     tokenizer = DOOR.json(assets["tokenizer.json"], where, dict[str, Any])
     try:
         kind = tokenizer["model"].get("type", "BPE")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from pathlib import Path
 
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates, ids_without_rows
 from quantize.errors import ExportError
+from quantize.foreign import tokenizer_mend
 from quantize.model_config import ModelConfig
 
 HEAD_DIM_MULTIPLE = 16
@@ -38,7 +40,7 @@ def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
         if name not in assets:
             raise ExportError(
                 f"{where}: onnxruntime-genai needs a {name}, and there is none, nor a GGUF tokenizer that gives one; "
-                "get it from the original model, or export to GGUF"
+                f"{tokenizer_mend(Path(where))}, or export to GGUF"
             )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.errors import CalibrationError
+from quantize.foreign import tokenizer_mend
 from quantize.kinds import readable
 from quantize.model_config import INPUT_SITES
 from quantize.tokenizing import encode
@@ -178,7 +179,7 @@ def _tokenized(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) 
     if "tokenizer.json" not in assets:
         raise CalibrationError(
             f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
-            "add one, or quantize by rtn-oc, rtn-ic or --imatrix"
+            f"{tokenizer_mend(Path(where))}, or quantize by rtn-oc, rtn-ic or --imatrix"
         )
     return text, tokenize(text.text, assets["tokenizer.json"], where)
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
+from quantize.foreign import Foreign, foreign_file, foreign_folder
+from quantize.hub import to_download
+
 
 class Kind(StrEnum):
     """What our commands read and write, as a person is told it is."""
@@ -92,11 +95,25 @@ def is_store(path: Path) -> bool:
 def kind_of(path: Path) -> Kind | None:
     """By what is in a folder, or how a file begins; None for anything else. Raises OSError."""
     if path.is_dir():
-        return next((kind for name, kind in MARKS.items() if (path / name).is_file()), None)
+        kind = next((kind for name, kind in MARKS.items() if (path / name).is_file()), None)
+        onnx = kind is Kind.MODEL and (path / "model.onnx").is_file() and not any(path.glob("*.safetensors"))
+        return Kind.ONNX if onnx else kind  # some tools put the config.json of the source beside it
     if not path.is_file():
         return None
     with path.open("rb") as file:
         return MAGICS.get(file.read(4))
+
+
+def foreign(path: Path) -> Foreign | None:
+    """What another tool's file or folder is; None for ours, for models and files as they are wanted, and for what is unknown."""
+    try:
+        if path.is_file():
+            return foreign_file(path)
+        own = path.is_dir() and kind_of(path)
+        weights = own is Kind.MODEL and any(path.glob("*.safetensors"))
+        return foreign_folder(path) if path.is_dir() and own in (None, Kind.MODEL) and not weights else None
+    except OSError:
+        return None
 
 
 def folder_meant(path: Path, *wanted: Wanted) -> str | None:
@@ -116,16 +133,20 @@ def folder_meant(path: Path, *wanted: Wanted) -> str | None:
 
 def mistaken(path: Path, wanted: Wanted) -> str:
     """What to say where ``path`` is no ``wanted``: what it is, and the command that leads from there to what was meant."""
-    kind = kind_of(path)
-    if kind is not None and kind not in ACCEPTED[wanted]:
-        return f"{path}: is {kind}, not {wanted}; {NEXT[kind, wanted].format(shlex.quote(str(path)))}"
+    kind, other = kind_of(path), foreign(path)
     meant = folder_meant(path, wanted)
+    if meant is None and (kind is None or other is not None) and (other is None or wanted is Wanted.FILE):
+        inside = next((below for below in _below(path) if kind_of(below) in ACCEPTED[wanted]), None)
+        meant = None if inside is None else f"{path}: is a folder that holds {wanted}; name that: {shlex.quote(str(inside))}"
     if meant is not None:
         return meant
-    inside = next((below for below in _below(path) if kind_of(below) in ACCEPTED[wanted]), None)
-    if inside is not None:
-        return f"{path}: is a folder that holds {wanted}; name that: {shlex.quote(str(inside))}"
-    return f"{path}: {f'is not {wanted}' if path.exists() else 'not there'}; {MAKE[wanted]}"
+    if other is not None:
+        return f"{path}: is {other.told}, not {wanted}; {other.next(path, wanted is Wanted.SOURCE)}"
+    if kind is not None and kind not in ACCEPTED[wanted]:
+        return f"{path}: is {kind}, not {wanted}; {NEXT[kind, wanted].format(shlex.quote(str(path)))}"
+    if path.exists():
+        return f"{path}: is not {wanted}; {MAKE[wanted]}"
+    return f"{path}: not there; {to_download(path, certain=wanted is not Wanted.SOURCE) or MAKE[wanted]}"
 
 
 def _below(path: Path) -> Iterator[Path]:

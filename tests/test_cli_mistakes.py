@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from exporter.cli import main
-from exporter.cli_bundle import joined_command
 from exporter.cli_options import build_parser
 from quantize.kinds import ACCEPTED, MAKE, NEXT, Kind, Wanted, kind_of, mistaken
 
@@ -77,7 +76,7 @@ def test_every_mistake_is_foreseen(tmp_path, kind, wanted):
 @pytest.mark.parametrize("advice", sorted({*NEXT.values(), *MAKE.values()}))
 def test_the_commands_that_are_named_are_commands(advice):
     for found in re.findall(r"adadim [^;,(]+", advice):
-        args = build_parser().parse_args(joined_command(shlex.split(found.format("thing"))[1:]))
+        args = build_parser().parse_args(shlex.split(found.format("thing"))[1:])
         assert args.command
 
 

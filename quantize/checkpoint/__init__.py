@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from quantize.checkpoint.gguf_source import GgufCheckpoint
-from quantize.checkpoint.huggingface import TO_CONVERT, HuggingFaceCheckpoint
+from quantize.checkpoint.huggingface import HuggingFaceCheckpoint
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError
-from quantize.kinds import MAKE, Wanted, mistaken
+from quantize.foreign import TO_MERGE
+from quantize.hub import to_download
+from quantize.kinds import MAKE, Kind, Wanted, kind_of, mistaken
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
-HUB_ID = re.compile(r"([\w.-]+/)?[\w.-]+")  # "openai/gpt-2", and "gpt2", of the hub's first days
 ADAPTER = "adapter_config.json"
-TO_MERGE = "merge it (peft: merge_and_unload, save_pretrained), or move it away if these weights are merged already"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -24,17 +22,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         if (path / ADAPTER).is_file():  # transformers loads the base that it names, and the adapter on top
             raise CheckpointError(f"{path}: holds a LoRA adapter ({ADAPTER}); {TO_MERGE}")
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() or kind_of(path) is Kind.ONNX:
             raise CheckpointError(mistaken(path, Wanted.SOURCE))
         return HuggingFaceCheckpoint(path)
     if not path.exists():
-        if HUB_ID.fullmatch(str(path)) and path.suffix not in (*PICKLES, ".safetensors", ".gguf"):
-            raise CheckpointError(f"{path}: no such directory; if it is a hub id: hf download {path} --local-dir {path.name}")
-        raise CheckpointError(f"{path}: no such file or directory")
-    if path.suffix in PICKLES:
-        raise CheckpointError(f"{path}: pickled weights are never loaded; convert them: {TO_CONVERT.format(path.parent)}")
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path}: name the directory that holds it and config.json: {path.parent}")
+        raise CheckpointError(f"{path}: no such file or directory; {to_download(path) or MAKE[Wanted.SOURCE]}")
     if not path.is_file():  # a pipe would be waited for
         raise CheckpointError(f"{path}: no regular file; {MAKE[Wanted.SOURCE]}")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantize.errors import CheckpointError, shown
+from quantize.foreign import quantized_by
 from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
 from quantize.types import TensorSpec
 
@@ -81,8 +82,10 @@ def _has_bias(config: ModelConfig, linear: str) -> bool:
 def check_config(config: ModelConfig, where: str) -> None:
     """Refuse what the decoders here do not compute. Raises CheckpointError."""
     raw = config.raw
-    if raw.get("quantization_config"):
-        raise CheckpointError(f"{where}: this checkpoint is quantized already; use the model that it was made from")
+    by = quantized_by(raw)
+    if by is not None:
+        named = f" (by {shown(by)})" if by else ""
+        raise CheckpointError(f"{where}: this checkpoint is quantized already{named}; use the model that it was made from")
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise CONFIG.refused(where, f"hidden_act {shown(raw['hidden_act'])!r} is not supported; supported: silu")
     for key, values in NEUTRAL.items():

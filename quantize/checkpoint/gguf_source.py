@@ -21,6 +21,7 @@ from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
 from quantize.checkpoint.gguf_values import TOKENIZER, GgufValues
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import CheckpointError
+from quantize.foreign import foreign_gguf
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.types import F32, U8, Array, PlainTensor, TensorSpec
 
@@ -37,6 +38,9 @@ class GgufCheckpoint:
         self._metadata = values
         if values.get("split.count", 1) > 1:
             raise CheckpointError(f"{path}: one part of a split file; join the parts first: llama-gguf-split --merge FIRST OUT")
+        other = foreign_gguf(path, values)
+        if other is not None:
+            raise CheckpointError(other)
         transposed = next((name for name in self._header.tensors if name.endswith(WEIGHT_IC)), None)
         if transposed is not None:
             raise CheckpointError(f"{path}: {transposed} lies transposed (a gguf-adadim file); use the model it was made from")
@@ -130,6 +134,14 @@ class GgufCheckpoint:
             np.array_equal(self.read_rows(left, i, min(i + step, rows)), self.read_rows(right, i, min(i + step, rows)))
             for i in range(0, rows, step)
         )
+
+
+def other_gguf(path: Path) -> str | None:
+    """What to say of a GGUF that is sound, but no language model; None for any other file."""
+    try:
+        return foreign_gguf(path, _open(path)[2])
+    except CheckpointError:
+        return None
 
 
 def _open(path: Path) -> tuple[U8, GgufHeader, GgufValues]:

@@ -17,6 +17,7 @@ from quantize.checkpoint.floats import CHUNK, check_finite, to_f32
 from quantize.checkpoint.safetensors_file import StoredTensor, read_header
 from quantize.checkpoint.tokenizer_files import DOOR, MORE_TEMPLATES, TEMPLATES, check_files
 from quantize.errors import CheckpointError, shown
+from quantize.foreign import TO_CONVERT, WHOLE_MODEL, foreign_folder
 from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
 from quantize.outside import Door
 from quantize.tokenizing import check_tokenizer
@@ -35,7 +36,6 @@ WHOLE, INDEX, INDEX_END = "model.safetensors", "model.safetensors.index.json", "
 NAMED_WEIGHTS = "transformers_weights"  # config.json's key for weights under another name
 LONGEST_NAME = 255  # bytes of a file name
 FILE = Door(CheckpointError, "download it again")
-TO_CONVERT = "transformers' AutoModelForCausalLM.from_pretrained('{}').save_pretrained('NEW_DIR') writes safetensors"
 
 
 class _Index(msgspec.Struct):
@@ -137,9 +137,12 @@ def _read_headers(path: Path, config: ModelConfig) -> dict[str, StoredTensor]:
     if any(path.glob("*.safetensors")):
         found = sorted(item.name for item in path.glob("*.safetensors"))
         raise CheckpointError(f"{path}: {found[0]} without {INDEX}; download the Hugging Face layout of this model whole")
+    other = foreign_folder(path)
+    if other is not None:
+        raise CheckpointError(f"{path}: is {other.told}, and has no safetensors; {other.next(path, model=True)}")
     if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise CheckpointError(f"{path}: only pickled weights, which are never loaded; convert them: {TO_CONVERT.format(path)}")
-    raise CheckpointError(f"{path}: no {WHOLE} and no {INDEX}; is this a Hugging Face model directory?")
+    raise CheckpointError(f"{path}: the weights are missing: no {WHOLE} and no {INDEX}; {WHOLE_MODEL.format(folder=path)}")
 
 
 def _read_shards(index: Path) -> dict[str, StoredTensor]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from quantize.checkpoint.floats import FLOATS
 from quantize.errors import CheckpointError, shown
+from quantize.foreign import LFS
 from quantize.outside import open_regular, parsed
 from quantize.types import Array, TensorSpec
 
@@ -65,6 +66,8 @@ def _read(path: Path) -> tuple[bytes, int]:
     try:
         with open_regular(path) as file:
             size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+            if length == int.from_bytes(LFS[:8], "little"):
+                raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; fetch them: git lfs pull, or hf download")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise CheckpointError(f"{path}: truncated or no safetensors file ({size} bytes); {AGAIN}")
             if length > max(SMALL_HEADER, size - 8 - length):

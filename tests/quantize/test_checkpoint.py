@@ -228,7 +228,7 @@ def piped(path):
 
 
 LIES = {
-    "no config": (lambda p: (p / "config.json").unlink(), "name the folder with its config.json"),
+    "no config": (lambda p: (p / "config.json").unlink(), "without the config.json that says what they are"),
     "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
     "config no object": (lambda p: (p / "config.json").write_text("[]"), "config.json: Expected object, got array"),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index.json"),
@@ -320,8 +320,8 @@ def test_what_is_not_finite_is_refused_when_read(model, dtype, bad):
     [
         ("someone/some-model", "hf download someone/some-model --local-dir some-model"),
         ("nowhere/at/all", "no such file or directory"),
-        ("model.bin", "pickled weights are never loaded"),
-        ("model.safetensors", "name the directory that holds it"),
+        ("model.bin", "a file of pickled weights, not a Hugging Face directory or a GGUF file; they are never loaded"),
+        ("model.safetensors", "name the folder that holds them and config.json"),
         ("notes.txt", "is not a Hugging Face directory or a GGUF file"),
     ],
 )
