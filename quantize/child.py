@@ -86,7 +86,7 @@ class Child:
         if self._process is None:
             self._start()
         try:
-            self._connection.send((question, self._limits.memory))
+            self._connection.send((question, self._limits.memory, os.getcwd()))
             if not self._connection.poll(self._limits.seconds):
                 self.close()
                 raise ChildEnded(f"took more than {self._limits.seconds:g} s")
@@ -146,8 +146,9 @@ def serve(fd: int) -> None:
     connection.send(None)
     with suppress(EOFError):
         while True:
-            (what, args, keep), memory = connection.recv()
+            (what, args, keep), memory, folder = connection.recv()
             _limit(memory)
+            os.chdir(folder)  # the parent may have gone elsewhere since
             try:
                 result = _result(held, what, args)
                 held, result = (result, None) if keep else (held, result)

@@ -124,9 +124,7 @@ def _answer(measured: Sequence[tuple[str, Measured]]) -> Answer:
     if found.kld > CLOSE:
         head, text = "None is close to the source", f"the closest is {name} {numbers}, and at most {CLOSE} is close."
         return Answer(head, text + caveats(found), "bad")
-    text = (
-        f"it is the smallest file that is close to the source {numbers}. Its bytes are not checked here; adadim verify does that."
-    )
+    text = f"it is the smallest file that is close to the source {numbers}. Whether its bytes are right, adadim verify says."
     return Answer(f"Best for its size is {name}", text + caveats(found), "good", chosen=name)
 
 
