@@ -86,7 +86,7 @@ class Child:
         if self._process is None:
             self._start()
         try:
-            self._connection.send((question, self._limits.memory, os.getcwd()))
+            self._connection.send((question, self._limits.memory, Path.cwd()))
             if not self._connection.poll(self._limits.seconds):
                 self.close()
                 raise ChildEnded(f"took more than {self._limits.seconds:g} s")

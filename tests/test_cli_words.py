@@ -157,7 +157,12 @@ NAMED = [
     ("eval f --source m --dataset wiki.txt", "use --text wiki.txt"),
     ("run m --out o --nsamples 128", "--calibration-tokens N"),
     ("run m --out o --seqlen 2048", "--calibration-tokens N"),
-    ("run m --out o --bits 4bit", "'4bit'; perhaps 4 is meant;"),
+    ("run m --out o --bits 4bit", "with commas between them; perhaps 4 is meant;"),
+    ("quantize m --out o --bits 4bit", "'4bit'; perhaps 4 is meant;"),
+    (
+        "quantize m --out o --sizes 80MB,92MB",
+        "adadim run MODEL --sizes 80MB,92MB makes several files; for one use --target-size SIZE",
+    ),
     ("run m --out o --device cuda", "all is done on the CPU"),
     ("run m --out o --threads 8", "OMP_NUM_THREADS=8 adadim run"),
     ("run -hf ORG/NAME:Q4_K_M", "hf download ORG/NAME --local-dir DIR"),
