@@ -11,7 +11,6 @@ from pathlib import Path
 import make_reference
 import pytest
 
-from exporter.cli_bundle import joined_command
 from exporter.cli_options import build_parser
 from tests.prose import CODE, FENCED, command_lines, paragraphs, sentences, words
 
@@ -91,7 +90,7 @@ def test_options_by_themselves_exist(page):
 def test_lines_that_are_run_parse(page):
     for kind, lines in FENCED.findall(page.read_text(encoding="utf-8")):
         for line in command_lines(f"{kind}\n{lines}```\n") if kind == "```sh" else ():
-            build_parser().parse_args(joined_command(line))
+            build_parser().parse_args(line)
 
 
 def test_readme_is_short():
