@@ -170,7 +170,8 @@ class Ladder:
         from runtime_checks.compare_report import compare_table
         from runtime_checks.evaluate import EvalOptions
         from runtime_checks.report import write_report
-        from runtime_checks.report_data import Paths
+        from runtime_checks.report_advice import advise
+        from runtime_checks.report_data import Paths, read_inputs
 
         text, paths = self.text(), [each.path for each in outputs]
         with new_file(self.out / "compare.json", self.args.force, report_of("compare")) as file, naming(text):
@@ -180,6 +181,8 @@ class Ladder:
         verified = [(str(each.path), each.report) for each in outputs]
         page = self.out / "report.html"
         force = self.args.force or page.exists()  # looked at before: it is ours
-        write_report(Paths(paths, [self.out / "compare.json"], [], verified, []), None, page, force)
-        say(f"{page}: which one to ship")
+        pages = Paths(paths, [self.out / "compare.json"], [], verified, [])
+        write_report(pages, None, page, force)
+        answer = advise(read_inputs(pages).subjects)
+        say(f"{page}: {answer.head}: {answer.text}")
         return not any("error" in row for row in report["files"])

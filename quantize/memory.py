@@ -23,6 +23,17 @@ def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where:
         times, mend = WHOLE, "give --token-weight unit"
     else:
         return
+    _check(specs, times, where, mend)
+
+
+def check_backward(specs: Mapping[str, TensorSpec], where: str) -> None:
+    """Raises ConfigError if the source ``where``, run backwards, needs more memory than there is."""
+    _check(
+        specs, WHOLE, where, "measure on a larger one (--sensitivity), or give --bits and --token-weight unit instead of a size"
+    )
+
+
+def _check(specs: Mapping[str, TensorSpec], times: float, where: str, mend: str) -> None:
     needed, there = _float32(specs) * times, _physical()
     if needed > there:
         raise ConfigError(

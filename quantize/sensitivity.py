@@ -27,6 +27,7 @@ from quantize.errors import ConfigError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS
 from quantize.kinds import readable
+from quantize.memory import check_backward
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.outside import Door
 from quantize.plan import FINE_BITS, TABLE_BITS, QuantizeConfig
@@ -110,10 +111,11 @@ def _option_problem(record: TensorRecord, source: Checkpoint, target: Target, kn
 def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:
     """Every option's loss on the text of ``config``, within its ``max_slowdown``: the linears', the embedding's and the head's.
 
-    Raises CalibrationError and CheckpointError.
+    Raises CalibrationError, CheckpointError, and ConfigError for a source that is too large for this machine's memory.
     """
     from quantize.source_model import measure_curvature, walk_layers
 
+    check_backward(source.specs, str(source.path))
     tokens, coverage = calibration_data(config, source.assets(), str(source.path))
     curvature = measure_curvature(source, tokens, config.seed)
     options: dict[str, list[TensorRecord]] = {}

@@ -93,7 +93,7 @@ def _check_context(where: Path, limit: int, context: int) -> None:
 
 def predictions(runner: Runner, tokens: I64) -> F32:
     """F32[context / 2, vocab]: what a model expects of the second half of I64[context] ``tokens``."""
-    return runner.logits(tokens)[len(tokens) // 2 - 1 : -1]
+    return runner.logits(tokens, len(tokens) // 2 - 1)[:-1]
 
 
 def score(path: Path, expected: F32, other: Runner, tokens: I64) -> Scores:

@@ -30,9 +30,9 @@ class IsolatedRunner:
             self._child.close()
             raise
 
-    def logits(self, tokens: I64) -> F32:
+    def logits(self, tokens: I64, skip: int = 0) -> F32:
         """See Runner."""
-        out: F32 = self._ask(self._child.ask, "logits", tokens)
+        out: F32 = self._ask(self._child.ask, "logits", tokens, skip)
         return out
 
     def greedy(self, tokens: I64, count: int) -> list[int]:

@@ -117,15 +117,17 @@ class LlamaModel(LlamaVocab):
             raise FileFormatError(f"{path}: llama.cpp cannot run it ({last_words()}); export it again")
         self._batch: Batch = self._lib.llama_batch_init(BATCH_ROWS, 0, 1)
 
-    def logits(self, tokens: I32) -> F32:
-        """F32[n, vocab]: row i predicts the token after ``tokens[: i + 1]``."""
-        return np.concatenate(list(self.logits_rows(tokens)))
+    def logits(self, tokens: I32, skip: int = 0) -> F32:
+        """F32[n - skip, vocab]: row i predicts the token after ``tokens[: skip + i + 1]``."""
+        return np.concatenate(list(self.logits_rows(tokens, skip)))
 
-    def logits_rows(self, tokens: I32) -> Iterator[F32]:
+    def logits_rows(self, tokens: I32, skip: int = 0) -> Iterator[F32]:
         """The same logits in pieces F32[<= BATCH_ROWS, vocab], in order, so that nobody has to hold them all."""
         self._forget()
         for start in range(0, len(tokens), BATCH_ROWS):
-            yield self._decode(np.asarray(tokens[start : start + BATCH_ROWS], np.int32), start).copy()
+            rows = self._decode(np.asarray(tokens[start : start + BATCH_ROWS], np.int32), start, max(0, skip - start))
+            if len(rows):
+                yield rows.copy()
 
     def generate_greedy(self, tokens: list[int], n: int) -> list[int]:
         """Up to ``n`` tokens after ``tokens``, the most probable each time; an end-of-generation token ends it and is kept."""
@@ -163,18 +165,21 @@ class LlamaModel(LlamaVocab):
     def _forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
-    def _decode(self, tokens: I32, position: int) -> F32:
-        """One llama_decode, logits of every token: F32[n, vocab], valid until the next call."""
+    def _decode(self, tokens: I32, position: int, skip: int = 0) -> F32:
+        """One llama_decode, logits of every token but the first ``skip``: F32[n, vocab], valid until the next call."""
         assert position + len(tokens) <= self.n_ctx, f"{position + len(tokens)} tokens in a context of {self.n_ctx}"
         batch = self._batch
         batch.n_tokens = len(tokens)
         for index, token in enumerate(tokens.tolist()):
-            batch.token[index], batch.pos[index], batch.logits[index] = token, position + index, 1
+            batch.token[index], batch.pos[index], batch.logits[index] = token, position + index, index >= skip
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
         status = self._lib.llama_decode(self._context, batch)
         if status:
             raise FileFormatError(f"{self.path}: llama_decode returned {status} ({last_words()})")
-        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (len(tokens), self.size))
+        kept = max(0, len(tokens) - skip)
+        if not kept:
+            return np.empty((0, self.size), np.float32)
+        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (kept, self.size))
 
 
 def out_prod(kind: str, stored: U8, x: F32, threads: int = THREADS) -> F32:

@@ -43,10 +43,10 @@ class OnnxRunner:
         if missing:
             raise FileFormatError(f"{folder}: its graph has no output {listed(sorted(missing))}; export it again")
 
-    def logits(self, tokens: I64) -> F32:
-        """F32[n, vocab] for a prompt of I64[n] tokens, from an empty cache."""
+    def logits(self, tokens: I64, skip: int = 0) -> F32:
+        """F32[n - skip, vocab] for a prompt of I64[n] tokens, from an empty cache."""
         out, _ = self._step(tokens, len(tokens), self._empty_cache())
-        return out
+        return out[skip:]
 
     def greedy(self, tokens: I64, count: int) -> list[int]:
         """The ``count`` most likely tokens that follow I64[n] ``tokens``, one at a time over the cache."""

@@ -27,8 +27,8 @@ class Runner(Protocol):
     def name(self) -> str:
         """The runtime, as `eval` reports it."""
 
-    def logits(self, tokens: I64) -> F32:
-        """F32[n, vocab]: next-token logits after each of I64[n] tokens, from an empty cache."""
+    def logits(self, tokens: I64, skip: int = 0) -> F32:
+        """F32[n - skip, vocab]: next-token logits after each of I64[n] tokens but the first ``skip``, from an empty cache."""
 
     def greedy(self, tokens: I64, count: int) -> list[int]:
         """The ``count`` most likely tokens that follow I64[n] ``tokens``, one at a time over the cache."""
@@ -46,11 +46,11 @@ class TorchRunner:
     def __init__(self, model: Any, name: str) -> None:  # noqa: ANN401 - torch is known to source_model alone
         self.name, self._model = name, model
 
-    def logits(self, tokens: I64) -> F32:
+    def logits(self, tokens: I64, skip: int = 0) -> F32:
         """See Runner."""
         from quantize import source_model
 
-        out: F32 = source_model.logits(self._model, tokens[None])[0]
+        out: F32 = source_model.logits(self._model, tokens[None], skip)[0]
         return out
 
     def greedy(self, tokens: I64, count: int) -> list[int]:
@@ -75,9 +75,9 @@ class LlamaRunner:
         self.name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
         self._model = LlamaModel(path, n_ctx=context)
 
-    def logits(self, tokens: I64) -> F32:
+    def logits(self, tokens: I64, skip: int = 0) -> F32:
         """See Runner."""
-        return self._model.logits(tokens.astype(np.int32))
+        return self._model.logits(tokens.astype(np.int32), skip)
 
     def greedy(self, tokens: I64, count: int) -> list[int]:
         """See Runner; stops after an end-of-generation token."""

@@ -20,14 +20,13 @@ from pathlib import Path
 from fetch_smollm2 import fetch
 from generate import QUESTION
 
-from exporter.inspect import inspect
 from quantize.calibration import held_out_text
 
 TOOLS = Path(__file__).parent
 ROOT = TOOLS.parent
-FILES = {"llama.cpp": "llama.cpp/model.gguf", "onnxruntime": "onnxruntime/onnx"}
+FILES = ("llama.cpp/model.gguf", "onnxruntime/onnx")
 CHUNKS = 8
-CALIBRATION_TOKENS = 8192  # half the default: the demo has to end within ten minutes on two cores
+CALIBRATION_TOKENS = 8192  # half the default: the demo has to end soon
 ABOUT_THE_MODEL = """\
 The model is SmolLM2-135M-Instruct with a seeded dither of one quantization step on its linear weights. The file that can be
 fetched stores them as Q4_1: they lie on a 4-bit lattice per output channel, and 4-bit per-OC rounding would get them back for
@@ -41,7 +40,9 @@ COLUMNS = ("file", "size MB", "bits/weight", "perplexity", "KL div.", "top-1", "
 def step(*command: str | Path) -> str:
     """Run one step, its messages shown; returns what it printed. Ends the demo if it fails."""
     print("$ " + " ".join(_readable(word) for word in command), flush=True)
+    start = time.monotonic()
     done = subprocess.run([str(word) for word in command], check=False, stdout=subprocess.PIPE, text=True)
+    print(f"  {time.monotonic() - start:.0f} s", flush=True)
     if done.returncode:
         raise SystemExit(f"{done.stdout}demo: this step failed with exit code {done.returncode}")
     return done.stdout
@@ -54,22 +55,22 @@ def _readable(word: str | Path) -> str:
     return path.name if path.parent == Path(sys.executable).parent else os.path.relpath(path)
 
 
-def measure(path: Path, source: Path, text: Path) -> dict[str, float]:
-    """``adadim eval`` of one file."""
-    report = path.parent / "eval.json"
-    step(ADADIM, "eval", path, "--source", source, "--text", text, "--chunks", str(CHUNKS), "--json", report)
-    result: dict[str, float] = json.loads(report.read_text())
-    return result | {"bits": inspect(path)["totals"]["bits_per_weight"]}
+def measure(out: Path, source: Path, text: Path) -> list[dict[str, float]]:
+    """``adadim compare`` of the files, which runs the source once for both."""
+    report, page, files = out / "compare.json", out / "compare.html", [out / path for path in FILES]
+    options = ("--source", source, "--text", text, "--chunks", str(CHUNKS), "--json", report, "--html", page)
+    print(step(ADADIM, "compare", *files, *options))
+    rows: list[dict[str, float]] = json.loads(report.read_text())["files"]
+    return rows
 
 
-def rows(source: Path, measured: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
+def rows(source: Path, measured: list[dict[str, float]]) -> list[tuple[str, ...]]:
     """The table's cells: the source, then each file."""
-    first = next(iter(measured.values()))
     megabytes = (source / "model.safetensors").stat().st_size / 1e6
-    out: list[tuple[str, ...]] = [("source, float16", f"{megabytes:.1f}", "16", f"{first['source_ppl']:.2f}", "0", "1", "")]
-    for name, item in measured.items():
-        numbers = [f"{item['bytes'] / 1e6:.1f}", f"{item['bits']:.2f}", f"{item['ppl']:.2f}", f"{item['kld']:.4f}"]
-        out.append((FILES[name], *numbers, f"{item['top1']:.3f}", f"{item['tokens_per_s']:.0f}"))
+    out: list[tuple[str, ...]] = [("source, float16", f"{megabytes:.1f}", "16", f"{measured[0]['source_ppl']:.2f}", "0", "1", "")]
+    for name, item in zip(FILES, measured, strict=True):
+        numbers = [f"{item['bytes'] / 1e6:.1f}", f"{item['bits_per_weight']:.2f}", f"{item['ppl']:.2f}", f"{item['kld']:.4f}"]
+        out.append((name, *numbers, f"{item['top1']:.3f}", f"{item['tokens_per_s']:.0f}"))
     return out
 
 
@@ -92,8 +93,8 @@ def main(folder: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     text.write_text(held_out_text(), encoding="utf-8")
     print(step(ADADIM, "run", source, "--out", out, "--calibration-tokens", str(CALIBRATION_TOKENS)))
-    measured = {name: measure(out / path, source, text) for name, path in FILES.items()}
-    spoken = {path: step(sys.executable, TOOLS / "generate.py", out / path) for path in FILES.values()}
+    measured = measure(out, source, text)
+    spoken = {path: step(sys.executable, TOOLS / "generate.py", out / path) for path in FILES}
     print(f"\n{ABOUT_THE_MODEL}\n")
     print(f"{ABOUT_THE_TEXT}\n")
     print(markdown(rows(source, measured)))

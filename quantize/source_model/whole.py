@@ -33,9 +33,10 @@ def build_model(config: ModelConfig, read: Read, tied: bool) -> nn.Module:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, tokens: I64) -> F32:
-    """Next-token logits F32[batch, length, vocab] of I64[batch, length]."""
-    out: F32 = model(torch.from_numpy(np.ascontiguousarray(tokens)), use_cache=False).logits.numpy()
+def logits(model: nn.Module, tokens: I64, skip: int = 0) -> F32:
+    """Next-token logits F32[batch, length - skip, vocab] of I64[batch, length], after each token but the first ``skip``."""
+    ids, kept = torch.from_numpy(np.ascontiguousarray(tokens)), tokens.shape[1] - skip
+    out: F32 = model(ids, use_cache=False, logits_to_keep=kept).logits.numpy()
     return out
 
 

@@ -12,6 +12,7 @@ from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.calibration import calibration_data
 from quantize.checkpoint import open_checkpoint
+from quantize.errors import ConfigError
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
 from quantize.plan import QuantizeConfig
 from quantize.rounding import ROUNDERS
@@ -98,3 +99,9 @@ def test_slow_axes_are_not_measured(source):
 def test_three_bits_are_an_option_where_they_save_bytes(source):
     options = options_of(source.specs[Q], TARGETS["onnxruntime+adadim"])
     assert {option.grid.bits for option in options} == {2, 3, 4, 8}
+
+
+def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypatch):
+    monkeypatch.setattr("quantize.memory._physical", lambda: 4 * sum(spec.size for spec in source.specs.values()))
+    with pytest.raises(ConfigError, match=r"takes about 0 GiB of memory, and this machine has 0; measure on a larger one"):
+        measure_sensitivity(source, QuantizeConfig(), TARGETS["llama.cpp"])

@@ -103,7 +103,7 @@ def test_the_source_runs_once(files, monkeypatch):
     def counted(source):
         runner = compare_source(source)
         logits = runner.logits
-        runner.logits = lambda tokens: calls.update(["chunk"]) or logits(tokens)
+        runner.logits = lambda *asked: calls.update(["chunk"]) or logits(*asked)
         calls.update(["source"])
         return runner
 
@@ -167,8 +167,8 @@ def test_a_file_that_cannot_be_measured_is_a_row_that_says_why(files, tmp_path, 
 
 def test_another_vocabulary_under_names_that_nobody_knows():
     class Runner:
-        def logits(self, tokens):
-            return np.zeros((len(tokens), 352), np.float32)
+        def logits(self, tokens, skip):
+            return np.zeros((len(tokens) - skip, 352), np.float32)
 
     with pytest.raises(FileFormatError, match="x: has 352 tokens, the source 320; name the source"):
         score(Path("x"), np.zeros((4, 320), np.float32), Runner(), np.arange(8))

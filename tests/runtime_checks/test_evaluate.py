@@ -16,6 +16,8 @@ from quantize import open_checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
 from runtime_checks.decoded import open_weights
 from runtime_checks.evaluate import EvalOptions, evaluate
+from runtime_checks.llama_cpp import BATCH_ROWS
+from runtime_checks.runners import exported_runner, source_runner
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import TEXT, make_tiny_model
 
@@ -125,3 +127,14 @@ def test_a_source_of_another_vocabulary(onnx, tmp_path):
     other = open_checkpoint(make_tiny_model(tmp_path / "other", vocab=352))
     with pytest.raises(FileFormatError, match=r"embed_tokens.weight is \(320, 64\), the source's is \(352, 64\)"):
         evaluate(onnx.file, other, TEXT, OPTIONS)
+
+
+def test_logits_of_the_last_tokens_are_the_last_of_all(made):
+    """In every runtime, wherever the first that is asked for lies in a batch of llama.cpp's."""
+    tokens = (np.arange(BATCH_ROWS + 20) * 7 % 300).astype(np.int64)
+    form, item, _ = made
+    for runner in (source_runner(item.source), *([] if form == "gguf-adadim" else [exported_runner(item.file, 512)])):
+        whole = runner.logits(tokens)
+        for skip in (0, 5, BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 3):
+            np.testing.assert_allclose(runner.logits(tokens, skip), whole[skip:], rtol=0, atol=2e-5 * np.abs(whole).max())
+        runner.close()
