@@ -5,7 +5,7 @@ For every grid and rounder: the geometric mean over some layers of the ratio of 
 touches; "all" is all of them together, over all linears. Below 1 is a gain. Statistics come from two thirds of the drawn
 tokens, the losses from the rest.
 
-usage: compare_transforms.py MODEL_DIR TEXT.txt [GRID ...]      # of q4_0, iq4_nl, q3_k, int4-oc, ...; default: all of them
+usage: compare_transforms.py MODEL_DIR TEXT.txt [GRID ...]      # of q4_0, iq4_nl, q3_k, q2_k, int4g32-oc, ...; default: all
 """
 
 from __future__ import annotations

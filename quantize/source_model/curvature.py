@@ -4,7 +4,7 @@ With labels y drawn from the source itself and g = d log p(y) / dz at a linear's
 divergence by E[(g . dz)^2] / 2. Two marginals are kept, of g^2 over output channels and of |g| over tokens, so that
 ``tr(R E H ET)``, E = W - W', H = E[a x xT], R = diag(row_weight), is the predicted divergence in nats per token
 (K-FAC's factors, arXiv 1503.05671, with a diagonal output side). A token's g^2 is that of one drawn label, so noisy that few
-tokens would own H; its root rounds better (docs/evidence/accuracy.md, Token weights).
+tokens would own H; its root rounds better (docs/history/what-did-not-help.md, Token weights).
 """
 
 from __future__ import annotations

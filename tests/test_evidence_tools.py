@@ -1,0 +1,62 @@
+"""The scripts behind docs/evidence/ still run: each prints its whole table, of a tiny model."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import compare_ggml_fit
+import compare_predictions
+import compare_transforms
+import pytest
+
+from exporter.cli import main
+from quantize.grids import GRIDS
+from quantize.transforms import NAMES
+from tests.tiny import TEXT, make_tiny_model
+
+FROM_CALIBRATION = ["--calibration-tokens", "1024", "--calibration"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", layers=1)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT * 40, encoding="utf-8")
+    return str(path)
+
+
+def test_ggml_fit(model, capsys):
+    compare_ggml_fit.main([str(model)])
+    _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [row[0] for row in rows] == [name for name, grid in GRIDS.items() if not isinstance(grid, type)]
+    assert all(0.1 < float(row[2]) < 1.05 for row in rows)
+
+
+def test_transforms(model, text, capsys, monkeypatch):
+    monkeypatch.setattr(compare_transforms, "TOKENS", 1024)
+    compare_transforms.main([str(model), text, "q4_0"])
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines())
+    assert head == ["grid", "rounder", *NAMES, "all"]
+    assert [row[:2] for row in rows] == [["q4_0", "rtn"], ["q4_0", "gptq"]]
+    assert all(0.2 < float(cell) < 1.1 for row in rows for cell in row[2:])
+    assert min(float(cell) for cell in rows[0][2:]) < 1  # a transform that changes nothing reads 1
+
+
+def test_predictions(model, text, tmp_path, capsys, monkeypatch):
+    sensitivity, plot = tmp_path / "sensitivity.json", tmp_path / "plot.svg"
+    assert main(["sensitivity", str(model), "--out", str(sensitivity), "--quiet", *FROM_CALIBRATION, text]) == 0
+    command = ["compare_predictions.py", str(model), str(sensitivity), text, "--target", "llama.cpp", "--svg", str(plot)]
+    command += ["--target-size", "45kB", "--plans", "4", "--chunks", "1", *FROM_CALIBRATION, text]
+    monkeypatch.setattr(sys, "argv", command)
+    compare_predictions.main(compare_predictions.arguments())
+    rows = re.findall(r"^\| \S+ [^|]+\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert len(rows) == 4
+    assert all(abs(math.log(float(measured) / float(predicted))) < math.log(2) for _, predicted, measured in rows)
+    assert plot.read_text(encoding="utf-8").count('r="5"') == 4 + 3  # and the legend
