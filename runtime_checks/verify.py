@@ -62,23 +62,25 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) 
 
 
 def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) -> list[list[Check]]:
-    """``verify`` of each file of one source against its store, two side by side where there is the memory for it."""
+    """``verify`` of each file of one source against its store, two steps side by side where there is the memory for it."""
     for path in files:
         _check_ours(path)
+    tasks = [(path, name) for name in reversed(STEPS) for path in files]  # the dear ones first
     idle = SimpleQueue[int]()
-    lanes = min(len(files), 2 if fits(source.specs, 2 * DECODED) else 1)
+    lanes = 2 if len(files) > 1 and fits(source.specs, 2 * DECODED) else 1
     for lane in range(lanes):
         idle.put(lane)
 
-    def one(pair: tuple[Path, QuantizedStore | None]) -> list[Check]:
-        lane = idle.get()
+    def one(task: tuple[Path, str]) -> list[Check]:
+        (path, name), lane = task, idle.get()
         try:
-            return [check for name in STEPS for check in _checked(name, pair[0], source, pair[1], lane)]
+            return _checked(name, path, source, files[path], lane)
         finally:
             idle.put(lane)
 
-    with ThreadPoolExecutor(lanes or 1) as pool:
-        return list(track(pool.map(one, files.items()), "verifying", len(files)))
+    with ThreadPoolExecutor(lanes) as pool:
+        found = dict(zip(tasks, track(pool.map(one, tasks), "verifying", len(tasks)), strict=True))
+    return [[check for name in STEPS for check in found[path, name]] for path in files]
 
 
 def _check_ours(path: Path) -> None:
