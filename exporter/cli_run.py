@@ -56,9 +56,12 @@ def run(args: Namespace) -> int:
     for target in dict.fromkeys(rung.target for rung in rungs):
         check_source(source, target, args.tokenizer_pre)
         warn(source_notes(source, target))
+    absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
+    if args.sizes:
+        _check_disk(source, out, [rungs[index].size or 0 for index in absent])
     plans = _plans(args, source, rungs)
+    _check_disk(source, out, [planned_size(args, source, plans[index]) for index in absent])
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
-    _check_disk(args, source, out, [plan for plan, each in zip(plans, made, strict=True) if each.store is None])
     ok = _verified(args, source, made, _written(args, source, plans, made))
     return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
 
@@ -99,15 +102,15 @@ def _plans(args: Namespace, source: Checkpoint, rungs: Sequence[Rung]) -> list[M
     return [plans[rung] for rung in rungs]
 
 
-def _check_disk(args: Namespace, source: Checkpoint, out: Path, plans: Sequence[ModelPlan]) -> None:
-    """Raises ConfigError if stores and files will not fit, before any work."""
+def _check_disk(source: Checkpoint, out: Path, sizes: Sequence[int]) -> None:
+    """Raises ConfigError if files of these bytes and their stores will not fit, before any work."""
     weights = sum(spec.size for spec in source.specs.values())
-    needed = sum(int(STORE_BYTES * weights) + planned_size(args, source, plan) for plan in plans)
+    needed = sum(sizes) + len(sizes) * int(STORE_BYTES * weights)
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise ConfigError(
-            f"{out}: {len(plans)} stores and files take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
+            f"{out}: {len(sizes)} stores and files take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
             "free some, or ask for less"
         )
 

@@ -62,15 +62,16 @@ def size_plans(
 ) -> list[ModelPlan]:
     """For files of these sizes in bytes; the sensitivity is read or measured once. Raises ConfigError."""
     from exporter.budget import Allocator, check_free
-    from quantize.sensitivity import measure_sensitivity, read_sensitivity
+    from quantize.sensitivity import measure_sensitivity, possible, read_sensitivity
 
     check_free(config)
-    target = TARGETS[target_name]
+    target, size = TARGETS[target_name], partial(planned_size, args, source)
     if args.sensitivity is None:
+        Allocator(source, config, target, possible(source, target, config.max_slowdown), size).plan(min(goals))  # before the work
         sensitivity = measure_sensitivity(source, config, target)
     else:
         sensitivity = read_sensitivity(args.sensitivity, source, target)
-    allocator = Allocator(source, config, target, sensitivity, partial(planned_size, args, source))
+    allocator = Allocator(source, config, target, sensitivity, size)
     return [allocator.plan(goal) for goal in goals]
 
 

@@ -108,6 +108,20 @@ def _option_problem(record: TensorRecord, source: Checkpoint, target: Target, kn
     return f"{record.name} has an option twice" if any((o.grid, o.axis) == (grid, record.axis) for o in known) else None
 
 
+def possible(source: Checkpoint, target: Target, max_slowdown: float) -> Sensitivity:
+    """Every option that ``measure_sensitivity`` tries, and no loss of any: what a file of the model may be at all."""
+    options = {
+        spec.name: [
+            replace(option, loss={str(option.axis): 0.0})
+            for option in options_of(spec, target)
+            if quick_enough(option, target, max_slowdown)
+        ]
+        for spec in source.specs.values()
+        if len(spec.shape) == 2
+    }
+    return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, {}, options)
+
+
 def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:
     """Every option's loss on the text of ``config``, within its ``max_slowdown``: the linears', the embedding's and the head's.
 

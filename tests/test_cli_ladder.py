@@ -24,6 +24,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("ladder") / "qwen", "qwen3", hidden=128, ffn=256)
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails here fails before the source is run."""
+    monkeypatch.setattr(sensitivity, "measure_sensitivity", None)
+
+
 def sizes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, int]:
     """The smallest file of the model, as the refusal of a smaller one says, and one a fifth larger."""
     assert run(model, "--out", tmp_path / "none", "--sizes", "1kB,2kB", *QUICK) == 2
@@ -93,7 +99,7 @@ def test_widths_of_a_target_that_is_asked_for_and_a_folder_of_its_own(model, tmp
         ("--bits 4,5 --text none.txt", "none.txt: cannot be read"),
     ],
 )
-def test_what_no_ladder_can_be_made_of(model, tmp_path, monkeypatch, capsys, words, part):
+def test_what_no_ladder_can_be_made_of(model, unmeasured, tmp_path, monkeypatch, capsys, words, part):
     monkeypatch.chdir(tmp_path)
     try:
         code = run(model, *words.split(), "--calibration-tokens", "512")
@@ -104,12 +110,13 @@ def test_what_no_ladder_can_be_made_of(model, tmp_path, monkeypatch, capsys, wor
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_work(model, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_too_small_is_said_before_the_work(model, unmeasured, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli_run.shutil, "disk_usage", lambda path: cli_run.shutil._ntuple_diskusage(10**9, 10**9, 300_000))
-    assert run(model, "--out", tmp_path / "out", "--bits", "4,5,8", "--method", "rtn-oc") == 2
-    line = capsys.readouterr().err
-    assert f"{tmp_path / 'out'}: 3 stores and files take about 2 MB, and 0 MB are free; free some, or ask for less" in line
-    assert not (tmp_path / "out").exists()
+    for words in (("--bits", "4,5,8", "--method", "rtn-oc"), ("--sizes", "300kB,400kB,500kB")):
+        assert run(model, "--out", tmp_path / "out", *words) == 2
+        line = capsys.readouterr().err
+        assert f"{tmp_path / 'out'}: 3 stores and files take about 2 MB, and 0 MB are free; free some, or ask for less" in line
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_page_of_somebody_else_is_not_replaced(model, tmp_path, capsys):
