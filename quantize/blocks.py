@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from quantize.types import F32, Array, Axis, QuantizedTensor
@@ -40,6 +43,20 @@ def per_code(tensor: QuantizedTensor) -> tuple[F32, F32]:
     group_size, cols = tensor.grid.group_size, tensor.codes.shape[1]
     scale, zero = tensor.grid.scale_zero(tensor.params)
     return spread(scale, group_size, cols), spread(zero, group_size, cols)
+
+
+def unstack(tensor: QuantizedTensor, outs: Sequence[int]) -> list[QuantizedTensor]:
+    """The tensors of ``outs`` output channels that lie one below the other in [OC, IC]; a PER_IC group is in one of them."""
+    ends = np.cumsum(outs)[:-1]
+    if tensor.axis is Axis.PER_OC:
+        codes, params = np.split(tensor.codes, ends), {key: np.split(value, ends) for key, value in tensor.params.items()}
+    else:
+        codes = [np.ascontiguousarray(part) for part in np.split(tensor.codes, ends, axis=1)]
+        params = {key: np.split(value, ends // tensor.grid.block_size, axis=1) for key, value in tensor.params.items()}
+    return [
+        replace(tensor, codes=part, params={key: values[index] for key, values in params.items()})
+        for index, part in enumerate(codes)
+    ]
 
 
 def dequantize(tensor: QuantizedTensor) -> F32:

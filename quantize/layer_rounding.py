@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
-from quantize.blocks import dequantize
+from quantize.blocks import dequantize, unstack
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.rounding import ROUNDERS
@@ -47,17 +47,24 @@ class Linear:
 
         Raises PlanError for scales that overflow the file's dtype.
         """
-        plan, grid = self.plan, self.plan.candidates[axis]
-        tensor = ROUNDERS[plan.rounder](plan.name, self.weight, grid, axis, self.stats)
-        record = TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=plan.rounder, note=plan.note)
-        loss = self._loss(tensor)
-        if plan.rounder == "gptq":
-            plain = ROUNDERS["rtn"](plan.name, self.weight, grid, axis, self.stats)
-            plain_loss = self._loss(plain)
-            if plain_loss < loss:
-                tensor, record, loss = plain, replace(record, rounder="rtn"), plain_loss
+        return self.best(self.tried(axis))
+
+    def tried(self, axis: Axis) -> dict[str, QuantizedTensor]:
+        """By rounder: the planned one's result, and RTN's beside GPTQ's."""
+        rounders = dict.fromkeys((self.plan.rounder, "rtn") if self.plan.rounder == "gptq" else (self.plan.rounder,))
+        grid = self.plan.candidates[axis]
+        return {name: ROUNDERS[name](self.plan.name, self.weight, grid, axis, self.stats) for name in rounders}
+
+    def best(self, tried: Mapping[str, QuantizedTensor]) -> Rounded:
+        """The first of them, or another one of lower layer loss. Raises as ``rounded``."""
+        losses = {name: self._loss(tensor) for name, tensor in tried.items()}
+        rounder = min(losses, key=lambda name: losses[name])
+        tensor, plan = tried[rounder], self.plan
         check_params(tensor)
-        return tensor, record if self.stats is None else replace(record, loss={str(axis): loss})
+        loss = {} if self.stats is None else {str(tensor.axis): losses[rounder]}
+        return tensor, TensorRecord(
+            plan.name, plan.shape, tensor.grid, axis=tensor.axis, rounder=rounder, note=plan.note, loss=loss
+        )
 
     def only(self, axis: Axis) -> Linear:
         """The same with one candidate."""
@@ -81,8 +88,42 @@ def round_all(linears: Iterable[Linear]) -> list[dict[Axis, Rounded]]:
 
 
 def _round_site(linears: list[Linear]) -> list[dict[Axis, Rounded]]:
+    """Those that share an input one below the other as far as they round alike: GPTQ then visits that input's channels once."""
+    found: list[dict[Axis, Rounded]] = [{} for _ in linears]
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by name
-        return [{axis: linear.rounded(axis) for axis in linear.plan.candidates} for linear in linears]
+        for axis in Axis:
+            for alike in _alike(linears, axis):
+                for index, rounded in zip(alike, _stacked([linears[i] for i in alike], axis), strict=True):
+                    found[index][axis] = rounded
+    return found
+
+
+def _alike(linears: list[Linear], axis: Axis) -> list[list[int]]:
+    """Indices of linears that may be stacked: on one grid by GPTQ, and for PER_IC of whole groups of output channels."""
+    stacks: dict[object, list[int]] = {}
+    for index, linear in enumerate(linears):
+        grid = linear.plan.candidates.get(axis)
+        if grid is not None:
+            whole = axis is Axis.PER_OC or len(linear.weight) % grid.block_size == 0
+            weighed = linear.stats is not None and linear.stats.row_weight is not None
+            key = (grid, weighed) if whole and linear.plan.rounder == "gptq" else index
+            stacks.setdefault(key, []).append(index)
+    return list(stacks.values())
+
+
+def _stacked(linears: list[Linear], axis: Axis) -> list[Rounded]:
+    first, *others = linears
+    if not others or first.stats is None:
+        return [linear.rounded(axis) for linear in linears]
+    weights = [linear.stats.row_weight for linear in linears if linear.stats is not None and linear.stats.row_weight is not None]
+    stats = replace(first.stats, row_weight=np.concatenate(weights) if weights else None)
+    tried = Linear(first.plan, np.concatenate([linear.weight for linear in linears]), stats).tried(axis)
+    outs = [len(linear.weight) for linear in linears]
+    parts = {name: unstack(tensor, outs) for name, tensor in tried.items()}
+    return [
+        linear.best({name: replace(tensors[index], name=linear.plan.name) for name, tensors in parts.items()})
+        for index, linear in enumerate(linears)
+    ]
 
 
 def _work(linear: Linear) -> int:
