@@ -5,7 +5,7 @@ After ggml-quants.c, ``quantize_row_iq4_nl_impl`` and its kin.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,10 @@ class Codebook:
 
     levels: tuple[int, ...]
     cuts: tuple[float, ...] = tuple(CUTS)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what is cached: another process makes it anew, and functions cannot be sent there."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @cached_property
     def values(self) -> F32:

@@ -95,3 +95,14 @@ def test_children_are_processes_of_their_own_with_one_thread():
 
 def _about(index: int) -> tuple[int, int, int]:
     return os.getpid(), workers.threads(), index
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+def test_a_grid_that_was_used_goes_to_a_child(grid, monkeypatch):
+    """Whatever it has cached by then."""
+    monkeypatch.setattr(layer_rounding, "FEW_WEIGHTS", 0)
+    shape, stats = (8, max(64, grid.block_size)), stats_of(max(64, grid.block_size))
+    item = Linear(LayerPlan("w", shape, {Axis.PER_OC: grid}, "gptq"), weight_of(shape), stats)
+    expected, _ = item.rounded(Axis.PER_OC)
+    tensor, record = round_all([item])[0][Axis.PER_OC]
+    assert np.array_equal(tensor.codes, expected.codes) and record.grid == grid
