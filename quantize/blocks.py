@@ -48,14 +48,11 @@ def per_code(tensor: QuantizedTensor) -> tuple[F32, F32]:
 def unstack(tensor: QuantizedTensor, outs: Sequence[int]) -> list[QuantizedTensor]:
     """The tensors of ``outs`` output channels that lie one below the other in [OC, IC]; a PER_IC group is in one of them."""
     ends = np.cumsum(outs)[:-1]
-    if tensor.axis is Axis.PER_OC:
-        codes, params = np.split(tensor.codes, ends), {key: np.split(value, ends) for key, value in tensor.params.items()}
-    else:
-        codes = [np.ascontiguousarray(part) for part in np.split(tensor.codes, ends, axis=1)]
-        params = {key: np.split(value, ends // tensor.grid.block_size, axis=1) for key, value in tensor.params.items()}
+    side, cuts = (0, ends) if tensor.axis is Axis.PER_OC else (1, ends // tensor.grid.block_size)
+    params = {key: np.split(value, cuts, side) for key, value in tensor.params.items()}
     return [
-        replace(tensor, codes=part, params={key: values[index] for key, values in params.items()})
-        for index, part in enumerate(codes)
+        replace(tensor, codes=np.ascontiguousarray(part), params={key: values[index] for key, values in params.items()})
+        for index, part in enumerate(np.split(tensor.codes, ends, side))
     ]
 
 

@@ -7,7 +7,6 @@ is kept, so a descent never loses on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError
 from quantize.progress import track
 from quantize.types import F32, QuantizedTensor, Tensor
+from quantize.workers import in_threads
 
 JUDGES = 8  # sequences that no step sees, spread over the text: its end may be of another kind than its beginning
 
@@ -173,5 +173,4 @@ class _Crew:
         self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
 
     def _everybody(self, work: Callable[[Knobs], None]) -> None:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(work, self._knobs))
+        in_threads(work, self._knobs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from queue import SimpleQueue
 from typing import TypeVar
@@ -37,14 +38,21 @@ def in_children(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     idle = _children()
 
     def one(item: T) -> R:
-        child = idle.get()
-        try:
+        with borrowed(idle) as child:
             found: R = child.call(_alone, function, item)
             return found
-        finally:
-            idle.put(child)
 
     return in_threads(one, items)
+
+
+@contextmanager
+def borrowed(idle: SimpleQueue[T]) -> Iterator[T]:
+    """One of those that nobody uses, waited for, and given back at the end of the block."""
+    one = idle.get()
+    try:
+        yield one
+    finally:
+        idle.put(one)
 
 
 @cache

@@ -16,6 +16,7 @@ from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.memory import fits
 from quantize.progress import track
 from quantize.store import QuantizedStore
+from quantize.workers import borrowed
 from runtime_checks.claims_check import check_claims
 from runtime_checks.fold_check import check_folds
 from runtime_checks.gguf_assets_check import check_gguf_assets
@@ -72,11 +73,9 @@ def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) 
         idle.put(lane)
 
     def one(task: tuple[Path, str]) -> list[Check]:
-        (path, name), lane = task, idle.get()
-        try:
+        path, name = task
+        with borrowed(idle) as lane:
             return _checked(name, path, source, files[path], lane)
-        finally:
-            idle.put(lane)
 
     with ThreadPoolExecutor(lanes) as pool:
         found = dict(zip(tasks, track(pool.map(one, tasks), "verifying", len(tasks)), strict=True))

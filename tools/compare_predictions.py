@@ -12,9 +12,7 @@ usage: compare_predictions.py MODEL_DIR SENSITIVITY.json TEXT.txt --target-size 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,8 +36,9 @@ from quantize.rounding import ROUNDERS
 from quantize.sensitivity import TABLES, Sensitivity, read_sensitivity
 from quantize.source_model import build_model, measure_curvature, walk_layers
 from quantize.types import F32, LayerPlan, LayerStats
+from quantize.workers import in_threads
 from runtime_checks.divergence import I64, compare, join
-from runtime_checks.evaluate import EvalOptions, text_chunks
+from runtime_checks.evaluate import EvalOptions, predictions, text_chunks
 from runtime_checks.runners import DECODED, Runner, TorchRunner, source_runner
 
 NEAR = 0.1  # of the asked size: how far a plan's may lie from it
@@ -147,21 +146,15 @@ def rounded_runner(source: Checkpoint, plan: ModelPlan, known: Mapping[str, Laye
             weight = orders.to_source(name, np.concatenate(values))
         return weight
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        weights = dict(zip(source.specs, pool.map(rounded, source.specs), strict=True))
+    weights = dict(zip(source.specs, in_threads(rounded, source.specs), strict=True))
     return TorchRunner(build_model(source.config, weights.__getitem__, source.tied), DECODED)
-
-
-def scored_logits(runner: Runner, tokens: I64) -> F32:
-    """What a chunk's second half is predicted by."""
-    return runner.logits(tokens)[len(tokens) // 2 - 1 : -1].copy()
 
 
 def divergence(base: Sequence[F32], runner: Runner, chunks: I64) -> float:
     """Mean KL divergence in nats per token from the source, whose ``scored_logits`` are ``base``."""
     half = chunks.shape[1] // 2
     pairs = zip(base, chunks, strict=True)
-    return float(join([compare(own, scored_logits(runner, tokens), tokens[half:]) for own, tokens in pairs]).kl.mean())
+    return float(join([compare(own, predictions(runner, tokens), tokens[half:]) for own, tokens in pairs]).kl.mean())
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
@@ -209,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
     allocator = Allocator(source, config, target, sensitivity, lambda plan: planned_size(source, plan))
     cases = Planner(source, allocator).cases(args.target_size, args.plans)
     known, runner = statistics(source, config), source_runner(source)
-    base = [scored_logits(runner, tokens) for tokens in chunks]
+    base = [predictions(runner, tokens) for tokens in chunks]
     runner.close()
     print("| plan | MB | predicted | measured |\n|---|---|---|---|", flush=True)
     measured = []
