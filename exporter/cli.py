@@ -11,7 +11,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.cli_bundle import VERIFY, bundle, verified_bundle
 from exporter.cli_completion import completion
@@ -30,9 +30,6 @@ from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.outputs import new_file
 from quantize.progress import silence
 from quantize.telemetry import stay_offline
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,10 +57,11 @@ def run(args: Namespace) -> int:
         check_source(source, target, args.tokenizer_pre)
         warn(source_notes(source, target))
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
-    if args.sizes:
+    if args.sizes:  # known before their plans, which take long to make
         _check_disk(source, out, [rungs[index].size or 0 for index in absent])
     plans = _plans(args, source, rungs)
-    _check_disk(source, out, [planned_size(args, source, plans[index]) for index in absent])
+    if not args.sizes:
+        _check_disk(source, out, [planned_size(args, source, plans[index]) for index in absent])
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
     ok = _verified(args, source, made, _written(args, source, plans, made))
     return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
@@ -172,7 +173,7 @@ class Ladder:
         from runtime_checks.compare import compare_files
         from runtime_checks.compare_report import compare_table
         from runtime_checks.evaluate import EvalOptions
-        from runtime_checks.report import write_report
+        from runtime_checks.report import report_page
         from runtime_checks.report_advice import advise
         from runtime_checks.report_data import Paths, read_inputs
 
@@ -182,10 +183,9 @@ class Ladder:
             file.write(json_bytes(report))
         say(compare_table(report))
         verified = [(str(each.path), each.report) for each in outputs]
-        page = self.out / "report.html"
-        force = self.args.force or page.exists()  # looked at before: it is ours
-        pages = Paths(paths, [self.out / "compare.json"], [], verified, [])
-        write_report(pages, None, page, force)
-        answer = advise(read_inputs(pages).subjects)
-        say(f"{page}: {answer.head}: {answer.text}")
+        inputs = read_inputs(Paths(paths, [self.out / "compare.json"], [], verified, []))
+        with new_file(self.out / "report.html", self.args.force, page_of) as file:
+            file.write(report_page(inputs, None)[0])
+        answer = advise(inputs.subjects)
+        say(f"{self.out / 'report.html'}: {answer.head}: {answer.text}")
         return not any("error" in row for row in report["files"])

@@ -52,11 +52,16 @@ def write_report(paths: Paths, closeup: Closeup | None, out: Path, force: bool =
     Raises OutputError, what ``read_inputs`` and ``find_outliers`` raise, and ConfigError for a close-up without a store.
     """
     with new_file(out, force) as file:
-        inputs = read_inputs(paths)
-        answer = advise(inputs.subjects)
-        sections = list(_sections(inputs, closeup, answer.chosen))
-        file.write(page(TITLE, answer, sections))
-    return [section.title for section in sections]
+        content, titles = report_page(read_inputs(paths), closeup)
+        file.write(content)
+    return titles
+
+
+def report_page(inputs: Inputs, closeup: Closeup | None) -> tuple[bytes, list[str]]:
+    """The page itself, and the titles of its sections. Raises as ``write_report``, but for what it reads and writes."""
+    answer = advise(inputs.subjects)
+    sections = list(_sections(inputs, closeup, answer.chosen))
+    return page(TITLE, answer, sections), [section.title for section in sections]
 
 
 def _sections(inputs: Inputs, closeup: Closeup | None, chosen: str | None) -> Iterator[Section]:
