@@ -21,7 +21,7 @@ from quantize.float_params import check_params
 from quantize.rounding import ROUNDERS
 from quantize.store import TensorRecord
 from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, QuantizedTensor
-from quantize.workers import in_children, in_threads
+from quantize.workers import in_threads
 
 if TYPE_CHECKING:
     from quantize.source_model import LayerRun
@@ -30,8 +30,6 @@ Rounded = tuple[QuantizedTensor, TensorRecord]
 InSource = Callable[[str, F32], F32]  # (weight name, F32[OC, IC]) -> what stands in for the source's weight
 Cost = Mapping[str, Mapping[Axis, float]]  # seconds by weight name
 Losses = Mapping[Axis, float]
-FEW_WEIGHTS = 1 << 20  # of a decoder layer: a second's work, twice what it takes to start children
-MANY_INPUTS = 4096  # statistics of 64 MiB
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def round_all(linears: Iterable[Linear]) -> list[dict[Axis, Rounded]]:
     for index, linear in enumerate(linears):
         sites.setdefault(index if linear.stats is None else id(linear.stats.hessian), []).append(index)
     longest = sorted(sites.values(), key=lambda indices: -sum(_work(linears[i]) for i in indices))
-    everybody = in_children if _worth_children(linears) else in_threads
-    found = everybody(_round_site, [[linears[i] for i in indices] for indices in longest])
+    found = in_threads(_round_site, [[linears[i] for i in indices] for indices in longest])
     by_index = dict(zip(chain(*longest), chain(*found), strict=True))
     return [by_index[index] for index in range(len(linears))]
 
@@ -129,13 +126,6 @@ def _stacked(linears: list[Linear], axis: Axis) -> list[Rounded]:
 def _work(linear: Linear) -> int:
     """What its matrix products take, in some unit."""
     return int(len(linear.plan.candidates) * linear.weight.size * linear.weight.shape[1])
-
-
-def _worth_children(linears: list[Linear]) -> bool:
-    """Where GPTQ's steps are too short for threads; long ones are not worth copying their statistics."""
-    careful = [linear for linear in linears if linear.plan.rounder == "gptq"]
-    inputs = max((linear.weight.shape[1] for linear in careful), default=0)
-    return sum(linear.weight.size for linear in careful) >= FEW_WEIGHTS and inputs <= MANY_INPUTS
 
 
 def round_layer(linears: list[Linear], cost: Cost, max_slowdown: float) -> dict[str, Rounded]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,18 @@ class Curvature:
     tables: Mapping[str, LayerStats]
 
 
+class Formula(NamedTuple):
+    """A grid's ``encode`` and ``decode`` for compiled loops.
+
+    A code's value is ``(level - zero) * scale`` if ``centred``, else ``scale * level + zero``. ``levels``: F32[2**bits].
+    ``table``: U8[512], the code of each half step from -128, for levels that are no code plus a constant; else U8[0].
+    """
+
+    levels: F32
+    table: U8
+    centred: bool
+
+
 class Grid(Protocol):
     """The values that a target format can store. Implementations are frozen dataclasses; algorithms ask nothing else."""
 
@@ -105,6 +117,10 @@ class Grid(Protocol):
     @property
     def bits_per_weight(self) -> float:
         """As the target stores full groups: codes, scales and zeros."""
+
+    @property
+    def formula(self) -> Formula:
+        """What encode and decode do."""
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """Params for blocks F32[..., block_size], as the file stores them, in its dtypes, each shaped [...]."""

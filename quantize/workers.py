@@ -1,48 +1,40 @@
-"""Work on all cores. What makes many short calls of numpy goes to child processes: threads would wait for the interpreter."""
+"""Work on all cores."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from queue import SimpleQueue
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from quantize.child import Child
-
 T = TypeVar("T")
 R = TypeVar("R")
-_child = False
+
+
+_here = threading.local()  # busy: one of several that compute already
 
 
 def threads() -> int:
-    """How many may compute at once in this process: all cores, or one in a child, beside which there are others."""
-    return 1 if _child else os.cpu_count() or 1
+    """How many may compute at once: all cores, or one where it is one of several already."""
+    return 1 if getattr(_here, "busy", False) else os.cpu_count() or 1
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``function`` of each item, in order."""
-    with ThreadPoolExecutor(threads()) as pool:
-        return list(pool.map(function, items))
-
-
-def in_children(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """The same in child processes, one for each core, with one thread of BLAS each; items and results are copied.
-
-    ``function`` is importable. The first items are begun first. Raises what it raises, and ChildEnded.
-    """
-    idle = _children()
+    """``function`` of each item, in order; the first are begun first. Each has one thread of BLAS."""
 
     def one(item: T) -> R:
-        with borrowed(idle) as child:
-            found: R = child.call(_alone, function, item)
-            return found
+        _here.busy = True
+        return function(item)
 
-    return in_threads(one, items)
+    if threads() == 1:
+        return [function(item) for item in items]
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads()) as pool:
+        return list(pool.map(one, items))
 
 
 @contextmanager
@@ -53,19 +45,3 @@ def borrowed(idle: SimpleQueue[T]) -> Iterator[T]:
         yield one
     finally:
         idle.put(one)
-
-
-@cache
-def _children() -> SimpleQueue[Child]:
-    """Those that nobody uses; they are kept, as starting one takes half a second."""
-    idle = SimpleQueue[Child]()
-    for _ in range(threads()):
-        idle.put(Child())
-    return idle
-
-
-def _alone(function: Callable[[T], R], item: T) -> R:
-    global _child
-    _child = True
-    with threadpool_limits(limits=1, user_api="blas"):
-        return function(item)

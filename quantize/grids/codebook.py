@@ -5,14 +5,14 @@ After ggml-quants.c, ``quantize_row_iq4_nl_impl`` and its kin.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from quantize.grids.ggml import BLOCK, CUTS, to_float16
-from quantize.grids.least_squares import TINY, Nearest, best_scale, fit_turned, ratio, reciprocal, total, whole_numbers
-from quantize.types import F32, U8, Array, Params
+from quantize.grids.least_squares import TINY, Nearest, best_scale, fit_turned, half_steps, ratio, reciprocal, total
+from quantize.types import F32, U8, Array, Formula, Params
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
 SUPER_BLOCK = 256
@@ -29,10 +29,6 @@ class Codebook:
     levels: tuple[int, ...]
     cuts: tuple[float, ...] = tuple(CUTS)
 
-    def __getstate__(self) -> dict[str, object]:
-        """Without what is cached: another process makes it anew, and functions cannot be sent there."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
-
     @cached_property
     def values(self) -> F32:
         """F32[n]: level of each code."""
@@ -44,32 +40,22 @@ class Codebook:
         return np.outer([min(self.levels), max(self.levels)], self.cuts).ravel()
 
     @cached_property
-    def _codes(self) -> U8:
-        """Code of the half step [i / 2 - 128, (i + 1) / 2 - 128); a midpoint goes up, as in ggml."""
+    def codes(self) -> U8:
+        """U8[512]: code of each half step; a midpoint goes up, as in ggml."""
         middles = np.arange(512) / 2 - 128 + 0.25
         codes: U8 = np.abs(middles[:, None] - self.values).argmin(1).astype(np.uint8)
         return codes
 
-    @cached_property
-    def _nearest(self) -> F32:
-        return self.values[self._codes]
-
     def encode(self, t: F32) -> U8:
         """Codes of the nearest levels to ``t`` (weight / scale)."""
-        codes: U8 = self._codes[_half_steps(t)]
+        codes: U8 = self.codes[half_steps(t)]
         return codes
 
     @cached_property
     def nearest(self) -> Nearest:
-        """``t`` to the nearest levels; equal steps need no table."""
+        """Equal steps need no table."""
         low, high = min(self.levels), max(self.levels)
-        if len(self.levels) == high - low + 1:
-            return whole_numbers(low, high)
-        return lambda t: self._nearest.take(_half_steps(t))
-
-
-def _half_steps(t: F32) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
-    return (np.clip(t, -128, 127.5) * np.float32(2) + np.float32(256)).astype(np.intp)
+        return Nearest(low, high) if len(self.levels) == high - low + 1 else Nearest(low, high, self.values[self.codes])
 
 
 IQ4 = Codebook(IQ4_LEVELS)
@@ -87,6 +73,11 @@ class GgmlCodebook:
     group_size: int = BLOCK
     block_size: int = BLOCK
     symmetric: bool = True
+
+    @property
+    def formula(self) -> Formula:
+        """See Grid."""
+        return Formula(self.book.values, self.book.codes, centred=True)
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """Params of least error; without ``importance`` large weights count more (w**2), as in ggml."""
@@ -148,7 +139,7 @@ class GgmlKCodebook(GgmlCodebook):
         """
         group, groups, n = x.shape
         x, w = x.reshape(group, -1), w.reshape(group, -1)
-        whole = whole_numbers(-self.span, self.span - 1)
+        whole = Nearest(-self.span, self.span - 1)
         scale, curvature = (value.reshape(groups, n) for value in best_scale(x, w, self.book.nearest, self.book.starts))
         starts = np.concatenate([-self.span * CUTS, (self.span - 1) * CUTS])
         d = to_float16(best_scale(scale, curvature, whole, starts)[0])

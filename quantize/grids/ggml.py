@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantize.grids.least_squares import best_line, best_scale, fit_turned, spreads, whole_codes, whole_numbers
-from quantize.types import F32, U8, Array, Params
+from quantize.grids.least_squares import Nearest, best_line, best_scale, fit_turned, spreads, whole_codes, whole_formula
+from quantize.types import F32, U8, Array, Formula, Params
 
 BLOCK = 32
 CUTS = np.linspace(0.8, 1.12, 9)  # a search puts the extreme weight on these multiples of the last code at either side
@@ -28,6 +28,11 @@ class GgmlSymmetric:
     block_size: int = BLOCK
     symmetric: bool = True
 
+    @property
+    def formula(self) -> Formula:
+        """See Grid."""
+        return whole_formula(self.bits, centred=True)
+
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """``d`` from the extreme value; with ``importance`` that of least error, rounded to float16 as the file stores it."""
         if importance is not None and self.signed_extreme:
@@ -41,7 +46,7 @@ class GgmlSymmetric:
     def _search(self, x: F32, w: F32) -> Params:
         middle = 2 ** (self.bits - 1)
         starts = np.concatenate([-middle * CUTS, (middle - 1) * CUTS])
-        return {"d": to_float16(best_scale(x[:, 0], w[:, 0], whole_numbers(-middle, middle - 1), starts)[0])}
+        return {"d": to_float16(best_scale(x[:, 0], w[:, 0], Nearest(-middle, middle - 1), starts)[0])}
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, 2**(bits-1)) as F32[..., 1]."""
@@ -67,6 +72,11 @@ class GgmlOffset:
     group_size: int = BLOCK
     block_size: int = BLOCK
     symmetric: bool = False
+
+    @property
+    def formula(self) -> Formula:
+        """See Grid."""
+        return whole_formula(self.bits, centred=False)
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """``d`` and ``m`` from the extremes; with ``importance`` those of least error."""

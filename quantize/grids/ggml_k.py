@@ -14,6 +14,7 @@ import numpy as np
 from quantize.grids.ggml import divide, to_float16
 from quantize.grids.least_squares import (
     TINY,
+    Nearest,
     best_line,
     best_scale,
     fit_turned,
@@ -23,9 +24,9 @@ from quantize.grids.least_squares import (
     spreads,
     total,
     whole_codes,
-    whole_numbers,
+    whole_formula,
 )
-from quantize.types import F32, U8, Array, Params
+from quantize.types import F32, U8, Array, Formula, Params
 
 SUPER_BLOCK = 256
 POLISHES = 2
@@ -47,6 +48,11 @@ class GgmlKOffset:
     top: int
     block_size: int = SUPER_BLOCK
     symmetric: bool = False
+
+    @property
+    def formula(self) -> Formula:
+        """See Grid."""
+        return whole_formula(self.bits, centred=False)
 
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """Params of least error; without ``importance`` large weights count more, as in ggml."""
@@ -93,7 +99,7 @@ class _Lines:
         found = best_line(self.x, self.w, self.last, spreads(self.last))
         scale, low, curvature = (value.reshape(groups, -1) for value in found)
         params: dict[str, Array] = {}
-        whole = whole_numbers(0, self.top)
+        whole = Nearest(0, self.top)
         for factor, name, values, weights in (
             ("d", "scales", scale, curvature),
             ("dmin", "mins", -low, self._sum_w(scale)),

@@ -8,8 +8,8 @@ import numpy as np
 
 from quantize.errors import ConfigError
 from quantize.grids.ggml import CUTS
-from quantize.grids.least_squares import best_centred, best_scale, fit_turned, spreads, whole_codes, whole_numbers
-from quantize.types import F32, U8, Array, Params
+from quantize.grids.least_squares import Nearest, best_centred, best_scale, fit_turned, spreads, whole_codes, whole_formula
+from quantize.types import F32, U8, Array, Formula, Params
 
 BITS = (2, 3, 4, 8)
 MIN_GROUP_SIZE = 16
@@ -58,6 +58,11 @@ class IntAffine:
         """Codes, a scale and, if asymmetric, a packed zero point per group."""
         return self.bits + (8 * self.scale_bytes + (0 if self.symmetric else self.bits)) / self.group_size
 
+    @property
+    def formula(self) -> Formula:
+        """See Grid."""
+        return whole_formula(self.bits, centred=True)
+
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """Min-max range widened to contain zero (the paper's does not, and clips one-sided groups).
 
@@ -76,7 +81,7 @@ class IntAffine:
         """F32[group, 1, n] twice -> params [n]."""
         if self.symmetric:
             starts = np.concatenate([-self._middle * CUTS, (self._middle - 1) * CUTS])
-            nearest = whole_numbers(-self._middle, self._middle - 1)
+            nearest = Nearest(-self._middle, self._middle - 1)
             return self._centred(best_scale(x[:, 0], w[:, 0], nearest, starts)[0])
         scale, zero = best_centred(x[:, 0], w[:, 0], self._top, spreads(self._top))
         return {"scale": self._stored(scale), "zero_point": zero.astype(np.uint8)}

@@ -6,19 +6,40 @@ Arrays are turned, F32[group, ...]: a step is one pass over contiguous memory, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from quantize.grids.importance import weighed
-from quantize.types import F32, U8, Array, Params
-from quantize.workers import in_threads, threads
+from quantize.types import F32, U8, Array, Formula, Params
+from quantize.workers import in_threads
+
+if TYPE_CHECKING:
+    from quantize import kernels
 
 SLICE = 1 << 16  # weights fitted at a time: they and a few copies stay in the cache
 TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
-REFINEMENTS = 2  # a least-squares scale gives other codes, and these another scale
 
-Nearest = Callable[[F32], F32]  # weight / scale -> the value of its code; it may overwrite its argument
-Found = tuple[F32, ...]  # a loss, and what it belongs to
+
+class Nearest(NamedTuple):
+    """The level nearest to weight / scale: a whole number from ``low`` to ``high``, or by ``table`` F32[512] of half steps."""
+
+    low: int
+    high: int
+    table: F32 = np.zeros(0, np.float32)
+
+    def __call__(self, t: F32) -> F32:
+        """Elementwise; ``t`` is overwritten."""
+        if len(self.table):
+            return self.table.take(half_steps(t))
+        np.rint(t, out=t)
+        clipped: F32 = np.clip(t, self.low, self.high, out=t)
+        return clipped
+
+
+def half_steps(t: F32) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+    """Index of the half step [i / 2 - 128, (i + 1) / 2 - 128) that holds ``t``."""
+    return (np.clip(t, -128, 127.5) * np.float32(2) + np.float32(256)).astype(np.intp)
 
 
 def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32, F32], Params]) -> Params:
@@ -39,8 +60,7 @@ def fit_turned(blocks: F32, importance: F32, group_size: int, fit: Callable[[F32
             return fit(*weighed(turned(flat[part]), turned(weights[part])))
 
     starts = range(0, len(flat), step)
-    # numpy lets go of the interpreter while it computes
-    found = in_threads(fit_slice, starts) if min(len(starts), threads()) > 1 else [fit_slice(start) for start in starts]
+    found = in_threads(fit_slice, starts) if len(starts) > 1 else [fit_slice(start) for start in starts]
     joined = {key: np.concatenate([np.moveaxis(params[key], -1, 0) for params in found]) for key in found[0]}
     return {key: value.reshape(*blocks.shape[:-1], *value.shape[1:]) for key, value in joined.items()}
 
@@ -68,23 +88,13 @@ def best_scale(x: F32, w: F32, nearest: Nearest, starts: Array) -> tuple[F32, F3
 
     Each start puts the extreme value of x there (make_qx_quants, make_qp_quants); the best is refined.
     """
+    from quantize import kernels
+
     low, high = x.min(0), x.max(0)
-    wx = w * x
-
-    def attempt(inverse: F32) -> Found:
-        values = nearest(x[:, None] * inverse)
-        projected, square = np.einsum("gn,gsn->sn", wx, values), np.einsum("gn,gsn,gsn->sn", w, values, values)
-        scale = ratio(projected, square)
-        return _first_best(-projected * scale, scale, square)  # the loss without its constant sum(w x**2)
-
-    inverse = reciprocal(np.where(-low > high, low, high))
-    found: Found = (np.zeros_like(low),) * 3  # all zero
-    for some in _portions(starts, x):
-        found = _better(attempt(some * inverse), found)
-    for _ in range(REFINEMENTS):
-        found = _better(attempt(reciprocal(found[1])[None]), found)
-    _, scale, curvature = found
-    return scale, curvature
+    groups = _groups(x, w, nearest)
+    found = np.zeros((3, len(low)), np.float32)  # all zero
+    kernels.best_scale(groups, reciprocal(np.where(-low > high, low, high)), np.asarray(starts, np.float32), found)
+    return found[1], found[2]
 
 
 def best_line(x: F32, w: F32, top: int, starts: Array, ceiling: float = 0.0) -> tuple[F32, F32, F32]:
@@ -92,29 +102,15 @@ def best_line(x: F32, w: F32, top: int, starts: Array, ceiling: float = 0.0) -> 
 
     Each start spreads the range over that many codes (make_qkx3_quants); the best is refined. ``ceiling``: 0, or infinity.
     """
-    floor = np.minimum(x.min(0), np.float32(ceiling))
-    wx = w * x
-    sum_w, sum_x = w.sum(0), wx.sum(0)
+    from quantize import kernels
 
-    def attempt(inverse: F32, bottom: F32) -> Found:
-        q = nearest_code(x[:, None], inverse, bottom, top)
-        sum_q, sum_xq = np.einsum("gn,gsn->sn", w, q), np.einsum("gn,gsn->sn", wx, q)
-        sum_qq = np.einsum("gn,gsn,gsn->sn", w, q, q)
-        s = ratio(sum_w * sum_xq - sum_x * sum_q, sum_w * sum_qq - sum_q * sum_q)
-        m = ratio(sum_x - s * sum_q, sum_w)
-        s, m = np.where(m > ceiling, ratio(sum_xq, sum_qq), s), np.minimum(m, np.float32(ceiling))
-        loss = s * (s * sum_qq - 2 * sum_xq) + m * (m * sum_w - 2 * sum_x) + 2 * s * m * sum_q
-        return _first_best(np.where(s > 0, loss, np.inf), s, m, sum_qq)
-
-    low = np.minimum(ratio(sum_x, sum_w), np.float32(ceiling))
-    inverse = reciprocal(x.max(0) - floor)
-    found: Found = (low * (low * sum_w - 2 * sum_x), np.zeros_like(low), low, np.zeros_like(low))  # all codes 0
-    for some in _portions(starts, x):
-        found = _better(attempt(some * inverse, floor), found)
-    for _ in range(REFINEMENTS):
-        found = _better(attempt(reciprocal(found[1])[None], found[2]), found)
-    _, scale, low, curvature = found
-    return scale, low, curvature
+    groups, bound = _groups(x, w, Nearest(0, top)), np.float32(ceiling)
+    sum_w, sum_x, floor = w.sum(0), groups.wx.sum(0), np.minimum(x.min(0), bound)
+    low = np.minimum(ratio(sum_x, sum_w), bound)
+    found = np.stack([low * (low * sum_w - 2 * sum_x), np.zeros_like(low), low, np.zeros_like(low)])  # all codes 0
+    whole = np.stack([sum_w, sum_x, floor, reciprocal(x.max(0) - floor)])
+    kernels.best_line(groups, whole, bound, np.asarray(starts, np.float32), found)
+    return found[1], found[2], found[3]
 
 
 def best_centred(x: F32, w: F32, top: int, starts: Array) -> tuple[F32, F32]:
@@ -122,48 +118,24 @@ def best_centred(x: F32, w: F32, top: int, starts: Array) -> tuple[F32, F32]:
 
     Each start spreads the range, zero included, over that many codes and keeps one of its ends; the best is refined.
     """
+    from quantize import kernels
+
     low, high = np.minimum(x.min(0), 0), np.maximum(x.max(0), 0)
-    wx = w * x
-
-    def attempt(inverse: F32, zero: F32) -> Found:
-        q = x[:, None] * inverse
-        np.rint(q, out=q)
-        q = np.clip(q, -zero, top - zero)
-        projected, square = np.einsum("gn,gsn->sn", wx, q), np.einsum("gn,gsn,gsn->sn", w, q, q)
-        scale = ratio(projected, square)
-        return _first_best(-projected * scale, scale, zero)  # the loss without its constant sum(w x**2)
-
     inverse = reciprocal(high - low)
-    found: Found = (np.zeros_like(low),) * 3  # all zero
-    for some in _portions(starts, x):
-        for zero in (-low * inverse * some, top - high * inverse * some):
-            found = _better(attempt(some * inverse, np.clip(np.rint(zero), 0, top)), found)
-    beside = np.array([[0], [-1], [1]], np.float32)
-    for _ in range(REFINEMENTS):
-        found = _better(attempt(reciprocal(found[1])[None], np.clip(found[2] + beside, 0, top)), found)
-    _, scale, zero = found
-    return scale, zero
+    found = np.zeros((3, len(low)), np.float32)  # all zero
+    ends = np.stack([inverse, low * inverse, high * inverse])
+    kernels.best_centred(_groups(x, w, Nearest(0, top)), ends, np.float32(top), np.asarray(starts, np.float32), found)
+    return found[1], found[2]
 
 
-def _portions(starts: Array, x: F32) -> list[F32]:
-    """The starts as columns F32[some, 1]: as many at once as stay in the cache beside x, which for few blocks are all."""
-    column = np.asarray(starts, np.float32)[:, None]
-    step = max(1, SLICE // max(1, x.size))
-    return [column[i : i + step] for i in range(0, len(column), step)]
+def _groups(x: F32, w: F32, nearest: Nearest) -> kernels.Groups:
+    from quantize import kernels
 
-
-def _first_best(*tried: F32) -> Found:
-    """Of values [starts, n], the first of which is a loss, those with the least loss: [n] each."""
-    if len(tried[0]) == 1:
-        return tuple(values[0] for values in tried)
-    best = tried[0].argmin(0)[None]
-    return tuple(np.take_along_axis(values, best, 0)[0] for values in tried)
-
-
-def _better(new: Found, old: Found) -> Found:
-    """Elementwise the one with the smaller loss; the old one if equal."""
-    better = new[0] < old[0]
-    return tuple(np.where(better, one, other) for one, other in zip(new, old, strict=True))
+    n = x.shape[1]
+    inverse, bottom = np.zeros((2, n), np.float32)
+    low, high = np.full(n, nearest.low, np.float32), np.full(n, nearest.high, np.float32)
+    x, w = np.ascontiguousarray(x), np.ascontiguousarray(w)
+    return kernels.Groups(x, w, w * x, inverse, bottom, low, high, nearest.table)
 
 
 def spreads(last: int) -> Array:
@@ -179,6 +151,11 @@ def nearest_code(x: F32, inverse: F32, low: F32, top: int) -> F32:
     return clipped
 
 
+def whole_formula(bits: int, centred: bool) -> Formula:
+    """Of codes that are their own levels."""
+    return Formula(np.arange(1 << bits, dtype=np.float32), np.zeros(0, np.uint8), centred)
+
+
 def whole_codes(t: F32, zero: F32 | float, top: int) -> U8:
     """round(t) + zero in 0..top; overwrites ``t``. Channels are encoded one by one, where np.clip's preamble would be felt."""
     np.rint(t, out=t)
@@ -186,14 +163,3 @@ def whole_codes(t: F32, zero: F32 | float, top: int) -> U8:
     np.maximum(t, 0, out=t)
     codes: U8 = np.minimum(t, top, out=t).astype(np.uint8)
     return codes
-
-
-def whole_numbers(low: int, high: int) -> Nearest:
-    """Nearest for codes that are the integers from ``low`` to ``high``."""
-
-    def nearest(t: F32) -> F32:
-        np.rint(t, out=t)
-        clipped: F32 = np.clip(t, low, high, out=t)
-        return clipped
-
-    return nearest

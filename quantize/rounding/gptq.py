@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.blocks import spread, to_blocks, to_rows
+from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import Same, block_importance, fit_groups
-from quantize.types import F32, U8, Array, Axis, Grid, LayerStats, Params, QuantizedTensor
+from quantize.types import F32, Array, Axis, Grid, LayerStats, Params, QuantizedTensor
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 FITTED_TOGETHER = 8  # channels: one by one is exact, eight times as slow, and .3 % better
@@ -29,14 +30,13 @@ LAZY_COLUMNS = 64  # errors go to the channels beyond this block in one matrix p
 TRIANGLE = 64  # triangles up to this size are inverted directly
 
 
-class _Channels(Protocol):
-    """How input channels are rounded, in visiting order, and the params that this leaves behind."""
+class _Groups(Protocol):
+    """The scales and zeros of input channels on their way, and the params that they leave behind."""
 
-    def begin(self, channels: NDArray[np.intp], values: F32) -> None:
-        """A block of input channels [n] is next, F32[n, OC] as they are by then."""
+    together: int  # channels whose scales are wanted at once
 
-    def round(self, channel: int, values: F32) -> tuple[U8, F32]:
-        """Codes and values [OC] of one channel F32[OC]."""
+    def scale_zero(self, order: NDArray[np.intp], wanted: F32) -> tuple[F32, F32]:
+        """Of the channels that are next, F32[n, OC] each; ``wanted`` F32[n, OC] is what they have become."""
 
     def params(self) -> Params:
         """Of the whole tensor."""
@@ -46,26 +46,25 @@ def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | Non
     """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
     assert stats is not None, f"{name}: GPTQ needs statistics"
     order, factor = _inverse_factor(Same(stats.hessian))
-    channels: _Channels
+    groups: _Groups
     if axis is Axis.PER_OC:
-        channels = _StaticGroups(grid, fit_groups(weight, grid, axis, stats), weight.shape[1])
+        groups = _StaticGroups(grid, fit_groups(weight, grid, axis, stats), weight.shape[1])
     else:
-        channels = _GroupsInTurn(weight, grid, block_importance(stats, grid, axis))
+        groups = _GroupsInTurn(weight, grid, block_importance(stats, grid, axis))
     work = np.ascontiguousarray(weight.T[order])  # [IC in visiting order, OC]: a channel is one contiguous row
     codes = np.empty((weight.shape[1], weight.shape[0]), np.uint8)
     for start in range(0, len(order), LAZY_COLUMNS):
-        block = slice(start, start + LAZY_COLUMNS)
-        errors = np.empty_like(work[block])
-        shares = np.ascontiguousarray(factor[block, block].T)
-        for i, channel in enumerate(order[block]):
-            if i % FITTED_TOGETHER == 0:
-                turn = slice(start + i, min(start + i + FITTED_TOGETHER, len(order)))
-                channels.begin(order[turn], work[turn] - shares[i : i + FITTED_TOGETHER, :i] @ errors[:i])
-            wanted = work[start + i] - shares[i, :i] @ errors[:i]
-            codes[channel], values = channels.round(int(channel), wanted)
-            np.divide(wanted - values, shares[i, i], out=errors[i])
-        work[block.stop :] -= factor[block, block.stop :].T @ errors
-    return QuantizedTensor(name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, channels.params())
+        block = slice(start, min(start + LAZY_COLUMNS, len(order)))
+        shares = factor[block] / factor.diagonal()[block, None]
+        these = channels(work[block], shares[:, block].T)
+        for first in range(0, len(these.wanted), groups.together):
+            turn = slice(first, first + groups.together)
+            wanted = these.wanted[turn] - these.mix[turn, :first] @ these.steps[:first]
+            these.scale[turn], these.zero[turn] = groups.scale_zero(order[block][turn], wanted)
+            round_in_turn(these, grid, first, first + len(wanted))
+        codes[order[block]] = these.codes
+        work[block.stop :] -= shares[:, block.stop :].T @ these.steps
+    return QuantizedTensor(name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, groups.params())
 
 
 @lru_cache(maxsize=4)  # the inputs of one decoder layer, whose linears are rounded side by side
@@ -97,21 +96,17 @@ class _StaticGroups:
     """PER_OC."""
 
     def __init__(self, grid: Grid, params: Params, cols: int) -> None:
-        self._grid, self._params = grid, params
+        self.together, self._params = LAZY_COLUMNS, params
         self._scale, self._zero = (
             np.ascontiguousarray(spread(value, grid.group_size, cols).T) for value in grid.scale_zero(params)
         )
 
-    def begin(self, channels: NDArray[np.intp], values: F32) -> None:
-        """Nothing is left to fit."""
-
-    def round(self, channel: int, values: F32) -> tuple[U8, F32]:
-        """See _Channels."""
-        codes = self._grid.encode(values, self._scale[channel], self._zero[channel])
-        return codes, self._grid.decode(codes, self._scale[channel], self._zero[channel])
+    def scale_zero(self, order: NDArray[np.intp], wanted: F32) -> tuple[F32, F32]:
+        """See _Groups."""
+        return self._scale[order], self._zero[order]
 
     def params(self) -> Params:
-        """See _Channels."""
+        """See _Groups."""
         return self._params
 
 
@@ -119,24 +114,18 @@ class _GroupsInTurn:
     """PER_IC."""
 
     def __init__(self, weight: F32, grid: Grid, importance: F32) -> None:
+        self.together = FITTED_TOGETHER
         self._grid, self._importance, self._channels = grid, importance, weight.shape[1]
         self._params: dict[str, Array] = {}
-        self._spread: dict[int, tuple[F32, F32]] = {}  # scale and zero of each channel that is next, F32[OC] each
 
-    def begin(self, channels: NDArray[np.intp], values: F32) -> None:
-        """Fit them together."""
-        fitted = self._grid.fit(to_blocks(values, self._grid.block_size), self._importance)
+    def scale_zero(self, order: NDArray[np.intp], wanted: F32) -> tuple[F32, F32]:
+        """See _Groups."""
+        fitted = self._grid.fit(to_blocks(wanted, self._grid.block_size), self._importance)
         for key, value in fitted.items():
-            self._params.setdefault(key, np.empty((self._channels, *value.shape[1:]), value.dtype))[channels] = value
-        scale, zero = (spread(value, self._grid.group_size, values.shape[1]) for value in self._grid.scale_zero(fitted))
-        self._spread = dict(zip(channels.tolist(), zip(scale, zero, strict=True), strict=True))
-
-    def round(self, channel: int, values: F32) -> tuple[U8, F32]:
-        """See _Channels."""
-        scale, zero = self._spread[channel]
-        codes = self._grid.encode(values, scale, zero)
-        return codes, self._grid.decode(codes, scale, zero)
+            self._params.setdefault(key, np.empty((self._channels, *value.shape[1:]), value.dtype))[order] = value
+        scale, zero = (spread(value, self._grid.group_size, wanted.shape[1]) for value in self._grid.scale_zero(fitted))
+        return scale, zero
 
     def params(self) -> Params:
-        """See _Channels."""
+        """See _Groups."""
         return self._params

@@ -8,12 +8,14 @@ to the file's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from quantize.blocks import dequantize, per_code
+from quantize.blocks import dequantize, per_code, to_rows
 from quantize.grids.importance import seen
+from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.refit import refit_floats
 from quantize.types import F32, Array, Axis, LayerStats, QuantizedTensor
 
@@ -30,24 +32,20 @@ def polish(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Quantized
 
 def visit_codes(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
     """Every channel's codes once more, by falling diag(H); those of an unseen channel stay."""
-    hessian, per_oc = stats.hessian, tensor.axis is Axis.PER_OC
-    order = np.argsort(-stats.importance, kind="stable")[: np.count_nonzero(seen(stats.importance))]
-    codes, scale, zero = (_channels_first(value, per_oc) for value in (tensor.codes, *per_code(tensor)))
-    values = np.ascontiguousarray(dequantize(tensor).T)  # [IC, OC]: a channel is one contiguous row
-    gradient = hessian[order] @ (values - weight.T)
-    for start in range(0, len(order), LAZY_COLUMNS):
-        block, later = order[start : start + LAZY_COLUMNS], order[start + LAZY_COLUMNS :]
-        curvature = hessian[np.ix_(block, block)]
-        moved = np.empty((len(block), len(weight)), np.float32)
-        for i, channel in enumerate(block):
-            slope = gradient[start + i] + curvature[i, :i] @ moved[:i]
-            old = values[channel]
-            codes[channel] = tensor.grid.encode(old - slope / curvature[i, i], scale[channel], zero[channel])
-            np.subtract(tensor.grid.decode(codes[channel], scale[channel], zero[channel]), old, out=moved[i])
-        gradient[start + len(block) :] += hessian[np.ix_(later, block)] @ moved
-    return replace(tensor, codes=np.ascontiguousarray(codes.T if per_oc else codes))
-
-
-def _channels_first(values: Array, per_oc: bool) -> Array:
-    """A copy of [rows, cols] as [IC, OC], each channel contiguous."""
-    return np.array(values.T if per_oc else values, order="C")
+    order, per_oc = np.argsort(-stats.importance, kind="stable"), tensor.axis is Axis.PER_OC
+    visited = np.count_nonzero(seen(stats.importance))
+    hessian = stats.hessian[np.ix_(order, order)]
+    arrays: Iterable[Array] = (tensor.codes, *per_code(tensor), to_rows(dequantize(tensor), tensor.axis))
+    codes, scale, zero, values = ((value.T if per_oc else value)[order] for value in arrays)  # [IC in visiting order, OC]
+    gradient = hessian[:visited] @ (values - weight.T[order])
+    for start in range(0, visited, LAZY_COLUMNS):
+        block = slice(start, min(start + LAZY_COLUMNS, visited))
+        curvature = hessian.diagonal()[block, None]
+        target: F32 = np.subtract(values[block], gradient[block] / curvature)
+        these = channels(target, -hessian[block, block] / curvature, values[block], scale[block], zero[block])
+        round_in_turn(these, tensor.grid)
+        codes[block] = these.codes
+        gradient[block.stop :] -= hessian[block.stop : visited, block] @ these.steps
+    back = np.empty_like(codes)
+    back[order] = codes
+    return replace(tensor, codes=np.ascontiguousarray(back.T if per_oc else back))

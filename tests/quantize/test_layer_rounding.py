@@ -1,4 +1,4 @@
-"""A decoder layer's linears rounded together, stacked or in child processes, become what each becomes alone."""
+"""A decoder layer's linears rounded together, stacked or side by side, become what each becomes alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
 
 from quantize import layer_rounding, workers
 from quantize.blocks import dequantize, unstack
@@ -67,44 +66,22 @@ def test_what_is_unstacked_decodes_to_the_rows(grid, axis):
         np.testing.assert_array_equal(dequantize(part), rows)
 
 
-def test_children_give_what_threads_give(monkeypatch):
+def test_one_thread_gives_what_many_give(monkeypatch):
     items = linears(make_grid("int", 3, 32))
-    assert not layer_rounding._worth_children(items)
-    with threadpool_limits(limits=1, user_api="blas"):  # as the pipeline has it
-        in_threads = round_all(items)
-    monkeypatch.setattr(layer_rounding, "FEW_WEIGHTS", 0)
-    assert layer_rounding._worth_children(items)
-    for here, there in zip(in_threads, round_all(items), strict=True):
-        for axis, (tensor, record) in here.items():
-            assert np.array_equal(tensor.codes, there[axis][0].codes) and record == there[axis][1]
-    monkeypatch.setattr(layer_rounding, "MANY_INPUTS", 64)
-    assert not layer_rounding._worth_children(items)
+    several = round_all(items)
+    monkeypatch.setattr(workers, "threads", lambda: 1)
+    for one, other in zip(several, round_all(items), strict=True):
+        for axis, (tensor, record) in one.items():
+            assert np.array_equal(tensor.codes, other[axis][0].codes) and record == other[axis][1]
 
 
-def test_what_a_child_refuses_is_refused(monkeypatch):
-    monkeypatch.setattr(layer_rounding, "FEW_WEIGHTS", 0)
+def test_what_a_thread_refuses_is_refused():
     item = linears(make_grid("int", 4, 32))[0]
     with pytest.raises(PlanError, match="w64: its weights overflow the float16 scale of grid int"):
         round_all([Linear(item.plan, item.weight * np.float32(1e8), item.stats)])
 
 
-def test_children_are_processes_of_their_own_with_one_thread():
-    found = workers.in_children(_about, range(2 * (os.cpu_count() or 1)))
-    assert os.getpid() not in {process for process, _, _ in found}
-    assert {threads for _, threads, _ in found} == {1} and [index for *_, index in found] == list(range(len(found)))
-    assert workers.threads() == (os.cpu_count() or 1)
-
-
-def _about(index: int) -> tuple[int, int, int]:
-    return os.getpid(), workers.threads(), index
-
-
-@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
-def test_a_grid_that_was_used_goes_to_a_child(grid, monkeypatch):
-    """Whatever it has cached by then."""
-    monkeypatch.setattr(layer_rounding, "FEW_WEIGHTS", 0)
-    shape, stats = (8, max(64, grid.block_size)), stats_of(max(64, grid.block_size))
-    item = Linear(LayerPlan("w", shape, {Axis.PER_OC: grid}, "gptq"), weight_of(shape), stats)
-    expected, _ = item.rounded(Axis.PER_OC)
-    tensor, record = round_all([item])[0][Axis.PER_OC]
-    assert np.array_equal(tensor.codes, expected.codes) and record.grid == grid
+def test_threads_start_none_of_their_own():
+    cores = os.cpu_count() or 1
+    assert workers.in_threads(lambda index: (index, workers.threads()), range(4)) == [(index, 1) for index in range(4)]
+    assert workers.threads() == cores

@@ -1,0 +1,181 @@
+"""Loops over single weights, compiled by numba: they need no interpreter, so threads run them side by side.
+
+Nothing is reordered: sums are added up weight by weight, as numpy would. The machine code is kept beside this file, or in the
+user's cache. Importing this takes a third of a second, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+from numba import njit
+
+from quantize.grids.least_squares import TINY as TINY_SCALE
+from quantize.types import F32, Formula
+
+if TYPE_CHECKING:
+    from quantize.rounding.in_turn import Channels
+
+Kernel = TypeVar("Kernel", bound=Callable[..., object])
+TINY = np.float32(TINY_SCALE)
+REFINEMENTS = 2  # a least-squares scale gives other codes, and these another scale
+WIDTH = 512  # output channels at a time: their steps stay in the cache
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+LEAST, MOST, MIDDLE = np.float32(-128), np.float32(127.5), np.float32(256)  # of a table of half steps
+
+
+def _compiled(function: Kernel) -> Kernel:
+    try:
+        made: Kernel = njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # no place for machine code can be written
+        made = njit(function, nogil=True, error_model="numpy")
+    return made
+
+
+class Groups(NamedTuple):
+    """Groups whose params are searched: weights, what they matter, and the product of both, F32[group, n] each.
+
+    The codes that are tried are ``round((x - bottom) * inverse)``, from ``low`` to ``high``, F32[n] each; or the levels of
+    ``table`` F32[512] by half steps from -128, which is empty where codes are whole numbers.
+    """
+
+    x: F32
+    w: F32
+    wx: F32
+    inverse: F32
+    bottom: F32
+    low: F32
+    high: F32
+    table: F32
+
+
+@_compiled
+def _ratio(numerator: np.float32, denominator: np.float32) -> np.float32:
+    return numerator / denominator if abs(denominator) >= TINY else ZERO
+
+
+@_compiled
+def _moments(groups: Groups, sums: F32) -> None:
+    """Writes the sums over each group of w q, w x q and w q**2, F32[3, n]."""
+    x, w, wx = groups.x, groups.w, groups.wx
+    n = x.shape[1]
+    for i in range(n):
+        sums[0, i] = sums[1, i] = sums[2, i] = ZERO
+    for g in range(len(x)):
+        if len(groups.table):
+            for i in range(n):
+                t = x[g, i] * groups.inverse[i]
+                t = LEAST if t < LEAST else MOST if t > MOST else t
+                q = groups.table[int(t * TWO + MIDDLE)]
+                sums[1, i] += wx[g, i] * q
+                sums[2, i] += w[g, i] * q * q
+        else:
+            for i in range(n):
+                q = np.rint((x[g, i] - groups.bottom[i]) * groups.inverse[i])
+                q = groups.low[i] if q < groups.low[i] else groups.high[i] if q > groups.high[i] else q
+                sums[0, i] += w[g, i] * q
+                sums[1, i] += wx[g, i] * q
+                sums[2, i] += w[g, i] * q * q
+
+
+@_compiled
+def best_scale(groups: Groups, extreme: F32, starts: F32, found: F32) -> None:
+    """See ``least_squares.best_scale``. ``found`` F32[3, n] is loss, scale and sum of w q**2; ``extreme`` F32[n] turned over."""
+    sums = np.empty_like(found)
+    for turn in range(len(starts) + REFINEMENTS):
+        for i in range(len(extreme)):
+            groups.inverse[i] = starts[turn] * extreme[i] if turn < len(starts) else _ratio(ONE, found[1, i])
+        _moments(groups, sums)
+        for i in range(len(extreme)):
+            scale = _ratio(sums[1, i], sums[2, i])
+            if -sums[1, i] * scale < found[0, i]:  # the loss without its constant sum(w x**2)
+                found[0, i], found[1, i], found[2, i] = -sums[1, i] * scale, scale, sums[2, i]
+
+
+@_compiled
+def best_line(groups: Groups, whole: F32, ceiling: np.float32, starts: F32, found: F32) -> None:
+    """See ``least_squares.best_line``. ``found`` F32[4, n]: loss, scale, low, sum of w q**2.
+
+    ``whole`` F32[4, n]: sums of w and of w x, the lowest weight, and the range turned over.
+    """
+    sums = np.empty((3, whole.shape[1]), np.float32)
+    for turn in range(len(starts) + REFINEMENTS):
+        for i in range(whole.shape[1]):
+            first = turn < len(starts)
+            groups.inverse[i] = starts[turn] * whole[3, i] if first else _ratio(ONE, found[1, i])
+            groups.bottom[i] = whole[2, i] if first else found[2, i]
+        _moments(groups, sums)
+        for i in range(whole.shape[1]):
+            sum_w, sum_x, q, xq, qq = whole[0, i], whole[1, i], sums[0, i], sums[1, i], sums[2, i]
+            scale = _ratio(sum_w * xq - sum_x * q, sum_w * qq - q * q)
+            low = _ratio(sum_x - scale * q, sum_w)
+            if low > ceiling:
+                scale, low = _ratio(xq, qq), ceiling
+            loss = scale * (scale * qq - TWO * xq) + low * (low * sum_w - TWO * sum_x) + TWO * scale * low * q
+            if scale > 0 and loss < found[0, i]:
+                found[0, i], found[1, i], found[2, i], found[3, i] = loss, scale, low, qq
+
+
+@_compiled
+def best_centred(groups: Groups, ends: F32, top: np.float32, starts: F32, found: F32) -> None:
+    """See ``least_squares.best_centred``. ``found`` F32[3, n]: loss, scale, zero.
+
+    ``ends`` F32[3, n]: the range turned over, and the lowest and the highest weight in units of the range.
+    """
+    sums, before = np.empty_like(found), np.empty_like(found)
+    for turn in range(2 * len(starts) + 3 * REFINEMENTS):
+        beside = (turn - 2 * len(starts)) % 3  # a refinement tries the zero as it is, one less and one more
+        for i in range(ends.shape[1]):
+            if beside == 0:
+                before[1, i], before[2, i] = found[1, i], found[2, i]
+            if turn < 2 * len(starts):
+                start = starts[turn % len(starts)]
+                groups.inverse[i] = start * ends[0, i]
+                zero = np.rint(-ends[1, i] * start if turn < len(starts) else top - ends[2, i] * start)
+            else:
+                groups.inverse[i] = _ratio(ONE, before[1, i])
+                zero = before[2, i] + (ZERO if beside == 0 else -ONE if beside == 1 else ONE)
+            zero = ZERO if zero < ZERO else top if zero > top else zero
+            groups.low[i], groups.high[i] = -zero, top - zero
+        _moments(groups, sums)
+        for i in range(ends.shape[1]):
+            scale = _ratio(sums[1, i], sums[2, i])
+            if -sums[1, i] * scale < found[0, i]:  # the loss without its constant sum(w x**2)
+                found[0, i], found[1, i], found[2, i] = -sums[1, i] * scale, scale, -groups.low[i]
+
+
+@_compiled
+def round_in_turn(these: Channels, formula: Formula, first: int, last: int) -> None:
+    """See ``rounding.in_turn``."""
+    top, none = np.float32(len(formula.levels) - 1), np.float32(np.inf)
+    wanted = np.empty(WIDTH, np.float32)
+    for left in range(0, these.wanted.shape[1], WIDTH):
+        width = min(WIDTH, these.wanted.shape[1] - left)
+        for i in range(first, last):
+            for j in range(width):
+                wanted[j] = these.wanted[i, left + j]
+            for k in range(i):
+                share = these.mix[i, k]
+                for j in range(width):
+                    wanted[j] -= share * these.steps[k, left + j]
+            if len(formula.table):
+                for j in range(width):
+                    scale = these.scale[i, left + j]
+                    t = _ratio(wanted[j], scale)
+                    t = LEAST if t < LEAST else MOST if t > MOST else t
+                    code = formula.table[int(t * TWO + MIDDLE)]
+                    these.codes[i, left + j] = code
+                    these.values[i, left + j] = formula.levels[code] * scale
+            else:
+                for j in range(width):
+                    scale, zero = these.scale[i, left + j], these.zero[i, left + j]
+                    shift, base = (zero, ZERO) if formula.centred else (ZERO, zero)
+                    q = np.rint((wanted[j] - base) / (scale if scale != 0 else none)) + shift
+                    q = ZERO if q < ZERO else top if q > top else q
+                    these.codes[i, left + j] = np.uint8(q)
+                    these.values[i, left + j] = (q - shift) * scale + base
+            for j in range(width):
+                held = these.held[i, left + j] if len(these.held) else wanted[j]
+                these.steps[i, left + j] = held - these.values[i, left + j]

@@ -1,0 +1,42 @@
+"""Input channels rounded one after the other, each less the steps of those before it: what GPTQ and its polish share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from quantize.types import F32, U8, Grid
+
+
+class Channels(NamedTuple):
+    """Some input channels in the order of their rounding; F32[n, OC] but where said.
+
+    ``wanted``: what each would be without the others. ``mix`` F32[n, n]: how much of one's step (column) goes off a later one
+    (row). ``held`` F32[n, OC] or F32[0, OC]: a step is from there to the value, or from what was wanted in the end. Written
+    are ``codes`` U8[n, OC], ``values`` and ``steps``.
+    """
+
+    wanted: F32
+    mix: F32
+    held: F32
+    scale: F32
+    zero: F32
+    codes: U8
+    values: F32
+    steps: F32
+
+
+def channels(wanted: F32, mix: F32, held: F32 | None = None, scale: F32 | None = None, zero: F32 | None = None) -> Channels:
+    """With room for what is written, and for scales and zeros that are not known yet."""
+    codes, values, steps = np.empty(wanted.shape, np.uint8), np.empty_like(wanted), np.empty_like(wanted)
+    scale, zero = (np.empty_like(wanted) if value is None else value for value in (scale, zero))
+    held = np.empty((0, wanted.shape[1]), np.float32) if held is None else held
+    return Channels(wanted, np.ascontiguousarray(mix), held, scale, zero, codes, values, steps)
+
+
+def round_in_turn(these: Channels, grid: Grid, first: int = 0, last: int | None = None) -> None:
+    """Round the channels from ``first`` to before ``last``, as the grid's encode and decode would; those before are rounded."""
+    from quantize import kernels
+
+    kernels.round_in_turn(these, grid.formula, first, len(these.wanted) if last is None else last)
