@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LADDER_TARGETS = DEFAULT_RUN_TARGETS[:1]
 CHUNKS = 8  # of 512 tokens, which is enough to tell sizes apart
+MOST_BYTES = 5  # of a weight in a file: a float32, and its share of a graph and a tokenizer
 STORE_BYTES = 1.1  # of a weight in a store: a code, and its share of scales
 
 
@@ -58,10 +59,10 @@ def run(args: Namespace) -> int:
         warn(source_notes(source, target))
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
     if args.sizes:  # known before their plans, which take long to make
-        _check_disk(source, out, [rungs[index].size or 0 for index in absent])
+        _check_disk(source, out, len(absent), lambda: sum(rungs[index].size or 0 for index in absent))
     plans = _plans(args, source, rungs)
     if not args.sizes:
-        _check_disk(source, out, [planned_size(args, source, plans[index]) for index in absent])
+        _check_disk(source, out, len(absent), lambda: sum(planned_size(args, source, plans[index]) for index in absent))
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
     ok = _verified(args, source, made, _written(args, source, plans, made))
     return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
@@ -103,15 +104,17 @@ def _plans(args: Namespace, source: Checkpoint, rungs: Sequence[Rung]) -> list[M
     return [plans[rung] for rung in rungs]
 
 
-def _check_disk(source: Checkpoint, out: Path, sizes: Sequence[int]) -> None:
-    """Raises ConfigError if files of these bytes and their stores will not fit, before any work."""
+def _check_disk(source: Checkpoint, out: Path, count: int, sizes: Callable[[], int]) -> None:
+    """Raises ConfigError if ``count`` files of that many bytes and their stores will not fit, before any work."""
     weights = sum(spec.size for spec in source.specs.values())
-    needed = sum(sizes) + len(sizes) * int(STORE_BYTES * weights)
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    free, stores = shutil.disk_usage(there).free, count * int(STORE_BYTES * weights)
+    if stores + count * MOST_BYTES * weights <= free:
+        return  # whatever they take, which a graph would have to be planned for
+    needed = stores + sizes()
     if needed > free:
         raise ConfigError(
-            f"{out}: {len(sizes)} stores and files take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
+            f"{out}: {count} stores and files take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
             "free some, or ask for less"
         )
 
