@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING
 import quantize.telemetry  # noqa: F401 - switches off what other libraries report, before one is loaded
 
 if TYPE_CHECKING:
-    from exporter.bundle import BundleOptions, write_bundle
-    from exporter.gguf_file import write_gguf
+    from exporter.bundle.folder import BundleOptions, write_bundle
+    from exporter.gguf.file import write_gguf
     from exporter.library import add_library, custom_op_path
-    from exporter.onnx_file import write_onnx
+    from exporter.onnx.file import write_onnx
     from exporter.targets import TARGETS
 
 __all__ = ["TARGETS", "BundleOptions", "add_library", "custom_op_path", "write_bundle", "write_gguf", "write_onnx"]
 
 _HOMES = {
     "TARGETS": "targets",
-    "BundleOptions": "bundle",
+    "BundleOptions": "bundle.folder",
     "add_library": "library",
     "custom_op_path": "library",
-    "write_bundle": "bundle",
-    "write_gguf": "gguf_file",
-    "write_onnx": "onnx_file",
+    "write_bundle": "bundle.folder",
+    "write_gguf": "gguf.file",
+    "write_onnx": "onnx.file",
 }
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from exporter.onnx_cost import gather_bytes
+from exporter.onnx.cost import gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
-from quantize.allocation import Cost, allocate, smallest
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_container import padded
 from quantize.errors import ConfigError
+from quantize.gguf.container import padded
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan, table_rounder
-from quantize.sensitivity import TABLES, Sensitivity, quick_enough
-from quantize.store import TensorRecord
+from quantize.planning.allocation import Cost, allocate, smallest
+from quantize.planning.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan, table_rounder
+from quantize.planning.sensitivity import TABLES, Sensitivity, quick_enough
+from quantize.run.store import TensorRecord
 from quantize.types import Axis, LayerPlan
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -22,21 +22,21 @@ import msgspec
 
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
 from quantize.checkpoint.gguf_config import ARCHITECTURES
-from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, map_file, parse_header
-from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name_or_own
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import FileFormatError, listed, shown
+from quantize.gguf.container import GgufHeader, TensorInfo, map_file, parse_header
+from quantize.gguf.names import WEIGHT_IC, to_hf_name_or_own
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear
 from quantize.outside import Size
-from quantize.store import QuantizedStore, TensorRecord
-from quantize.store_schema import Dtype, Shape, TensorName
+from quantize.run.store import QuantizedStore, TensorRecord
+from quantize.run.store_schema import Dtype, Shape, TensorName
 from quantize.types import Axis
 
 if TYPE_CHECKING:
-    from exporter.onnx_reader import OnnxGraph
+    from exporter.onnx.reader import OnnxGraph
 
 Report = dict[str, Any]
 FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}
@@ -165,7 +165,7 @@ class _Codes(GridJson, kw_only=True):
 
 
 def _inspect_onnx(folder: Path) -> Report:
-    from exporter.onnx_reader import MODEL_FILE, read_graph
+    from exporter.onnx.reader import MODEL_FILE, read_graph
 
     graph = read_graph(folder)
     known = _known(graph)
@@ -185,7 +185,7 @@ def _inspect_onnx(folder: Path) -> Report:
 
 def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
     """The tensors that our writer names; None for a folder of another tool. Raises FileFormatError."""
-    from exporter.onnx_reader import DOOR, MODEL_FILE
+    from exporter.onnx.reader import DOOR, MODEL_FILE
 
     if "adadim.target" not in graph.metadata:
         return None
@@ -208,7 +208,7 @@ def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
 
 def _described_items(graph: OnnxGraph, described: list[_Floats | _Codes]) -> list[Report]:
     """Of our own folder. Raises FileFormatError."""
-    from exporter.onnx_reader import DOOR, MODEL_FILE
+    from exporter.onnx.reader import DOOR, MODEL_FILE
 
     stored: dict[str, int] = defaultdict(int)
     for tensor in graph.initializers.values():
@@ -226,7 +226,7 @@ def _node_items(graph: OnnxGraph) -> list[Report]:
 
     Raises FileFormatError.
     """
-    from exporter.onnx_reader import quantized_sizes
+    from exporter.onnx.reader import quantized_sizes
 
     initializers = graph.initializers
     out = []

@@ -6,11 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from exporter.genai_reader import read_genai
-from exporter.onnx_genai import GENAI_FILE
+from exporter.onnx.genai import GENAI_FILE
+from exporter.onnx.genai_reader import read_genai
 from quantize.errors import ConfigError, ExportError, FileFormatError
-from quantize.outputs import new_file
-from quantize.store import QuantizedStore
+from quantize.run.outputs import new_file
+from quantize.run.store import QuantizedStore
 
 LIBRARY = "libadadim_ort.so"
 

@@ -22,11 +22,11 @@ def check_source(source: Checkpoint, target: str, tokenizer_pre: str | None) -> 
     """
     if target not in GGUF_TARGETS:
         check_onnx(source.config, source.assets(), str(source.path))
-        from exporter.genai_tokenizer import genai_tokenizer_files
+        from exporter.onnx.genai_tokenizer import genai_tokenizer_files
 
         genai_tokenizer_files(source.assets(), source.config.vocab_size, str(source.path))
         return
-    from exporter.gguf_metadata import check_gguf_source
+    from exporter.gguf.metadata import check_gguf_source
 
     check_gguf_source(source, tokenizer_pre)
 
@@ -53,7 +53,7 @@ def source_notes(source: Checkpoint, target: str) -> list[str]:
 
 
 def _template_notes(source: Checkpoint, target: str) -> list[str]:
-    from exporter.genai_template import beyond_genai, unreadable
+    from exporter.onnx.genai_template import beyond_genai, unreadable
 
     template = chat_templates(source.assets(), source.path).get(DEFAULT)
     if template is None:

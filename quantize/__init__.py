@@ -7,10 +7,10 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.errors import AdaDimError
 from quantize.grids import GRIDS, make_grid
-from quantize.pipeline import quantize_checkpoint
-from quantize.plan import QuantizeConfig, build_plan
+from quantize.planning.plan import QuantizeConfig, build_plan
 from quantize.rounding import ROUNDERS
-from quantize.store import QuantizedStore
+from quantize.run.pipeline import quantize_checkpoint
+from quantize.run.store import QuantizedStore
 from quantize.types import Axis, PlainTensor, QuantizedTensor, Target
 
 __all__ = [

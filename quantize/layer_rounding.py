@@ -19,12 +19,12 @@ from quantize.blocks import dequantize, unstack
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.rounding import ROUNDERS
-from quantize.store import TensorRecord
+from quantize.run.store import TensorRecord
 from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, QuantizedTensor
 from quantize.workers import in_threads
 
 if TYPE_CHECKING:
-    from quantize.source_model import LayerRun
+    from quantize.source import LayerRun
 
 Rounded = tuple[QuantizedTensor, TensorRecord]
 InSource = Callable[[str, F32], F32]  # (weight name, F32[OC, IC]) -> what stands in for the source's weight

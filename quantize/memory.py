@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 
 from quantize.errors import ConfigError
-from quantize.plan import QuantizeConfig
+from quantize.planning.plan import QuantizeConfig
 from quantize.types import TensorSpec
 
 WHOLE, TUNED = 1.3, 4.5  # times the float32 weights: run backwards; with gradients for all, and all codes beside them

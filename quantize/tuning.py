@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.calibration import other_data
 from quantize.checkpoint.row_order import RowOrders
 from quantize.descent import Course, Descended, Student, descend
 from quantize.float_params import floats_of, log_slopes, with_floats
-from quantize.plan import FINE_BITS, QuantizeConfig
-from quantize.store import Piece, joined
+from quantize.planning.plan import FINE_BITS, QuantizeConfig
+from quantize.run.store import Piece, joined
+from quantize.statistics.calibration import other_data
 from quantize.types import F32, QuantizedTensor, Tensor
 
 RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss

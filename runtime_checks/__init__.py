@@ -1,8 +1,8 @@
-"""Files -> verdict: ``runtime_checks.verify.verify`` and ``runtime_checks.evaluate.evaluate``."""
+"""Files -> verdict: ``runtime_checks.checks.verify.verify`` and ``runtime_checks.measure.evaluate.evaluate``."""
 
 from __future__ import annotations
 
 import quantize.telemetry  # noqa: F401 - switches off what other libraries report, before one is loaded
-from runtime_checks.results import Check
+from runtime_checks.measure.results import Check
 
 __all__ = ["Check"]

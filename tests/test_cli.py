@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter import cli
-from exporter.cli import main
-from exporter.cli_options import build_parser
+from exporter.cli import main as cli
+from exporter.cli.main import main
+from exporter.cli.options import build_parser
 from exporter.targets import TARGETS
 from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
@@ -158,7 +158,7 @@ def test_the_same_inputs_give_the_same_bytes(model, tmp_path):
 
 def test_rtn_without_calibration_never_imports_torch(model, tmp_path):
     code = (
-        "import sys; from exporter.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from exporter.cli.main import main; code = main(sys.argv[1:]);"
         "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
     )
     args = ("quantize", model, "--out", tmp_path / "store", "--method", "rtn-oc")

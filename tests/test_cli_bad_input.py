@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from exporter.cli import main
+from exporter.cli.main import main
 from tests.stores import reseal
 from tests.tiny import make_tiny_model
 
@@ -365,7 +365,7 @@ def on_a_full_disk(tmp_path: Path, *args: object) -> None:
     """Run a command that may write no file larger than 8 KiB; it must say so in one line and leave nothing named out*."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
-        "from exporter.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from exporter.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
@@ -390,9 +390,9 @@ def test_full_disk_while_exporting(model, tmp_path, target, kind):
 def test_a_missing_library_names_its_extra(tmp_path, model, capsys, monkeypatch):
     import transformers.modeling_utils  # noqa: F401 - while torch is there: without it, it says a line of its own
 
-    monkeypatch.setitem(sys.modules, "quantize.source_model", None)
+    monkeypatch.setitem(sys.modules, "quantize.source", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "quantize.source_model")
+    monkeypatch.delitem(sys.modules, "quantize.source")
     line = fails(capsys, "quantize", model, "--out", tmp_path / "store", "--method", "gptq-oc")
     assert line.endswith("torch is not installed; pip install 'adadim-edge[torch]'")
     assert not (tmp_path / "store").exists()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli import main
-from exporter.cli_completion import SHELLS
+from exporter.cli.completion import SHELLS
+from exporter.cli.main import main
 
 READY, PATIENCE = "ready> ", 60
 START = {  # how a shell is started without anybody's settings, and what it is told first

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter import cli_run
-from exporter.cli import main
-from quantize import sensitivity
+from exporter.cli import run as cli_run
+from exporter.cli.main import main
+from quantize.planning import sensitivity
 from tests.tiny import TEXT, make_tiny_model
 
 QUICK = ("--calibration-tokens", "512", "--chunks", "1", "--quiet")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli import main
-from exporter.cli_options import build_parser
+from exporter.cli.main import main
+from exporter.cli.options import build_parser
 from quantize.kinds import ACCEPTED, MAKE, NEXT, Kind, Wanted, kind_of, mistaken
 
 HOLDS = {  # by which a kind is known

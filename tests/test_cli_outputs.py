@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter import cli
-from exporter.cli import main
-from quantize import calibration
-from quantize.outputs import Unfinished
+from exporter.cli import main as cli
+from exporter.cli.main import main
+from quantize.run.outputs import Unfinished
+from quantize.statistics import calibration
 from tests.stores import reseal
 from tests.tiny import TEXT, make_tiny_model
 
@@ -252,16 +252,15 @@ def test_a_stream_that_takes_nothing(made, tmp_path, monkeypatch, capsys, words,
     [("| head -c 1 >&2", 0), (">&- 2>&-", 0), (">/dev/full 2>/dev/full", 2), ("<&- >/dev/null", 0)],
 )
 def test_the_process_itself_ends_as_it_should(redirection, code):
-    script = (
-        f'"$0" -c "import sys; from exporter.cli import main; sys.exit(main())" --help {redirection}; exit ${{PIPESTATUS[0]}}'
-    )
+    ours = "import sys; from exporter.cli.main import main; sys.exit(main())"
+    script = f'"$0" -c "{ours}" --help {redirection}; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", script, sys.executable], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (code, "u" if "head" in redirection else "")
 
 
 def test_libraries_warnings_are_not_shown_by_the_command(tmp_path):
     code = (
-        "import sys, warnings; from exporter import cli\n"
+        "import sys, warnings; from exporter.cli import main as cli\n"
         "def work(_):\n"
         "    import numpy; numpy.float32(3e38) * numpy.float32(10); warnings.warn('of a library'); return 0\n"
         "cli.COMMANDS['doctor'] = work; sys.argv[1:] = ['doctor']; sys.exit(cli.main())"

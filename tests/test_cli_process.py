@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter import cli
-from exporter.cli import main
-from exporter.cli_process import complain, say, warn
+from exporter.cli import main as cli
+from exporter.cli.main import main
+from exporter.cli.process import complain, say, warn
 from quantize.errors import ConfigError
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from exporter.cli import main
-from exporter.cli_advice import meant
-from exporter.cli_options import build_parser
-from exporter.cli_words import ALIASES, COMMANDS, OPTIONS, START, TARGETS
+from exporter.cli.advice import meant
+from exporter.cli.main import main
+from exporter.cli.options import build_parser
+from exporter.cli.words import ALIASES, COMMANDS, OPTIONS, START, TARGETS
 from exporter.targets import TARGETS as OURS
 from quantize.grids import GRIDS
 

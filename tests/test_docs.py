@@ -11,7 +11,7 @@ from pathlib import Path
 import make_reference
 import pytest
 
-from exporter.cli_options import build_parser
+from exporter.cli.options import build_parser
 from tests.prose import CODE, FENCED, command_lines, paragraphs, sentences, words
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ GUIDES = [ROOT / "README.md", *(page for page in STYLED if page.parent.name == "
 BEFORE_ANOTHER = ("export", "bundle", "bench")  # commands that another word follows
 OPTIONS_OF_NODE = {"--json", "--threads", "--digest"}
 PATH = re.compile(r"\bdocs/[\w/-]+\.(?:md|json|png|svg)\b")
-NAMES_OF_OTHERS = ("CHANGELOG.md", "runtime_checks/reference_gguf.py")  # of the past, and of ggml
+NAMES_OF_OTHERS = ("CHANGELOG.md", "runtime_checks/reference/gguf.py")  # of the past, and of ggml
 LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\ssrc=\"([^\"]*)\"|<link\b[^>]*\shref=\"([^\"]*)\"|url\(\s*[\"']?([^\"')]*)"
 )
@@ -56,7 +56,7 @@ def test_the_site(site):
             assert not anchor or target.suffix != ".html" or anchor in anchors[target], f"{page.name}: {link}"
     styles = "".join(file.read_text(encoding="utf-8") for file in site.rglob("*.css"))
     assert not re.search(r"url\(\s*[\"']?(https?:)?//", styles)
-    for name in ("quantize.quantize_checkpoint", "exporter.gguf_file.write_gguf", "runtime_checks.compare.compare_files"):
+    for name in ("quantize.quantize_checkpoint", "exporter.gguf.file.write_gguf", "runtime_checks.measure.compare.compare_files"):
         assert any(name in found for found in anchors.values()), name
 
 

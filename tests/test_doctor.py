@@ -6,11 +6,11 @@ import shlex
 
 import pytest
 
-from exporter.cli import COMMANDS, main
-from exporter.cli_options import build_parser
-from exporter.doctor import COMMANDS as CHECKED
-from exporter.doctor import TARGETS as CHECKED_TARGETS
-from exporter.doctor import doctor, requirements
+from exporter.cli.doctor import COMMANDS as CHECKED
+from exporter.cli.doctor import TARGETS as CHECKED_TARGETS
+from exporter.cli.doctor import doctor, requirements
+from exporter.cli.main import COMMANDS, main
+from exporter.cli.options import build_parser
 from exporter.targets import TARGETS
 
 LINES = [

@@ -12,7 +12,7 @@ import compare_predictions
 import compare_transforms
 import pytest
 
-from exporter.cli import main
+from exporter.cli.main import main
 from quantize.grids import GRIDS
 from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from exporter.cli import main
+from exporter.cli.main import main
 from quantize.foreign import BEGINNINGS, ENDINGS, GGUFS, MARKS, OTHER_TOKENIZERS, WITHOUT_CONFIG, quantized_by
 from tests.tiny import make_tiny_model
 

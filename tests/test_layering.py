@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("quantize", "exporter", "runtime_checks")
 MAY_IMPORT = {"quantize": {"quantize"}, "exporter": {"quantize", "exporter"}, "runtime_checks": set(OURS)}
-COMPOSITION_ROOT = ("exporter/cli.py", "exporter/cli_run.py")
-RUNS_TORCH_MODELS = "quantize/source_model/"
+COMPOSITION_ROOT = ("exporter/cli/main.py", "exporter/cli/run.py")
+REFERENCE = "runtime_checks/reference/"
+RUNS_TORCH_MODELS = "quantize/source/"
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 
@@ -42,14 +43,14 @@ def test_arrows(path):
     assert ours <= allowed
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name.startswith("reference")], ids=relative)
+@pytest.mark.parametrize("path", [path for path in FILES if relative(path).startswith(REFERENCE)], ids=relative)
 def test_the_reference_stands_alone(path):
     ours = {name for name in imports(path) if name.split(".")[0] in OURS}
-    assert not {name for name in ours if not name.split(".")[-1].startswith("reference")}
+    assert not {name for name in ours if not name.startswith("runtime_checks.reference.")}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if relative(path).startswith("quantize/")], ids=relative)
-def test_only_source_model_runs_torch(path):
+def test_only_source_runs_torch(path):
     heavy = {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
     assert not heavy or relative(path).startswith(RUNS_TORCH_MODELS)
 

@@ -14,17 +14,17 @@ from random import Random
 import onnx
 import pytest
 
-from exporter.cli import main
-from exporter.onnx_file import write_onnx
+from exporter.cli.main import main
+from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
 from quantize.errors import AdaDimError
-from quantize.plan import build_plan
-from quantize.store import QuantizedStore
-from runtime_checks.onnx_check import check_onnx
-from runtime_checks.reference import DamagedFileError
-from runtime_checks.reference_onnx import read_onnx
-from runtime_checks.report_data import Paths, read_inputs
+from quantize.planning.plan import build_plan
+from quantize.run.store import QuantizedStore
+from runtime_checks.checks.onnx_check import check_onnx
+from runtime_checks.reference.decode import DamagedFileError
+from runtime_checks.reference.onnx import read_onnx
+from runtime_checks.report.data import Paths, read_inputs
 from tests.exporter.bundles import reseal
 from tests.mutations import mutate_bytes, mutate_json
 from tests.runtime_checks.reports import check, comparison, measured, row

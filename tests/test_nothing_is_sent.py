@@ -22,7 +22,7 @@ SWITCH = "quantize.telemetry"
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. " * 40
 COMMAND = """
 import os, sys
-from exporter.cli import main
+from exporter.cli.main import main
 gguf, onnx, source, store, text = sys.argv[1:]
 for file in (gguf, onnx):
     assert main(["verify", file, "--source", source, *(["--store", store] if file == onnx else [])]) == 0
@@ -36,15 +36,15 @@ from pathlib import Path
 from exporter import write_onnx
 from quantize import QuantizedStore, open_checkpoint
 from quantize.errors import ExportError
-from runtime_checks.verify import verify
+from runtime_checks.checks.verify import verify
 _, onnx, source, store, text = sys.argv[1:]
 store = QuantizedStore(Path(store))
 folder = write_onnx(store, Path("out"))
 assert all(check.ok for check in verify(folder, open_checkpoint(Path(source)), store))
-import exporter.onnx_graph, dataclasses
+import exporter.onnx.graph, dataclasses
 config = dataclasses.replace(store.config, num_layers="x")
 try:
-    exporter.onnx_graph.build_decoder(config, True, 64)
+    exporter.onnx.graph.build_decoder(config, True, 64)
 except ExportError:
     sys.exit(0)
 sys.exit("mobius takes a broken config.json")
@@ -77,7 +77,9 @@ def test_a_report_would_be_seen(tmp_path):
     assert len(traced(tmp_path / "again", sys.executable, "-c", code).sent) == 1
 
 
-@pytest.mark.parametrize("name", [*PACKAGES, "exporter.verify_bundle", "runtime_checks.reference", "quantize.child"])
+@pytest.mark.parametrize(
+    "name", [*PACKAGES, "exporter.bundle.verify_bundle", "runtime_checks.reference.decode", "quantize.child"]
+)
 def test_importing_any_of_it_is_enough(name):
     code = f"import os, {name}; print({{name: os.environ.get(name) for name in {list(OFF)}}})"
     environment = os.environ | dict.fromkeys(OFF, "0")
@@ -86,7 +88,7 @@ def test_importing_any_of_it_is_enough(name):
 
 
 def test_only_the_command_keeps_others_from_the_hub():
-    code = f"import os, quantize, exporter.cli, runtime_checks; print([n for n in {list(OFFLINE)} if n in os.environ])"
+    code = f"import os, quantize, exporter.cli.main, runtime_checks; print([n for n in {list(OFFLINE)} if n in os.environ])"
     environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert done.stdout == "[]\n"

@@ -20,8 +20,8 @@ from fetch_smollm2 import fetch
 from exporter.inspect import inspect
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.model_config import is_linear
-from quantize.store import QuantizedStore
-from runtime_checks.runners import Runner, exported_runner
+from quantize.run.store import QuantizedStore
+from runtime_checks.runtimes.runners import Runner, exported_runner
 
 CASES = (  # target, method, bits, group size
     ("llama.cpp", "rtn-oc", 4, 32),

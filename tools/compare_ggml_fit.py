@@ -20,7 +20,7 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.grids import GRIDS
 from quantize.model_config import is_linear
 from quantize.types import F32, Grid
-from runtime_checks.ggml_quantizer import ggml_dequantize, ggml_quantize
+from runtime_checks.runtimes.ggml_quantizer import ggml_dequantize, ggml_quantize
 
 SUPER_BLOCK = 256
 

@@ -20,26 +20,26 @@ from pathlib import Path
 import numpy as np
 
 from exporter.budget import Allocator
-from exporter.cli_values import file_size, positive
-from exporter.gguf_file import gguf_size
-from exporter.onnx_file import onnx_size
+from exporter.cli.values import file_size, positive
+from exporter.gguf.file import gguf_size
+from exporter.onnx.file import onnx_size
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize import QuantizeConfig, dequantize, open_checkpoint
-from quantize.calibration import calibration_data, load_text
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
-from quantize.outputs import new_file
-from quantize.pipeline import planned_store
-from quantize.plan import ModelPlan
+from quantize.planning.plan import ModelPlan
+from quantize.planning.sensitivity import TABLES, Sensitivity, read_sensitivity
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
-from quantize.sensitivity import TABLES, Sensitivity, read_sensitivity
-from quantize.source_model import build_model, measure_curvature, walk_layers
+from quantize.run.outputs import new_file
+from quantize.run.pipeline import planned_store
+from quantize.source import build_model, measure_curvature, walk_layers
+from quantize.statistics.calibration import calibration_data, load_text
 from quantize.types import F32, LayerPlan, LayerStats
 from quantize.workers import in_threads
-from runtime_checks.divergence import I64, compare, join
-from runtime_checks.evaluate import EvalOptions, predictions, text_chunks
-from runtime_checks.runners import DECODED, Runner, TorchRunner, source_runner
+from runtime_checks.measure.divergence import I64, compare, join
+from runtime_checks.measure.evaluate import EvalOptions, predictions, text_chunks
+from runtime_checks.runtimes.runners import DECODED, Runner, TorchRunner, source_runner
 
 NEAR = 0.1  # of the asked size: how far a plan's may lie from it
 SIZES = (0.92, 1.08)  # of the allocations

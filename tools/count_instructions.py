@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.onnx_adadim_op import matmul_adadim
-from exporter.onnx_matmul_nbits import matmul_nbits
-from exporter.onnx_tensors import Form
+from exporter.onnx.adadim_op import matmul_adadim
+from exporter.onnx.matmul_nbits import matmul_nbits
+from exporter.onnx.tensors import Form
 from quantize.types import Axis
-from runtime_checks.kernel_bench import ACCURACY_LEVEL, WIRE, form_model, record_of
+from runtime_checks.measure.kernel_bench import ACCURACY_LEVEL, WIRE, form_model, record_of
 
 BUILD = Path(__file__).parent.parent / "build" / "custom_op" / "host"
 CAPI = Path(str(distribution("onnxruntime").locate_file("onnxruntime/capi")))  # it runs in the driver alone

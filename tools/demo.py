@@ -20,7 +20,7 @@ from pathlib import Path
 from fetch_smollm2 import fetch
 from generate import QUESTION
 
-from quantize.calibration import held_out_text
+from quantize.statistics.calibration import held_out_text
 
 TOOLS = Path(__file__).parent
 ROOT = TOOLS.parent

@@ -20,8 +20,8 @@ TOKENS = 48
 
 def with_llama_cpp(path: Path, question: str) -> str:
     """llama.cpp's answer, through the C API that the xllamacpp wheel exports."""
-    from runtime_checks.chat_template import render
-    from runtime_checks.llama_cpp import LlamaModel
+    from runtime_checks.checks.chat_template import render
+    from runtime_checks.runtimes.llama_cpp import LlamaModel
 
     with LlamaModel(path) as model:
         prompt = question

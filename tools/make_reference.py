@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from exporter.cli_options import build_parser
-from exporter.cli_values import BITS
+from exporter.cli.options import build_parser
+from exporter.cli.values import BITS
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget
 from quantize.errors import ConfigError
 from quantize.grids import GRIDS, make_grid

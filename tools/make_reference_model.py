@@ -22,8 +22,8 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from safetensors.numpy import save_file
 
 from quantize import open_checkpoint
-from quantize.checkpoint.gguf_names import to_hf_name
 from quantize.checkpoint.row_order import hf_row_index
+from quantize.gguf.names import to_hf_name
 from quantize.types import F32
 
 SEED = 20260923

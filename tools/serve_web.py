@@ -25,7 +25,7 @@ from pathlib import Path
 from threading import Thread
 from typing import BinaryIO
 
-from exporter.bundle import sums_digest
+from exporter.bundle.folder import sums_digest
 
 PAGE = Path(__file__).parent.parent / "build" / "apps" / "web"
 LIST = "/bundles.json"

@@ -15,13 +15,13 @@ from gguf import dequantize
 from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, FLOATS, check_finite, to_f32
 from quantize.checkpoint.gguf_config import ARCHITECTURES, config_from_gguf
-from quantize.checkpoint.gguf_container import GgufHeader, TensorInfo, encode_header, map_file, parse_header
-from quantize.checkpoint.gguf_names import WEIGHT_IC, to_hf_name
 from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
 from quantize.checkpoint.gguf_values import TOKENIZER, GgufValues
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import CheckpointError
 from quantize.foreign import foreign_gguf
+from quantize.gguf.container import GgufHeader, TensorInfo, encode_header, map_file, parse_header
+from quantize.gguf.names import WEIGHT_IC, to_hf_name
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.types import F32, U8, Array, PlainTensor, TensorSpec
 

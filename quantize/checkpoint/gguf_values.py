@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint.gguf_container import Value, ValueType
 from quantize.errors import CheckpointError, shown
+from quantize.gguf.container import Value, ValueType
 
 TOKENIZER = "tokenizer.ggml."
 U16, U32, F32, BOOL, STRING = ValueType.U16, ValueType.U32, ValueType.F32, ValueType.BOOL, ValueType.STRING

@@ -20,7 +20,7 @@ from quantize.errors import CheckpointError, shown
 from quantize.foreign import TO_CONVERT, WHOLE_MODEL, foreign_folder
 from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
 from quantize.outside import Door
-from quantize.tokenizing import check_tokenizer
+from quantize.statistics.tokenizing import check_tokenizer
 from quantize.types import F32, PlainTensor, TensorSpec
 
 ASSETS = (

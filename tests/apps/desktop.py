@@ -8,9 +8,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from quantize.types import F32
-from runtime_checks.chat_template import render, special_tokens_of, template_of
-from runtime_checks.llama_cpp import LlamaModel
-from runtime_checks.onnx_runner import OnnxRunner
+from runtime_checks.checks.chat_template import render, special_tokens_of, template_of
+from runtime_checks.runtimes.llama_cpp import LlamaModel
+from runtime_checks.runtimes.onnx_runner import OnnxRunner
 
 NEARLY_EQUAL = 0.05  # logits: below this another instruction set's sums may choose the other token
 CONTEXT = 512

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from exporter.bundle import BundleOptions, sums_digest, write_bundle
+from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
+from exporter.bundle.verify_bundle import verify
 from exporter.library import add_library
-from exporter.verify_bundle import verify
 from tests import native
 from tests.apps.answering import Answering
 from tests.apps.changes import MORE, READ_BESIDES

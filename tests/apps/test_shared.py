@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from exporter.bundle import BundleOptions, sums_digest, write_bundle
-from exporter.verify_bundle import verify
+from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
+from exporter.bundle.verify_bundle import verify
 from tests.apps.changes import MORE, READ_BESIDES
 from tests.apps.desktop import prompt_ids
 from tests.apps.nodejs import APPS, NodeScript, bundle_script

@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, Page, expect
 from screenshot_web import screenshot
 from serve_web import serving
 
-from exporter.bundle import BundleOptions, sums_digest, write_bundle
-from exporter.verify_bundle import verify
+from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
+from exporter.bundle.verify_bundle import verify
 from quantize.checkpoint import open_checkpoint
 from tests.apps.browser import PATIENCE, ask, change_byte, chromium, facts, load, opened, problems, read, settled
 from tests.apps.desktop import check_greedy, prompt_ids

@@ -11,9 +11,9 @@ import pytest
 from serve_web import serving
 from tokenizers import Tokenizer
 
-from exporter.bundle import BundleOptions, write_bundle
-from exporter.gguf_file import write_gguf
-from exporter.onnx_file import write_onnx
+from exporter.bundle.folder import BundleOptions, write_bundle
+from exporter.gguf.file import write_gguf
+from exporter.onnx.file import write_onnx
 from tests.apps.browser import Answer, ask, chromium, load, opened
 from tests.apps.desktop import check_greedy, prompt_ids
 from tests.stores import rtn_store

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli import main
+from exporter.cli.main import main
 from exporter.file_size import parse_size
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.sensitivity import Sensitivity, options_of
-from quantize.store import QuantizedStore
+from quantize.planning.sensitivity import Sensitivity, options_of
+from quantize.run.store import QuantizedStore
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-import exporter.bundle
-from exporter.bundle import BundleOptions, sums_digest, write_bundle
-from exporter.cli import main
+import exporter.bundle.folder
+from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
+from exporter.bundle.verify_bundle import verify
+from exporter.cli.main import main
 from exporter.inspect import inspect
-from exporter.verify_bundle import verify
 from quantize.errors import ConfigError, ExportError, FileFormatError, OutputError
 from tests.exporter.bundles import archive, elf
 from tests.runtime_checks.made import Made, make
@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_what_was_there(gguf, tmp_path, monkeypatch):
 
     write_bundle(gguf.file, tmp_path / "out", BundleOptions("ios"))
     before = files(tmp_path)
-    monkeypatch.setattr(exporter.bundle, "_zip", full)
+    monkeypatch.setattr(exporter.bundle.folder, "_zip", full)
     for name, force in (("out", True), ("new", False)):
         with pytest.raises(OutputError, match="free some space"):
             write_bundle(gguf.file, tmp_path / name, BundleOptions("web"), force)

@@ -7,11 +7,11 @@ import json
 import pytest
 from tokenizers import Tokenizer, processors
 
-from exporter.genai_template import beyond_genai, for_genai
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
+from exporter.onnx.genai_template import beyond_genai, for_genai
 from quantize.checkpoint import open_checkpoint
-from runtime_checks.chat_template import CONVERSATIONS, render
-from runtime_checks.tokenizer_check import check_tokenizer
+from runtime_checks.checks.chat_template import CONVERSATIONS, render
+from runtime_checks.checks.tokenizer_check import check_tokenizer
 from tests.stores import rtn_store
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model
 

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from exporter.gguf_blocks import BLOCK_TYPES, pack_blocks
+from exporter.gguf.blocks import BLOCK_TYPES, pack_blocks
 from quantize.blocks import dequantize
 from quantize.errors import ExportError
 from quantize.grids import GRIDS, make_grid

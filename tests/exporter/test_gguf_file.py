@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.gguf_file import write_gguf
+from exporter.gguf.file import write_gguf
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.gguf_container import parse_header
-from quantize.checkpoint.gguf_names import to_gguf_name
 from quantize.errors import ExportError, FileFormatError, OutputError
-from quantize.source_model import build_model, logits
-from quantize.store import QuantizedStore
+from quantize.gguf.container import parse_header
+from quantize.gguf.names import to_gguf_name
+from quantize.run.store import QuantizedStore
+from quantize.source import build_model, logits
 from quantize.types import Axis, QuantizedTensor
-from runtime_checks.llama_cpp import LlamaModel
+from runtime_checks.runtimes.llama_cpp import LlamaModel
 from tests.stores import rtn_store, stored_weight
 from tests.tiny import make_tiny_model
 
@@ -163,7 +163,7 @@ def test_metadata_of_a_gguf_source_is_verbatim(tmp_path):
 
 
 def test_file_types_are_gguf_py_s():
-    from exporter.gguf_metadata import FILE_TYPES
+    from exporter.gguf.metadata import FILE_TYPES
 
     known = {item.name: item.value for item in gguf.LlamaFileType}
     for key, value in FILE_TYPES.items():

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, processors
 
-from exporter.gguf_file import write_gguf
-from exporter.gguf_special import KNOWN_ENDS
+from exporter.gguf.file import write_gguf
+from exporter.gguf.special import KNOWN_ENDS
 from exporter.preflight import check_source
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.gguf_tokenizer import cuts, tokenizer_assets
 from quantize.checkpoint.pre_tokenizers import PRE_TOKENIZERS, identify
 from quantize.errors import ExportError
-from runtime_checks.llama_cpp import LlamaVocab
-from runtime_checks.tokenizer_check import check_tokenizer
+from quantize.gguf.container import parse_header
+from runtime_checks.checks.tokenizer_check import check_tokenizer
+from runtime_checks.runtimes.llama_cpp import LlamaVocab
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 from tests.vocabularies import NASTY, model_with_tokenizer, sentence_piece_vocabulary, uncut_tokenizer

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from exporter.cli import main
-from exporter.gguf_file import write_gguf
+from exporter.cli.main import main
+from exporter.gguf.file import write_gguf
 from exporter.inspect import inspect
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
-from quantize.checkpoint import gguf_names
 from quantize.errors import FileFormatError, StoreError
+from quantize.gguf import names as gguf_names
 from tests.mutations import GgufParts, text
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import make_tiny_model

@@ -11,12 +11,12 @@ import pytest
 
 import exporter.library
 from exporter import add_library, custom_op_path
-from exporter.cli import main
+from exporter.cli.main import main
 from exporter.library import LIBRARY
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from quantize.errors import ExportError, FileFormatError
-from runtime_checks.onnx_runner import OnnxRunner
-from runtime_checks.verify import verify
+from runtime_checks.checks.verify import verify
+from runtime_checks.runtimes.onnx_runner import OnnxRunner
 from tests.native import library
 from tests.runtime_checks.made import Made, make
 

@@ -8,11 +8,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from quantize import Axis, make_grid
 from quantize.errors import ExportError, OutputError, StoreError
 from quantize.model_config import EMBEDDING
-from quantize.source_model import build_model, logits
+from quantize.source import build_model, logits
 from tests.exporter.onnx_stores import Recipe, Session, make_store, tiny_store
 from tests.tiny import make_tiny_model
 

@@ -12,15 +12,15 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from exporter.bundle import BundleOptions, write_bundle
-from exporter.genai_reader import read_head_size
+from exporter.bundle.folder import BundleOptions, write_bundle
 from exporter.inspect import inspect
 from exporter.library import add_library
+from exporter.onnx.genai_reader import read_head_size
 from quantize.errors import ConfigError, ExportError, FileFormatError
-from runtime_checks.decoded import exported_bytes, folded_layers, is_tuned, open_onnx
-from runtime_checks.genai_check import check_genai_config
-from runtime_checks.onnx_parts import OnnxParts
-from runtime_checks.onnx_runner import OnnxRunner
+from runtime_checks.checks.genai_check import check_genai_config
+from runtime_checks.checks.onnx_parts import OnnxParts
+from runtime_checks.runtimes.decoded import exported_bytes, folded_layers, is_tuned, open_onnx
+from runtime_checks.runtimes.onnx_runner import OnnxRunner
 from tests.runtime_checks.made import Made, make
 
 Edit = Callable[[ModelProto], object]

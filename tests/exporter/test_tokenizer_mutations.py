@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
-from exporter.gguf_file import write_gguf
-from exporter.onnx_file import write_onnx
+from exporter.gguf.file import write_gguf
+from exporter.onnx.file import write_onnx
 from quantize.errors import AdaDimError
 from tests.mutations import mutate_bytes, mutate_json
 from tests.stores import rtn_store

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter import verify_bundle
-from exporter.bundle import BundleOptions, sums_digest, write_bundle
-from exporter.verify_bundle import verify
+from exporter.bundle.folder import BundleOptions, sums_digest, verify_bundle, write_bundle
+from exporter.bundle.verify_bundle import verify
 from tests.exporter.bundles import ARM64, X86_64, edit_manifest, edit_sums, elf, reseal
 from tests.runtime_checks.made import make
 

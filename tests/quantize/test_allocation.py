@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from quantize.allocation import Cost, allocate, smallest
+from quantize.planning.allocation import Cost, allocate, smallest
 
 
 def random_options(rng, tensors, most, top):

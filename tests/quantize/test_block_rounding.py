@@ -15,10 +15,10 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, ConfigError
-from quantize.plan import QuantizeConfig
+from quantize.planning.plan import QuantizeConfig
 from quantize.rounding import ROUNDERS
-from quantize.source_model import build_model, measure_curvature, walk_layers
-from quantize.store import TensorRecord
+from quantize.run.store import TensorRecord
+from quantize.source import build_model, measure_curvature, walk_layers
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model

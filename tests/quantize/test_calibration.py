@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from quantize.calibration import SEQUENCE, Coverage, choose_sequences, held_out_text, load_text, other_sequences, tokenize
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CalibrationError
 from quantize.model_config import EMBEDDING, INPUT_SITES, LINEARS
-from quantize.source_model import build_model, greedy, logits, measure_curvature, walk_layers
+from quantize.source import build_model, greedy, logits, measure_curvature, walk_layers
+from quantize.statistics.calibration import (
+    SEQUENCE,
+    Coverage,
+    choose_sequences,
+    held_out_text,
+    load_text,
+    other_sequences,
+    tokenize,
+)
 from quantize.types import LayerStats
 from tests.tiny import make_tiny_model
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from exporter.gguf_file import write_gguf
+from exporter.gguf.file import write_gguf
 from exporter.preflight import check_source
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.gguf_container import Value, ValueType, encode_header, padded, parse_header
-from quantize.checkpoint.gguf_names import to_gguf_name, to_hf_name
 from quantize.checkpoint.rope import llama3_factors
 from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
 from quantize.errors import CheckpointError, ExportError
+from quantize.gguf.container import Value, ValueType, encode_header, padded, parse_header
+from quantize.gguf.names import to_gguf_name, to_hf_name
 from tests.stores import rtn_store, stored_weight
 from tests.tiny import make_tiny_model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from quantize.checkpoint.gguf_container import TensorInfo, Value, ValueType, encode_header, padded, parse_header
+from quantize.gguf.container import TensorInfo, Value, ValueType, encode_header, padded, parse_header
 
 VALUES = {
     "a.u8": (ValueType.U8, 200),

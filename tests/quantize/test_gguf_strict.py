@@ -12,17 +12,17 @@ from random import Random
 import numpy as np
 import pytest
 
-from exporter.bundle_facts import read_facts
-from exporter.gguf_file import write_gguf
+from exporter.bundle.facts import read_facts
+from exporter.gguf.file import write_gguf
 from exporter.inspect import inspect
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.gguf_container import MAX_METADATA, Value, ValueType, map_file, parse_header
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import CheckpointError, FileFormatError
-from runtime_checks.llama_cpp import LlamaVocab
-from runtime_checks.llama_library import library
-from runtime_checks.reference import DamagedFileError
-from runtime_checks.reference_gguf import read_metadata
+from quantize.gguf.container import MAX_METADATA, Value, ValueType, map_file, parse_header
+from runtime_checks.reference.decode import DamagedFileError
+from runtime_checks.reference.gguf import read_metadata
+from runtime_checks.runtimes.llama_cpp import LlamaVocab
+from runtime_checks.runtimes.llama_library import library
 from tests.mutations import ARRAY, GgufParts, mutate_bytes, mutate_gguf, text
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

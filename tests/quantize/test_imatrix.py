@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from exporter.cli import main
+from exporter.cli.main import main
 from exporter.inspect import inspect
 from exporter.targets import TARGETS
 from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
-from quantize.checkpoint.gguf_names import to_gguf_name
 from quantize.errors import CalibrationError, ConfigError
-from quantize.imatrix import CHUNKS, DATASETS, make_imatrix, read_imatrix
+from quantize.gguf.names import to_gguf_name
+from quantize.statistics.imatrix import CHUNKS, DATASETS, make_imatrix, read_imatrix
 from tests.mutations import GgufParts, mutate_bytes, mutate_gguf
 from tests.tiny import make_tiny_model
 
@@ -272,7 +272,7 @@ def test_the_head_is_weighed_where_the_matrix_knows_it(source, tmp_path):
 def test_neither_torch_nor_a_tokenizer_is_needed_and_the_store_says_what_was_used(written, tmp_path, capsys, monkeypatch):
     folder = make_tiny_model(tmp_path / "m")
     (folder / "tokenizer.json").unlink()
-    monkeypatch.setitem(sys.modules, "quantize.source_model", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "quantize.source", None)  # importing it fails
     store = quantized(open_checkpoint(folder), tmp_path / "s", written, method="rtn-ada")
     known = store.header["imatrix"]
     assert known["name"] == "imatrix.gguf" and known["sha256"] == read_imatrix(written).sha256 and known["chunks"] == CALLS

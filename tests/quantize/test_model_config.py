@@ -11,7 +11,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import CheckpointError
 from quantize.model_config import MODEL_TYPES, ModelConfig
-from quantize.source_model.whole import skeleton
+from quantize.source.whole import skeleton
 from tests.mutations import mutate_json
 from tests.tiny import Sizes, make_tiny_model, tiny_config
 

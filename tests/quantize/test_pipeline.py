@@ -10,21 +10,23 @@ import sys
 import numpy as np
 import pytest
 
-from exporter.gguf_file import write_gguf
-from exporter.summary import store_summary
+from exporter.cli.summary import store_summary
+from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
-from quantize import Axis, QuantizeConfig, dequantize, job, open_checkpoint, quantize_checkpoint, source_model
+from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
+from quantize import source as source_model
 from quantize.axis_choice import layer_loss
-from quantize.calibration import load_text
-from quantize.checkpoint.gguf_container import parse_header
 from quantize.checkpoint.row_order import ggml_row_index
 from quantize.errors import CalibrationError, CheckpointError, OutputError, PlanError
+from quantize.gguf.container import parse_header
 from quantize.grids import make_grid
 from quantize.layer_rounding import Linear, round_layer
-from quantize.pipeline import quantize_planned
-from quantize.plan import METHODS, ModelPlan, build_plan
+from quantize.planning.plan import METHODS, ModelPlan, build_plan
 from quantize.rounding import ROUNDERS
-from quantize.store import StoreWriter
+from quantize.run import job
+from quantize.run.pipeline import quantize_planned
+from quantize.run.store import StoreWriter
+from quantize.statistics.calibration import load_text
 from quantize.types import LayerPlan, LayerStats, PlainTensor, QuantizedTensor
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quantize.errors import CheckpointError
 from quantize.model_config import MODEL_TYPES, ModelConfig
-from quantize.source_model.whole import skeleton
+from quantize.source.whole import skeleton
 from tests.tiny import Sizes, tiny_config
 
 SIZES = Sizes(64, 4, 2, 64, 96, 2, 320)

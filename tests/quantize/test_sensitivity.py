@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 
 from exporter.targets import TARGETS
-from quantize import sensitivity
 from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
-from quantize.calibration import calibration_data
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import ConfigError
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
-from quantize.plan import QuantizeConfig
+from quantize.planning import sensitivity
+from quantize.planning.plan import QuantizeConfig
+from quantize.planning.sensitivity import measure_sensitivity, options_of, read_sensitivity
 from quantize.rounding import ROUNDERS
-from quantize.sensitivity import measure_sensitivity, options_of, read_sensitivity
+from quantize.statistics.calibration import calibration_data
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 
@@ -51,7 +51,7 @@ def test_every_tensor_that_may_be_quantized_has_its_options(source):
 
 
 def test_the_loss_is_that_of_rounding_the_tensor(source):
-    from quantize.source_model import measure_curvature, walk_layers
+    from quantize.source import measure_curvature, walk_layers
 
     found = losses(measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"]), Q)
     tokens, _ = calibration_data(CONFIG, source.assets(), "model")

@@ -6,7 +6,7 @@ import numpy as np
 
 from quantize.checkpoint import open_checkpoint
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.source_model import build_model, logits
+from quantize.source import build_model, logits
 from tests.tiny import make_tiny_model
 
 TOKENS = np.arange(24, dtype=np.int64)[None]

@@ -8,12 +8,12 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from exporter.cli import main
+from exporter.cli.main import main
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.tokenizer_files import chat_templates, special_ids, special_tokens
 from quantize.errors import CalibrationError, CheckpointError
-from quantize.tokenizing import encode
-from runtime_checks.chat_template import special_tokens_of, template_of
+from quantize.statistics.tokenizing import encode
+from runtime_checks.checks.chat_template import special_tokens_of, template_of
 from tests.tiny import make_tiny_model
 
 A, B = "A{{ messages[0].content }}", "B{{ messages[0].content }}"

@@ -15,7 +15,7 @@ from quantize.checkpoint.expected import expected_shapes
 from quantize.grids import make_grid
 from quantize.model_config import LINEARS, ModelConfig
 from quantize.rounding import ROUNDERS
-from quantize.source_model import build_model, logits
+from quantize.source import build_model, logits
 from quantize.transforms import NAMES, TRANSFORMS, correct, transform
 from quantize.transforms.fold import Basis, Fold
 from quantize.transforms.layer import READERS, DecoderLayer

@@ -14,7 +14,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.descent import weight_of as weight_of_tensor
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.rounding import ROUNDERS
-from quantize.source_model import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
+from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model

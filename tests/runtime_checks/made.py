@@ -9,11 +9,11 @@ import gguf
 import numpy as np
 import onnx
 
-from exporter.gguf_file import write_gguf
-from exporter.onnx_file import write_onnx
+from exporter.gguf.file import write_gguf
+from exporter.onnx.file import write_onnx
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize import Checkpoint, QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
-from runtime_checks.reference import BLOCK_BYTES
+from runtime_checks.reference.decode import BLOCK_BYTES
 from tests.tiny import make_tiny_model
 
 FORMS = {  # what the files can hold, with the cheapest method that gives it

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 
-from runtime_checks.ggml_quantizer import ggml_quantize
-from runtime_checks.reference_gguf import decode_gguf, read_gguf
+from runtime_checks.reference.gguf import decode_gguf, read_gguf
+from runtime_checks.runtimes.ggml_quantizer import ggml_quantize
 
 
 def llama_quantize(source: Path, out: Path, kind: str) -> Path:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
-from runtime_checks.report import Closeup, write_report
-from runtime_checks.report_data import Paths
+from runtime_checks.report.data import Paths
+from runtime_checks.report.write import Closeup, write_report
 from tests.tiny import TEXT, make_tiny_model
 
 MARKUP = '<img src=x onerror=alert("x")>'  # what a name or a text may hold

@@ -18,9 +18,9 @@ import onnx
 import pytest
 
 from quantize import open_checkpoint
-from quantize.checkpoint.gguf_container import Value, ValueType, encode_header, parse_header
-from runtime_checks.results import Check
-from runtime_checks.verify import STEPS, verify
+from quantize.gguf.container import Value, ValueType, encode_header, parse_header
+from runtime_checks.checks.verify import STEPS, verify
+from runtime_checks.measure.results import Check
 from tests.runtime_checks.made import Made, make, make_from, tensor
 from tests.tiny import CHAT_TEMPLATE
 

@@ -6,7 +6,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from quantize.child import GIB, Limits
-from runtime_checks.chat_template import CONVERSATIONS, Prompt, render, render_all, special_tokens_of, template_of
+from runtime_checks.checks.chat_template import CONVERSATIONS, Prompt, render, render_all, special_tokens_of, template_of
 from tests.tiny import CHAT_TEMPLATE
 
 # Whatever templates in the wild do: blocks to trim, loops with break, JSON, namespaces, the generation tag.
@@ -58,7 +58,7 @@ def test_a_broken_template_is_no_refusal(template, problem):
 
 
 def test_a_template_without_end(monkeypatch):
-    monkeypatch.setattr("runtime_checks.chat_template.LIMITS", Limits(seconds=2, memory=GIB))
+    monkeypatch.setattr("runtime_checks.checks.chat_template.LIMITS", Limits(seconds=2, memory=GIB))
     loop = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     assert set(render_all(loop, {}).values()) == {Prompt(problem="took more than 2 s")}
 

@@ -13,17 +13,17 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from exporter.cli import main
-from exporter.gguf_file import write_gguf
+from exporter.cli.main import main
+from exporter.gguf.file import write_gguf
 from exporter.inspect import inspect
 from exporter.targets import TARGETS
 from quantize import Checkpoint, QuantizeConfig, open_checkpoint, quantize_checkpoint
-from quantize.calibration import CalibrationText
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
-from runtime_checks import compare
-from runtime_checks.compare import compare_files, describe_files
-from runtime_checks.compare_report import WIDTH, compare_page, compare_table
-from runtime_checks.evaluate import EvalOptions, evaluate, score
+from quantize.statistics.calibration import CalibrationText
+from runtime_checks.measure import compare
+from runtime_checks.measure.compare import compare_files, describe_files
+from runtime_checks.measure.evaluate import EvalOptions, evaluate, score
+from runtime_checks.report.compare import WIDTH, compare_page, compare_table
 from tests.runtime_checks import reports
 from tests.runtime_checks.other_tools import genai_builder, llama_quantize
 from tests.tiny import TEXT, make_tiny_model

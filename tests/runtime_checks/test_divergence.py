@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime_checks.divergence import compare, join
+from runtime_checks.measure.divergence import compare, join
 
 RNG = np.random.default_rng(7)
 BASE = RNG.standard_normal((70, 33), dtype=np.float32) * 4

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from quantize import open_checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
-from runtime_checks.decoded import open_weights
-from runtime_checks.evaluate import EvalOptions, evaluate
-from runtime_checks.llama_cpp import BATCH_ROWS
-from runtime_checks.runners import exported_runner, source_runner
+from runtime_checks.measure.evaluate import EvalOptions, evaluate
+from runtime_checks.runtimes.decoded import open_weights
+from runtime_checks.runtimes.llama_cpp import BATCH_ROWS
+from runtime_checks.runtimes.runners import exported_runner, source_runner
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import TEXT, make_tiny_model
 

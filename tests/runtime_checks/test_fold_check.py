@@ -8,18 +8,18 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.gguf_file import write_gguf
+from exporter.cli.summary import store_summary
+from exporter.gguf.file import write_gguf
 from exporter.inspect import inspect
-from exporter.onnx_file import write_onnx
-from exporter.summary import store_summary
+from exporter.onnx.file import write_onnx
 from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize import QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError
 from quantize.transforms import NAMES
-from runtime_checks.decoded import folded_layers
-from runtime_checks.fold_check import check_folds
-from runtime_checks.source_check import check_source
-from runtime_checks.verify import verify
+from runtime_checks.checks.fold_check import check_folds
+from runtime_checks.checks.source_check import check_source
+from runtime_checks.checks.verify import verify
+from runtime_checks.runtimes.decoded import folded_layers
 from tests.runtime_checks.made import tensor
 from tests.tiny import make_tiny_model
 

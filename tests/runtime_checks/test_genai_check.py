@@ -11,8 +11,8 @@ import pytest
 
 from quantize import open_checkpoint
 from quantize.errors import FileFormatError
-from runtime_checks.genai_check import TIE, check_genai, check_genai_config
-from runtime_checks.onnx_runner import OnnxRunner
+from runtime_checks.checks.genai_check import TIE, check_genai, check_genai_config
+from runtime_checks.runtimes.onnx_runner import OnnxRunner
 from tests.runtime_checks.made import FORMS, Made, make, make_from
 from tests.tiny import make_tiny_model
 

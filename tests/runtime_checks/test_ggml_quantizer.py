@@ -7,8 +7,8 @@ import pytest
 
 from quantize.blocks import dequantize, spread, to_blocks
 from quantize.types import Axis, QuantizedTensor
-from runtime_checks.ggml_quantizer import ggml_dequantize, ggml_quantize
-from runtime_checks.reference import BLOCK_BYTES, decode_blocks
+from runtime_checks.reference.decode import BLOCK_BYTES, decode_blocks
+from runtime_checks.runtimes.ggml_quantizer import ggml_dequantize, ggml_quantize
 from tests.cases import GRIDS, grid_id, weight_of
 from tests.runtime_checks.made import random_blocks
 

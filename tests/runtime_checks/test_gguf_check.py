@@ -9,10 +9,10 @@ import gguf
 import numpy as np
 import pytest
 
-from exporter.gguf_file import write_gguf
+from exporter.gguf.file import write_gguf
 from quantize.errors import FileFormatError, StoreError
-from quantize.store import QuantizedStore
-from runtime_checks.gguf_check import check_gguf
+from quantize.run.store import QuantizedStore
+from runtime_checks.checks.gguf_check import check_gguf
 from tests.cases import GRIDS
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

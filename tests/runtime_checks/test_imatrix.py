@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quantize import QuantizeConfig, open_checkpoint
-from quantize.imatrix import make_imatrix, read_imatrix
-from runtime_checks.llama_library import library
+from quantize.statistics.imatrix import make_imatrix, read_imatrix
+from runtime_checks.runtimes.llama_library import library
 from tests.tiny import make_tiny_model
 
 F32, STRING = 0, 8  # enum ggml_type; enum gguf_type

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.cli import main
-from exporter.gguf_file import write_gguf
+from exporter.cli.main import main
+from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize import Checkpoint, QuantizeConfig, open_checkpoint, quantize_checkpoint
-from quantize.checkpoint.gguf_container import parse_header
 from quantize.child import Child
 from quantize.errors import FileFormatError
-from runtime_checks.evaluate import EvalOptions, evaluate
-from runtime_checks.isolated import IsolatedRunner, checking_children
-from runtime_checks.runners import exported_runner
-from runtime_checks.verify import verify
+from quantize.gguf.container import parse_header
+from runtime_checks.checks.verify import verify
+from runtime_checks.measure.evaluate import EvalOptions, evaluate
+from runtime_checks.runtimes.isolated import IsolatedRunner, checking_children
+from runtime_checks.runtimes.runners import exported_runner
 from tests.runtime_checks.made import Made, make
 from tests.tiny import TEXT, make_tiny_model
 

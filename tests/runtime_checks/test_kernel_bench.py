@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from exporter.cli import main
-from runtime_checks import kernel_bench
+from exporter.cli.main import main
+from runtime_checks.measure import kernel_bench
 from tests import native
 
 KEYS = ["K", "N", "rows", "bits", "axis", "threads", "accuracy_level", "seconds", "matmulnbits_seconds", "ratio", "gb_per_s"]

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.gguf_file import write_gguf
+from exporter.gguf.file import write_gguf
 from quantize.errors import ConfigError, FileFormatError
-from runtime_checks import llama_library
-from runtime_checks.llama_cpp import BATCH_ROWS, LlamaModel, LlamaVocab, out_prod
-from runtime_checks.reference import BLOCK_BYTES, decode_blocks, matmul
+from runtime_checks.reference.decode import BLOCK_BYTES, decode_blocks, matmul
+from runtime_checks.runtimes import llama_library
+from runtime_checks.runtimes.llama_cpp import BATCH_ROWS, LlamaModel, LlamaVocab, out_prod
 from tests.runtime_checks.made import random_blocks
 from tests.stores import rtn_store
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model

@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
-from exporter.gguf_file import write_gguf
+from exporter.gguf.file import write_gguf
 from quantize import open_checkpoint
-from runtime_checks.metadata_check import check_metadata
+from runtime_checks.checks.metadata_check import check_metadata
 from tests.runtime_checks.made import make, make_from
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError
-from runtime_checks import onnx_check, onnx_parts
-from runtime_checks.decoded import row_chunks
-from runtime_checks.onnx_check import SPLIT_TOLERANCE, check_onnx
-from runtime_checks.onnx_parts import OnnxParts
-from runtime_checks.reference_onnx import read_onnx
+from runtime_checks.checks import onnx_check, onnx_parts
+from runtime_checks.checks.onnx_check import SPLIT_TOLERANCE, check_onnx
+from runtime_checks.checks.onnx_parts import OnnxParts
+from runtime_checks.reference.onnx import read_onnx
+from runtime_checks.runtimes.decoded import row_chunks
 from tests.tiny import make_tiny_model
 
 WHOLE_CHANNEL = 128  # more than any length here, none of which is a power of two: one ragged group in every row

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_checks.reference import BLOCK_BYTES, DamagedFileError, block_codes, decode_blocks, decode_floats, matmul
-from runtime_checks.reference_gguf import GgufTensor, decode_gguf, gguf_codes, read_gguf, read_metadata
+from runtime_checks.reference.decode import BLOCK_BYTES, DamagedFileError, block_codes, decode_blocks, decode_floats, matmul
+from runtime_checks.reference.gguf import GgufTensor, decode_gguf, gguf_codes, read_gguf, read_metadata
 from tests.runtime_checks.made import random_blocks
 
 ONE, TWO = b"\x00\x3c", b"\x00\x40"  # float16 1 and 2

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter import onnx_cost
-from exporter.onnx_file import write_onnx
+from exporter.onnx import cost as onnx_cost
+from exporter.onnx.file import write_onnx
 from quantize.types import Axis, QuantizedTensor
-from runtime_checks.reference import DamagedFileError, unpack
-from runtime_checks.reference_onnx import read_onnx
+from runtime_checks.reference.decode import DamagedFileError, unpack
+from runtime_checks.reference.onnx import read_onnx
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 

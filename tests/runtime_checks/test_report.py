@@ -9,21 +9,21 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from exporter.cli import main
+from exporter.cli.main import main
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
 from quantize.blocks import dequantize
 from quantize.errors import AdaDimError
 from quantize.rounding.rtn import rtn
 from quantize.types import Axis
-from runtime_checks.report import Closeup, write_report
-from runtime_checks.report_charts import NARROW, WIDE
-from runtime_checks.report_data import Paths
-from runtime_checks.report_maps import layer_charts
-from runtime_checks.report_outliers import find_outliers
-from runtime_checks.report_pareto import Point, _spec, pareto_chart, pareto_front
-from runtime_checks.report_slices import _edges, _runs, outlier_charts
-from runtime_checks.report_tree import tree_chart
+from runtime_checks.report.charts import NARROW, WIDE
+from runtime_checks.report.data import Paths
+from runtime_checks.report.maps import layer_charts
+from runtime_checks.report.outliers import find_outliers
+from runtime_checks.report.pareto import Point, _spec, pareto_chart, pareto_front
+from runtime_checks.report.slices import _edges, _runs, outlier_charts
+from runtime_checks.report.tree import tree_chart
+from runtime_checks.report.write import Closeup, write_report
 from tests.runtime_checks.reports import check, comparison, row, written
 from tests.stores import rtn_store, stored_weight
 from tests.tiny import make_tiny_model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from runtime_checks.report import write_report
-from runtime_checks.report_advice import CLOSE, RULE, advise
-from runtime_checks.report_data import Measured, Miss, Paths, Subject, Verified
+from runtime_checks.report.advice import CLOSE, RULE, advise
+from runtime_checks.report.data import Measured, Miss, Paths, Subject, Verified
+from runtime_checks.report.write import write_report
 from tests.runtime_checks.reports import MARKUP, comparison, ladder, row, written
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from quantize.errors import AdaDimError, ConfigError, FileFormatError
-from runtime_checks.report_data import Paths, Subject, read_inputs, shorten
+from runtime_checks.report.data import Paths, Subject, read_inputs, shorten
 from tests.runtime_checks.reports import MARKUP, check, comparison, measured, row, written
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

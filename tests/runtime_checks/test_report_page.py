@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_checks.report import write_report
+from runtime_checks.report.write import write_report
 from tests.browser import axe_violations, opened
 from tests.runtime_checks.reports import MARKUP, Given, give, ladder
 
@@ -122,7 +122,7 @@ def test_same_inputs_same_bytes_in_another_process(given, file):
     command = [
         sys.executable,
         "-m",
-        "exporter.cli",
+        "exporter.cli.main",
         "report",
         given.folder / "store",
         given.folder / "phone",

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from runtime_checks.results import within
+from runtime_checks.measure.results import within
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.gguf_file import write_gguf
-from exporter.onnx_file import write_onnx
+from exporter.gguf.file import write_gguf
+from exporter.onnx.file import write_onnx
 from exporter.targets import GGUF_TARGETS
 from quantize import open_checkpoint
-from runtime_checks import source_check
-from runtime_checks.source_check import ROUNDING_TOLERANCE, check_source
+from runtime_checks.checks import source_check
+from runtime_checks.checks.source_check import ROUNDING_TOLERANCE, check_source
 from tests.runtime_checks.made import FORMS, Made, make, make_from, tensor
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

@@ -8,11 +8,11 @@ import gguf
 import pytest
 from tokenizers import Tokenizer, processors
 
-from exporter.gguf_file import write_gguf
-from exporter.onnx_file import write_onnx
+from exporter.gguf.file import write_gguf
+from exporter.onnx.file import write_onnx
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import FileFormatError
-from runtime_checks.tokenizer_check import STRINGS, check_tokenizer
+from runtime_checks.checks.tokenizer_check import STRINGS, check_tokenizer
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.onnx_file import write_onnx
+from exporter.onnx.file import write_onnx
 from quantize import open_checkpoint
 from quantize.errors import CheckpointError, FileFormatError
-from runtime_checks.results import Check
-from runtime_checks.verify import verify
+from runtime_checks.checks.verify import verify
+from runtime_checks.measure.results import Check
 from tests.runtime_checks.made import FORMS, Made, make, make_from
 from tests.tiny import make_tiny_model
 

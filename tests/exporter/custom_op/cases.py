@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from exporter.onnx_adadim_op import DOMAIN, OP_TYPE, VERSION, adadim_function
-from exporter.onnx_tensors import pack_bits
-from exporter.onnx_tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
+from exporter.onnx.adadim_op import DOMAIN, OP_TYPE, VERSION, adadim_function
+from exporter.onnx.tensors import pack_bits
+from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
 from quantize import Axis
 
 NODE = "layer/MatMulAdaDim"

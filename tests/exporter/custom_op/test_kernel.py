@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from quantize import Axis
-from runtime_checks.reference_tiles import tile_codes, tile_scales, tile_zero_points
+from runtime_checks.reference.tiles import tile_codes, tile_scales, tile_zero_points
 from tests import native
 from tests.exporter.custom_op.cases import NODE, Case, Spec, make_case
 

@@ -1,0 +1,1 @@
+"""A model file as an app ships it."""

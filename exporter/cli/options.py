@@ -1,0 +1,294 @@
+"""The command line as argparse knows it: commands, options, defaults and one example each."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, fields
+from importlib.metadata import version
+
+from exporter.cli.advice import grid_named, target_named
+from exporter.cli.bench import add_bench
+from exporter.cli.bundle import add_bundle
+from exporter.cli.checks import add_doctor, add_inspect, add_verify
+from exporter.cli.compare import add_compare, add_eval, add_measured_text
+from exporter.cli.completion import add_completion
+from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
+from exporter.cli.report import add_report
+from exporter.cli.size import add_size_options
+from exporter.cli.values import BITS, file_path, group_size, positive, text_path, transform_names, whole, widths
+from exporter.cli.words import START
+from exporter.targets import TARGETS
+from quantize import transforms
+from quantize.grids import GRIDS
+from quantize.grids.int_affine import SCALE_DTYPES
+from quantize.planning.effort import EFFORTS
+from quantize.planning.plan import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
+
+DEFAULTS = QuantizeConfig()
+DEFAULT_TARGET = "llama.cpp"
+TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
+DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
+CONTEXT = 4096
+
+
+def build_parser() -> OneLineParser:
+    """The parser of ``adadim``; ``args.command`` names the command, ``args.format`` the writer of ``export``."""
+    parser = OneLineParser(
+        prog="adadim",
+        description="Quantize a language model with AdaDim for llama.cpp or ONNX Runtime, write the file, prove it equal.",
+        epilog="example: adadim run ./SmolLM2-135M --out ./phone     # every step at once; adadim COMMAND --help tells more; "
+        "-o and --output mean --out everywhere",
+        start=START,
+    )
+    parser.add_argument("--version", action="version", version=f"adadim-edge {version('adadim-edge')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    adders = (
+        _add_quantize,
+        _add_export,
+        add_verify,
+        add_eval,
+        add_compare,
+        add_report,
+        add_inspect,
+        _add_run,
+        _add_sensitivity,
+        _add_imatrix,
+    )
+    for add in (*adders, add_bench, add_bundle, add_doctor, add_completion):
+        add(commands)
+    return parser
+
+
+def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
+    """A command's options as a config: they are named alike. What is not asked for is the effort's, or the default.
+
+    Raises ConfigError.
+    """
+    asked = {item.name: getattr(args, item.name) for item in fields(QuantizeConfig) if hasattr(args, item.name)}
+    effort = asdict(EFFORTS[getattr(args, "effort", "default")])
+    return QuantizeConfig(**asked | {key: value for key, value in effort.items() if asked.get(key) is None})
+
+
+def _add_quantize(commands: Subparsers) -> None:
+    example = "adadim quantize ./SmolLM2-135M --out ./store --target onnxruntime --method gptq-ada --bits 4"
+    parser = command(commands, "quantize", "quantize a checkpoint into a store", example)
+    _add_source(parser)
+    written = parser.add_mutually_exclusive_group(required=True)
+    written.add_argument("--out", metavar="STORE", type=file_path, help="directory to write")
+    written.add_argument("--dry-run", action="store_true", help="only show the plan for a target size (default: quantize)")
+    _add_target(parser)
+    _add_config_options(parser)
+    add_common(parser)
+
+
+def _add_run(commands: Subparsers) -> None:
+    example = "adadim run ./SmolLM2-135M --out ./phone\n  adadim run ./SmolLM2-135M --sizes 80MB,92MB,105MB"
+    parser = command(commands, "run", "quantize, export and verify for each target, or each of several sizes", example)
+    _add_source(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", type=file_path, help="directory to write; one folder per target (default: ./NAME-adadim)"
+    )
+    many = f"{TARGET_HELP}; may repeat (default: {' and '.join(DEFAULT_RUN_TARGETS)}; of several sizes or widths the first)"
+    parser.add_argument("--target", type=target_named, choices=tuple(TARGETS), action="append", help=many)
+    _add_config_options(parser, several=True)
+    measured = parser.add_argument_group("what several files are measured on, for compare.json and report.html beside them")
+    add_measured_text(measured, default=None)
+    measured.add_argument("--chunks", type=positive, metavar="N", help="of 512 tokens (default: 8)")
+    _add_gguf_options(parser)
+    _add_onnx_options(parser)
+    add_common(parser)
+
+
+def _add_source(parser: OneLineParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", type=file_path, help="Hugging Face directory (safetensors) or GGUF file")
+
+
+def _add_target(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--target",
+        type=target_named,
+        choices=tuple(TARGETS),
+        default=DEFAULT_TARGET,
+        help=f"{TARGET_HELP} (default: %(default)s)",
+    )
+
+
+def _add_config_options(parser: OneLineParser, several: bool = False) -> None:
+    """``several``: more than one width, or size, may be asked for, as a ladder of files."""
+    weights = parser.add_argument_group("what the weights become")
+    _add_grid_options(weights, several)
+    _add_table_options(weights)
+    add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"), several)
+    _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
+
+
+def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
+    group.add_argument(
+        "--effort",
+        choices=tuple(EFFORTS),
+        default="default",
+        help="fast: searched rounding; default: GPTQ weighed by the model's gradients; "
+        "best: more text, then rounding learned and scales tuned",
+    )
+    group.add_argument("--method", choices=METHODS, help="rounding and axis (default: the effort's)")
+    told = f"5 on ggml grids only (default: {DEFAULT_BITS})"
+    if several:
+        group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
+    else:
+        group.add_argument("--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=told)
+    group.add_argument(
+        "--grid", type=grid_named, metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)"
+    )
+    group.add_argument(
+        "--group-size",
+        type=group_size,
+        metavar="N",
+        default=DEFAULTS.group_size,
+        help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX)",
+    )
+    group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
+    group.add_argument(
+        "--scale-dtype", choices=SCALE_DTYPES, default=DEFAULTS.scale_dtype, help="scales of the int grid (default: %(default)s)"
+    )
+    group.add_argument(
+        "--transforms",
+        type=transform_names,
+        metavar="none|all|NAME,...",
+        default=DEFAULTS.transforms,
+        help=f"changes of basis before rounding, where they pay: {', '.join(transforms.NAMES)} (default: none)",
+    )
+
+
+def _add_table_options(group: argparse._ArgumentGroup) -> None:
+    """Of the tables of tokens, and of single tensors."""
+    group.add_argument(
+        "--embedding", type=grid_named, metavar="source|GRID", help="grid, or int4, int8 on ONNX (default: 8 bits of the target)"
+    )
+    group.add_argument(
+        "--head", type=grid_named, metavar="tied|source|GRID", help="(default: tied if the source is, else as the embedding)"
+    )
+    group.add_argument("--recipe", type=file_path, metavar="FILE.toml", help="rules for single tensors (default: none)")
+    group.add_argument(
+        "--allow-fallback", action="store_true", help="where a shape fits no block, take what fits and list it (default: refuse)"
+    )
+
+
+def _add_sensitivity(commands: Subparsers) -> None:
+    example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
+    parser = command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
+    _add_source(parser)
+    parser.add_argument("--out", metavar="FILE.json", type=file_path, required=True, help="file to write")
+    _add_target(parser)
+    measured = parser.add_argument_group("what is measured, and on what")
+    _add_text_options(measured)
+    _add_max_slowdown(measured)
+    add_common(parser)
+
+
+def _add_imatrix(commands: Subparsers) -> None:
+    example = "adadim imatrix ./SmolLM2-135M --calibration text.txt --out imatrix.gguf"
+    parser = command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
+    _add_source(parser)
+    parser.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
+    _add_text_options(parser.add_argument_group("what is measured on"))
+    add_common(parser)
+
+
+def _add_data_options(group: argparse._ArgumentGroup) -> None:
+    _add_text_options(group)
+    group.add_argument(
+        "--imatrix",
+        type=file_path,
+        metavar="FILE",
+        help="llama.cpp's importance matrix, for RTN without running the source (default: none)",
+    )
+    group.add_argument(
+        "--selection",
+        choices=("scope", "hessian"),
+        help="AdaDim's loss: of the attention's or MLP's output, or by the layer's statistics (default: the effort's)",
+    )
+    group.add_argument(
+        "--token-weight", choices=TOKEN_WEIGHTS, help="by what errors cost, or by their size (default: the effort's)"
+    )
+    group.add_argument(
+        "--block-steps",
+        type=whole,
+        metavar="N",
+        help="of learning a decoder layer's rounding by its output (default: the effort's)",
+    )
+    group.add_argument(
+        "--tune-steps",
+        type=whole,
+        metavar="N",
+        help="of tuning scales and norms by the model's output (default: the effort's)",
+    )
+    _add_max_slowdown(group)
+
+
+def _add_max_slowdown(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-slowdown",
+        type=float,
+        metavar="X",
+        default=DEFAULTS.max_slowdown,
+        help="how much slower than all per-OC AdaDim may make decoding (default: %(default)s)",
+    )
+
+
+def _add_text_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--calibration",
+        type=text_path,
+        metavar="FILE|builtin",
+        default=DEFAULTS.calibration,
+        help="UTF-8 text (default: %(default)s)",
+    )
+    group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
+    group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.seed, help="(default: %(default)s)")
+
+
+def _add_export(commands: Subparsers) -> None:
+    example = "adadim export gguf ./store --out model.gguf"
+    formats = command(commands, "export", "write a store as a file for a runtime", example).add_subparsers(
+        dest="format", required=True, metavar="FORMAT"
+    )
+    gguf = command(formats, "gguf", "write a GGUF for llama.cpp", example)
+    gguf.add_argument("store", metavar="STORE", type=file_path, help="directory made by `adadim quantize`")
+    gguf.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
+    _add_gguf_options(gguf)
+    onnx = command(
+        formats, "onnx", "write an ONNX folder for onnxruntime and onnxruntime-genai", "adadim export onnx ./store --out ./onnx"
+    )
+    onnx.add_argument("store", metavar="STORE", type=file_path, help="directory made by `adadim quantize`")
+    onnx.add_argument("--out", metavar="DIR", type=file_path, required=True, help="folder to write")
+    _add_onnx_options(onnx)
+    onnx.add_argument(
+        "--with-library",
+        action="store_true",
+        help="add this machine's kernel of MatMulAdaDim (default: the model's portable body runs, exact but slow)",
+    )
+    for parser in (gguf, onnx):
+        add_common(parser)
+
+
+def _add_gguf_options(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified from tokenizer.json)"
+    )
+
+
+def _add_onnx_options(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=range(5),
+        default=4,
+        help="MatMulNBits activations: 4 int8 and fast, 0 or 1 float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--context",
+        type=positive,
+        metavar="N",
+        default=CONTEXT,
+        help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
+    )

@@ -1,0 +1,194 @@
+"""``adadim run``: quantize, export and verify for each target; of several sizes or widths it makes a ladder, and measures it."""
+
+from __future__ import annotations
+
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.cli.compare import measuring_text, naming
+from exporter.cli.export import Made, RunOutputs, found, write
+from exporter.cli.options import DEFAULT_RUN_TARGETS, quantize_config
+from exporter.cli.process import say, warn
+from exporter.cli.reports import json_bytes, page_of, report_of
+from exporter.cli.size import model_plan, planned_size, size_plans
+from exporter.cli.summary import checks_summary, store_summary
+from exporter.preflight import check_source, source_notes
+from quantize.errors import ConfigError
+from quantize.run.outputs import check_file, new_file
+from quantize.statistics.calibration import BUILTIN, CalibrationText
+
+if TYPE_CHECKING:
+    from quantize.checkpoint import Checkpoint
+    from quantize.planning.plan import ModelPlan
+    from quantize.run.store import QuantizedStore
+
+LADDER_TARGETS = DEFAULT_RUN_TARGETS[:1]
+CHUNKS = 8  # of 512 tokens, which is enough to tell sizes apart
+MOST_BYTES = 5  # of a weight in a file: a float32, and its share of a graph and a tokenizer
+STORE_BYTES = 1.1  # of a weight in a store: a code, and its share of scales
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One file to be made: of a target, and of a size in bytes or a width in bits if there are several."""
+
+    target: str
+    name: str = ""
+    size: int | None = None
+    bits: int | None = None
+
+
+def run(args: Namespace) -> int:
+    """All that was asked for; 1 if a check missed, or a file could not be measured."""
+    from quantize import open_checkpoint
+
+    source, out = open_checkpoint(args.source), args.out or default_out(args.source)
+    rungs = _rungs(args)
+    outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
+    for each in outputs:
+        each.check(args.force)
+    ladder = Ladder(args, out) if len({rung.name for rung in rungs}) > 1 else None
+    _check_measured(args, ladder)
+    for target in dict.fromkeys(rung.target for rung in rungs):
+        check_source(source, target, args.tokenizer_pre)
+        warn(source_notes(source, target))
+    absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
+    if args.sizes:  # known before their plans, which take long to make
+        _check_disk(source, out, len(absent), lambda: sum(rungs[index].size or 0 for index in absent))
+    plans = _plans(args, source, rungs)
+    if not args.sizes:
+        _check_disk(source, out, len(absent), lambda: sum(planned_size(args, source, plans[index]) for index in absent))
+    made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
+    ok = _verified(args, source, made, _written(args, source, plans, made))
+    return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
+
+
+def default_out(source: Path) -> Path:
+    """Where ``run`` writes if nobody says: in this folder, named after the model."""
+    return Path(f"{source.resolve().with_suffix('').name if source.is_file() else source.resolve().name}-adadim")
+
+
+def _rungs(args: Namespace) -> list[Rung]:
+    """Raises ConfigError for options that say the size twice."""
+    several = args.sizes or args.widths or ()
+    if args.sizes and (args.target_size or args.target_bpw or args.widths):
+        raise ConfigError("--sizes: says already how large the files are; drop --target-size, --target-bpw and --bits")
+    steps = [Rung("", word, size=size) for word, size in args.sizes or ()]
+    steps += [Rung("", f"{bits}bit" if len(several) > 1 else "", bits=bits) for bits in args.widths or ()]
+    targets = args.target or (LADDER_TARGETS if len(several) > 1 else DEFAULT_RUN_TARGETS)
+    return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
+
+
+def _check_measured(args: Namespace, ladder: Ladder | None) -> None:
+    """Raises ConfigError for options that say how to measure where nothing is measured."""
+    if ladder is None and (args.text is not None or args.chunks is not None):
+        raise ConfigError("--text, --chunks: measure a ladder; ask for some with --sizes or --bits, or use `adadim compare`")
+
+
+def _plans(args: Namespace, source: Checkpoint, rungs: Sequence[Rung]) -> list[ModelPlan]:
+    """One for each, in their order; what a target's sizes rest on is measured once."""
+    config = quantize_config(args)
+    plans: dict[Rung, ModelPlan] = {}
+    for target in dict.fromkeys(rung.target for rung in rungs):
+        own = [rung for rung in rungs if rung.target == target]
+        if args.sizes:
+            sizes = [rung.size for rung in own if rung.size is not None]
+            plans |= zip(own, size_plans(args, config, source, target, sizes), strict=True)
+        else:
+            plans |= {rung: model_plan(args, replace(config, bits=rung.bits), source, target) for rung in own}
+    return [plans[rung] for rung in rungs]
+
+
+def _check_disk(source: Checkpoint, out: Path, count: int, sizes: Callable[[], int]) -> None:
+    """Raises ConfigError if ``count`` files of that many bytes and their stores will not fit, before any work."""
+    weights = sum(spec.size for spec in source.specs.values())
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free, stores = shutil.disk_usage(there).free, count * int(STORE_BYTES * weights)
+    if stores + count * MOST_BYTES * weights <= free:
+        return  # whatever they take, which a graph would have to be planned for
+    needed = stores + sizes()
+    if needed > free:
+        raise ConfigError(
+            f"{out}: {count} stores and files take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
+            "free some, or ask for less"
+        )
+
+
+def _written(args: Namespace, source: Checkpoint, plans: Sequence[ModelPlan], made: Sequence[Made]) -> list[QuantizedStore]:
+    """Every store and its file; what an earlier run of the same command has made is taken."""
+    from quantize.run.pipeline import quantize_planned
+
+    pairs = zip(made, plans, strict=True)
+    new = quantize_planned(source, {each.outputs.store: plan for each, plan in pairs if each.store is None}, args.force)
+    by_path = {store.path: store for store in new}
+    stores = [each.store or by_path[each.outputs.store] for each in made]
+    for each, store in zip(made, stores, strict=True):
+        if each.store is None:
+            say(store_summary(store))
+        if not each.exported:
+            say(write(args, store, each.outputs.path, each.outputs.file_format))
+    return stores
+
+
+def _verified(args: Namespace, source: Checkpoint, made: Sequence[Made], stores: Sequence[QuantizedStore]) -> bool:
+    from runtime_checks.checks.verify import verify_all
+    from runtime_checks.measure.results import checks_report
+
+    missing = {each.outputs.path: store for each, store in zip(made, stores, strict=True) if each.report is None}
+    found_now = dict(zip(missing, map(checks_report, verify_all(missing, source)), strict=True))
+    verdicts = []
+    for each in made:
+        report = each.report
+        if report is None:
+            report = found_now[each.outputs.path]
+            with new_file(each.outputs.report, args.force, report_of("verify")) as file:
+                file.write(json_bytes(report))
+        say("\n".join([*each.taken(), checks_summary(report, str(each.outputs.path))]))
+        verdicts.append(bool(report["ok"]))
+    return all(verdicts)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What tells the files of a ladder apart: ``compare.json`` and ``report.html`` beside them."""
+
+    args: Namespace
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Raises OutputError, CalibrationError and ModuleNotFoundError before any work."""
+        import_module("vl_convert")
+        check_file(self.out / "compare.json", self.args.force, report_of("compare"))
+        check_file(self.out / "report.html", self.args.force, page_of)
+        self.text()
+
+    def text(self) -> CalibrationText:
+        """What is measured on. Raises CalibrationError."""
+        return measuring_text(self.args.text or BUILTIN)
+
+    def measured(self, source: Checkpoint, outputs: Sequence[RunOutputs]) -> bool:
+        """Whether all could be."""
+        from runtime_checks.measure.compare import compare_files
+        from runtime_checks.measure.evaluate import EvalOptions
+        from runtime_checks.report.advice import advise
+        from runtime_checks.report.compare import compare_table
+        from runtime_checks.report.data import Paths, read_inputs
+        from runtime_checks.report.write import report_page
+
+        text, paths = self.text(), [each.path for each in outputs]
+        with new_file(self.out / "compare.json", self.args.force, report_of("compare")) as file, naming(text):
+            report = compare_files(paths, source, text, EvalOptions(chunks=self.args.chunks or CHUNKS))
+            file.write(json_bytes(report))
+        say(compare_table(report))
+        verified = [(str(each.path), each.report) for each in outputs]
+        inputs = read_inputs(Paths(paths, [self.out / "compare.json"], [], verified, []))
+        with new_file(self.out / "report.html", self.args.force, page_of) as file:
+            file.write(report_page(inputs, None)[0])
+        answer = advise(inputs.subjects)
+        say(f"{self.out / 'report.html'}: {answer.head}: {answer.text}")
+        return not any("error" in row for row in report["files"])

@@ -1,0 +1,91 @@
+"""``--target-size`` and what goes with it: the options, and the plan that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from exporter.cli.values import bits_per_weight, file_path, file_size, file_sizes
+from exporter.file_size import size_of_bits
+from exporter.targets import GGUF_TARGETS, TARGETS
+from quantize.errors import ConfigError
+from quantize.planning.plan import ModelPlan, QuantizeConfig, build_plan
+
+if TYPE_CHECKING:
+    from quantize.checkpoint import Checkpoint
+
+
+def add_size_options(group: argparse._ArgumentGroup, several: bool) -> None:
+    """To ``quantize`` and ``run``, which makes ``several`` files too."""
+    sizes = group.add_mutually_exclusive_group()
+    if several:
+        sizes.add_argument(
+            "--sizes",
+            type=file_sizes,
+            metavar="SIZE,SIZE",
+            help="a file of each, from one set of statistics, measured side by side (default: none)",
+        )
+    sizes.add_argument(
+        "--target-size",
+        type=file_size,
+        metavar="SIZE",
+        help="most that the model file may take (ONNX: graph and data), as 80MB (10**6) or 76MiB (2**20) (default: none)",
+    )
+    sizes.add_argument(
+        "--target-bpw", type=bits_per_weight, metavar="X", help="the same in bits for each weight of the model (default: none)"
+    )
+    group.add_argument(
+        "--sensitivity", type=file_path, metavar="FILE.json", help="made by `adadim sensitivity` (default: measured first)"
+    )
+
+
+def has_target_size(args: argparse.Namespace) -> bool:
+    """Whether grids are chosen for a file's size."""
+    return args.target_size is not None or args.target_bpw is not None
+
+
+def model_plan(args: argparse.Namespace, config: QuantizeConfig, source: Checkpoint, target_name: str) -> ModelPlan:
+    """From options for every tensor alike, or for a file's size. Raises ConfigError, PlanError."""
+    if has_target_size(args):
+        goal = args.target_size if args.target_bpw is None else size_of_bits(source.specs, args.target_bpw)
+        return size_plans(args, config, source, target_name, [goal])[0]
+    if args.sensitivity is not None:
+        raise ConfigError(f"--sensitivity {args.sensitivity}: is for --target-size and --target-bpw; give one or drop it")
+    target = TARGETS[target_name]
+    return ModelPlan(config, target, build_plan(source.specs, config, target))
+
+
+def size_plans(
+    args: argparse.Namespace, config: QuantizeConfig, source: Checkpoint, target_name: str, goals: Sequence[int]
+) -> list[ModelPlan]:
+    """For files of these sizes in bytes; the sensitivity is read or measured once. Raises ConfigError."""
+    from exporter.budget import Allocator, check_free
+    from quantize.planning.sensitivity import measure_sensitivity, possible, read_sensitivity
+
+    check_free(config)
+    target, size = TARGETS[target_name], partial(planned_size, args, source)
+    if args.sensitivity is None:
+        Allocator(source, config, target, possible(source, target, config.max_slowdown), size).plan(min(goals))  # before the work
+        sensitivity = measure_sensitivity(source, config, target)
+    else:
+        sensitivity = read_sensitivity(args.sensitivity, source, target)
+    allocator = Allocator(source, config, target, sensitivity, size)
+    return [allocator.plan(goal) for goal in goals]
+
+
+def planned_size(args: argparse.Namespace, source: Checkpoint, plan: ModelPlan) -> int:
+    """Of the file that `export` makes: with the options of `run`, or the defaults for `quantize`, which has none of them."""
+    from quantize.run.pipeline import planned_store
+
+    names = ("tokenizer_pre",) if plan.target.name in GGUF_TARGETS else ("accuracy_level", "context")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    with planned_store(source, plan) as store:
+        if plan.target.name in GGUF_TARGETS:
+            from exporter.gguf.file import gguf_size
+
+            return gguf_size(store, **options)
+        from exporter.onnx.file import onnx_size
+
+        return onnx_size(store, **options)

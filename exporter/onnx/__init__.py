@@ -1,0 +1,1 @@
+"""A store as a folder for ONNX Runtime."""

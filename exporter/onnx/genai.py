@@ -1,0 +1,74 @@
+"""genai_config.json and the tokenizer files: what makes the folder run in onnxruntime-genai as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from exporter.onnx.genai_tokenizer import genai_tokenizer_files
+from quantize.checkpoint.tokenizer_files import special_ids
+from quantize.model_config import ModelConfig
+from quantize.run.store import QuantizedStore
+
+MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
+GENAI_FILE = "genai_config.json"
+
+
+def write_genai_files(store: QuantizedStore, directory: Path, context: int) -> None:
+    """Write genai_config.json and the tokenizer files into ``directory``: the store's own bytes where genai reads them right."""
+    config = json.dumps(genai_config(store, context), indent=2) + "\n"
+    (directory / GENAI_FILE).write_text(config, encoding="utf-8")
+    assets = {name: store.asset(name) for name in store.asset_names()}
+    for name, data in genai_tokenizer_files(assets, store.config.vocab_size, str(store.path / "assets")).items():
+        (directory / name).write_bytes(data)
+
+
+def genai_config(store: QuantizedStore, context: int) -> dict[str, Any]:
+    """The configuration as onnxruntime-genai reads it (its ``src/config.cpp``): greedy, a KV cache of MAX_LENGTH tokens."""
+    return {
+        "model": {
+            **_special_ids(store),
+            "type": store.config.model_type,
+            "vocab_size": store.config.vocab_size,
+            "context_length": context,
+            "decoder": _decoder(store.config),
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": min(context, MAX_LENGTH),
+            "min_length": 0,
+            "num_beams": 1,
+            "past_present_share_buffer": True,
+        },
+    }
+
+
+def _decoder(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "filename": "model.onnx",
+        "head_size": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+    }
+
+
+def _special_ids(store: QuantizedStore) -> dict[str, Any]:
+    """bos, eos (one or several) and pad ids, as every file of the model says them."""
+    assets = {name: store.asset(name) for name in store.asset_names()}
+    ids = special_ids(assets, store.config.vocab_size, str(store.path / "assets"))
+    out: dict[str, Any] = {f"{word}_token_id": ids[word][0] for word in ("bos", "pad") if ids[word]}
+    if ids["eos"]:
+        out["eos_token_id"] = ids["eos"] if len(ids["eos"]) > 1 else ids["eos"][0]
+        out.setdefault("pad_token_id", ids["eos"][0])  # genai wants one; nothing is padded for a single text
+    return {key: out[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in out}

@@ -1,0 +1,159 @@
+"""The whole ONNX file from the store's records alone: the graph with every weight's nodes, and where each byte will be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_adadim
+from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
+from exporter.onnx.graph import HOLE, Decoder, build_decoder
+from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
+from exporter.onnx.split import split_form
+from exporter.onnx.tensors import Form, Planned, Wire
+from quantize.errors import ExportError
+from quantize.grids import grid_to_json
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.run.seal import OPEN
+from quantize.run.store import QuantizedStore, TensorRecord
+from quantize.types import Array, Axis
+
+DATA_FILE = "model.onnx.data"
+PRODUCER = "adadim-edge"
+ADADIM_TARGET = "onnxruntime+adadim"
+SEALS = DATA_SEAL, FILES_SEAL, GRAPH_SEAL = tuple(f"adadim.sha256.{part}" for part in ("data", "files", "graph"))
+INSIDE = 1024  # constants up to this size stay in the protobuf: shape inference needs them there
+PAGE, LARGE, ALIGNMENT = 4096, 1 << 20, 64  # large tensors start at pages, to be mapped; small ones would waste them
+
+
+@dataclass(frozen=True)
+class OnnxPlan:
+    """``forms`` of each tensor of the store (two for a tied embedding); ``offsets`` of initializers in the data file of
+    ``size`` bytes, ``planned`` of which are theirs and the rest is padding; ``constants`` that lie there too."""
+
+    model: ModelProto
+    forms: Mapping[str, tuple[Form, ...]]
+    offsets: Mapping[str, int]
+    constants: Mapping[str, Array]
+    size: int
+    planned: int
+
+
+def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxPlan:
+    """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid."""
+    decoder = build_decoder(store.config, store.tied, context)
+    _check_names(store, decoder)
+    forms: dict[str, list[Form]] = {name: [] for name in store.records}
+    nodes: list[NodeProto] = []
+    for node in decoder.model.graph.node:
+        if node.domain != HOLE:
+            nodes.append(node)
+            continue
+        record = store.records[node.input[1]]
+        form = _form(store, record, node, accuracy_level)
+        forms[record.name].append(form)
+        nodes += form.nodes
+    for name, found in forms.items():
+        if not found:
+            found.append(vector(store.records[name]))
+    described = {"adadim.accuracy_level": str(accuracy_level)}
+    return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, described)
+
+
+def _form(store: QuantizedStore, record: TensorRecord, hole: NodeProto, accuracy_level: int) -> Form:
+    wire = Wire(hole.input[0], hole.output[0])
+    floats, head = record.grid is None, hole.op_type == "MatMul"
+    if record.name == EMBEDDING and not head:
+        return float_embedding(record, wire) if floats else embedding(record, wire)
+    if record.name == EMBEDDING:
+        return float_tied_head(record, wire) if floats else tied_head(record, wire, accuracy_level)
+    if floats:
+        return float_linear(record, wire)
+    if store.target == ADADIM_TARGET and record.name != HEAD:
+        return matmul_adadim(record, wire, accuracy_level)
+    if record.axis is Axis.PER_OC:
+        return matmul_nbits(record, wire, accuracy_level)
+    return split_form(record, wire, accuracy_level)
+
+
+def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
+    foreign = next((record for record in store.records.values() if record.grid is not None and record.grid.name != "int"), None)
+    if foreign is not None:
+        raise ExportError(f"{store.path}: {foreign.name}: only the int grid has an ONNX form; quantize again")
+    missing, unused = sorted(decoder.weights - set(store.records)), sorted(set(store.records) - decoder.weights)
+    if missing or unused:
+        names = f"lacks {missing[0]}" if missing else f"holds {unused[0]}, which the model's graph does not use"
+        raise ExportError(f"{store.path}: the store {names}; does its config.json belong to these weights?")
+
+
+def _assemble(
+    store: QuantizedStore,
+    decoder: Decoder,
+    nodes: list[NodeProto],
+    forms: dict[str, tuple[Form, ...]],
+    described: Mapping[str, str],
+) -> OnnxPlan:
+    constants = dict(decoder.constants)
+    planned: list[Planned] = []
+    for form in (form for found in forms.values() for form in found):
+        constants |= form.constants
+        planned += form.planned
+    outside = {name: np.ascontiguousarray(value) for name, value in constants.items() if value.nbytes > INSIDE}
+    planned += [Planned(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape) for name, value in outside.items()]
+    model = decoder.model
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in constants.items() if name not in outside
+    )
+    offsets, end = dict[str, int](), 0
+    for tensor in planned:
+        offsets[tensor.name] = _align(end, PAGE if tensor.nbytes >= LARGE else ALIGNMENT)
+        end = offsets[tensor.name] + tensor.nbytes
+        model.graph.initializer.append(_external(tensor, offsets[tensor.name]))
+    if any(form.form == "matmul_adadim" for found in forms.values() for form in found):
+        model.functions.append(adadim_function())
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
+    helper.set_model_props(model, {**described, **_metadata(store, forms)})
+    return OnnxPlan(model, forms, offsets, outside, end, sum(tensor.nbytes for tensor in planned))
+
+
+def _align(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
+def _external(tensor: Planned, offset: int) -> TensorProto:
+    proto = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(tensor.nbytes))):
+        proto.external_data.add(key=key, value=value)
+    return proto
+
+
+def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> dict[str, str]:
+    """``adadim.tensors``, a JSON list of every weight matrix, ``adadim.*``, the store's header, and SEALS, still open."""
+    tensors = []
+    for name, record in store.records.items():
+        if len(record.shape) == 1:
+            continue
+        entry: dict[str, object] = {"name": name, "form": forms[name][0].form, "shape": list(record.shape)}
+        if record.grid is None:
+            entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
+        else:
+            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
+        tensors.append(entry)
+    keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
+    header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}
+    if header.get("calibration"):  # without what only the statistics tell: a file's size is known before they are made
+        header["calibration"] = {key: value for key, value in header["calibration"].items() if key != "rank_poor"}
+    described = {
+        f"adadim.{key}": value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in header.items()
+    }
+    described["adadim.tune_steps"] = str(header.get("config", {}).get("tune_steps", 0))
+    return {"adadim.version": version(PRODUCER), **described, "adadim.tensors": json.dumps(tensors), **dict.fromkeys(SEALS, OPEN)}

@@ -1,0 +1,1 @@
+"""The GGUF container, for readers and writers."""

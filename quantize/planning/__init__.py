@@ -1,0 +1,1 @@
+"""What becomes of each tensor, decided from headers and measured sensitivities."""

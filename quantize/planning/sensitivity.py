@@ -1,0 +1,205 @@
+"""What each option of each tensor does to the model's output: the losses that an allocation weighs against bytes.
+
+An option is a grid and an axis that the target holds for the tensor's shape. Its loss is the KL divergence in nats per token
+that rounding this one tensor is predicted to add (``layer_loss``), by round-to-nearest with searched params on a sample of
+the rows. Losses of tensors add up (arXiv 2411.17525, the linearity theorem). Measured once, and kept in a JSON file::
+
+    {"format", "source": {"name", "sha256"}, "target", "calibration", "tensors": [a store's record with "loss", ...]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from quantize.axis_choice import layer_loss
+from quantize.blocks import dequantize
+from quantize.checkpoint import Checkpoint
+from quantize.errors import ConfigError, shown
+from quantize.grids import GRIDS, make_grid
+from quantize.grids.int_affine import BITS
+from quantize.kinds import readable
+from quantize.memory import check_backward
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.outside import Door
+from quantize.planning.plan import FINE_BITS, TABLE_BITS, QuantizeConfig
+from quantize.progress import track
+from quantize.rounding import ROUNDERS
+from quantize.run.store import TensorRecord
+from quantize.run.store_schema import CalibrationJson, SourceJson, Word, read_record
+from quantize.statistics.calibration import calibration_data
+from quantize.types import F32, Axis, Grid, LayerStats, Target, TensorSpec
+
+FORMAT = 1
+DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
+TABLES = (EMBEDDING, HEAD)
+INT_GROUPS = (32, 64, 128)
+RUN = 256  # rows taken together, so that the groups of both axes are whole
+SAMPLE = 1 << 17  # weights of a linear that are rounded, about
+TABLE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``options``: per tensor what it may become, each record's ``loss`` being the prediction for its axis."""
+
+    source: Mapping[str, str]
+    target: str
+    calibration: Mapping[str, Any]
+    options: Mapping[str, list[TensorRecord]]
+
+    def to_json(self) -> bytes:
+        """The file's bytes."""
+        header = {"format": FORMAT, "source": dict(self.source), "target": self.target, "calibration": dict(self.calibration)}
+        tensors = [record.to_json() for records in self.options.values() for record in records]
+        return (json.dumps({**header, "tensors": tensors}) + "\n").encode()
+
+
+class SensitivityJson(msgspec.Struct):
+    """The file; its tensors one by one, as a store has them."""
+
+    format: int
+    source: SourceJson
+    target: Word
+    calibration: CalibrationJson
+    tensors: list[dict[str, Any]]
+
+
+def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitivity:
+    """A file of ``to_json``. Raises ConfigError if it is damaged, or was measured on another model or for another target."""
+    raw = DOOR.load(path, SensitivityJson)
+    if raw.format != FORMAT:
+        raise ConfigError(f"{path}: format {shown(raw.format)}, not {FORMAT}; measure again with `adadim sensitivity`")
+    if raw.source.sha256 != source.sha256:
+        raise ConfigError(f"{path}: was measured on another model than {source.path}; measure again with `adadim sensitivity`")
+    if raw.target != target.name:
+        raise ConfigError(f"{path}: was measured for target {shown(raw.target)}, not for {target.name}; measure again")
+    options: dict[str, list[TensorRecord]] = {}
+    for index, item in enumerate(raw.tensors):
+        where = f"{path}: tensors[{index}]"
+        record = TensorRecord.from_json(read_record(item, DOOR, where))
+        known = options.setdefault(record.name, [])
+        problem = _option_problem(record, source, target, known)
+        if problem is not None:
+            raise DOOR.refused(where, problem)
+        known.append(record)
+    about = msgspec.to_builtins((raw.source, raw.calibration))
+    return Sensitivity(about[0], raw.target, about[1], options)
+
+
+def _option_problem(record: TensorRecord, source: Checkpoint, target: Target, known: list[TensorRecord]) -> str | None:
+    """Why this is nothing that the tensor could become, or None."""
+    spec, grid = source.specs.get(record.name), record.grid
+    if spec is None or record.shape != spec.shape:
+        return f"{record.name} of shape {record.shape} is no tensor of {source.path}"
+    if grid is None or record.axis not in record.loss:
+        return f"{record.name} has no grid, or no loss for its axis"
+    shape = (record.shape[0], record.shape[1])
+    lack = target.lacks(grid, record.axis) or target.refuses(grid, record.axis, shape)
+    if lack is not None:
+        return f"{record.name}: {lack}"
+    return f"{record.name} has an option twice" if any((o.grid, o.axis) == (grid, record.axis) for o in known) else None
+
+
+def possible(source: Checkpoint, target: Target, max_slowdown: float) -> Sensitivity:
+    """Every option that ``measure_sensitivity`` tries, and no loss of any: what a file of the model may be at all."""
+    options = {
+        spec.name: [
+            replace(option, loss={str(option.axis): 0.0})
+            for option in options_of(spec, target)
+            if quick_enough(option, target, max_slowdown)
+        ]
+        for spec in source.specs.values()
+        if len(spec.shape) == 2
+    }
+    return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, {}, options)
+
+
+def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:
+    """Every option's loss on the text of ``config``, within its ``max_slowdown``: the linears', the embedding's and the head's.
+
+    Raises CalibrationError, CheckpointError, and ConfigError for a source that is too large for this machine's memory.
+    """
+    from quantize.source import measure_curvature, walk_layers
+
+    check_backward(source.specs, str(source.path))
+    tokens, coverage = calibration_data(config, source.assets(), str(source.path))
+    curvature = measure_curvature(source, tokens, config.seed)
+    options: dict[str, list[TensorRecord]] = {}
+
+    def measure(name: str, rows: F32, stats: LayerStats) -> None:
+        options[name] = []
+        for option in options_of(source.specs[name], target):
+            if not quick_enough(option, target, config.max_slowdown):
+                continue
+            assert option.grid is not None
+            rounded = dequantize(ROUNDERS["rtn"](name, rows, option.grid, option.axis, stats))
+            loss = layer_loss(rows, rounded, stats)
+            if np.isfinite(loss):  # not where the weights overflow a float16 scale
+                options[name].append(replace(option, loss={str(option.axis): loss}))
+
+    for run in track(walk_layers(source, tokens, curvature, 0), "sensitivity", source.config.num_layers):
+        coverage.add(run.stats)
+        for name, stats in run.stats.items():
+            measure(name, *_sample(source.read(name), stats))
+    for name, stats in curvature.tables.items():
+        measure(name, *_sample_table(source, name, stats))
+    return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, coverage.to_json(), options)
+
+
+def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:
+    """Whatever ``target`` holds for a weight (OC, IC); embedding and head only per output channel (a token's row)."""
+    shape = (spec.shape[0], spec.shape[1])
+    grids = [grid for grid in GRIDS.values() if not isinstance(grid, type)]
+    for bits, group_size in product(TABLE_BITS if spec.name in TABLES else BITS, INT_GROUPS):
+        grids.append(make_grid("int", bits, group_size, symmetric=bits == FINE_BITS))  # zero points are worth it at few bits
+    fitting = [
+        (grid, axis)
+        for grid, axis in product(grids, (Axis.PER_OC,) if spec.name in TABLES else Axis)
+        if target.lacks(grid, axis) is None and target.refuses(grid, axis, shape) is None
+    ]
+
+    def like(grid: Grid, axis: Axis) -> tuple[Axis, int, bool, int]:
+        return axis, grid.group_size, grid.symmetric, target.stored_bytes(grid, axis, shape)
+
+    most: dict[tuple[Axis, int, bool, int], int] = {}  # bits for as many bytes: 3 that ride in 4 are no option
+    for grid, axis in fitting:
+        most[like(grid, axis)] = max(most.get(like(grid, axis), 0), grid.bits)
+    return [TensorRecord(spec.name, shape, grid, axis=axis) for grid, axis in fitting if grid.bits == most[like(grid, axis)]]
+
+
+def quick_enough(option: TensorRecord, target: Target, max_slowdown: float) -> bool:
+    """Whether the axis keeps this tensor, and so its layer, within that many times the decoding time of PER_OC."""
+    assert option.grid is not None
+    shape = (option.shape[0], option.shape[1])
+    plain = target.decode_cost(option.grid, Axis.PER_OC, shape)
+    return target.decode_cost(option.grid, option.axis, shape) <= max_slowdown * plain
+
+
+def _sample(weight: F32, stats: LayerStats) -> tuple[F32, LayerStats]:
+    """Evenly spread runs of rows, and the statistics in which they stand for all rows."""
+    assert stats.row_weight is not None
+    runs = -(-len(weight) // RUN)
+    count = min(runs, max(1, round(SAMPLE / (RUN * weight.shape[1]))))
+    starts = [RUN * int((i + 0.5) * runs / count) for i in range(count)]
+    rows = np.concatenate([np.arange(start, min(start + RUN, len(weight))) for start in starts])
+    own = stats.row_weight[rows]
+    scale = stats.row_weight.sum() / max(own.sum(), np.finfo(np.float32).tiny)
+    return weight[rows], replace(stats, row_weight=own * scale)
+
+
+def _sample_table(source: Checkpoint, name: str, stats: LayerStats) -> tuple[F32, LayerStats]:
+    """Rows drawn in proportion to their weights, which are as uneven as the words of a text."""
+    assert stats.row_weight is not None
+    upto = np.cumsum(stats.row_weight, dtype=np.float64)
+    steps = (np.arange(TABLE_ROWS) + 0.5) * (upto[-1] / TABLE_ROWS)
+    rows, drawn = np.unique(np.searchsorted(upto, steps), return_counts=True)
+    weight = np.concatenate([source.read_rows(name, int(row), int(row) + 1) for row in rows])
+    return weight, replace(stats, row_weight=(drawn * (upto[-1] / TABLE_ROWS)).astype(np.float32))

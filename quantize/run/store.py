@@ -1,0 +1,267 @@
+"""The quantized model on disk, between quantizing and writing: a directory that is appended one tensor at a time.
+
+::
+
+    STORE/plan.json                         header and one record per tensor, in model order
+    STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
+    STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values"
+
+plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
+A tensor that is larger than a decoder layer is cut into several files by stored rows, so nobody has to hold it whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from quantize.checkpoint.expected import expected_shapes
+from quantize.errors import OutputError, StoreError, shown
+from quantize.grids import grid_to_json
+from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
+from quantize.model_config import ModelConfig
+from quantize.run.outputs import Unfinished, check_folder
+from quantize.run.seal import OPEN, closed, holds, sha256_of
+from quantize.run.store_schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
+from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
+
+FORMAT = 1
+SEAL = "sha256"  # key of plan.json
+CHANGED = "has changed since it was written: its sha256 is another"
+STRANGE = "is no part of the store"
+OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
+    of each chunk's file; none in stores of before there were any."""
+
+    name: str
+    shape: tuple[int, ...]
+    grid: Grid | None = None
+    dtype: str = "F32"
+    axis: Axis = Axis.PER_OC
+    rounder: str = ""
+    loss: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    chunks: int = 0
+    sha256: tuple[str, ...] = ()
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of codes or values: transposed for PER_IC."""
+        return self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON object; a plain tensor has no grid."""
+        out: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "chunks": self.chunks}
+        if self.grid is None:
+            out["dtype"] = self.dtype
+        else:
+            out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
+        return out | ({"note": self.note} if self.note else {}) | ({"sha256": list(self.sha256)} if self.sha256 else {})
+
+    @classmethod
+    def from_json(cls, raw: PlainJson | QuantizedJson) -> TensorRecord:
+        """The inverse of ``to_json``, of what ``read_record`` read."""
+        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks, sha256=tuple(raw.sha256))
+        if isinstance(raw, PlainJson):
+            return replace(record, dtype=raw.dtype)
+        return replace(
+            record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss={str(axis): loss for axis, loss in raw.loss.items()}
+        )
+
+
+Piece = tuple[Tensor, TensorRecord]
+
+
+class StoreWriter:
+    """Writes a store that takes the name ``path`` only at ``finish``; use as a context manager.
+
+    Raises OutputError if ``path`` is there without ``force``, or is neither an empty folder nor a store without other files.
+    """
+
+    def __init__(self, path: Path, force: bool = False) -> None:
+        check_store_output(path, force)
+        self.path, self._records = path, dict[str, TensorRecord]()
+        self._unfinished = Unfinished(path, True, force, _foreign)
+        self._tensors = self._unfinished.path / "tensors"
+
+    def __enter__(self) -> StoreWriter:
+        self._unfinished.__enter__()
+        self._tensors.mkdir()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._unfinished.__exit__(kind, error, trace)
+
+    def append(self, tensor: Tensor, record: TensorRecord) -> None:
+        """Add a tensor, or the next chunk of rows of the one that was added last (same name)."""
+        known = self._records.get(record.name, record)
+        arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
+        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        path = self._tensors / _file_name(record.name, known.chunks)
+        try:
+            save_file(contiguous, path)
+        except SafetensorError as error:  # the library's word for an OSError
+            raise OutputError(f"{self.path}: {record.name} cannot be written ({error}); check the free space") from error
+        self._records[record.name] = replace(known, chunks=known.chunks + 1, sha256=(*known.sha256, sha256_of(path)))
+
+    def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
+        """Write the assets and plan.json, then give the store its name."""
+        write_headers(self._unfinished.path, header, self._records.values(), assets)
+        self._unfinished.finish()
+
+
+def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[TensorRecord], assets: Mapping[str, bytes]) -> None:
+    """All of a store but its tensors: what the writers plan a file from."""
+    (folder / "assets").mkdir(exist_ok=True)
+    for name, data in assets.items():
+        (folder / "assets" / name).write_bytes(data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in assets.items()}
+    plan = {"format": FORMAT, **header, "assets": digests, "tensors": [record.to_json() for record in records], SEAL: OPEN}
+    text = json.dumps(plan, indent=1) + "\n"
+    (folder / STORE_MARK).write_bytes(closed(text.encode(), f'"{SEAL}": "'.encode()))
+
+
+class QuantizedStore:
+    """A finished store, read one tensor (or one chunk of its rows) at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StoreError for what is no store, and for one that is damaged or has changed."""
+        if not is_store(path):
+            raise StoreError(mistaken(path, Wanted.STORE))
+        self.path, where = path, path / STORE_MARK
+        text = PLAN_DOOR.read(where)
+        self.header = PLAN_DOOR.json(text, where, dict[str, Any])
+        if self.header.get("format") != FORMAT:
+            raise StoreError(f"{path}: store format {shown(self.header.get('format'))}, not {FORMAT}; quantize again")
+        plan = PLAN_DOOR.convert(self.header, where, PlanJson)
+        self.target, self.row_order = plan.target, plan.row_order
+        self._digests = self.header.pop("assets", {})
+        self._check_seals(text)
+        raws = enumerate(self.header.pop("tensors"))
+        records = [TensorRecord.from_json(read_record(raw, PLAN_DOOR, f"{where}: tensors[{index}]")) for index, raw in raws]
+        self.records = {record.name: record for record in records}
+        asset = str(path / "assets" / "config.json")
+        self.config = ModelConfig.from_hf(ASSET_DOOR.json(self.asset("config.json"), asset, dict[str, Any]), asset)
+        problem = _disagreement(plan, records, self.config)
+        if problem is not None:
+            raise PLAN_DOOR.refused(where, problem)
+
+    def asset(self, name: str) -> bytes:
+        """One of the source's small files. Raises StoreError if it is missing, too large or has changed."""
+        path = self.path / "assets" / name
+        if not path.exists():
+            raise StoreError(f"{path}: missing, so the store is damaged; quantize again")
+        data = ASSET_DOOR.read(path)
+        if self._digests and hashlib.sha256(data).hexdigest() != self._digests.get(name):
+            raise StoreError(f"{path}: {CHANGED if name in self._digests else STRANGE}; quantize again")
+        return data
+
+    def _check_seals(self, text: bytes) -> None:
+        """plan.json's own and those of all assets, which are small, and which some readers open by themselves."""
+        digits = self.header.pop(SEAL, None)
+        sealed = bool(self._digests) or digits is not None  # unlike stores of before there were seals
+        if sealed and not holds(text, str(digits)):
+            raise StoreError(f"{self.path / STORE_MARK}: {CHANGED}; quantize again")
+        for name in {**self._digests, **dict.fromkeys(self.asset_names())} if self._digests else ():
+            self.asset(name)
+
+    def asset_names(self) -> list[str]:
+        """Names of all assets, sorted."""
+        return sorted(item.name for item in (self.path / "assets").iterdir())
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding: then there is no lm_head.weight."""
+        return "lm_head.weight" not in self.records
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """The tensor's stored rows, a chunk at a time. Raises StoreError if a file is missing or damaged."""
+        record, rows = self.records[name], 0
+        for index in range(record.chunks):
+            chunk = self._chunk(record, index)
+            rows += len(chunk.values if isinstance(chunk, PlainTensor) else chunk.codes)
+            if rows > record.stored_shape[0]:  # before anybody writes them somewhere
+                raise self._misfit(name)
+            yield chunk
+        if rows != record.stored_shape[0]:
+            raise self._misfit(name)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor."""
+        return joined(list(self.chunks(name)))
+
+    def _chunk(self, record: TensorRecord, index: int) -> Tensor:
+        path = self.path / "tensors" / _file_name(record.name, index)
+        try:
+            if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
+                raise ValueError(CHANGED)
+            arrays = load_arrays(path, record.grid, record.dtype, record.stored_shape)
+            if record.grid is None:
+                return PlainTensor(record.name, arrays["values"], record.dtype)
+            return QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
+
+    def _misfit(self, name: str) -> StoreError:
+        return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor of chunks of its rows."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, PlainTensor):
+        return replace(first, values=np.concatenate([part.values for part in parts if isinstance(part, PlainTensor)]))
+    quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
+    params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
+    return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
+
+
+def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConfig) -> str | None:
+    """What does not agree in a store, or None; names that are not the model's are left to the writers."""
+    twice = [name for name, count in Counter(record.name for record in records).items() if count > 1]
+    if twice:
+        return f"{twice[0]} is there twice"
+    if config.num_layers > len(records):  # before anything is made for each of them
+        return f"it has {len(records)} tensors, config.json says {config.num_layers} layers"
+    expected = expected_shapes(config)
+    for record in records:
+        if record.shape != expected.get(record.name, record.shape):
+            return f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}"
+    for name, digits in plan.transforms.items():
+        if len(digits) != config.num_layers:
+            return f"transforms: {shown(name)} has {len(digits)} digits, config.json says {config.num_layers} layers"
+    return None
+
+
+def check_store_output(path: Path, force: bool) -> None:
+    """Raises OutputError for what a new store would not replace."""
+    check_folder(path, force, _foreign)
+
+
+def _foreign(folder: Path) -> str | None:
+    """Why a folder is no store, or holds what no store does."""
+    if not is_store(folder):
+        return "is no store"
+    names = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*"))
+    return next((f"{name} in it is no part of a store" for name in names if not OURS.fullmatch(name)), None)
+
+
+def _file_name(name: str, chunk: int) -> str:
+    return f"{name}.{chunk:05d}.safetensors"

@@ -1,0 +1,95 @@
+"""One decoder layer with other weights in it, and how far its output is from the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantize.memory import return_freed
+from quantize.source.whole import change, hidden_of, take_gradients
+from quantize.types import F32, Curvature
+
+BATCH = 2  # sequences that go through the layer together
+OUTPUT = "mlp.down_proj"  # the linear whose output goes into the layer's as it is: what an error costs here, it costs there
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a squared error of a decoder layer's output costs: F32[tokens] by F32[hidden]."""
+
+    tokens: torch.Tensor
+    channels: torch.Tensor
+
+
+def output_costs(token_weight: str | Curvature, prefix: str, outputs: torch.Tensor) -> Costs:
+    """Of the layer ``prefix`` with those F32[sequences, length, hidden], for the token weights of ``walk_layers``.
+
+    In nats per token where a Curvature tells them; else the mean over channels of the squared error, for "unit" by the mean
+    square of the token's output.
+    """
+    flat = outputs.reshape(-1, outputs.shape[-1])
+    if isinstance(token_weight, Curvature):
+        costly, channels = token_weight.tokens[prefix + OUTPUT], token_weight.rows[f"{prefix}{OUTPUT}.weight"]
+        return Costs(torch.from_numpy(costly), torch.from_numpy(channels))
+    mean_square = flat.square().mean(1).clamp_min(1e-20)
+    tokens = mean_square.reciprocal() if token_weight == "unit" else torch.ones_like(mean_square)
+    return Costs(tokens, torch.full(flat.shape[1:], 1 / flat.shape[1]))
+
+
+@dataclass(eq=False)
+class LayerStudent:
+    """A layer of the source, into which other weights are put; its ``Student`` is that of ``quantize.descent``.
+
+    ``_inputs`` F32[sequences, length, hidden] is what the layers before it give with other weights in them, ``_taught`` what the
+    layer gives in the source.
+    """
+
+    _layer: Any
+    _prefix: str
+    _positions: tuple[torch.Tensor, torch.Tensor]  # rotary cosines and sines
+    _inputs: torch.Tensor
+    _taught: torch.Tensor
+    _costs: Costs
+
+    @property
+    def sequences(self) -> int:
+        """How many there are to choose from."""
+        return len(self._inputs)
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
+        change(self._layer.get_parameter(name.removeprefix(self._prefix)), weight, learns)
+
+    def loss(self, sequences: NDArray[np.intp]) -> float:
+        """Mean over those sequences, in nats per token where curvature is known."""
+        with torch.no_grad():
+            return sum(float(part) for part in self._losses(sequences))
+
+    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
+        """Of the mean loss over those sequences, for every weight that learns."""
+        for part in self._losses(sequences):
+            part.backward()  # type: ignore[no-untyped-call]
+        return take_gradients((self._prefix + name, parameter) for name, parameter in self._layer.named_parameters())
+
+    @torch.no_grad()
+    def outputs(self) -> torch.Tensor:
+        """What the next layer gets, F32[sequences, length, hidden]."""
+        return torch.cat([self._run(self._inputs[start : start + BATCH]) for start in range(0, self.sequences, BATCH)])
+
+    def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:
+        """A batch's share of the mean, one after the other."""
+        length = self._inputs.shape[1]
+        tokens = self._costs.tokens.reshape(self.sequences, length)
+        for start in range(0, len(sequences), BATCH):
+            rows = torch.from_numpy(sequences[start : start + BATCH])
+            error = self._run(self._inputs[rows]) - self._taught[rows]
+            yield (error.square() @ self._costs.channels * tokens[rows]).sum() / (len(sequences) * length)
+        return_freed()
+
+    def _run(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden_of(self._layer(hidden, position_embeddings=self._positions))

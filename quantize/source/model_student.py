@@ -1,0 +1,102 @@
+"""The source's network with other weights in it, and how far its predictions are from the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import log_softmax
+from torch.utils.checkpoint import checkpoint
+
+from quantize.checkpoint import Checkpoint
+from quantize.memory import return_freed
+from quantize.progress import track
+from quantize.source.whole import I64, LOGIT_ROWS, build_model, change, take_gradients
+from quantize.types import F32
+
+BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
+FORGETFUL = 2  # one decoder layer in so many keeps only its input for the way back, and runs again there
+
+
+class ModelStudent:
+    """The source over I64[sequences, length], remembered by its last hidden states; then whatever weights are put in it.
+
+    Losses are the mean KL divergence from the source to the student, in nats per token. The whole model is in memory in
+    float32, once for its weights and once for their gradients.
+    """
+
+    def __init__(self, source: Checkpoint, tokens: I64) -> None:
+        model: Any = build_model(source.config, source.read, source.tied)
+        self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
+        self._head: torch.Tensor = model.lm_head.weight.detach().clone()  # the source's, whatever is put
+        self._parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
+        self._model = model
+        for layer in model.model.layers[::FORGETFUL]:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        with torch.no_grad():
+            runs = track(range(0, len(tokens), BATCH), "running the source")
+            self._taught = torch.cat([self._last(self._tokens[start : start + BATCH]).half() for start in runs])
+
+    @property
+    def sequences(self) -> int:
+        """How many there are to choose from."""
+        return len(self._tokens)
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
+        change(self._parameters[name], weight, learns)
+
+    def loss(self, sequences: NDArray[np.intp]) -> float:
+        """Mean loss over those sequences."""
+        with torch.no_grad():
+            return self._over(sequences, self._forward)
+
+    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
+        """Of the mean loss over those sequences, for every weight that learns."""
+        self._over(sequences, self._backward)
+        return take_gradients(self._parameters.items())
+
+    def _over(self, sequences: NDArray[np.intp], run: Callable[[torch.Tensor, torch.Tensor, int], float]) -> float:
+        """Sum of ``run`` over batches of (last hidden states, the source's, all tokens that count)."""
+        total, count = 0.0, len(sequences) * self._tokens.shape[1]
+        for start in range(0, len(sequences), BATCH):
+            rows = torch.from_numpy(sequences[start : start + BATCH])
+            total += run(self._last(self._tokens[rows]), self._taught[rows].float(), count)
+        return_freed()
+        return total
+
+    def _last(self, ids: torch.Tensor) -> torch.Tensor:
+        last: torch.Tensor = self._model.model(ids, use_cache=False).last_hidden_state
+        return last
+
+    def _forward(self, last: torch.Tensor, taught: torch.Tensor, count: int) -> float:
+        return self._divergence(last, taught, count, None)
+
+    def _backward(self, last: torch.Tensor, taught: torch.Tensor, count: int) -> float:
+        gradient = torch.empty_like(last)
+        loss = self._divergence(last.detach(), taught, count, gradient)
+        last.backward(gradient)  # type: ignore[no-untyped-call]
+        return loss
+
+    @torch.no_grad()
+    def _divergence(self, last: torch.Tensor, taught: torch.Tensor, count: int, gradient: torch.Tensor | None) -> float:
+        """Sum of KL(source, student) over tokens / ``count``; writes its gradient for ``last``, and adds the head's own."""
+        head, total = self._model.lm_head.weight, 0.0
+        width = last.shape[-1]
+        for start in range(0, last.shape[0] * last.shape[1], LOGIT_ROWS):
+            rows = slice(start, start + LOGIT_ROWS)
+            own, its = last.reshape(-1, width)[rows], taught.reshape(-1, width)[rows]
+            source = log_softmax(its @ self._head.T, -1)
+            student = log_softmax(own @ head.T, -1)
+            p = source.exp()
+            total += float((p * (source - student)).sum())
+            if gradient is not None:
+                slope = (student.exp_() - p) / count
+                gradient.reshape(-1, width)[rows] = slope @ head
+                if head.requires_grad:
+                    head.grad = slope.T @ own if head.grad is None else head.grad.add_(slope.T @ own)
+        return total / count

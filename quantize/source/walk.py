@@ -1,0 +1,182 @@
+"""The source one decoder layer at a time: what its linears see, and what their errors do to the scope around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import CalibrationError
+from quantize.memory import return_freed
+from quantize.model_config import EMBEDDING, INPUT_SITES
+from quantize.source.layer_student import LayerStudent, output_costs
+from quantize.source.whole import I64, hidden_of, put, skeleton
+from quantize.types import F32, Curvature, LayerStats
+
+BATCH = 4  # sequences that go through a layer together
+
+# The module whose output judges a linear (its scope).
+SCOPES = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp"}
+
+
+@dataclass(eq=False)
+class LayerRun:
+    """One decoder layer of the source while calibration text passes through it."""
+
+    index: int
+    stats: dict[str, LayerStats]  # by weight name; linears that share an input share the Hessian
+    student: LayerStudent | None  # what it is left with at the end counts as this layer for the next one's
+    _layer: Any
+    _scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # inputs of attention, MLP, o and down
+
+    @torch.inference_mode()
+    def scope_loss(self, name: str, candidates: list[F32]) -> list[float]:
+        """Mean squared change of the scope's output when F32[OC, IC] ``candidates`` stand in for ``name``.
+
+        The scope is the attention or MLP that the linear sits in, or the linear itself for o and down; the reference
+        is its output with the weights as they are now, siblings quantized before included (arXiv 2309.15531, 4.2).
+        """
+        linear = self._linear(name)
+        original = linear.weight.data
+        reference = self._scope_outputs(name)
+        losses = []
+        for candidate in candidates:
+            linear.weight.data = torch.from_numpy(np.array(candidate, np.float32))
+            pairs = zip(self._scope_outputs(name), reference, strict=True)
+            losses.append(float(np.mean([(out - ref).square().mean().item() for out, ref in pairs])))
+            linear.weight.data = original
+        return losses
+
+    def commit(self, name: str, weight: F32) -> None:
+        """From now on ``name`` counts as quantized to F32[OC, IC] in its siblings' scope losses."""
+        self._linear(name).weight.data = torch.from_numpy(np.array(weight, np.float32))
+
+    def _linear(self, name: str) -> nn.Linear:
+        linear: nn.Linear = self._layer.get_submodule(name.split(".", 3)[3].removesuffix(".weight"))
+        return linear
+
+    def _scope_outputs(self, name: str) -> list[torch.Tensor]:
+        part, linear = name.removesuffix(".weight").split(".")[-2:]
+        scope = SCOPES.get(linear, f"{part}.{linear}")
+        module = self._layer.get_submodule(scope)
+        outputs = [module(*args, **kwargs) for args, kwargs in self._scope_calls[scope]]
+        return [hidden_of(output) for output in outputs]
+
+
+def walk_layers(
+    source: Checkpoint, tokens: I64, token_weight: str | Curvature, scope_sequences: int, taught: bool = False
+) -> Iterator[LayerRun]:
+    """Pass I64[sequences, length] through the source, one decoder layer in memory at a time.
+
+    Yields each layer after its statistics are complete; the stream between layers stays full precision. ``token_weight``:
+    "unit" scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it; "none"
+    takes it as it is; a Curvature of the same tokens weighs it by what its errors cost, and gives every linear its rows' weights.
+    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). ``taught``: each layer has a student.
+    Raises CalibrationError for tokens that the model does not have, and for activations that overflow.
+    """
+    return_freed()  # the whole model, if curvature was measured
+    model = skeleton(source.config, tied=True)
+    rotary = type(model.model.rotary_emb)(model.config)
+    hidden = torch.from_numpy(_embed(source, tokens))
+    positions = rotary(hidden[:1], torch.arange(tokens.shape[1])[None])
+    changed = hidden if taught else None
+    for index, layer in enumerate(model.model.layers):
+        prefix = f"model.layers.{index}."
+        for name, parameter in list(layer.named_parameters()):
+            put(layer, name, source.read(prefix + name), parameter.shape)
+        layer.eval()
+        recorder = _Recorder(layer, prefix, token_weight, scope_sequences)
+        hidden = recorder.run(hidden, positions)
+        student = None
+        if changed is not None:
+            costs = output_costs(token_weight, prefix, hidden)
+            student = LayerStudent(layer, prefix, positions, changed, hidden, costs)
+        yield LayerRun(index, recorder.stats(), student, layer, recorder.scope_calls)
+        if student is not None:
+            changed = student.outputs()
+        model.model.layers[index] = nn.Identity()  # frees the layer's weights
+
+
+def _embed(source: Checkpoint, tokens: I64) -> F32:
+    """F32[sequences, length, hidden]; of the embedding only the rows that occur are read."""
+    ids, places = np.unique(tokens, return_inverse=True)
+    if ids[-1] >= source.config.vocab_size:
+        raise CalibrationError(
+            f"{source.path}: token {ids[-1]} has no row in the embedding of {source.config.vocab_size}; "
+            "the tokenizer is another model's"
+        )
+    rows = np.concatenate([source.read_rows(EMBEDDING, int(token), int(token) + 1) for token in ids])
+    return rows[places].reshape(*tokens.shape, -1)
+
+
+class _Recorder:
+    """Hooks that gather second moments of each input site and the inputs of each scope."""
+
+    def __init__(self, layer: Any, prefix: str, token_weight: str | Curvature, wanted: int) -> None:  # noqa: ANN401 - transformers'
+        self._layer, self._prefix, self._token_weight, self._wanted = layer, prefix, token_weight, wanted
+        self._moments: dict[str, torch.Tensor] = {}
+        self._tokens: dict[str, int] = {}
+        self.scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+
+    @torch.inference_mode()
+    def run(self, hidden: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The layer's output for F32[sequences, length, hidden]."""
+        hooks = [self._layer.get_submodule(site).register_forward_pre_hook(self._add_moment(site)) for site in INPUT_SITES]
+        outputs = []
+        for start in range(0, len(hidden), BATCH):
+            keep = self._keep_scopes() if start < self._wanted else []
+            outputs.append(hidden_of(self._layer(hidden[start : start + BATCH], position_embeddings=positions)))
+            for hook in keep:
+                hook.remove()
+        for hook in hooks:
+            hook.remove()
+        return torch.cat(outputs)
+
+    def stats(self) -> dict[str, LayerStats]:
+        """By weight name: E[a x xT] of its input, which those of one site share."""
+        out = {}
+        for site, linears in INPUT_SITES.items():
+            moment, tokens = (self._moments[site] / self._tokens[site]).numpy(), self._tokens[site]
+            for linear in linears:
+                name = f"{self._prefix}{linear}.weight"
+                row_weight = self._token_weight.rows[name] if isinstance(self._token_weight, Curvature) else None
+                out[name] = LayerStats(moment, tokens, row_weight)
+        return out
+
+    def _weights(self, site: str, seen: int, norms: torch.Tensor) -> torch.Tensor:
+        """Of tokens from ``seen`` on, [tokens, 1]; ``norms`` are theirs."""
+        if isinstance(self._token_weight, Curvature):
+            return torch.from_numpy(self._token_weight.tokens[self._prefix + site][seen : seen + len(norms), None])
+        return norms.clamp_min(1e-20).reciprocal().square() if self._token_weight == "unit" else torch.ones_like(norms)
+
+    def _add_moment(self, site: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1])
+            norms = x.norm(dim=1, keepdim=True)
+            if not norms.isfinite().all():
+                raise CalibrationError(
+                    f"{self._prefix}{site}: its inputs on the calibration text overflow float32; does the source itself run?"
+                )
+            seen = self._tokens.get(site, 0)
+            weighted = x * self._weights(site, seen, norms)
+            self._moments[site] = self._moments.get(site, torch.zeros(x.shape[1], x.shape[1])) + x.T @ weighted
+            self._tokens[site] = seen + len(x)
+
+        return hook
+
+    def _keep_scopes(self) -> list[Any]:
+        hooks = []
+        for scope in ("self_attn", "mlp", "self_attn.o_proj", "mlp.down_proj"):
+            calls = self.scope_calls.setdefault(scope, [])
+            module = self._layer.get_submodule(scope)
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, kwargs, calls=calls: calls.append((args, kwargs)), with_kwargs=True
+                )
+            )
+        return hooks

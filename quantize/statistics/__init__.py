@@ -1,0 +1,1 @@
+"""Texts, and what they say of the inputs of linears."""

@@ -1,0 +1,194 @@
+"""From a text to tokens to calibrate on, and what can be said of their coverage."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from stat import S_ISCHR, S_ISFIFO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.errors import CalibrationError
+from quantize.foreign import tokenizer_mend
+from quantize.kinds import readable
+from quantize.model_config import INPUT_SITES
+from quantize.statistics.tokenizing import encode
+from quantize.types import LayerStats
+
+if TYPE_CHECKING:
+    from quantize.planning.plan import QuantizeConfig
+
+BUILTIN = "builtin"
+SEQUENCE = 512  # tokens that attend to one another, as in the paper
+LONGEST = 1 << 30  # bytes of a text; its tokens take many times as much
+PIECE = 1 << 20
+HELD_OUT_CHARACTERS = 100_000  # the end of the built-in text, never calibrated on: what demonstrations measure
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """A text and where it came from; ``sha256`` of its UTF-8 bytes goes into the store."""
+
+    name: str
+    text: str
+    sha256: str
+
+
+@dataclass
+class Coverage:
+    """What the statistics rest on: goes into the store and the summary."""
+
+    text: str
+    sha256: str
+    tokens: int
+    sequence: int
+    rank_poor: list[str] = field(default_factory=list)  # input sites with fewer tokens than channels, or dead channels
+
+    def add(self, stats: Mapping[str, LayerStats]) -> None:
+        """Note the sites of one decoder layer whose Hessian cannot have full rank, each by the first linear that it feeds."""
+        for name, stat in stats.items():
+            if not name.removesuffix(".weight").endswith(tuple(INPUT_SITES)):
+                continue
+            channels = len(stat.hessian)
+            dead = int(np.count_nonzero(np.diag(stat.hessian) <= 0))
+            if stat.n_tokens < channels or dead:
+                self.rank_poor.append(f"{name}: {stat.n_tokens} tokens for {channels} channels, {dead} never active")
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store's header."""
+        return asdict(self)
+
+
+def load_text(source: str) -> CalibrationText:
+    """A UTF-8 file, or "builtin": Python's own pydoc_data.topics without its held-out end. Raises CalibrationError."""
+    if source == BUILTIN:
+        text = _pydoc_topics()[:-HELD_OUT_CHARACTERS]
+        return CalibrationText("builtin (pydoc_data.topics)", text, _sha256(text))
+    try:
+        text = b"".join(_pieces(source)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{source}: not UTF-8 at byte {error.start}; convert it, or name `builtin`") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return CalibrationText(readable(Path(source).name), text, _sha256(text))
+
+
+def reads_once(source: str) -> bool:
+    """Whether a text comes from a pipe or a terminal, where a second reading finds nothing."""
+    try:
+        mode = os.stat(source).st_mode  # noqa: PTH116 - of a word
+    except OSError:
+        return False
+    return S_ISFIFO(mode) or S_ISCHR(mode)
+
+
+def copy_text(source: str, copy: Path) -> None:
+    """Write a text that ``reads_once`` to a file. Raises CalibrationError."""
+    with copy.open("wb") as file:
+        for piece in _pieces(source):
+            file.write(piece)
+
+
+def _pieces(source: str) -> Iterator[bytes]:
+    try:
+        with Path(source).open("rb") as file:
+            found, left = os.fstat(file.fileno()), LONGEST + 1
+            if S_ISCHR(found.st_mode) and not file.isatty():
+                raise CalibrationError(f"{source}: is a device, no text; name a text file or `builtin`")
+            while left and found.st_size <= LONGEST and (piece := file.read(min(PIECE, left))):
+                left -= len(piece)
+                yield piece
+    except OSError as error:
+        raise CalibrationError(f"{source}: cannot be read ({error.strerror}); name a text file or `builtin`") from error
+    if not left or found.st_size > LONGEST:
+        raise CalibrationError(f"{source}: has more than {LONGEST:,} bytes, the most that is read of a text; name a part of it")
+
+
+def held_out_text() -> str:
+    """The end of the built-in text that ``load_text("builtin")`` leaves out, for measuring."""
+    return _pydoc_topics()[-HELD_OUT_CHARACTERS:]
+
+
+def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
+    """Token ids I64[n] of the whole text, with what the tokenizer puts around one. ``where`` names the model in errors.
+
+    Raises CalibrationError for a tokenizer.json that cannot be read, or not within ``quantize.statistics.tokenizing``'s limits.
+    """
+    return encode(text, tokenizer_json, f"{where}: tokenizer.json", CalibrationError)
+
+
+def sequence_count(tokens: int) -> int:
+    """How many whole sequences are drawn for that many tokens."""
+    return max(1, tokens // SEQUENCE)
+
+
+def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str) -> NDArray[np.int64]:
+    """Cut I64[n] into I64[sequences, SEQUENCE] and draw enough of them for ``tokens``, spread over the whole text by ``seed``.
+
+    Raises CalibrationError if the text is shorter than one sequence or than what was asked for.
+    """
+    available, wanted = len(ids) // SEQUENCE, sequence_count(tokens)
+    if available < wanted:
+        raise CalibrationError(
+            f"{where}: {len(ids)} tokens, but {wanted} sequences of {SEQUENCE} are needed; give a longer text"
+            + (f", or --calibration-tokens {available * SEQUENCE}" if available else "")
+        )
+    return _drawn(ids, seed, np.arange(wanted))
+
+
+def other_sequences(ids: NDArray[np.int64], tokens: int, seed: int, count: int) -> NDArray[np.int64]:
+    """``count`` more that ``choose_sequences`` leaves out, I64[sequences, SEQUENCE]; where the text ends, those that it takes.
+
+    Fewer, and none twice, of a text that has no more.
+    """
+    wanted = sequence_count(tokens)
+    return _drawn(ids, seed, np.arange(wanted, wanted + min(count, len(ids) // SEQUENCE)))
+
+
+def _drawn(ids: NDArray[np.int64], seed: int, places: NDArray[np.intp]) -> NDArray[np.int64]:
+    """What comes at those places when ``seed`` draws all sequences one after the other, and again; in the text's order."""
+    available = len(ids) // SEQUENCE
+    chosen = np.sort(np.random.default_rng(seed).permutation(available).take(places, mode="wrap"))
+    return ids[: available * SEQUENCE].reshape(available, SEQUENCE)[chosen]
+
+
+def calibration_data(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> tuple[NDArray[np.int64], Coverage]:
+    """The text that ``config`` names as I64[sequences, SEQUENCE], by the tokenizer among a source's assets, and its description.
+
+    ``where`` names the model in errors. Raises CalibrationError.
+    """
+    text, ids = _tokenized(config, assets, where)
+    tokens = choose_sequences(ids, config.calibration_tokens, config.seed, text.name)
+    return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
+
+
+def other_data(config: QuantizeConfig, assets: Mapping[str, bytes], where: str, count: int) -> NDArray[np.int64]:
+    """``count`` sequences of that text that ``calibration_data`` leaves out, as far as there are (``other_sequences``).
+
+    Raises CalibrationError as it does, but for the text's length.
+    """
+    return other_sequences(_tokenized(config, assets, where)[1], config.calibration_tokens, config.seed, count)
+
+
+def _tokenized(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> tuple[CalibrationText, NDArray[np.int64]]:
+    text = load_text(config.calibration)
+    if "tokenizer.json" not in assets:
+        raise CalibrationError(
+            f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
+            f"{tokenizer_mend(Path(where))}, or quantize by rtn-oc, rtn-ic or --imatrix"
+        )
+    return text, tokenize(text.text, assets["tokenizer.json"], where)
+
+
+def _pydoc_topics() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[key] for key in sorted(topics))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

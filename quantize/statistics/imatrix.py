@@ -1,0 +1,214 @@
+"""llama.cpp's importance matrices: the mean square of each input channel, read in both of their forms, written in the newer.
+
+GGUF, for each weight (named as in a GGUF model)::
+
+    NAME.in_sum2  F32[IC]   sum over the tokens of x**2
+    NAME.counts   F32[1]    tokens
+    general.type "imatrix" | imatrix.datasets [string] | imatrix.chunk_count u32 | imatrix.chunk_size u32
+
+The older binary form, little-endian throughout::
+
+    i32 entries | each: i32 length, name | i32 calls | i32 values | F32[values], calls times the mean of x**2
+    i32 calls | i32 length, name of the text                   # not in the oldest files
+
+(``save_imatrix`` and ``save_imatrix_legacy`` of llama.cpp's tools/imatrix; the oldest files hold plain sums, which differ
+by a factor that all values share.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import CalibrationError, ConfigError
+from quantize.gguf.container import (
+    DEFAULT_ALIGNMENT,
+    MAGIC,
+    Cursor,
+    GgufHeader,
+    TensorInfo,
+    Value,
+    ValueType,
+    encode_header,
+    map_file,
+    padded,
+    parse_header,
+)
+from quantize.gguf.names import to_gguf_name, to_hf_name_or_own
+from quantize.kinds import readable
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.planning.plan import QuantizeConfig
+from quantize.progress import track
+from quantize.run.outputs import new_file
+from quantize.statistics.calibration import Coverage, calibration_data
+from quantize.types import F32, LayerPlan, LayerStats, TensorSpec
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+
+_Found = tuple[dict[str, LayerStats], list[str], int]  # entries, texts, chunks
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """What a file says: by GGUF name the mean squares, as LayerStats of which only the diagonal is known."""
+
+    path: Path
+    sha256: str
+    entries: Mapping[str, LayerStats]
+    datasets: list[str]
+    chunks: int
+
+    def for_model(self, specs: Mapping[str, TensorSpec], plans: Iterable[LayerPlan]) -> dict[str, LayerStats]:
+        """The statistics by weight name of a model.
+
+        Raises CalibrationError for an entry that is not the model's and for a linear without one, ConfigError for a linear
+        that is to be rounded by more than the diagonal.
+        """
+        found = {}
+        for name, stats in self.entries.items():
+            weight = to_hf_name_or_own(name)
+            spec = specs.get(EMBEDDING if weight == HEAD and HEAD not in specs else weight)
+            if spec is None:
+                raise self._misfit(f"{name} is no weight of this model")
+            if spec.shape[-1] != len(stats.importance):
+                raise self._misfit(f"{name} has {len(stats.importance)} channels, this model's has {spec.shape[-1]}")
+            found[weight] = stats
+        for plan in plans:
+            if plan.candidates and plan.name not in (EMBEDDING, HEAD):
+                self._check_linear(plan, found)
+        return found
+
+    def _check_linear(self, plan: LayerPlan, found: Mapping[str, LayerStats]) -> None:
+        if plan.rounder == "gptq":
+            raise ConfigError(
+                f"--imatrix {self.path}: {plan.name} is to be rounded by {plan.rounder}, for which the source must run over a "
+                "text; choose --method rtn-oc, rtn-ic or rtn-ada, or drop --imatrix"
+            )
+        if plan.name not in found:
+            raise self._misfit(f"nothing in it on {to_gguf_name(plan.name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """For the store's header."""
+        return {"name": readable(self.path.name), "sha256": self.sha256, "datasets": self.datasets, "chunks": self.chunks}
+
+    def _misfit(self, reason: str) -> CalibrationError:
+        return CalibrationError(f"{self.path}: {reason}; use one that was made from this very model, as `adadim imatrix` does")
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read a file of either form. Raises CalibrationError for one that is missing, truncated, damaged or something else."""
+    try:
+        data = map_file(path)
+        entries, datasets, chunks = (_parse_gguf if data[:4] == MAGIC else _parse_binary)(data)
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read ({error.strerror}); name an importance matrix") from error
+    except ValueError as error:
+        raise CalibrationError(f"{path}: no intact importance matrix ({error}); make one with `adadim imatrix`") from error
+    return Imatrix(path, hashlib.sha256(data).hexdigest(), entries, datasets, chunks)
+
+
+def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: bool = False) -> Coverage:
+    """Run ``source`` over the calibration text of ``config`` and write what llama-quantize reads; returns what was run over.
+
+    The same inputs give the same bytes. Raises CalibrationError and OutputError.
+    """
+    from quantize.source import walk_layers
+
+    with new_file(out, force) as file:
+        tokens, coverage = calibration_data(config, source.assets(), str(source.path))
+        sums: dict[str, F32] = {}
+        for run in track(walk_layers(source, tokens, "none", scope_sequences=0), "measuring"):
+            coverage.add(run.stats)
+            for name, stats in run.stats.items():
+                sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
+                sums[to_gguf_name(name) + COUNTS] = np.array([stats.n_tokens], np.float32)
+        for part in _encode(sums, coverage):
+            file.write(part)
+    return coverage
+
+
+def _parse_gguf(data: memoryview) -> _Found:
+    header = parse_header(data)
+    entries = {}
+    for stored in header.tensors:
+        name, _, part = stored.rpartition(".")
+        if f".{part}" in (SUMS, COUNTS) and name not in entries:
+            entries[name] = _mean_square(name, *(_floats(data, header, name + suffix) for suffix in (SUMS, COUNTS)))
+    if not entries:
+        raise ValueError(f"a GGUF without a tensor NAME{SUMS}")
+    datasets, chunks = header.metadata.get(DATASETS), header.metadata.get(CHUNKS)
+    if datasets is not None and datasets.items is not ValueType.STRING:
+        raise ValueError(f"{DATASETS} is of type {datasets.described}, not array of string")
+    if chunks is not None and chunks.type is not ValueType.U32:
+        raise ValueError(f"{CHUNKS} is of type {chunks.described}, not u32")
+    return entries, [] if datasets is None else datasets.decode(), 0 if chunks is None else chunks.decode()
+
+
+def _floats(data: memoryview, header: GgufHeader, name: str) -> F32:
+    info = header.tensors.get(name)
+    if info is None or info.type is not GGMLQuantizationType.F32:
+        raise ValueError(f"no {name}" if info is None else f"{name} is {info.type.name}, not F32")
+    return np.frombuffer(data, "<f4", info.nbytes // 4, header.data_start + info.offset)
+
+
+def _parse_binary(data: memoryview) -> _Found:
+    cursor = Cursor(data, 0)
+    entries: dict[str, LayerStats] = {}
+    for _ in range(_at_least(1, "entries", cursor)):
+        name = cursor.take(_at_least(1, "bytes of a name", cursor)).decode()
+        if name in entries:
+            raise ValueError(f"{name} is twice in it")
+        calls = max(1, _at_least(0, f"calls of {name}", cursor))
+        values = np.frombuffer(cursor.take(4 * _at_least(1, f"values of {name}", cursor)), "<f4")
+        entries[name] = _mean_square(name, values, np.array([calls], np.float32))
+    if cursor.position == len(data):
+        return entries, [], 0
+    chunks = _at_least(0, "calls", cursor)
+    dataset = cursor.take(_at_least(0, "bytes of a text's name", cursor)).decode()
+    if cursor.position != len(data):
+        raise ValueError(f"it goes on for {len(data) - cursor.position} bytes after its end")
+    return entries, [dataset] if dataset else [], chunks
+
+
+def _at_least(least: int, what: str, cursor: Cursor) -> int:
+    number = cursor.number("i")
+    if number < least:
+        raise ValueError(f"{number} {what}")
+    return number
+
+
+def _mean_square(name: str, sums: F32, counts: F32) -> LayerStats:
+    if counts.size != 1:
+        raise ValueError(f"{name} is of {counts.size} experts, which no model here has")
+    if not 1 <= counts[0] < np.inf:
+        raise ValueError(f"{name}: its count is {counts[0]:g}, so nothing was measured")
+    wrong = np.flatnonzero(~((sums >= 0) & (sums < np.inf)))
+    if wrong.size:
+        raise ValueError(f"{name}: value {wrong[0]} is {sums[wrong[0]]:g}, no sum of squares")
+    return LayerStats(sums / counts[0], int(counts[0]))
+
+
+def _encode(tensors: Mapping[str, F32], coverage: Coverage) -> Iterator[bytes]:
+    """The file, part by part; every tensor starts at a multiple of the alignment."""
+    metadata = {
+        "general.type": Value.encode(ValueType.STRING, "imatrix"),
+        DATASETS: Value.encode_array(ValueType.STRING, [coverage.text]),
+        CHUNKS: Value.encode(ValueType.U32, coverage.tokens // coverage.sequence),
+        CHUNK_SIZE: Value.encode(ValueType.U32, coverage.sequence),
+    }
+    infos, offset = [], 0
+    for name, values in tensors.items():
+        infos.append(TensorInfo(name, GGMLQuantizationType.F32, values.shape, offset))
+        offset += padded(values.nbytes, DEFAULT_ALIGNMENT)
+    yield encode_header(metadata, infos)
+    for values in tensors.values():
+        data = values.tobytes()
+        yield data.ljust(padded(len(data), DEFAULT_ALIGNMENT), b"\0")

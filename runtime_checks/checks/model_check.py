@@ -1,0 +1,107 @@
+"""The whole model in its runtime against torch running the very weights that the file's bytes decode to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from quantize.checkpoint.protocol import Checkpoint
+from quantize.types import F32
+from runtime_checks.checks.genai_check import check_genai, check_genai_config
+from runtime_checks.measure.divergence import I64, compare
+from runtime_checks.measure.results import Check, within
+from runtime_checks.runtimes.decoded import transposed_names
+from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
+from runtime_checks.runtimes.runners import Runner, decoded_runner, exported_runner, greedy_error, source_tokens
+
+# float32 against float32, sums in another order: the largest difference of a logit over the largest logit, 8e-6 after 30 layers.
+LOGITS_TOLERANCE = 1e-4
+# Mean KL in nats and share of changed favourites, caused by activations in 8 bits: llama.cpp and MatMulNBits at level 4
+# measured .004 to .006 and .04 on a real model whose activations have large outliers.
+KL_TOLERANCE = 0.012
+TOP1_TOLERANCE = 0.06
+# Favourites that the reference itself holds this close (nats) are ties that 8-bit activations may break either way; they are
+# not counted, or a model with flat logits (a random one) would measure its ties and nothing else.
+TIE = 0.1
+TOKENS = 256  # in all, in as many texts as an exported context shorter than that asks for
+TEXTS = 32  # at most
+GREEDY_PROMPT = 32
+GREEDY_TOKENS = 8
+TEXT = """The harbour was quiet when Ines came down to the water. Two boats had gone out before dawn, and a third
+lay upside down on the stones while an old man scraped its hull. "You are late," he said, without looking up. "They left
+at 4:30." She counted the nets that were hanging on the wall: 12, perhaps 13. Her brother had told her that the engine
+would not start in the cold, and that somebody ought to carry the spare battery down the hill; nobody had.
+
+A decoder reads a sequence of tokens and assigns a probability to every token that may come next. When its weights are
+stored in fewer bits, each of these probabilities moves a little, and the distance says how much was lost.
+
+def mean(values: list[float]) -> float:
+    total = 0.0
+    for value in values:
+        total += value
+    return total / len(values)
+
+In the year 1687 Newton published three laws of motion. The first says that a body stays at rest, or moves on in a
+straight line, unless a force acts on it. The second relates that force to the change of its momentum; the third says
+that forces come in pairs, and that they are equal and opposite.
+"""
+
+
+def check_model(path: Path, source: Checkpoint) -> list[Check]:
+    """Logits, greedy tokens, KL divergence and top-1 of the file in its own runtime; the reference is torch on decoded weights.
+
+    A GGUF with transposed tensors has no runtime, so nothing is checked here. Raises FileFormatError if a runtime refuses it.
+    """
+    if not path.is_dir() and transposed_names(path):
+        return []
+    texts, labels = _texts(path, source)
+    prompt = texts[0, : min(GREEDY_PROMPT, texts.shape[1] // 2)]
+    count = min(GREEDY_TOKENS, texts.shape[1] - len(prompt)) if len(prompt) else 0
+    reference = decoded_runner(path, source)
+    base = _logits(reference, texts)
+    checks = []
+    if path.is_dir():
+        exact = OnnxRunner(path, accuracy_level=0)
+        checks.append(_check_logits(path, base, _logits(exact, texts)))
+        error = greedy_error(reference, prompt, exact.greedy(prompt, count)) if count else 0.0
+        checks.append(within("greedy tokens at accuracy level 0 = torch", path.name, error, LOGITS_TOLERANCE))
+        exact.close()
+    reference.close()
+    shipped = exported_runner(path, texts.shape[1])
+    checks += _check_distribution(path, base, _logits(shipped, texts), labels)
+    if isinstance(shipped, OnnxRunner):
+        sizes = check_genai_config(path, source.config)
+        believed = all(check.ok for check in sizes)
+        checks += [*sizes, check_genai(path, shipped, prompt, count)] if believed and count else sizes
+    shipped.close()
+    return checks
+
+
+def _texts(path: Path, source: Checkpoint) -> tuple[I64, I64]:
+    """The fixed text cut into texts that both models hold, I64[texts, length], and the tokens that follow, I64[all]."""
+    context = exported_context(path) if path.is_dir() else None
+    ids = source_tokens(source, TEXT)
+    length = min(TOKENS, source.config.context, context or TOKENS, len(ids) - 1)
+    count = min(TEXTS, TOKENS // length, (len(ids) - 1) // length)
+    return ids[: count * length].reshape(count, length), ids[1 : count * length + 1]
+
+
+def _logits(runner: Runner, texts: I64) -> F32:
+    """F32[texts * length, vocab], each text from an empty cache."""
+    return np.concatenate([runner.logits(tokens) for tokens in texts])
+
+
+def _check_logits(path: Path, base: F32, other: F32) -> Check:
+    error = float(np.abs(base - other).max() / np.abs(base).max())
+    return within("logits at accuracy level 0 = torch", path.name, error, LOGITS_TOLERANCE)
+
+
+def _check_distribution(path: Path, base: F32, shipped: F32, labels: I64) -> list[Check]:
+    scores = compare(base, shipped, labels)
+    decided = scores.margin > TIE
+    changed = 1 - float(scores.agree[decided].mean()) if decided.any() else 0.0
+    return [
+        within("mean KL to torch, as shipped", path.name, float(scores.kl.mean()), KL_TOLERANCE),
+        within("changed favourites, as shipped", path.name, changed, TOP1_TOLERANCE),
+    ]

@@ -1,0 +1,160 @@
+"""An ONNX folder's tensors: the reference, our grid, onnxruntime on the very nodes of the file, and the store."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from quantize.blocks import from_rows, spread
+from quantize.grids.int_affine import IntAffine
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.run.store import QuantizedStore
+from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
+from runtime_checks.checks.onnx_parts import OnnxParts
+from runtime_checks.measure.results import Check, within
+from runtime_checks.reference.onnx import OnnxCodes, OnnxTensor
+from runtime_checks.runtimes.decoded import open_onnx, row_chunks
+
+# An identity matrix through MatMulNBits at level 0, GatherBlockQuantized or MatMulAdaDim gives (q - z) * s, rounded once, plus
+# zeros: every weight to the bit.
+EXACT = 0.0
+# The split form adds s * (q - mid) and s * (mid - z), each rounded, and rounds the sum; the reference rounds once. Each of the
+# four is off by at most 2**-24 of s * 2**bits: in steps of the grid, at 8 bits, that is this. A wrong code is a step of 1.
+SPLIT_TOLERANCE = 4 * 2.0**-16
+SPLIT = "split"
+FLOAT = "float"
+
+
+@np.errstate(over="ignore", invalid="ignore")  # damaged scales give infinities, which the comparisons see
+def check_onnx(folder: Path, store: QuantizedStore | None = None) -> list[Check]:
+    """Every quantized tensor decoded by the reference, our grid and onnxruntime; with ``store``, its very numbers.
+
+    Nothing may be in the folder's model that no output needs. Raises FileFormatError for a folder that is no ONNX model, or
+    whose nodes onnxruntime refuses.
+    """
+    tensors, parts = open_onnx(folder), OnnxParts(folder)
+    checks = [] if store is None else _check_presence(set(tensors), set(store.records))
+    for name, tensor in tensors.items():
+        held = tensor.values() if tensor.form == FLOAT else tensor.codes()
+        if isinstance(held, OnnxCodes):
+            sites = [name, HEAD] if name == EMBEDDING and HEAD not in tensors and parts.has(HEAD) else [name]
+            checks += _check_decoders(tensor, held, parts, sites)
+        if store is not None and name in store.records:
+            checks += _compare(tensor, held, store)
+    unused = parts.unused()
+    checks.append(within("initializers that no output needs", ", ".join(unused[:3]) or "all", len(unused), EXACT))
+    return checks + [within("bytes after the last tensor", name, count, EXACT) for name, count in parts.trailing_bytes().items()]
+
+
+def _check_presence(in_file: set[str], in_store: set[str]) -> list[Check]:
+    """Each tensor of the store once, and none besides (that a name is there twice, the reference refuses)."""
+    names = sorted(in_file | in_store)
+    return [
+        within("in the file and in the store, once", name, float((name in in_file) != (name in in_store)), EXACT)
+        for name in names
+    ]
+
+
+def _check_decoders(tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts, sites: list[str]) -> list[Check]:
+    """The reference against our grid and against onnxruntime, at each of the ``sites`` whose nodes read these codes."""
+    checks = [within("reference = our grid", tensor.name, _grid_error(held), EXACT)]
+    for name in sites:
+        if name == EMBEDDING:
+            error, tolerance = _embedding_error(held, parts), EXACT
+        elif tensor.form == SPLIT:
+            error, tolerance = _split_error(name, tensor, held, parts), SPLIT_TOLERANCE
+        else:
+            error, tolerance = _linear_error(name, tensor, held, parts), EXACT
+        checks.append(within("onnxruntime = reference", name, error, tolerance))
+    return checks
+
+
+def _grid_error(held: OnnxCodes) -> float:
+    """How many weights differ between the reference and the int grid, whose formula asks for neither width nor group size."""
+    grid, cols = IntAffine(), held.codes.shape[1]
+    error = 0.0
+    for rows in row_chunks(*held.codes.shape):
+        params: dict[str, Array] = {"scale": held.scale[rows], "zero_point": held.zero_point[rows]}
+        scale, zero = (spread(value, held.group_size, cols) for value in grid.scale_zero(params))
+        ours = from_rows(grid.decode(held.codes[rows], scale, zero), Axis.PER_OC if held.per_oc else Axis.PER_IC)
+        error += _differ(held.decode(oc=rows) if held.per_oc else held.decode(ic=rows), ours)
+    return error
+
+
+def _embedding_error(held: OnnxCodes, parts: OnnxParts) -> float:
+    """How many values of the rows that onnxruntime looks up differ."""
+    rows = parts.embedding(EMBEDDING, len(held.codes))
+    return sum(_differ_in_value(part, held.decode(oc=slice(start, start + len(part)))) for start, part in rows)
+
+
+def _linear_error(name: str, tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts) -> float:
+    """How many values differ of the weight that onnxruntime multiplies by."""
+    columns = parts.linear(name, tensor.shape)
+    return sum(_differ_in_value(part.T, held.decode(ic=slice(start, start + len(part)))) for start, part in columns)
+
+
+def _split_error(name: str, tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts) -> float:
+    """The largest difference of a weight, in steps of its group; input channels are the stored rows."""
+    error = 0.0
+    for start, part in parts.linear(name, tensor.shape):
+        rows = slice(start, start + len(part))
+        expected = held.decode(ic=rows).T
+        if part.shape != expected.shape:
+            return math.inf
+        starts = np.arange(0, expected.shape[1], held.group_size)
+        per_group = np.maximum.reduceat(np.abs(part - expected), starts, axis=1)
+        error = np.maximum(error, (per_group / np.abs(held.scale[rows])).max())  # unlike max(), this keeps a nan
+    return float(error)
+
+
+def _compare(tensor: OnnxTensor, held: OnnxCodes | Array, store: QuantizedStore) -> list[Check]:
+    """Codes, scales and zero points of one tensor, or its floats, as counts of what differs; infinity for another kind."""
+    if isinstance(held, OnnxCodes) != (store.records[tensor.name].grid is not None):
+        return [within("kind = store's", tensor.name, math.inf, EXACT)]
+    errors: dict[str, float] = {}
+    start = 0
+    for part in store.chunks(tensor.name):
+        count = len(part.codes if isinstance(part, QuantizedTensor) else part.values)
+        for what, error in _differences(tensor, held, slice(start, start + count), part).items():
+            errors[what] = errors.get(what, 0.0) + error
+        start += count
+    if start != len(held.codes if isinstance(held, OnnxCodes) else held):
+        errors["rows"] = math.inf
+    return [within(f"{what} = store's", tensor.name, error, EXACT) for what, error in errors.items()]
+
+
+def _differences(
+    tensor: OnnxTensor, held: OnnxCodes | Array, rows: slice, part: QuantizedTensor | PlainTensor
+) -> dict[str, float]:
+    """How many numbers of the file's ``rows`` differ from the store's ``part``; scales are compared weight by weight.
+
+    The file may cut a group into several blocks that repeat its scale.
+    """
+    if isinstance(part, PlainTensor):
+        assert not isinstance(held, OnnxCodes)
+        same_kind = tensor.dtype == part.dtype and held[rows].shape == part.values.shape
+        return {"values": _differ(held[rows], part.values) if same_kind else math.inf}
+    assert isinstance(held, OnnxCodes)
+    cols = part.codes.shape[1]
+    if held.per_oc != (part.axis is Axis.PER_OC) or held.codes[rows].shape != part.codes.shape:
+        return {"codes": math.inf}
+    scale, zero = (spread(value, part.grid.group_size, cols) for value in part.grid.scale_zero(part.params))
+    file_scale, file_zero = (np.repeat(value[rows], held.group_size, axis=1)[:, :cols] for value in (held.scale, held.zero_point))
+    return {
+        "codes": _differ(held.codes[rows], part.codes),
+        "scales": _differ(file_scale, scale),
+        "zero points": float(np.count_nonzero(file_zero != zero)),
+    }
+
+
+def _differ(left: Array, right: Array) -> float:
+    """How many values differ in any bit."""
+    bits = f"u{left.itemsize}"
+    return float(np.count_nonzero(np.ascontiguousarray(left).view(bits) != np.ascontiguousarray(right).view(bits)))
+
+
+def _differ_in_value(left: F32, right: F32) -> float:
+    """How many values differ; a sum gives 0 where a product gave -0."""
+    return float(np.count_nonzero(left != right)) if left.shape == right.shape else math.inf

@@ -1,0 +1,126 @@
+"""One weight's nodes cut out of an exported graph, so that onnxruntime itself says what it decodes to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from exporter.onnx.reader import read_graph
+from quantize.errors import FileFormatError, listed, shown
+from quantize.types import F32, Array
+from runtime_checks.runtimes.onnx_runner import open_session, set_accuracy_level
+
+CHUNK_BYTES = 1 << 26  # of a linear's output per call
+CHUNK_ROWS = 1 << 12  # of an embedding per call
+
+
+class OnnxParts:
+    """The graph of an ONNX folder at accuracy level 0, ready to be cut: nodes of a weight are named ``<its name>/...``."""
+
+    def __init__(self, folder: Path) -> None:
+        read = read_graph(folder)
+        self._folder, self._model, self._places, self._initializers = folder, read.model, read.places, read.initializers
+        set_accuracy_level(self._model, 0)
+        graph = self._model.graph
+        self._sites: dict[str, list[int]] = defaultdict(list)
+        self._readers: dict[str, list[int]] = defaultdict(list)
+        self._constant_nodes: dict[str, int] = {}  # value made from initializers alone -> its node
+        for index, node in enumerate(graph.node):
+            self._sites[node.name.partition("/")[0]].append(index)
+            for name in node.input:
+                self._readers[name].append(index)
+            if all(name in self._initializers or name in self._constant_nodes for name in node.input if name):
+                self._constant_nodes.update(dict.fromkeys(node.output, index))
+        self._results = {value.name for value in graph.output}
+
+    def has(self, name: str) -> bool:
+        """Whether any node was made for the weight ``name``."""
+        return _site(name) in self._sites
+
+    def unused(self) -> list[str]:
+        """Initializers that no output of the model is made from."""
+        needed = set(self._results)
+        for node in reversed(self._model.graph.node):  # in topological order
+            if not needed.isdisjoint(node.output):
+                needed.update(node.input)
+        return sorted(self._initializers.keys() - needed)
+
+    def trailing_bytes(self) -> dict[str, int]:
+        """How many bytes follow the last initializer, by name of the external file."""
+        ends: dict[str, int] = {}
+        for place in self._places.values():
+            ends[place.location] = max(place.offset + place.length, ends.get(place.location, 0))
+        return {name: (self._folder / name).stat().st_size - end for name, end in ends.items()}
+
+    def linear(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[int, F32]]:
+        """What the weight's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
+
+        Yields (first input channel, F32[count, OC]). Raises FileFormatError if onnxruntime refuses the nodes.
+        """
+        session, given, wanted = self._cut(_site(name), TensorProto.FLOAT)
+        oc, ic = shape
+        step = max(1, CHUNK_BYTES // (4 * oc))
+        for start in range(0, ic, step):
+            identity = np.eye(min(step, ic - start), ic, start, np.float32)
+            yield start, self._run(session, wanted, {given: identity[None]})
+
+    def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
+        """What the weight's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
+        session, given, wanted = self._cut(_site(name), TensorProto.INT64)
+        for start in range(0, vocabulary, CHUNK_ROWS):
+            ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
+            yield start, self._run(session, wanted, {given: ids[None]})
+
+    def _run(self, session: ort.InferenceSession, wanted: str, feeds: dict[str, Array]) -> F32:
+        """What comes out for the first of one. Raises FileFormatError if onnxruntime refuses, or gives something else."""
+        try:
+            (out,) = session.run([wanted], feeds)
+        except Exception as error:  # onnxruntime's own exceptions share no base below Exception
+            raise FileFormatError(f"{self._folder}: onnxruntime cannot run it ({shown(error)}); export it again") from error
+        if not isinstance(out, np.ndarray) or out.ndim != 3 or len(out) != 1 or out.dtype != np.float32:
+            raise FileFormatError(f"{self._folder}: {shown(wanted)} is no row of float32 for each input; export it again")
+        first: F32 = out[0]
+        return first
+
+    def _cut(self, site: str, kind: int) -> tuple[ort.InferenceSession, str, str]:
+        """A session on the site's nodes and whatever constants they need; the value they read and the one that others read."""
+        model, graph = self._model, self._model.graph
+        mine = sorted(self._with_constants(self._sites[site]))
+        made = {name for index in mine for name in graph.node[index].output}
+        read = {name for index in mine for name in graph.node[index].input if name} - made
+        given = sorted(read - self._initializers.keys())
+        outside = (name for name in made if name in self._results or not set(self._readers[name]) <= set(mine))
+        wanted = sorted(name for name in outside if name not in self._constant_nodes)
+        if len(given) != 1 or len(wanted) != 1:
+            raise FileFormatError(
+                f"{self._folder}: nodes {shown(site)}/... read {listed(given)} and make {listed(wanted)}, expected one value each"
+            )
+        part = helper.make_graph(
+            [graph.node[index] for index in mine],
+            site,
+            [helper.make_tensor_value_info(given[0], kind, None)],
+            [helper.make_tensor_value_info(wanted[0], TensorProto.FLOAT, None)],
+            [self._initializers[name] for name in sorted(read & self._initializers.keys())],
+        )
+        small = helper.make_model(part, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
+        return open_session(small, self._folder), given[0], wanted[0]
+
+    def _with_constants(self, nodes: list[int]) -> set[int]:
+        """These nodes, and those that make their inputs from initializers alone."""
+        found, waiting = set[int](), list(nodes)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                inputs = self._model.graph.node[index].input
+                waiting += [self._constant_nodes[name] for name in inputs if name in self._constant_nodes]
+        return found
+
+
+def _site(name: str) -> str:
+    return name.removesuffix(".weight")

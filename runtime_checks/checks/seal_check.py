@@ -1,0 +1,79 @@
+"""The digests that a file holds of itself (docs/reference/verify.md), computed anew from its bytes.
+
+They see a changed byte where nothing else is there to compare with. Whoever changes a file on purpose can seal it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from runtime_checks.measure.results import Check, noted, within
+from runtime_checks.runtimes.decoded import open_gguf
+from runtime_checks.runtimes.onnx_runner import load_graph
+
+SEAL = "adadim.sha256."
+DATA = "model.onnx.data"
+OPEN = b"0" * 64
+TOKENIZER_FILES = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+EXACT = 0.0  # digests are equal or they are not
+
+
+def check_seal(path: Path) -> list[Check]:
+    """Every seal of a GGUF or an ONNX folder; a note for a file without. Raises FileFormatError for a damaged file."""
+    held, digests = _onnx_digests(path) if path.is_dir() else _gguf_digests(path)
+    if not held:
+        return [
+            noted(
+                "seal",
+                path.name,
+                0.0,
+                "it holds none: a byte that changed after it was written is seen by the other checks alone",
+            )
+        ]
+    return [
+        within(f"sha256 of the {part} = the file's seal", path.name, float(held.get(part) != digest), EXACT)
+        for part, digest in digests.items()
+    ]
+
+
+def _gguf_digests(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """By part: what the file says, and what its bytes give."""
+    file = open_gguf(path)
+    held, data = _seals(file.metadata), np.memmap(path, np.uint8, "r")
+    header = data[: file.start].tobytes()
+    return held, {"data": hashlib.sha256(data[file.start :].data).hexdigest(), "header": _sealed(header, held.get("header"))}
+
+
+def _onnx_digests(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """See ``_gguf_digests``; the tokenizer's files are listed as sha256sum writes them, in the order of their names."""
+    graph = load_graph(folder)
+    held = _seals({entry.key: entry.value for entry in graph.metadata_props})
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in TOKENIZER_FILES if (folder / name).is_file()]
+    model = (folder / "model.onnx").read_bytes()
+    return held, {
+        "data": _sha256(folder / DATA),
+        "files": hashlib.sha256("".join(lines).encode()).hexdigest(),
+        "graph": _sealed(model, held.get("graph")),
+    }
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seals(metadata: Mapping[str, object]) -> dict[str, str]:
+    return {key.removeprefix(SEAL): str(value) for key, value in metadata.items() if key.startswith(SEAL)}
+
+
+def _sealed(data: bytes, digits: str | None) -> str:
+    """The digest of bytes that hold their own, which counts as zeros."""
+    if digits is not None and len(digits) == len(OPEN):
+        data = data.replace(digits.encode("utf-8", "surrogateescape"), OPEN)
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,1 @@
+"""The second opinion, which imports none of our packages."""
