@@ -19,7 +19,7 @@ from quantize.planning.allocation import Cost, allocate, smallest
 from quantize.planning.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan, table_rounder
 from quantize.planning.sensitivity import TABLES, Sensitivity, quick_enough
 from quantize.run.store import TensorRecord
-from quantize.types import Axis, LayerPlan
+from quantize.types import Axis, TensorPlan
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 ALIGNMENT = 32  # of tensors in a GGUF; an ONNX file's is what the correction is for
@@ -120,14 +120,14 @@ class Allocator:
     def _model_plan(self, chosen: list[TensorRecord]) -> ModelPlan:
         """The chosen ones, what ``config`` says of embedding and head, and everything else as floats."""
         specs, rounder = self.source.specs, self.config.method.partition("-")[0]
-        layers = {name: LayerPlan(name, spec.shape) for name, spec in specs.items()}
+        layers = {name: TensorPlan(name, spec.shape) for name, spec in specs.items()}
         if self.config.embedding is not None or self.config.head is not None:
             tables = build_plan({name: specs[name] for name in TABLES if name in specs}, self.config, self.target)
             layers |= {plan.name: plan for plan in tables}
         for record in chosen:
             grids = {} if record.grid is None else {record.axis: record.grid}
             own = table_rounder(record.grid, self.config) if record.name in TABLES and record.grid is not None else rounder
-            layers[record.name] = LayerPlan(record.name, record.shape, grids, own, record.dtype)
+            layers[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype)
         return ModelPlan(self.config, self.target, list(layers.values()))
 
 

@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from quantize.types import F32, Axis, AxisChoice, LayerStats
-
-
-def layer_loss(weight: F32, quantized: F32, stats: LayerStats) -> float:
-    """What the error E = weight - quantized does to the output, under the input's statistics.
-
-    With ``stats.row_weight`` r the predicted KL divergence of the model in nats per token, sum_i r_i (E H ET)_ii; without,
-    the mean squared error of the layer's output, tr(E H ET) / OC.
-    """
-    error = weight - quantized
-    moved = error * stats.hessian if stats.hessian.ndim == 1 else error @ stats.hessian
-    per_row = np.einsum("oi,oi->o", moved, error, dtype=np.float64)
-    return float(per_row.mean() if stats.row_weight is None else per_row @ stats.row_weight)
+from quantize.types import Axis, AxisChoice
 
 
 def choose_axis(loss: Mapping[Axis, float]) -> AxisChoice:
@@ -34,7 +20,7 @@ def within_slowdown(
 
     ``cost``: estimated seconds per tensor and candidate axis. The bound is ``max_slowdown`` times the layer's time with
     every axis PER_OC that may be. Scope losses compare across tensors: each is the error of what attention or MLP adds
-    to the residual stream. Layer losses compare only roughly.
+    to the residual stream. Output losses compare only roughly.
     """
     kept = dict(choices)
     budget = max_slowdown * sum(per_axis.get(Axis.PER_OC, min(per_axis.values())) for per_axis in cost.values())

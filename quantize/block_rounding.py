@@ -17,7 +17,7 @@ import numpy as np
 
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
 from quantize.checkpoint.row_order import RowOrders
-from quantize.descent import Course, Descended, Student, descend
+from quantize.descent import Descended, Schedule, Student, descend
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
 from quantize.planning.plan import FINE_BITS, QuantizeConfig
 from quantize.run.store import Piece
@@ -71,9 +71,9 @@ def learn_rounding(
 
     Raises CalibrationError for too short a text.
     """
-    course = Course("rounding a block", config.block_steps, SEQUENCES, SPAN, config.seed, lambda _: 1.0)
-    course.check(student.sequences, config.calibration, "--block-steps", "raise --calibration-tokens")
-    return descend([_Positions(*pair) for pair in rounded], student, orders, course)
+    schedule = Schedule("rounding a block", config.block_steps, SEQUENCES, SPAN, config.seed, lambda _: 1.0)
+    schedule.check(student.sequences, config.calibration, "--block-steps", "raise --calibration-tokens")
+    return descend([_Positions(*pair) for pair in rounded], student, orders, schedule)
 
 
 class _Positions:

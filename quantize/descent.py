@@ -62,7 +62,7 @@ class Knobs(Protocol):
 
 
 @dataclass(frozen=True)
-class Course:
+class Schedule:
     """``steps`` of ``sequences`` each, drawn by ``seed``; after each ``span`` of steps a judgement.
 
     ``rate``: of the first step, by the loss before it. ``name``: what is said of it while it runs.
@@ -98,23 +98,23 @@ class Descended:
     after: float
 
 
-def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, course: Course) -> Descended:
-    """Move ``knobs`` along the ``course``; JUDGES of the student's sequences decide what is kept.
+def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule) -> Descended:
+    """Move ``knobs`` along the ``schedule``; JUDGES of the student's sequences decide what is kept.
 
     Steps take the others in an order that the seed draws, and when all were seen, again. The rate falls to nothing at the last
     step; a span that did not help is taken back, and the rate halved.
     """
-    crew = _Crew(knobs, student, orders)
+    crew = _Tensors(knobs, student, orders)
     judges, learned = _divided(student.sequences)
-    assert len(learned) >= course.sequences, f"{student.sequences} sequences"
-    drawn = np.random.default_rng(course.seed).permutation(learned)
+    assert len(learned) >= schedule.sequences, f"{student.sequences} sequences"
+    drawn = np.random.default_rng(schedule.seed).permutation(learned)
     crew.show()
     before = best = student.loss(judges)
-    rate = course.rate(before)
-    for step in track(range(1, course.steps + 1), course.name):
-        places = np.arange((step - 1) * course.sequences, step * course.sequences)
-        crew.move(student.gradients(drawn.take(places, mode="wrap")), rate * (1 - (step - 1) / course.steps), step)
-        if step % course.span == 0 or step == course.steps:
+    rate = schedule.rate(before)
+    for step in track(range(1, schedule.steps + 1), schedule.name):
+        places = np.arange((step - 1) * schedule.sequences, step * schedule.sequences)
+        crew.move(student.gradients(drawn.take(places, mode="wrap")), rate * (1 - (step - 1) / schedule.steps), step)
+        if step % schedule.span == 0 or step == schedule.steps:
             loss = student.loss(judges)
             if loss < best:
                 best = loss
@@ -136,7 +136,7 @@ def weight_of(tensor: Tensor) -> F32:
     return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else tensor.values
 
 
-class _Crew:
+class _Tensors:
     """All tensors at once: numpy lets go of the interpreter while it computes."""
 
     def __init__(self, knobs: Sequence[Knobs], student: Student, orders: RowOrders) -> None:

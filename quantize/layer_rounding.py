@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
+from quantize.axis_choice import choose_axis, within_slowdown
 from quantize.blocks import dequantize, unstack
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.rounding import ROUNDERS
 from quantize.run.store import TensorRecord
-from quantize.types import F32, Axis, AxisChoice, LayerPlan, LayerStats, QuantizedTensor
+from quantize.statistics.loss import output_loss
+from quantize.types import F32, Axis, AxisChoice, InputStats, QuantizedTensor, TensorPlan
 from quantize.workers import in_threads
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ Losses = Mapping[Axis, float]
 class Linear:
     """A weight F32[OC, IC] to be rounded; ``stats`` None where no rounder and no choice needs them."""
 
-    plan: LayerPlan
+    plan: TensorPlan
     weight: F32
-    stats: LayerStats | None
+    stats: InputStats | None
 
     def rounded(self, axis: Axis) -> Rounded:
-        """The planned rounder's result, or RTN's where that has the lower layer loss; the record has the loss, if it is known.
+        """The planned rounder's result, or RTN's where that has the lower output loss; the record has the loss, if it is known.
 
         Raises PlanError for scales that overflow the file's dtype.
         """
@@ -54,7 +55,7 @@ class Linear:
         return {name: ROUNDERS[name](self.plan.name, self.weight, grid, axis, self.stats) for name in rounders}
 
     def best(self, tried: Mapping[str, QuantizedTensor]) -> Rounded:
-        """The first of them, or another one of lower layer loss. Raises as ``rounded``."""
+        """The first of them, or another one of lower output loss. Raises as ``rounded``."""
         losses = {name: self._loss(tensor) for name, tensor in tried.items()}
         rounder = min(losses, key=lambda name: losses[name])
         tensor, plan = tried[rounder], self.plan
@@ -69,7 +70,7 @@ class Linear:
         return replace(self, plan=replace(self.plan, candidates={axis: self.plan.candidates[axis]}))
 
     def _loss(self, tensor: QuantizedTensor) -> float:
-        return 0.0 if self.stats is None else layer_loss(self.weight, dequantize(tensor), self.stats)
+        return 0.0 if self.stats is None else output_loss(self.weight, dequantize(tensor), self.stats)
 
 
 def round_all(linears: Iterable[Linear]) -> list[dict[Axis, Rounded]]:

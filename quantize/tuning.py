@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.checkpoint.row_order import RowOrders
-from quantize.descent import Course, Descended, Student, descend
+from quantize.descent import Descended, Schedule, Student, descend
 from quantize.float_params import floats_of, log_slopes, with_floats
 from quantize.planning.plan import FINE_BITS, QuantizeConfig
 from quantize.run.store import Piece, joined
@@ -33,7 +33,7 @@ VALUES = "values"  # the one key of a norm
 
 def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: int, seed: int) -> Descended:
     """``steps`` of Adam on the floats of ``tensors``."""
-    return descend([_Floats(tensor) for tensor in tensors], student, orders, _course(steps, seed))
+    return descend([_Floats(tensor) for tensor in tensors], student, orders, _schedule(steps, seed))
 
 
 def whole_pieces(pieces: Iterable[Piece]) -> list[Piece]:
@@ -47,9 +47,9 @@ def tuning_tokens(config: QuantizeConfig, assets: Mapping[str, bytes], where: st
 
     Raises CalibrationError for a text that cannot be read or is too short.
     """
-    course = _course(config.tune_steps, config.seed)
-    tokens = other_data(config, assets, where, course.wanted)
-    course.check(len(tokens), config.calibration, "--tune-steps", "give a longer text")
+    schedule = _schedule(config.tune_steps, config.seed)
+    tokens = other_data(config, assets, where, schedule.wanted)
+    schedule.check(len(tokens), config.calibration, "--tune-steps", "give a longer text")
     return tokens
 
 
@@ -64,8 +64,8 @@ def tune_pieces(
     return [(tuned.get(index, tensor), record) for index, (tensor, record) in enumerate(pieces)], report
 
 
-def _course(steps: int, seed: int) -> Course:
-    return Course("tuning", steps, SEQUENCES, SPAN, seed, lambda loss: RATE * loss**0.5)
+def _schedule(steps: int, seed: int) -> Schedule:
+    return Schedule("tuning", steps, SEQUENCES, SPAN, seed, lambda loss: RATE * loss**0.5)
 
 
 class _Floats:

@@ -49,7 +49,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerStats:
+class InputStats:
     """Second moment of a linear layer's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen.
 
     Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC]. ``row_weight`` F32[OC]:
@@ -76,7 +76,7 @@ class Curvature:
 
     tokens: Mapping[str, F32]
     rows: Mapping[str, F32]
-    tables: Mapping[str, LayerStats]
+    tables: Mapping[str, InputStats]
 
 
 class Formula(NamedTuple):
@@ -136,7 +136,7 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class TensorPlan:
     """What was decided for one tensor from its header alone.
 
     ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.grids import make_grid
-from quantize.types import Axis, Grid, LayerStats
+from quantize.types import Axis, Grid, InputStats
 
 INT_GRIDS = [
     make_grid("int", bits, group, symmetric)
@@ -59,10 +59,10 @@ def weight_of(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
     return weight
 
 
-def stats_of(channels: int, tokens: int = 512, seed: int = 1, rows: int | None = None) -> LayerStats:
+def stats_of(channels: int, tokens: int = 512, seed: int = 1, rows: int | None = None) -> InputStats:
     """Second moments of correlated activations with one massive channel; weights for ``rows`` output channels."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, channels)) @ (np.eye(channels) + 0.3 * rng.standard_normal((channels, channels)))
     x[:, channels // 3] *= 10
     row_weight = None if rows is None else rng.uniform(0.1, 10, rows).astype(np.float32)
-    return LayerStats((x.T @ x / tokens).astype(np.float32), tokens, row_weight)
+    return InputStats((x.T @ x / tokens).astype(np.float32), tokens, row_weight)

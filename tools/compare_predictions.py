@@ -35,7 +35,7 @@ from quantize.run.outputs import new_file
 from quantize.run.pipeline import planned_store
 from quantize.source import build_model, measure_curvature, walk_layers
 from quantize.statistics.calibration import calibration_data, load_text
-from quantize.types import F32, LayerPlan, LayerStats
+from quantize.types import F32, InputStats, TensorPlan
 from quantize.workers import in_threads
 from runtime_checks.measure.divergence import I64, compare, join
 from runtime_checks.measure.evaluate import EvalOptions, predictions, text_chunks
@@ -106,7 +106,7 @@ class Planner:
             layers = []
             for name, spec in self.source.specs.items():
                 one = held[name][chosen[name]] if name in chosen else None
-                layers.append(LayerPlan(name, spec.shape, {} if one is None or one.grid is None else {one.axis: one.grid}))
+                layers.append(TensorPlan(name, spec.shape, {} if one is None or one.grid is None else {one.axis: one.grid}))
             (_, grid), (_, table_grid) = linear, table
             assert grid is not None and table_grid is not None
             label = f"{grid.name} {grid.bits_per_weight:g}, {table_grid.name} {table_grid.bits_per_weight:g}"
@@ -122,7 +122,7 @@ def planned_size(source: Checkpoint, plan: ModelPlan) -> int:
         return gguf_size(store) if plan.target.name in GGUF_TARGETS else onnx_size(store)
 
 
-def statistics(source: Checkpoint, config: QuantizeConfig) -> Mapping[str, LayerStats]:
+def statistics(source: Checkpoint, config: QuantizeConfig) -> Mapping[str, InputStats]:
     """Of every tensor, once for all plans; of the second moments only the diagonals, which are all that rounding asks for."""
     tokens, _ = calibration_data(config, source.assets(), str(source.path))
     curvature = measure_curvature(source, tokens, config.seed)
@@ -132,7 +132,7 @@ def statistics(source: Checkpoint, config: QuantizeConfig) -> Mapping[str, Layer
     return found
 
 
-def rounded_runner(source: Checkpoint, plan: ModelPlan, known: Mapping[str, LayerStats]) -> TorchRunner:
+def rounded_runner(source: Checkpoint, plan: ModelPlan, known: Mapping[str, InputStats]) -> TorchRunner:
     """The source with every planned weight rounded in it."""
     orders, layers = RowOrders(source.config, plan.target.row_order), {layer.name: layer for layer in plan.layers}
 

@@ -18,14 +18,14 @@ import numpy as np
 
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, build_plan, dequantize, open_checkpoint
-from quantize.axis_choice import layer_loss
 from quantize.checkpoint import Checkpoint
 from quantize.rounding import ROUNDERS
 from quantize.source import walk_layers
 from quantize.statistics.calibration import calibration_data
+from quantize.statistics.loss import output_loss
 from quantize.transforms import NAMES, TRANSFORMS, correct, transform
 from quantize.transforms.layer import READERS, DecoderLayer
-from quantize.types import F32, LayerPlan, LayerStats
+from quantize.types import F32, InputStats, TensorPlan
 
 TOKENS = 12288  # in all
 LAYERS = 5
@@ -40,7 +40,7 @@ CASES = {  # target, grid, bits, group size, axis
         for axis in ("oc", "ic")
     },
 }
-Stats = Mapping[str, LayerStats]
+Stats = Mapping[str, InputStats]
 
 
 def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
@@ -56,7 +56,7 @@ def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
     return {index: (chosen, judged) for index, (chosen, judged) in found.items()}
 
 
-def layer_of(source: Checkpoint, index: int, plans: Mapping[str, LayerPlan], stats: Stats) -> DecoderLayer:
+def layer_of(source: Checkpoint, index: int, plans: Mapping[str, TensorPlan], stats: Stats) -> DecoderLayer:
     """In the source's own row order: no transform touches that of q and k."""
     prefix = f"model.layers.{index}."
     tensors = {name.removeprefix(prefix): np.array(source.read(name)) for name in plans if name.startswith(prefix)}
@@ -77,7 +77,7 @@ def losses(layer: DecoderLayer, source: DecoderLayer, judged: Stats, names: tupl
         for name in linears:
             rounded[name] = rounded[name] * (layer.tensors[norm] / before[norm])
     return {
-        name: layer_loss(source.tensors[name], layer.in_source_basis(name, value), judged[name])
+        name: output_loss(source.tensors[name], layer.in_source_basis(name, value), judged[name])
         for name, value in rounded.items()
     }
 

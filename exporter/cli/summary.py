@@ -18,7 +18,7 @@ Row = tuple[str, str]
 SHOWN_MISSES = 20
 
 
-class Linear(NamedTuple):
+class LinearCost(NamedTuple):
     """A quantized linear layer as far as its cost goes."""
 
     grid: Grid
@@ -39,7 +39,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     rows = [("target", f"{store.target}, method {header['config']['method']}"), *_budget_rows(header.get("budget"))]
     rows += calibration_rows(header.get("calibration"), header.get("imatrix"))
     linears = [
-        Linear(record.grid, record.axis, (record.shape[0], record.shape[1]))
+        LinearCost(record.grid, record.axis, (record.shape[0], record.shape[1]))
         for record in store.records.values()
         if record.grid is not None and is_linear(record.name)
     ]
@@ -74,7 +74,7 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
     if "target" in report:
         items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"])]
         grids = [grid_from_json(item) for item in items]
-        linears = [Linear(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
+        linears = [LinearCost(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
     return rows
 
@@ -126,7 +126,7 @@ def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any]
     return [("calibration", f"{calibration['text']}, {calibration['tokens']:,} tokens"), *poor]
 
 
-def _linear_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
+def _linear_rows(linears: Sequence[LinearCost], target_name: str) -> list[Row]:
     if not linears:
         return [("linears", "none quantized")]
     target = TARGETS[target_name]
@@ -142,7 +142,7 @@ def _linear_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
     return rows + _cost_rows(linears, target_name)
 
 
-def _cost_rows(linears: Sequence[Linear], target_name: str) -> list[Row]:
+def _cost_rows(linears: Sequence[LinearCost], target_name: str) -> list[Row]:
     """Nodes and decode time of the linears beside what they were if all were per-OC."""
     target = TARGETS[target_name]
     as_chosen = [(target.nodes(*linear), target.decode_cost(*linear)) for linear in linears]

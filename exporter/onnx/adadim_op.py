@@ -11,7 +11,7 @@ import onnx.parser
 from onnx import FunctionProto, TensorProto
 
 from exporter.onnx.cost import tile_shapes
-from exporter.onnx.tensors import Form, Piece, Planned, Wire, node, planned_scale, site
+from exporter.onnx.tensors import Form, Planned, Span, Wire, node, planned_scale, site
 from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
 from quantize.run.store import TensorRecord
 from quantize.types import Axis, QuantizedTensor
@@ -212,7 +212,7 @@ def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form
     role = f"{site(name)}/{OP_TYPE}"
     op = node(OP_TYPE, inputs, [wire.y], role, domain=DOMAIN, **sizes, accuracy_level=accuracy_level, layout=LAYOUT)
 
-    def pour(first: int, chunk: QuantizedTensor) -> Iterator[Piece]:
+    def pour(first: int, chunk: QuantizedTensor) -> Iterator[Span]:
         """Tiles span rows, so a linear comes whole."""
         assert first == 0 and chunk.codes.shape == record.stored_shape, (name, first, chunk.codes.shape)
         zero = chunk.params["zero_point"]

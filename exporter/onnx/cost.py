@@ -31,8 +31,8 @@ SECONDS_PER_NODE = 7.4e-7
 SECONDS_PER_NODE_AND_CHANNEL = 1.9e-9  # a node of the split form scales, copies and rounds all input channels
 
 
-def node_bits(bits: int) -> int:
-    """Width at which MatMulNBits and GatherBlockQuantized store codes: 3 bits ride in 4."""
+def stored_bits(bits: int) -> int:
+    """Width of codes in MatMulNBits and GatherBlockQuantized, and of MatMulAdaDim's zero points: 3 bits ride in 4."""
     return 4 if bits == 3 else bits
 
 
@@ -53,7 +53,7 @@ def block_size(grid: Grid, length: int) -> int:
     Codes are padded to whole blocks, so one block of 1024 for a whole channel of 576 would cost 3 bits a weight more than
     blocks of 64 that repeat its scale.
     """
-    width, group_size = node_bits(grid.bits), grid.group_size
+    width, group_size = stored_bits(grid.bits), grid.group_size
     limit = min(group_size, FASTEST_2_BIT_BLOCK) if width == 2 else group_size
     sizes = [limit >> shift for shift in range(limit.bit_length()) if limit >> shift >= min(group_size, SMALLEST_FAST_BLOCK)]
     return min(sizes, key=lambda size: -(-length // size) * (size * width + 8 * scale_bytes(grid) + width))
@@ -84,7 +84,7 @@ def linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
 
 def _linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int], per_scale: int) -> int:
     oc, ic = shape
-    bits = node_bits(grid.bits)
+    bits = stored_bits(grid.bits)
     if axis is Axis.PER_OC:
         size = block_size(grid, ic)
         blocks = -(-ic // size)
@@ -102,15 +102,10 @@ def linear_seconds(grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
     return seconds + (SECONDS_PER_NODE_AND_CHANNEL * nodes * shape[1] if axis is Axis.PER_IC else 0)
 
 
-def zero_point_bits(bits: int) -> int:
-    """Width of MatMulAdaDim's zero points: those of 3 bits ride in 4."""
-    return 4 if bits == 3 else bits
-
-
 def tile_shapes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Of MatMulAdaDim's codes (bytes), scales and zero points (bytes) for a linear (OC, IC)."""
     oc, ic = shape
-    tiles, blocks, width = -(-oc // TILE), -(-ic // BLOCK), zero_point_bits(grid.bits)
+    tiles, blocks, width = -(-oc // TILE), -(-ic // BLOCK), stored_bits(grid.bits)
     groups = -(-(ic if axis is Axis.PER_OC else oc) // grid.group_size)
     codes = (tiles, blocks * BLOCK * TILE * grid.bits // 8)
     if axis is Axis.PER_OC:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.tensors import Form, Piece, Planned, Wire, node, site
+from exporter.onnx.tensors import Form, Planned, Span, Wire, node, site
 from quantize.run.store import TensorRecord
 from quantize.types import PlainTensor, QuantizedTensor
 
@@ -59,7 +59,7 @@ def _planned(record: TensorRecord) -> Planned:
     return Planned(record.name, DATA_TYPES[record.dtype], tuple(record.shape))
 
 
-def _pour(first: int, chunk: QuantizedTensor | PlainTensor) -> Iterator[Piece]:
+def _pour(first: int, chunk: QuantizedTensor | PlainTensor) -> Iterator[Span]:
     assert isinstance(chunk, PlainTensor)
     row_bytes = chunk.values.nbytes // len(chunk.values)
     yield chunk.name, first * row_bytes, chunk.values.tobytes()

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.cost import block_size, node_bits, packed_size
+from exporter.onnx.cost import block_size, packed_size, stored_bits
 from exporter.onnx.tensors import (
     Form,
-    Piece,
     Planned,
+    Span,
     Wire,
     node,
     pack_bits,
@@ -37,7 +37,7 @@ class _Layout:
     def __init__(self, record: TensorRecord) -> None:
         grid = record.grid
         assert grid is not None
-        self.record, self.bits = record, node_bits(grid.bits)
+        self.record, self.bits = record, stored_bits(grid.bits)
         self.oc, self.ic = record.shape
         self.size = block_size(grid, self.ic)
         self.blocks = -(-self.ic // self.size)
@@ -59,7 +59,7 @@ class _Layout:
         shape = (self.oc, packed_size(self.blocks, bits))
         return (Planned(f"{name}.zero_point", TensorProto.UINT8, shape),) if self.zeros else ()
 
-    def pieces(self, first: int, chunk: QuantizedTensor, zero_widths: Mapping[str, int]) -> Iterator[Piece]:
+    def pieces(self, first: int, chunk: QuantizedTensor, zero_widths: Mapping[str, int]) -> Iterator[Span]:
         """Bytes of the rows from ``first`` on; ``zero_widths``: initializers of zero points and the bits each packs them in."""
         name = self.record.name
         codes = pack_bits(pad_last(chunk.codes, self.size), self.bits)
@@ -68,7 +68,7 @@ class _Layout:
         yield f"{name}.scale", first * self.blocks * scale.itemsize, scale.tobytes()
         yield from self.zero_pieces(first, chunk, zero_widths)
 
-    def zero_pieces(self, first: int, chunk: QuantizedTensor, zero_widths: Mapping[str, int]) -> Iterator[Piece]:
+    def zero_pieces(self, first: int, chunk: QuantizedTensor, zero_widths: Mapping[str, int]) -> Iterator[Span]:
         """The zero points' part of ``pieces``."""
         repeated = repeat_groups(chunk.params["zero_point"], self.record, self.size, self.blocks)
         for initializer, bits in zero_widths.items():

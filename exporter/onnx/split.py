@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.cost import SPLIT_K_BLOCK, groups_per_mul, node_bits
+from exporter.onnx.cost import SPLIT_K_BLOCK, groups_per_mul, stored_bits
 from exporter.onnx.matmul_nbits import CONTRIB
 from exporter.onnx.tensors import (
     Form,
-    Piece,
     Planned,
+    Span,
     Wire,
     node,
     pack_bits,
@@ -47,7 +47,7 @@ class _Split:
         self.record, self.wire, self.accuracy_level = record, wire, accuracy_level
         self.name, self.prefix = record.name, site(record.name)
         self.oc, self.ic = record.shape
-        self.bits, self.middle, self.zeros = node_bits(grid.bits), 2 ** (grid.bits - 1), not grid.symmetric
+        self.bits, self.middle, self.zeros = stored_bits(grid.bits), 2 ** (grid.bits - 1), not grid.symmetric
         self.size = min(grid.group_size, self.oc)
         self.widths = [min(self.size, self.oc - start) for start in range(0, self.oc, self.size)]
         self.groups, self.blocks = len(self.widths), -(-self.ic // SPLIT_K_BLOCK)
@@ -64,7 +64,7 @@ class _Split:
         zeros = [Planned(f"{self.name}.zero_point", self.zero_type, self.scale.shape)] if self.zeros else []
         return (self.scale, *zeros, *codes)
 
-    def pieces(self, first: int, chunk: QuantizedTensor) -> Iterator[Piece]:
+    def pieces(self, first: int, chunk: QuantizedTensor) -> Iterator[Span]:
         """All bytes: a linear is never larger than a decoder layer, so it comes in one chunk (rows are input channels)."""
         assert first == 0 and chunk.codes.shape[0] == self.ic, self.name
         zero = chunk.params["zero_point"]

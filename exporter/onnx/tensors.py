@@ -45,7 +45,7 @@ class Planned:
 
 
 # Where bytes go: (initializer, offset in it, bytes).
-Piece = tuple[str, int, bytes]
+Span = tuple[str, int, bytes]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Form:
     form: str
     nodes: list[NodeProto]
     planned: tuple[Planned, ...]
-    pour: Callable[[int, Any], Iterator[Piece]]  # a chunk is a QuantizedTensor where the record has a grid, else a PlainTensor
+    pour: Callable[[int, Any], Iterator[Span]]  # a chunk is a QuantizedTensor where the record has a grid, else a PlainTensor
     constants: Mapping[str, Array] = field(default_factory=dict)
 
 

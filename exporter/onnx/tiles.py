@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.onnx.cost import BLOCK, TILE, zero_point_bits
+from exporter.onnx.cost import BLOCK, TILE, stored_bits
 from exporter.onnx.tensors import pack_bits, pad_last
 from quantize.types import U8, Axis
 
@@ -63,7 +63,7 @@ def pack_scales(scales: NDArray[Any], axis: Axis) -> NDArray[Any]:
 
 def pack_zero_points(zero_points: U8, bits: int, axis: Axis) -> U8:
     """U8[rows, groups] -> bit streams: of words, U8[tiles, words * 64], for PER_OC, U8[groups, bytes] for PER_IC."""
-    width = zero_point_bits(bits)
+    width = stored_bits(bits)
     if axis is Axis.PER_IC:
         return pack_bits(pad_last(zero_points.T, BLOCK), width)
     streams = pack_bits(pad_last(_pad_rows(zero_points), 32 // width), width)
@@ -72,7 +72,7 @@ def pack_zero_points(zero_points: U8, bits: int, axis: Axis) -> U8:
 
 def pack_shared_zero_points(zero_points: U8, bits: int, axis: Axis) -> U8:
     """U8[1, groups] -> U8[1, words * 4] for PER_OC, U8[groups, 1] for PER_IC."""
-    width = zero_point_bits(bits)
+    width = stored_bits(bits)
     return pack_bits(pad_last(zero_points, 32 // width), width) if axis is Axis.PER_OC else zero_points.T
 
 

@@ -1,4 +1,4 @@
-"""Config, recipe and target become one LayerPlan per tensor, from headers alone: every fallback is decided and listed here."""
+"""Config, recipe and target become one TensorPlan per tensor, from headers alone: every fallback is decided and listed here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD, is_linear
 from quantize.outside import MIB, Door, Size
 from quantize.planning.effort import DEFAULT
-from quantize.types import Axis, Grid, LayerPlan, Target, TensorSpec
+from quantize.types import Axis, Grid, Target, TensorPlan, TensorSpec
 
 METHODS = tuple(f"{rounder}-{axis}" for rounder in ("rtn", "search", "gptq") for axis in ("oc", "ic", "ada"))
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
@@ -104,7 +104,7 @@ class ModelPlan:
 
     config: QuantizeConfig
     target: Target
-    layers: list[LayerPlan]
+    layers: list[TensorPlan]
     budget: Mapping[str, Any] | None = None
     assets: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -121,8 +121,8 @@ class _Choice:
     scale_dtype: str
 
 
-def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: Target) -> list[LayerPlan]:
-    """One LayerPlan per tensor in ``specs``, in its order, and the head if it is split off a tied embedding.
+def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: Target) -> list[TensorPlan]:
+    """One TensorPlan per tensor in ``specs``, in its order, and the head if it is split off a tied embedding.
 
     Raises ConfigError for contradictions, PlanError for a shape that fits no allowed grid.
     """
@@ -137,7 +137,7 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
             unused -= used
             plans.append(_plan_linear(spec, choice, config.allow_fallback, target))
         else:
-            plans.append(LayerPlan(name, spec.shape))
+            plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
         raise ConfigError(
             f"{config.recipe}: rule[{index}], match '{shown(rules[index]['match'])}', names no linear of this model"
@@ -145,7 +145,7 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
     return plans
 
 
-def plan_notes(plans: Iterable[LayerPlan], config: QuantizeConfig, target: Target) -> list[str]:
+def plan_notes(plans: Iterable[TensorPlan], config: QuantizeConfig, target: Target) -> list[str]:
     """What the summary has to say: every fallback, every axis that was no candidate, what ``ada`` means here."""
     plans = list(plans)
     notes = [f"{plan.name}: {plan.note}" for plan in plans if plan.note]
@@ -164,7 +164,7 @@ def _with_head(specs: Mapping[str, TensorSpec], config: QuantizeConfig) -> dict[
     return out
 
 
-def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> LayerPlan:
+def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> TensorPlan:
     """Embedding and head: RTN per output channel (a token's row), on a grid of their own."""
     asked = config.embedding if spec.name == EMBEDDING else (config.head or config.embedding)
     option = "--embedding" if spec.name == EMBEDDING else "--head"
@@ -176,7 +176,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Lay
         raise ConfigError(f"{option} {asked}: {lack}; drop {option}")
     reason = target.refuses(grid, Axis.PER_OC, (spec.shape[0], spec.shape[1]))
     if reason is None:
-        return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, table_rounder(grid, config))
+        return TensorPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, table_rounder(grid, config))
     if not config.allow_fallback:
         raise PlanError(f"{spec.name}: {reason}; pass {option} source, or --allow-fallback")
     return as_floats(spec, reason)
@@ -188,10 +188,10 @@ def table_rounder(grid: Grid, config: QuantizeConfig) -> str:
     return "gptq" if careful else "rtn"
 
 
-def as_floats(spec: TensorSpec, reason: str | None = None) -> LayerPlan:
+def as_floats(spec: TensorSpec, reason: str | None = None) -> TensorPlan:
     """The source's own values, whatever they are; those of a quantized source need float32."""
     dtype = spec.dtype if spec.dtype in ("F16", "BF16") else "F32"
-    return LayerPlan(spec.name, spec.shape, dtype=dtype, note="" if reason is None else f"{reason}; kept as {dtype}")
+    return TensorPlan(spec.name, spec.shape, dtype=dtype, note="" if reason is None else f"{reason}; kept as {dtype}")
 
 
 def _table_grid(asked: str | None, option: str, scale_dtype: str, target: Target) -> Grid:
@@ -219,7 +219,7 @@ def _choose(name: str, config: QuantizeConfig, rules: list[dict[str, Any]]) -> t
     return replace(choice, **rule), set(matching)
 
 
-def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> LayerPlan:
+def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
     shape = (spec.shape[0], spec.shape[1])
     rounder, _, axis_word = choice.method.partition("-")
     grids = {axis: _linear_grid(choice, axis, shape, target) for axis in Axis}
@@ -229,7 +229,7 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
     told = "; ".join(f"{axis} {reason}" for axis, reason in reasons.items() if reason is not None)
     fitting = {axis: grids[axis] for axis in held if reasons[axis] is None}
     if fitting:
-        return LayerPlan(spec.name, spec.shape, fitting, rounder, note=f"no candidate: {told}" if told else "")
+        return TensorPlan(spec.name, spec.shape, fitting, rounder, note=f"no candidate: {told}" if told else "")
     if not allow_fallback:
         raise PlanError(f"{spec.name} {shape[0]}x{shape[1]}: {told}; pass --allow-fallback to store it as what fits")
     grid: Grid | None = grids[Axis.PER_OC]
@@ -238,7 +238,7 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
         grid = target.fallback(grid, Axis.PER_OC, shape)
     if grid is None:
         return as_floats(spec, told)
-    return LayerPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, rounder, note=f"{told}; stored as {grid.name} {Axis.PER_OC}")
+    return TensorPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, rounder, note=f"{told}; stored as {grid.name} {Axis.PER_OC}")
 
 
 def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], target: Target) -> None:

@@ -1,7 +1,7 @@
 """What each option of each tensor does to the model's output: the losses that an allocation weighs against bytes.
 
 An option is a grid and an axis that the target holds for the tensor's shape. Its loss is the KL divergence in nats per token
-that rounding this one tensor is predicted to add (``layer_loss``), by round-to-nearest with searched params on a sample of
+that rounding this one tensor is predicted to add (``output_loss``), by round-to-nearest with searched params on a sample of
 the rows. Losses of tensors add up (arXiv 2411.17525, the linearity theorem). Measured once, and kept in a JSON file::
 
     {"format", "source": {"name", "sha256"}, "target", "calibration", "tensors": [a store's record with "loss", ...]}
@@ -19,7 +19,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
 from quantize.errors import ConfigError, shown
@@ -35,7 +34,8 @@ from quantize.rounding import ROUNDERS
 from quantize.run.store import TensorRecord
 from quantize.run.store_schema import CalibrationJson, SourceJson, Word, read_record
 from quantize.statistics.calibration import calibration_data
-from quantize.types import F32, Axis, Grid, LayerStats, Target, TensorSpec
+from quantize.statistics.loss import output_loss
+from quantize.types import F32, Axis, Grid, InputStats, Target, TensorSpec
 
 FORMAT = 1
 DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
@@ -134,14 +134,14 @@ def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Targ
     curvature = measure_curvature(source, tokens, config.seed)
     options: dict[str, list[TensorRecord]] = {}
 
-    def measure(name: str, rows: F32, stats: LayerStats) -> None:
+    def measure(name: str, rows: F32, stats: InputStats) -> None:
         options[name] = []
         for option in options_of(source.specs[name], target):
             if not quick_enough(option, target, config.max_slowdown):
                 continue
             assert option.grid is not None
             rounded = dequantize(ROUNDERS["rtn"](name, rows, option.grid, option.axis, stats))
-            loss = layer_loss(rows, rounded, stats)
+            loss = output_loss(rows, rounded, stats)
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))
 
@@ -183,7 +183,7 @@ def quick_enough(option: TensorRecord, target: Target, max_slowdown: float) -> b
     return target.decode_cost(option.grid, option.axis, shape) <= max_slowdown * plain
 
 
-def _sample(weight: F32, stats: LayerStats) -> tuple[F32, LayerStats]:
+def _sample(weight: F32, stats: InputStats) -> tuple[F32, InputStats]:
     """Evenly spread runs of rows, and the statistics in which they stand for all rows."""
     assert stats.row_weight is not None
     runs = -(-len(weight) // RUN)
@@ -195,7 +195,7 @@ def _sample(weight: F32, stats: LayerStats) -> tuple[F32, LayerStats]:
     return weight[rows], replace(stats, row_weight=own * scale)
 
 
-def _sample_table(source: Checkpoint, name: str, stats: LayerStats) -> tuple[F32, LayerStats]:
+def _sample_table(source: Checkpoint, name: str, stats: InputStats) -> tuple[F32, InputStats]:
     """Rows drawn in proportion to their weights, which are as uneven as the words of a text."""
     assert stats.row_weight is not None
     upto = np.cumsum(stats.row_weight, dtype=np.float64)

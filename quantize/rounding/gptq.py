@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import Same, block_importance, fit_groups
-from quantize.types import F32, Array, Axis, Grid, LayerStats, Params, QuantizedTensor
+from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 FITTED_TOGETHER = 8  # channels: one by one is exact, eight times as slow, and .3 % better
@@ -42,7 +42,7 @@ class _Groups(Protocol):
         """Of the whole tensor."""
 
 
-def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None) -> QuantizedTensor:
+def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: InputStats | None) -> QuantizedTensor:
     """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
     assert stats is not None, f"{name}: GPTQ needs statistics"
     order, factor = _inverse_factor(Same(stats.hessian))

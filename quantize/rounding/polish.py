@@ -17,20 +17,20 @@ from quantize.blocks import dequantize, per_code, to_rows
 from quantize.grids.importance import seen
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.refit import refit_floats
-from quantize.types import F32, Array, Axis, LayerStats, QuantizedTensor
+from quantize.types import F32, Array, Axis, InputStats, QuantizedTensor
 
 ROUNDS = 2
 LAZY_COLUMNS = 64  # gradients beyond this block of channels are brought up to date in one matrix product
 
 
-def polish(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
+def polish(tensor: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedTensor:
     """The same tensor with a smaller output error under ``stats.hessian`` F32[IC, IC]; ``weight`` F32[OC, IC]."""
     for _ in range(ROUNDS):
         tensor = refit_floats(visit_codes(tensor, weight, stats), weight, stats)
     return tensor
 
 
-def visit_codes(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
+def visit_codes(tensor: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedTensor:
     """Every channel's codes once more, by falling diag(H); those of an unseen channel stay."""
     order, per_oc = np.argsort(-stats.importance, kind="stable"), tensor.axis is Axis.PER_OC
     visited = np.count_nonzero(seen(stats.importance))

@@ -17,7 +17,7 @@ import numpy as np
 from quantize.blocks import dequantize, to_blocks
 from quantize.float_params import floats_of, shares, with_floats
 from quantize.grids.importance import seen
-from quantize.types import F32, Axis, LayerStats, QuantizedTensor
+from quantize.types import F32, Axis, InputStats, QuantizedTensor
 
 ITERATIONS = 10  # of conjugate gradients; the floats are nearly right to begin with
 BOUNDS = 0.5, 2.0  # of their change: one that hardly matters must neither vanish nor turn round
@@ -37,7 +37,7 @@ class _Systems:
     pull: F32
 
 
-def refit_floats(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> QuantizedTensor:
+def refit_floats(tensor: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedTensor:
     """Floats of less output error for these codes, under ``stats.hessian`` F32[IC, IC]; ``weight`` F32[OC, IC].
 
     Floats on which only unseen channels depend stay. The error does not rise, but for the rounding to the file's dtype.
@@ -57,7 +57,7 @@ def refit_floats(tensor: QuantizedTensor, weight: F32, stats: LayerStats) -> Qua
     return with_floats(tensor, floats)
 
 
-def _of_rows(block: int, parts: F32, pulled: F32, stats: LayerStats) -> Iterator[_Systems]:
+def _of_rows(block: int, parts: F32, pulled: F32, stats: InputStats) -> Iterator[_Systems]:
     """Of PER_OC floats: rows do not know of one another, nor then of what each is worth."""
     count, (outs, ins) = -(-parts.shape[2] // block), pulled.shape
     n = len(parts) * count
@@ -78,7 +78,7 @@ def _of_rows(block: int, parts: F32, pulled: F32, stats: LayerStats) -> Iterator
         yield _Systems((rows, slice(None)), gram.reshape(-1, n, n), pull.reshape(-1, n))
 
 
-def _of_groups(block: int, parts: F32, pulled: F32, stats: LayerStats) -> Iterator[_Systems]:
+def _of_groups(block: int, parts: F32, pulled: F32, stats: InputStats) -> Iterator[_Systems]:
     """Of PER_IC floats: every input channel's of one group of output channels, which share their rows."""
     ins = parts.shape[2]
     n = len(parts) * ins

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from quantize.blocks import spread, to_blocks, to_rows
-from quantize.types import F32, Axis, Grid, LayerStats, Params, QuantizedTensor
+from quantize.types import F32, Axis, Grid, InputStats, Params, QuantizedTensor
 
 T = TypeVar("T")
 CHUNK_WEIGHTS = 1 << 17  # encoded at a time: their scales, one for each weight, stay in the cache
 EVEN = np.ones(1, np.float32)  # of output channels of which nothing is known one matters like the other
 
 
-def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None = None) -> QuantizedTensor:
+def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: InputStats | None = None) -> QuantizedTensor:
     """Quantize F32[OC, IC]; ``stats`` have every group's params searched for the least error by their importance."""
     rows = to_rows(weight, axis)
     params = fit_groups(weight, grid, axis, stats)
@@ -43,18 +43,18 @@ class Same(Generic[T]):
         return id(self.value)
 
 
-def fit_groups(weight: F32, grid: Grid, axis: Axis, stats: LayerStats | None) -> Params:
+def fit_groups(weight: F32, grid: Grid, axis: Axis, stats: InputStats | None) -> Params:
     """The params of F32[OC, IC] as it is. The last are remembered: GPTQ may start from them, and is then compared with RTN."""
     return _fitted(Same(weight), Same(grid), axis, Same(stats))
 
 
 @lru_cache(maxsize=8)  # linears of one decoder layer, which are rounded side by side
-def _fitted(weight: Same[F32], grid: Same[Grid], axis: Axis, stats: Same[LayerStats | None]) -> Params:
+def _fitted(weight: Same[F32], grid: Same[Grid], axis: Axis, stats: Same[InputStats | None]) -> Params:
     importance = None if stats.value is None else block_importance(stats.value, grid.value, axis)
     return grid.value.fit(to_blocks(to_rows(weight.value, axis), grid.value.block_size), importance)
 
 
-def block_importance(stats: LayerStats, grid: Grid, axis: Axis) -> F32:
+def block_importance(stats: InputStats, grid: Grid, axis: Axis) -> F32:
     """What each weight of a block matters, F32[n_blocks, block_size] for every row, or EVEN.
 
     A PER_OC block runs along input channels, a PER_IC block along output channels.

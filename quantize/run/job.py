@@ -25,7 +25,7 @@ from quantize.statistics.imatrix import Imatrix, read_imatrix
 from quantize.transforms import correct, transform
 from quantize.transforms.layer import DecoderLayer
 from quantize.tuning import tune_pieces, tuning_tokens, whole_pieces
-from quantize.types import F32, Axis, Curvature, LayerPlan, LayerStats, PlainTensor, Target
+from quantize.types import F32, Axis, Curvature, InputStats, PlainTensor, Target, TensorPlan
 
 if TYPE_CHECKING:
     from quantize.source import LayerRun
@@ -51,11 +51,11 @@ class Job:
     source: Checkpoint
     config: QuantizeConfig
     target: Target
-    plans: list[LayerPlan]
+    plans: list[TensorPlan]
     assets: Mapping[str, bytes]
     budget: Mapping[str, Any] | None
     imatrix: Imatrix | None = None
-    known: Mapping[str, LayerStats] = field(default_factory=dict)  # what the importance matrix says, by weight name
+    known: Mapping[str, InputStats] = field(default_factory=dict)  # what the importance matrix says, by weight name
     coverage: Coverage | None = None
     walk: Iterator[LayerRun] | None = None  # one that is shared
     taken_back: list[str] = field(default_factory=list)  # per-IC choices that --max-slowdown undid
@@ -145,7 +145,7 @@ class Job:
             self.known = curvature.tables
         return walk_layers(self.source, tokens, token_weight, SCOPE_SEQUENCES if scoped else 0, self.config.block_steps > 0)
 
-    def _table(self, plan: LayerPlan) -> Iterator[Piece]:
+    def _table(self, plan: TensorPlan) -> Iterator[Piece]:
         """Embedding, head, final norm: in chunks of rows no larger than a decoder layer."""
         name = plan.name if plan.name in self.source.specs else EMBEDDING  # a head split off a tied embedding
         if len(plan.shape) == 1:
@@ -164,7 +164,7 @@ class Job:
             else:
                 yield self._plain(plan, rows)
 
-    def _layer(self, plans: list[LayerPlan], run: LayerRun | None) -> Iterator[Piece]:
+    def _layer(self, plans: list[TensorPlan], run: LayerRun | None) -> Iterator[Piece]:
         """One decoder layer: choose its basis, then the axes of all its linears, round them, and tune what remains."""
         stats = self.known if run is None else run.stats
         if self.coverage is not None:
@@ -187,7 +187,7 @@ class Job:
         pieces = [rounded[plan.name] if plan.candidates else self._plain(plan, weights[plan.name]) for plan in plans]
         yield from pieces if run is None or run.student is None else self.blocks.learn(pieces, weights, run.student)
 
-    def _rounded(self, plans: list[LayerPlan], layer: DecoderLayer, run: LayerRun | None) -> dict[str, Rounded]:
+    def _rounded(self, plans: list[TensorPlan], layer: DecoderLayer, run: LayerRun | None) -> dict[str, Rounded]:
         """AdaDim: each on its better axis, within the slowdown."""
         linears = [Linear(plan, layer.tensors[_inner(plan.name)], layer.stats.get(_inner(plan.name))) for plan in plans]
         cost = {
@@ -210,7 +210,7 @@ class Job:
                 self.taken_back.append(name)
         return rounded
 
-    def _plain(self, plan: LayerPlan, values: F32) -> Piece:
+    def _plain(self, plan: TensorPlan, values: F32) -> Piece:
         record = TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note)
         return PlainTensor(plan.name, from_f32(values, plan.dtype), plan.dtype), record
 
@@ -218,13 +218,13 @@ class Job:
         """The whole tensor in the target's row order."""
         return self.orders.to_target(name, self.source.read(name))
 
-    def _in_target_rows(self, name: str, stats: LayerStats) -> LayerStats:
+    def _in_target_rows(self, name: str, stats: InputStats) -> InputStats:
         if stats.row_weight is None:
             return stats
         return replace(stats, row_weight=self.orders.to_target(name, stats.row_weight))
 
 
-def place_of(plan: LayerPlan) -> tuple[int, int]:
+def place_of(plan: TensorPlan) -> tuple[int, int]:
     """Where a tensor comes in model order: embedding, decoder layers, final norm, head."""
     index = layer_index(plan.name)
     if index is not None:
@@ -237,5 +237,5 @@ def _inner(name: str) -> str:
     return name.split(".", 3)[3]
 
 
-def _needs_data(plan: LayerPlan) -> bool:
+def _needs_data(plan: TensorPlan) -> bool:
     return bool(plan.candidates) and (plan.rounder != "rtn" or len(plan.candidates) > 1)

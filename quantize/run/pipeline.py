@@ -19,7 +19,7 @@ from quantize.progress import track
 from quantize.run.job import TABLES, Job, make_job, place_of
 from quantize.run.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
-from quantize.types import Axis, LayerPlan, Target
+from quantize.types import Axis, Target, TensorPlan
 
 
 def quantize_checkpoint(
@@ -89,6 +89,6 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
         yield QuantizedStore(Path(folder))
 
 
-def _planned_record(plan: LayerPlan) -> TensorRecord:
+def _planned_record(plan: TensorPlan) -> TensorRecord:
     axis, grid = next(iter(plan.candidates.items()), (Axis.PER_OC, None))
     return TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note)

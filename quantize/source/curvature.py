@@ -21,7 +21,7 @@ from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING, HEAD, INPUT_SITES
 from quantize.progress import track
 from quantize.source.whole import I64, LOGIT_ROWS, build_model
-from quantize.types import F32, Curvature, LayerStats
+from quantize.types import F32, Curvature, InputStats
 
 BATCH = 1  # sequences that go through the whole model together
 TIDY = 4  # batches between two returns of memory
@@ -156,15 +156,15 @@ class _Tables:
         self._columns += square.sum(0)
         self._rows.index_add_(0, ids.reshape(-1), square.mean(1))
 
-    def stats(self, tied: bool) -> dict[str, LayerStats]:
+    def stats(self, tied: bool) -> dict[str, InputStats]:
         """For the embedding's lookup (a diagonal) and the head's product; for a tied table their sum, by marginals again."""
         n, total = self._tokens, self._head_rows.sum()
         moment, head_rows = self._moment / total, self._head_rows / (2 * n)
         columns = self._columns / self._columns.mean()
         rows = (self._rows + UNSEEN * self._rows.sum() / n) / (2 * (n + UNSEEN * len(self._rows)))
-        head = LayerStats(moment.numpy(), n, head_rows.numpy())
+        head = InputStats(moment.numpy(), n, head_rows.numpy())
         if not tied:
-            return {EMBEDDING: LayerStats(columns.numpy(), n, rows.numpy()), HEAD: head}
+            return {EMBEDDING: InputStats(columns.numpy(), n, rows.numpy()), HEAD: head}
         share = rows.sum() / (rows.sum() + head_rows.sum())
         both = moment * (1 - share) + torch.diag(columns) * share
-        return {EMBEDDING: LayerStats(both.numpy(), n, (rows + head_rows).numpy())}
+        return {EMBEDDING: InputStats(both.numpy(), n, (rows + head_rows).numpy())}

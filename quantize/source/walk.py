@@ -16,7 +16,7 @@ from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING, INPUT_SITES
 from quantize.source.layer_student import LayerStudent, output_costs
 from quantize.source.whole import I64, hidden_of, put, skeleton
-from quantize.types import F32, Curvature, LayerStats
+from quantize.types import F32, Curvature, InputStats
 
 BATCH = 4  # sequences that go through a layer together
 
@@ -29,7 +29,7 @@ class LayerRun:
     """One decoder layer of the source while calibration text passes through it."""
 
     index: int
-    stats: dict[str, LayerStats]  # by weight name; linears that share an input share the Hessian
+    stats: dict[str, InputStats]  # by weight name; linears that share an input share the Hessian
     student: LayerStudent | None  # what it is left with at the end counts as this layer for the next one's
     _layer: Any
     _scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # inputs of attention, MLP, o and down
@@ -137,7 +137,7 @@ class _Recorder:
             hook.remove()
         return torch.cat(outputs)
 
-    def stats(self) -> dict[str, LayerStats]:
+    def stats(self) -> dict[str, InputStats]:
         """By weight name: E[a x xT] of its input, which those of one site share."""
         out = {}
         for site, linears in INPUT_SITES.items():
@@ -145,7 +145,7 @@ class _Recorder:
             for linear in linears:
                 name = f"{self._prefix}{linear}.weight"
                 row_weight = self._token_weight.rows[name] if isinstance(self._token_weight, Curvature) else None
-                out[name] = LayerStats(moment, tokens, row_weight)
+                out[name] = InputStats(moment, tokens, row_weight)
         return out
 
     def _weights(self, site: str, seen: int, norms: torch.Tensor) -> torch.Tensor:

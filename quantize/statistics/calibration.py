@@ -18,7 +18,7 @@ from quantize.foreign import tokenizer_mend
 from quantize.kinds import readable
 from quantize.model_config import INPUT_SITES
 from quantize.statistics.tokenizing import encode
-from quantize.types import LayerStats
+from quantize.types import InputStats
 
 if TYPE_CHECKING:
     from quantize.planning.plan import QuantizeConfig
@@ -49,7 +49,7 @@ class Coverage:
     sequence: int
     rank_poor: list[str] = field(default_factory=list)  # input sites with fewer tokens than channels, or dead channels
 
-    def add(self, stats: Mapping[str, LayerStats]) -> None:
+    def add(self, stats: Mapping[str, InputStats]) -> None:
         """Note the sites of one decoder layer whose Hessian cannot have full rank, each by the first linear that it feeds."""
         for name, stat in stats.items():
             if not name.removesuffix(".weight").endswith(tuple(INPUT_SITES)):

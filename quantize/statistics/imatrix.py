@@ -48,25 +48,25 @@ from quantize.planning.plan import QuantizeConfig
 from quantize.progress import track
 from quantize.run.outputs import new_file
 from quantize.statistics.calibration import Coverage, calibration_data
-from quantize.types import F32, LayerPlan, LayerStats, TensorSpec
+from quantize.types import F32, InputStats, TensorPlan, TensorSpec
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 
-_Found = tuple[dict[str, LayerStats], list[str], int]  # entries, texts, chunks
+_Found = tuple[dict[str, InputStats], list[str], int]  # entries, texts, chunks
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """What a file says: by GGUF name the mean squares, as LayerStats of which only the diagonal is known."""
+    """What a file says: by GGUF name the mean squares, as InputStats of which only the diagonal is known."""
 
     path: Path
     sha256: str
-    entries: Mapping[str, LayerStats]
+    entries: Mapping[str, InputStats]
     datasets: list[str]
     chunks: int
 
-    def for_model(self, specs: Mapping[str, TensorSpec], plans: Iterable[LayerPlan]) -> dict[str, LayerStats]:
+    def for_model(self, specs: Mapping[str, TensorSpec], plans: Iterable[TensorPlan]) -> dict[str, InputStats]:
         """The statistics by weight name of a model.
 
         Raises CalibrationError for an entry that is not the model's and for a linear without one, ConfigError for a linear
@@ -86,7 +86,7 @@ class Imatrix:
                 self._check_linear(plan, found)
         return found
 
-    def _check_linear(self, plan: LayerPlan, found: Mapping[str, LayerStats]) -> None:
+    def _check_linear(self, plan: TensorPlan, found: Mapping[str, InputStats]) -> None:
         if plan.rounder == "gptq":
             raise ConfigError(
                 f"--imatrix {self.path}: {plan.name} is to be rounded by {plan.rounder}, for which the source must run over a "
@@ -161,7 +161,7 @@ def _floats(data: memoryview, header: GgufHeader, name: str) -> F32:
 
 def _parse_binary(data: memoryview) -> _Found:
     cursor = Cursor(data, 0)
-    entries: dict[str, LayerStats] = {}
+    entries: dict[str, InputStats] = {}
     for _ in range(_at_least(1, "entries", cursor)):
         name = cursor.take(_at_least(1, "bytes of a name", cursor)).decode()
         if name in entries:
@@ -185,7 +185,7 @@ def _at_least(least: int, what: str, cursor: Cursor) -> int:
     return number
 
 
-def _mean_square(name: str, sums: F32, counts: F32) -> LayerStats:
+def _mean_square(name: str, sums: F32, counts: F32) -> InputStats:
     if counts.size != 1:
         raise ValueError(f"{name} is of {counts.size} experts, which no model here has")
     if not 1 <= counts[0] < np.inf:
@@ -193,7 +193,7 @@ def _mean_square(name: str, sums: F32, counts: F32) -> LayerStats:
     wrong = np.flatnonzero(~((sums >= 0) & (sums < np.inf)))
     if wrong.size:
         raise ValueError(f"{name}: value {wrong[0]} is {sums[wrong[0]]:g}, no sum of squares")
-    return LayerStats(sums / counts[0], int(counts[0]))
+    return InputStats(sums / counts[0], int(counts[0]))
 
 
 def _encode(tensors: Mapping[str, F32], coverage: Coverage) -> Iterator[bytes]:

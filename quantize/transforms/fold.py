@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.types import F32, LayerStats
+from quantize.types import F32, InputStats
 
 Index = NDArray[np.intp]
 
@@ -98,7 +98,7 @@ class Fold:
             values = self.read[name].read_back(values)
         return self.made[name].made_back(values) if name in self.made else values
 
-    def stats(self, stats: Mapping[str, LayerStats]) -> dict[str, LayerStats]:
+    def stats(self, stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
         """By weight name in the new basis, where the same errors have the same loss; a Hessian that is shared stays shared."""
         hessians = dict[tuple[int, int], F32]()
         out = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.model_config import LINEARS, ModelConfig
 from quantize.rounding import ROUNDERS
+from quantize.statistics.loss import output_loss
 from quantize.transforms.fold import Fold
-from quantize.types import F32, LayerPlan, LayerStats
+from quantize.types import F32, InputStats, TensorPlan
 
 READERS = {  # of the channels that a norm scales
     "input_layernorm.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -24,9 +24,9 @@ class DecoderLayer:
     """Everything by names without ``model.layers.N.``, as in ``mlp.up_proj.weight``; rows of q and k in the target's order."""
 
     config: ModelConfig
-    plans: Mapping[str, LayerPlan]  # of the linears that are quantized
+    plans: Mapping[str, TensorPlan]  # of the linears that are quantized
     tensors: dict[str, F32]
-    stats: dict[str, LayerStats]
+    stats: dict[str, InputStats]
     folds: list[Fold] = field(default_factory=list)  # in the order in which they were applied
 
     @property
@@ -64,7 +64,7 @@ class DecoderLayer:
             plan, weight = self.plans[name], self.tensors[name]
             rounder, folded = ROUNDERS[plan.rounder if planned else "rtn"], fold.tensor(name, weight)
             rounded = (rounder(name, folded, grid, axis, stats[name]) for axis, grid in plan.candidates.items())
-            total += min(layer_loss(weight, fold.back(name, dequantize(tensor)), self.stats[name]) for tensor in rounded)
+            total += min(output_loss(weight, fold.back(name, dequantize(tensor)), self.stats[name]) for tensor in rounded)
         return total
 
     def weights(self, fold: Fold) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quantize.axis_choice import layer_loss
+from quantize.statistics.loss import output_loss
 from quantize.transforms.layer import READERS, DecoderLayer
 from quantize.types import F32
 
@@ -27,7 +27,7 @@ def norm_gains(layer: DecoderLayer, rounded: Mapping[str, F32]) -> dict[str, F32
             continue
         factors = _factors(list(pairs.values()), layer.stats[linears[0]].hessian)
         tuned, plain = (
-            sum(layer_loss(weight, other * factor, layer.stats[name]) for name, (weight, other) in pairs.items())
+            sum(output_loss(weight, other * factor, layer.stats[name]) for name, (weight, other) in pairs.items())
             for factor in (factors, np.float32(1))
         )
         if tuned < plain:

@@ -77,7 +77,7 @@ def compare_files(
     Raises CalibrationError or ConfigError for a text, a context or a prompt with which no file could be measured.
     """
     chunks = text_chunks(source, text.text, options)
-    said = _Said(source, prompt, options)
+    continuation = _Continuation(source, prompt, options)
     entries = [_Entry(path) for path in paths]
     for entry in entries:
         with entry.attempt():
@@ -90,18 +90,18 @@ def compare_files(
             for entry, runner in _open(entries):
                 with entry.attempt():
                     entry.parts.append(score(entry.path, expected, runner, tokens))
-        said.listen(base)
+        continuation.listen(base)
         base.close()
     for entry, runner in _open(entries):
         with entry.attempt():
-            entry.row |= summary(entry.parts) | cost(entry.path, runner, options) | said.row(runner)
+            entry.row |= summary(entry.parts) | cost(entry.path, runner, options) | continuation.row(runner)
         entry.close()
     about = {
         "source": readable(source.path.name),
         "text": text.name,
         "chunks": len(chunks),
         "prompt": prompt,
-        "sample": said.sample,
+        "sample": continuation.sample,
     }
     return about | {"files": [entry.report() for entry in entries]}
 
@@ -118,7 +118,7 @@ def describe_files(paths: Sequence[Path], options: EvalOptions) -> Report:
     return {"source": None, "files": [entry.report() for entry in entries]}
 
 
-class _Said:
+class _Continuation:
     """What the source goes on with after a prompt, and the files."""
 
     def __init__(self, source: Checkpoint, prompt: str, options: EvalOptions) -> None:

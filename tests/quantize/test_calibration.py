@@ -19,7 +19,7 @@ from quantize.statistics.calibration import (
     other_sequences,
     tokenize,
 )
-from quantize.types import LayerStats
+from quantize.types import InputStats
 from tests.tiny import make_tiny_model
 
 NAME = "model.layers.{}.{}.weight"
@@ -74,9 +74,9 @@ def test_a_text_too_short_says_how_long_it_is():
 def test_coverage_names_rank_poor_sites_once():
     dead = np.diag([1.0, 0, 1, 1]).astype(np.float32)
     layer = "model.layers.3."
-    held = {f"{layer}{name}.weight": LayerStats(np.eye(8, dtype=np.float32), 4) for name in LINEARS}  # each has its own
-    held |= {f"{layer}self_attn.o_proj.weight": LayerStats(np.eye(8, dtype=np.float32), 100)}
-    held |= {f"{layer}mlp.down_proj.weight": LayerStats(dead, 100)}
+    held = {f"{layer}{name}.weight": InputStats(np.eye(8, dtype=np.float32), 4) for name in LINEARS}  # each has its own
+    held |= {f"{layer}self_attn.o_proj.weight": InputStats(np.eye(8, dtype=np.float32), 100)}
+    held |= {f"{layer}mlp.down_proj.weight": InputStats(dead, 100)}
     coverage = Coverage("t", "0", 100, 512)
     coverage.add(held)
     assert coverage.rank_poor == [

@@ -9,7 +9,7 @@ from quantize.blocks import dequantize, to_blocks, to_rows
 from quantize.grids import make_grid
 from quantize.grids.importance import UNSEEN, weighed
 from quantize.rounding import ROUNDERS
-from quantize.types import Axis, LayerStats
+from quantize.types import Axis, InputStats
 from tests.cases import AXES, GRIDS, grid_id, grid_named, stats_of, weight_of
 
 COLS = 512
@@ -24,10 +24,10 @@ PARTS = {"half a group": lambda g: slice(0, g // 2), "all but one weight": lambd
 SUPER_BLOCKS = [grid for grid in GRIDS if grid.block_size > grid.group_size]
 
 
-def stats_along(axis: Axis, importance: np.ndarray) -> LayerStats:
+def stats_along(axis: Axis, importance: np.ndarray) -> InputStats:
     """Statistics in which F32[COLS] is what weights along a group of that axis matter."""
     even = np.ones(COLS, np.float32)
-    return LayerStats(importance, 512) if axis is Axis.PER_OC else LayerStats(even, 512, importance)
+    return InputStats(importance, 512) if axis is Axis.PER_OC else InputStats(even, 512, importance)
 
 
 def weight_along(axis: Axis) -> np.ndarray:
@@ -133,7 +133,7 @@ def test_gptq_leaves_channels_that_are_never_active_where_they_are(name, axis, l
     active[64:128] = np.sqrt(level)
     hessian = stats_of(256).hessian * np.outer(active, active)
     weight = weight_of((32, 256))
-    values = dequantize(ROUNDERS["gptq"]("w", weight, grid, axis, LayerStats(hessian, 512)))
+    values = dequantize(ROUNDERS["gptq"]("w", weight, grid, axis, InputStats(hessian, 512)))
     plain = dequantize(ROUNDERS["rtn"]("w", weight, grid, axis, None))
     left, expected = (np.linalg.norm((value - weight)[:, 64:128]) for value in (values, plain))
     assert left <= 1.5 * expected or (grid.name == "q6_k" and left <= 3 * expected)
@@ -145,13 +145,13 @@ def test_gptq_leaves_channels_that_are_never_active_where_they_are(name, axis, l
 def test_rows_of_no_weight_at_all_count_alike(name, axis, level):
     grid, weight, stats = grid_named(name), weight_of((64, 64)), stats_of(64)
     plain = dequantize(ROUNDERS["gptq"]("w", weight, grid, axis, stats))
-    rows = LayerStats(stats.hessian, 512, np.full(64, level, np.float32))
+    rows = InputStats(stats.hessian, 512, np.full(64, level, np.float32))
     values = dequantize(ROUNDERS["gptq"]("w", weight, grid, axis, rows))
     assert np.linalg.norm(values - weight) <= 1.1 * np.linalg.norm(plain - weight)
 
 
 def test_a_model_that_is_silent_throughout_is_rounded():
     weight, grid = weight_of((64, 64)), make_grid("q4_0", 4, 32)
-    silent = LayerStats(np.zeros((64, 64), np.float32), 512, np.zeros(64, np.float32))
+    silent = InputStats(np.zeros((64, 64), np.float32), 512, np.zeros(64, np.float32))
     values = dequantize(ROUNDERS["gptq"]("w", weight, grid, Axis.PER_OC, silent))
     assert np.linalg.norm(values - weight) < 0.2 * np.linalg.norm(weight)

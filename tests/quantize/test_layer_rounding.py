@@ -13,7 +13,7 @@ from quantize.errors import PlanError
 from quantize.grids import make_grid
 from quantize.layer_rounding import Linear, round_all
 from quantize.rounding import ROUNDERS
-from quantize.types import Axis, LayerPlan, LayerStats
+from quantize.types import Axis, InputStats, TensorPlan
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 
 INPUTS, OUTS = 96, (64, 32, 80)  # the last is no whole number of groups of 32
@@ -24,16 +24,16 @@ def linears(grid, rounder: str = "gptq", weighed: bool = True) -> list[Linear]:
     shared, own = stats_of(INPUTS), stats_of(64)
     candidates = dict.fromkeys(AXES, grid)
     made = [
-        Linear(LayerPlan(f"w{outs}", (outs, INPUTS), candidates, rounder), weight_of((outs, INPUTS), seed=outs), shared)
+        Linear(TensorPlan(f"w{outs}", (outs, INPUTS), candidates, rounder), weight_of((outs, INPUTS), seed=outs), shared)
         for outs in OUTS
     ]
-    made.append(Linear(LayerPlan("o", (32, 64), candidates, rounder), weight_of((32, 64)), own))
+    made.append(Linear(TensorPlan("o", (32, 64), candidates, rounder), weight_of((32, 64)), own))
     if not weighed:
         return made
     rng = np.random.default_rng(1)
     rows = [rng.uniform(0.5, 2, len(item.weight)).astype(np.float32) for item in made]
     return [
-        Linear(item.plan, item.weight, LayerStats(item.stats.hessian, item.stats.n_tokens, row))
+        Linear(item.plan, item.weight, InputStats(item.stats.hessian, item.stats.n_tokens, row))
         for item, row in zip(made, rows, strict=True)
     ]
 

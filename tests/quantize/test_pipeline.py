@@ -15,7 +15,6 @@ from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
 from quantize import source as source_model
-from quantize.axis_choice import layer_loss
 from quantize.checkpoint.row_order import ggml_row_index
 from quantize.errors import CalibrationError, CheckpointError, OutputError, PlanError
 from quantize.gguf.container import parse_header
@@ -27,7 +26,8 @@ from quantize.run import job
 from quantize.run.pipeline import quantize_planned
 from quantize.run.store import StoreWriter
 from quantize.statistics.calibration import load_text
-from quantize.types import LayerPlan, LayerStats, PlainTensor, QuantizedTensor
+from quantize.statistics.loss import output_loss
+from quantize.types import InputStats, PlainTensor, QuantizedTensor, TensorPlan
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 
 QUICK = {"calibration_tokens": 1024}
@@ -256,13 +256,13 @@ def test_ada_keeps_the_axis_on_which_the_planned_rounder_loses_less():
     for seed in range(12):
         rng = np.random.default_rng(seed)
         x = (rng.standard_normal((256, 64)) * np.exp(rng.standard_normal(64))) @ rng.standard_normal((64, 64))
-        stats = LayerStats((x.T @ x / 256).astype(np.float32), 256)
+        stats = InputStats((x.T @ x / 256).astype(np.float32), 256)
         weight = rng.standard_normal((96, 64)).astype(np.float32)
-        plan = LayerPlan("w", weight.shape, dict.fromkeys(Axis, grid), "gptq")
+        plan = TensorPlan("w", weight.shape, dict.fromkeys(Axis, grid), "gptq")
         tensor, record = round_layer([Linear(plan, weight, stats)], {"w": dict.fromkeys(Axis, 1.0)}, 3.0)["w"]
         loss = {
             rounder: {
-                axis: layer_loss(weight, dequantize(ROUNDERS[rounder]("w", weight, grid, axis, stats)), stats) for axis in Axis
+                axis: output_loss(weight, dequantize(ROUNDERS[rounder]("w", weight, grid, axis, stats)), stats) for axis in Axis
             }
             for rounder in ("rtn", "gptq")
         }

@@ -7,14 +7,15 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from quantize.axis_choice import choose_axis, layer_loss, within_slowdown
+from quantize.axis_choice import choose_axis, within_slowdown
 from quantize.blocks import dequantize
 from quantize.float_params import floats_of
 from quantize.grids import make_grid
 from quantize.rounding import ROUNDERS, gptq
 from quantize.rounding.polish import visit_codes
 from quantize.rounding.refit import refit_floats
-from quantize.types import Axis, AxisChoice, LayerStats
+from quantize.statistics.loss import output_loss
+from quantize.types import Axis, AxisChoice, InputStats
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 
 
@@ -22,8 +23,8 @@ from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 @pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
 def test_gptq_beats_rtn_under_its_hessian(grid, axis):
     weight, stats = weight_of((64, 160)), stats_of(160)
-    by_rtn = layer_loss(weight, dequantize(ROUNDERS["rtn"]("w", weight, grid, axis, None)), stats)
-    by_gptq = layer_loss(weight, dequantize(ROUNDERS["gptq"]("w", weight, grid, axis, stats)), stats)
+    by_rtn = output_loss(weight, dequantize(ROUNDERS["rtn"]("w", weight, grid, axis, None)), stats)
+    by_gptq = output_loss(weight, dequantize(ROUNDERS["gptq"]("w", weight, grid, axis, stats)), stats)
     assert by_gptq < 0.9 * by_rtn
 
 
@@ -58,7 +59,7 @@ def test_a_second_visit_lowers_the_error_of_codes_and_of_floats(grid, axis):
     weight, stats = weight_of((64, 160)), stats_of(160, rows=64)
     tensor = gptq("w", weight, grid, axis, stats)
     moved = visit_codes(tensor, weight, stats)
-    losses = [layer_loss(weight, dequantize(item), stats) for item in (tensor, moved, refit_floats(moved, weight, stats))]
+    losses = [output_loss(weight, dequantize(item), stats) for item in (tensor, moved, refit_floats(moved, weight, stats))]
     assert losses[1] < losses[0]
     assert losses[2] < losses[1] or not floats_of(tensor)
     assert all(np.array_equal(moved.params[key], value) for key, value in tensor.params.items())
@@ -80,7 +81,7 @@ def test_gptq_with_silent_channels_leaves_no_nan():
     hessian = stats.hessian.copy()
     hessian[5], hessian[:, 5] = 0, 0
     for matrix in (hessian, np.zeros_like(hessian)):
-        tensor = ROUNDERS["gptq"]("w", weight_of((32, 48)), make_grid("int", 4, 32), Axis.PER_OC, LayerStats(matrix, 9))
+        tensor = ROUNDERS["gptq"]("w", weight_of((32, 48)), make_grid("int", 4, 32), Axis.PER_OC, InputStats(matrix, 9))
         assert np.isfinite(dequantize(tensor)).all()
 
 
@@ -94,8 +95,8 @@ def test_layer_loss_is_the_mean_squared_output_error():
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((100, 24)).astype(np.float32), weight_of((16, 24))
     other = weight + rng.standard_normal(weight.shape).astype(np.float32) * np.float32(0.01)
-    stats = LayerStats(x.T @ x / np.float32(100), 100)
-    assert layer_loss(weight, other, stats) == pytest.approx(float(np.square(x @ (weight - other).T).mean()), rel=1e-4)
+    stats = InputStats(x.T @ x / np.float32(100), 100)
+    assert output_loss(weight, other, stats) == pytest.approx(float(np.square(x @ (weight - other).T).mean()), rel=1e-4)
 
 
 def test_a_tie_goes_to_per_oc():
@@ -112,8 +113,8 @@ def test_a_sensitive_input_channel_asks_for_per_ic_and_a_large_row_for_per_oc():
     quiet_column[:, 7] *= 0.1
     loud_row[7] = 50  # exact inside its own row, a wide range for every column that it touches
     for value, hessian, expected in ((quiet_column, sensitive, Axis.PER_IC), (loud_row, even, Axis.PER_OC)):
-        stats = LayerStats(hessian, 64)
-        loss = {a: layer_loss(value, dequantize(ROUNDERS["rtn"]("w", value, grid, a, None)), stats) for a in Axis}
+        stats = InputStats(hessian, 64)
+        loss = {a: output_loss(value, dequantize(ROUNDERS["rtn"]("w", value, grid, a, None)), stats) for a in Axis}
         assert choose_axis(loss).axis is expected
 
 
@@ -138,15 +139,15 @@ def test_slowdown_takes_back_what_buys_least():
 def test_rtn_with_an_importance_loses_less_of_what_matters(grid, axis):
     """From the diagonal alone: a whole Hessian gives the same codes; 8 bits have no room to gain."""
     weight, stats = weight_of((64, 160)), stats_of(160)
-    diagonal = LayerStats(np.diag(stats.hessian).copy(), stats.n_tokens)
+    diagonal = InputStats(np.diag(stats.hessian).copy(), stats.n_tokens)
     plain, weighed, same = (ROUNDERS["rtn"]("w", weight, grid, axis, known) for known in (None, diagonal, stats))
     assert np.array_equal(weighed.codes, same.codes)
-    before, after = (layer_loss(weight, dequantize(tensor), diagonal) for tensor in (plain, weighed))
+    before, after = (output_loss(weight, dequantize(tensor), diagonal) for tensor in (plain, weighed))
     assert after <= before * (1 if grid.bits == 8 else 0.99)
 
 
 def test_layer_loss_of_a_diagonal_is_that_of_the_matrix():
     weight, importance = weight_of((16, 24)), np.arange(24, dtype=np.float32)
     other = weight + np.float32(0.01)
-    loss, expected = (layer_loss(weight, other, LayerStats(known, 9)) for known in (importance, np.diag(importance)))
+    loss, expected = (output_loss(weight, other, InputStats(known, 9)) for known in (importance, np.diag(importance)))
     assert loss == pytest.approx(expected, rel=1e-6) and loss == pytest.approx(1e-4 * importance.sum(), rel=1e-3)

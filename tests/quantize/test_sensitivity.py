@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from exporter.targets import TARGETS
-from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import ConfigError
@@ -17,6 +16,7 @@ from quantize.planning.plan import QuantizeConfig
 from quantize.planning.sensitivity import measure_sensitivity, options_of, read_sensitivity
 from quantize.rounding import ROUNDERS
 from quantize.statistics.calibration import calibration_data
+from quantize.statistics.loss import output_loss
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 
@@ -60,7 +60,7 @@ def test_the_loss_is_that_of_rounding_the_tensor(source):
     for (name, bits, axis), loss in found.items():
         grid = sensitivity.make_grid(name, bits, 32)
         rounded = dequantize(ROUNDERS["rtn"](Q, source.read(Q), grid, axis, stats))
-        assert loss == pytest.approx(layer_loss(source.read(Q), rounded, stats), rel=1e-6)
+        assert loss == pytest.approx(output_loss(source.read(Q), rounded, stats), rel=1e-6)
 
 
 def test_a_sample_of_the_rows_tells_nearly_the_same(source, monkeypatch):

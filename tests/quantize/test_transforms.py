@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.checkpoint.expected import expected_shapes
@@ -16,10 +15,11 @@ from quantize.grids import make_grid
 from quantize.model_config import LINEARS, ModelConfig
 from quantize.rounding import ROUNDERS
 from quantize.source import build_model, logits
+from quantize.statistics.loss import output_loss
 from quantize.transforms import NAMES, TRANSFORMS, correct, transform
 from quantize.transforms.fold import Basis, Fold
 from quantize.transforms.layer import READERS, DecoderLayer
-from quantize.types import Axis, LayerPlan, LayerStats
+from quantize.types import Axis, InputStats, TensorPlan
 from tests.cases import stats_of, weight_of
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 
@@ -60,7 +60,7 @@ def layer_of(source: Checkpoint, index: int = 0, rounder: str = "rtn", axes: tup
     prefix = f"model.layers.{index}."
     tensors = {name.removeprefix(prefix): np.array(source.read(name)) for name in source.specs if name.startswith(prefix)}
     weights = {f"{linear}.weight": tensors[f"{linear}.weight"] for linear in LINEARS}
-    plans = {name: LayerPlan(name, value.shape, dict.fromkeys(axes, GRID), rounder) for name, value in weights.items()}
+    plans = {name: TensorPlan(name, value.shape, dict.fromkeys(axes, GRID), rounder) for name, value in weights.items()}
     first = {linear: linears[0] for linears in READERS.values() for linear in linears}
     seeds = {name: seed for seed, name in enumerate(weights)}
     stats = {name: stats_of(value.shape[1], seed=seeds[first.get(name, name)]) for name, value in weights.items()}
@@ -110,16 +110,16 @@ def test_one_after_the_other(source):
 def test_statistics_follow_and_losses_stay(diagonal):
     """What is read and what is made, scaled and in another order: an error costs in either basis the same."""
     weight, error, rng = weight_of((24, 40)), weight_of((24, 40), 3) / 9, np.random.default_rng(2)
-    stats = LayerStats(stats_of(40).hessian, 512, rng.random(24, dtype=np.float32))
+    stats = InputStats(stats_of(40).hessian, 512, rng.random(24, dtype=np.float32))
     if diagonal:
-        stats = LayerStats(stats.importance, 512, stats.row_weight)
+        stats = InputStats(stats.importance, 512, stats.row_weight)
     bases = [Basis(rng.permutation(size), np.exp(rng.standard_normal(size)).astype(np.float32)) for size in (24, 40)]
     fold = Fold({"w": bases[0]}, {"w": bases[1]})
     x = rng.standard_normal((40, 5))
     folded_x = bases[1].factor[:, None] * x[bases[1].order]
     np.testing.assert_allclose(fold.tensor("w", weight) @ folded_x, bases[0].made(weight @ x), rtol=1e-4, atol=1e-6)
-    found = layer_loss(fold.tensor("w", weight), fold.tensor("w", weight + error), fold.stats({"w": stats})["w"])
-    assert found == pytest.approx(layer_loss(weight, weight + error, stats), rel=1e-4)
+    found = output_loss(fold.tensor("w", weight), fold.tensor("w", weight + error), fold.stats({"w": stats})["w"])
+    assert found == pytest.approx(output_loss(weight, weight + error, stats), rel=1e-4)
 
 
 @pytest.mark.parametrize("rounder", ["rtn", "gptq"])
@@ -135,7 +135,7 @@ def test_the_best_fold_lowers_the_loss_of_what_is_stored(tmp_path, rounder, axes
             for axis, grid in one.plans[name].candidates.items()
         ]
         return min(
-            layer_loss(plain.tensors[name], one.in_source_basis(name, dequantize(tensor)), plain.stats[name])
+            output_loss(plain.tensors[name], one.in_source_basis(name, dequantize(tensor)), plain.stats[name])
             for tensor in rounded
         )
 
@@ -181,5 +181,5 @@ def test_gains_stay_where_nothing_is_gained(tmp_path):
     twice = rounded_as(layer, {GATE: np.full(64, 2, np.float32)})
     assert correct(layer, rounded_as(layer, {}), NAMES) == []
     assert correct(layer, twice, ["norm-scales"]) == []
-    layer.stats = {name: LayerStats(stats.importance, stats.n_tokens) for name, stats in layer.stats.items()}
+    layer.stats = {name: InputStats(stats.importance, stats.n_tokens) for name, stats in layer.stats.items()}
     assert correct(layer, twice, NAMES) == []  # a diagonal does not say which channel makes up for which

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from quantize import tuning
-from quantize.axis_choice import layer_loss
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
@@ -15,6 +14,7 @@ from quantize.descent import weight_of as weight_of_tensor
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.rounding import ROUNDERS
 from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
+from quantize.statistics.loss import output_loss
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model
@@ -158,7 +158,7 @@ def test_curvature_predicts_the_divergence(source, tokens):
             name: weight + 0.02 * weight.std() * rng.standard_normal(weight.shape).astype(np.float32)
             for name, weight in weights.items()
         }
-        predicted = sum(layer_loss(weight, changed[name], stats[name]) for name, weight in weights.items())
+        predicted = sum(output_loss(weight, changed[name], stats[name]) for name, weight in weights.items())
         assert 0.6 < predicted / divergence(source, tokens, changed) < 1.6
 
 

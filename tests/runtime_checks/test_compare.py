@@ -91,10 +91,10 @@ def test_the_source_itself_differs_nowhere(files):
         def greedy(self, tokens, count):
             return [5, 6, 2][:count]  # 2 is the end
 
-    said = compare._Said(files.source, "The", OPTIONS)
-    said.listen(Same())
-    assert [said.row(runner())["first_difference"] for runner in (Same, Other, Stops)] == [None, 1, None]
-    assert said.row(Stops())["sample"] == said.sample
+    continuation = compare._Continuation(files.source, "The", OPTIONS)
+    continuation.listen(Same())
+    assert [continuation.row(runner())["first_difference"] for runner in (Same, Other, Stops)] == [None, 1, None]
+    assert continuation.row(Stops())["sample"] == continuation.sample
 
 
 def test_the_source_runs_once(files, monkeypatch):
