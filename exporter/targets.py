@@ -42,6 +42,7 @@ class GgufTarget:
 
     name: str
     per_ic: bool
+    writer: str = "gguf"
     row_order: RowOrder = RowOrder.GGML
     default_group_size: int = GGML_BLOCK
 
@@ -96,6 +97,7 @@ class OnnxTarget:
 
     name: str
     split: bool
+    writer: str = "onnx"
     row_order: RowOrder = RowOrder.HF
     default_group_size: int = 64
 
@@ -136,8 +138,9 @@ TARGETS: dict[str, GgufTarget | OnnxTarget] = {
     "onnxruntime": OnnxTarget("onnxruntime", split=True),
     "onnxruntime+adadim": OnnxTarget("onnxruntime+adadim", split=False),
 }
-GGUF_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(target, GgufTarget))
-ONNX_TARGETS = tuple(name for name, target in TARGETS.items() if isinstance(target, OnnxTarget))
+GGUF_TARGETS, ONNX_TARGETS = (
+    tuple(name for name, target in TARGETS.items() if target.writer == word) for word in ("gguf", "onnx")
+)
 
 
 def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
@@ -160,5 +163,5 @@ def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:
     if target_of(store).name not in allowed:
         raise ExportError(
             f"{store.path}: was quantized for target {store.target}, not for {' or '.join(allowed)}; write it with "
-            f"`adadim export {'gguf' if store.target in GGUF_TARGETS else 'onnx'}`, or quantize again with --target {allowed[0]}"
+            f"`adadim export {TARGETS[store.target].writer}`, or quantize again with --target {allowed[0]}"
         )

@@ -18,7 +18,7 @@ from demo import ADADIM, ROOT, step
 from fetch_smollm2 import fetch
 
 from exporter.inspect import inspect
-from exporter.targets import GGUF_TARGETS, TARGETS
+from exporter.targets import TARGETS
 from quantize.model_config import is_linear
 from quantize.run.store import QuantizedStore
 from runtime_checks.runtimes.runners import Runner, exported_runner
@@ -52,7 +52,7 @@ def export(source: Path, folder: Path, case: tuple[str, str, int, int]) -> tuple
     """Quantize and write one case; the file, and what the cost model says of it in milliseconds."""
     target, method, bits, group = case
     name = f"{target}-{method}-{bits}-{group}"
-    store, kind = folder / "store", "gguf" if target in GGUF_TARGETS else "onnx"
+    store, kind = folder / "store", TARGETS[target].writer
     options = ("--method", method, "--bits", str(bits), "--group-size", str(group), "--max-slowdown", "1000")
     step(ADADIM, "quantize", source, "--out", store, "--target", target, *options, "--force", "--quiet")
     library = ("--with-library",) if target == "onnxruntime+adadim" else ()

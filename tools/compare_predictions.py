@@ -21,9 +21,8 @@ import numpy as np
 
 from exporter.budget import Allocator
 from exporter.cli.values import file_size, positive
-from exporter.gguf.file import gguf_size
-from exporter.onnx.file import onnx_size
-from exporter.targets import GGUF_TARGETS, TARGETS
+from exporter.targets import TARGETS
+from exporter.writers import writer_of
 from quantize import QuantizeConfig, dequantize, open_checkpoint
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
@@ -119,7 +118,7 @@ class Planner:
 def planned_size(source: Checkpoint, plan: ModelPlan) -> int:
     """Bytes of the file that a plan ends in."""
     with planned_store(source, plan) as store:
-        return gguf_size(store) if plan.target.name in GGUF_TARGETS else onnx_size(store)
+        return writer_of(plan.target.name).size(store)
 
 
 def statistics(source: Checkpoint, config: QuantizeConfig) -> Mapping[str, InputStats]:

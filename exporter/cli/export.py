@@ -14,7 +14,7 @@ from exporter.cli.reports import report_of
 from exporter.cli.summary import Row, table, totals_rows
 from exporter.inspect import inspect
 from exporter.library import add_library, library_of
-from exporter.targets import GGUF_TARGETS
+from exporter.writers import WRITERS, Writer, writer_of
 from quantize.errors import OutputError
 from quantize.kinds import is_store
 from quantize.run.outputs import Unfinished, check_file
@@ -36,31 +36,22 @@ class RunOutputs:
     store: Path
     path: Path
     report: Path
-    file_format: str
+    writer: Writer
 
     @classmethod
     def under(cls, folder: Path, target: str) -> Self:
         """Their places in a folder of their own."""
-        file_format = "gguf" if target in GGUF_TARGETS else "onnx"
-        name = "model.gguf" if file_format == "gguf" else "onnx"
-        return cls(folder / "store", folder / name, folder / "verify.json", file_format)
+        writer = writer_of(target)
+        return cls(folder / "store", folder / writer.file_name, folder / "verify.json", writer)
 
     def check(self, force: bool) -> None:
         """Raises OutputError before any work for what would not be replaced after it, nor can be what an earlier run made."""
         resumed = not force and is_store(self.store)
         if not resumed:
             check_store_output(self.store, force)
-            self._check_path(force)
+            self.writer.check_output(self.path, force)
         if not (resumed and self.path.exists()):
             check_file(self.report, force)
-
-    def _check_path(self, force: bool) -> None:
-        if self.file_format == "gguf":
-            check_file(self.path, force)
-        else:
-            from exporter.onnx.file import check_onnx_output
-
-            check_onnx_output(self.path, force)
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ def _is_export(args: Namespace, store: QuantizedStore, outputs: RunOutputs) -> b
     """Whether the file or folder holds, byte for byte, what is written from ``store``: by writing it again."""
     with Unfinished(outputs.path.with_name(f"{outputs.path.name}.again"), folder=True) as again:
         path = again.path / outputs.path.name
-        write(args, store, path, outputs.file_format)
+        write(args, store, path, outputs.writer)
         ours, theirs = _files(path), _files(outputs.path)
         return ours.keys() == theirs.keys() and all(cmp(ours[name], theirs[name], shallow=False) for name in ours)
 
@@ -124,25 +115,18 @@ def export(args: Namespace) -> str:
     """Write what the options ask for; what to tell."""
     store = QuantizedStore(args.store)
     library = library_of(store) if getattr(args, "with_library", False) else None
-    told = write(args, store, args.out, args.format)
+    told = write(args, store, args.out, WRITERS[args.format])
     if library is not None:
         add_library(args.out, library)
     return told
 
 
-def write(args: Namespace, store: QuantizedStore, out: Path, file_format: str) -> str:
+def write(args: Namespace, store: QuantizedStore, out: Path, writer: Writer) -> str:
     """One file or folder; its totals."""
-    if file_format == "gguf":
-        from exporter.gguf.file import write_gguf
-
-        write_gguf(store, out, tokenizer_pre=args.tokenizer_pre, force=args.force)
-    else:
-        from exporter.onnx.file import write_onnx
-
-        write_onnx(store, out, accuracy_level=args.accuracy_level, context=args.context, force=args.force)
+    writer.write(store, out, force=args.force, **{name: getattr(args, name) for name in writer.options})
     if not (out.is_file() or out.is_dir()):  # a pipe or a device
         return table(str(out), [("written", f"to {out}")])
-    return table(str(out), [*totals_rows(inspect(out)), *([] if file_format == "gguf" else [_context_row(args, store)])])
+    return table(str(out), [*totals_rows(inspect(out)), *([_context_row(args, store)] if "context" in writer.options else [])])
 
 
 def _context_row(args: Namespace, store: QuantizedStore) -> Row:

@@ -23,8 +23,8 @@ from exporter.cli.size import has_target_size, model_plan
 from exporter.cli.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.cli.text import kept_texts
 from exporter.cli.values import check_whole
-from exporter.preflight import check_source, source_notes
 from exporter.targets import TARGETS
+from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.progress import silence
@@ -62,7 +62,7 @@ def _quantize(args: Namespace) -> int:
     if args.out is not None:
         check_store_output(args.out, args.force)
     source = open_checkpoint(args.source)
-    check_source(source, args.target, tokenizer_pre="")  # `export` may name it
+    writer_of(args.target).check(source, tokenizer_pre="")  # `export` may name it
     warn(source_notes(source, args.target))
     plan = model_plan(args, quantize_config(args), source, args.target)
     if args.dry_run:
@@ -79,7 +79,7 @@ def _sensitivity(args: Namespace) -> int:
 
     with new_file(args.out, args.force) as file:
         source = open_checkpoint(args.source)
-        check_source(source, args.target, tokenizer_pre="")
+        writer_of(args.target).check(source, tokenizer_pre="")
         sensitivity = measure_sensitivity(source, quantize_config(args), TARGETS[args.target])
         file.write(sensitivity.to_json())
     say(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")

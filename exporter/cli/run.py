@@ -17,7 +17,7 @@ from exporter.cli.process import say, warn
 from exporter.cli.reports import json_bytes, page_of, report_of
 from exporter.cli.size import model_plan, planned_size, size_plans
 from exporter.cli.summary import checks_summary, store_summary
-from exporter.preflight import check_source, source_notes
+from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
 from quantize.run.outputs import check_file, new_file
 from quantize.statistics.calibration import BUILTIN, CalibrationText
@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
     ladder = Ladder(args, out) if len({rung.name for rung in rungs}) > 1 else None
     _check_measured(args, ladder)
     for target in dict.fromkeys(rung.target for rung in rungs):
-        check_source(source, target, args.tokenizer_pre)
+        writer_of(target).check(source, args.tokenizer_pre)
         warn(source_notes(source, target))
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
     if args.sizes:  # known before their plans, which take long to make
@@ -131,7 +131,7 @@ def _written(args: Namespace, source: Checkpoint, plans: Sequence[ModelPlan], ma
         if each.store is None:
             say(store_summary(store))
         if not each.exported:
-            say(write(args, store, each.outputs.path, each.outputs.file_format))
+            say(write(args, store, each.outputs.path, each.outputs.writer))
     return stores
 
 

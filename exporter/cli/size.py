@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from exporter.cli.values import bits_per_weight, file_path, file_size, file_sizes
 from exporter.file_size import size_of_bits
-from exporter.targets import GGUF_TARGETS, TARGETS
+from exporter.targets import TARGETS
+from exporter.writers import writer_of
 from quantize.errors import ConfigError
 from quantize.planning.plan import ModelPlan, QuantizeConfig, build_plan
 
@@ -79,13 +80,7 @@ def planned_size(args: argparse.Namespace, source: Checkpoint, plan: ModelPlan) 
     """Of the file that `export` makes: with the options of `run`, or the defaults for `quantize`, which has none of them."""
     from quantize.run.pipeline import planned_store
 
-    names = ("tokenizer_pre",) if plan.target.name in GGUF_TARGETS else ("accuracy_level", "context")
-    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    writer = writer_of(plan.target.name)
+    options = {name: getattr(args, name) for name in writer.options if hasattr(args, name)}
     with planned_store(source, plan) as store:
-        if plan.target.name in GGUF_TARGETS:
-            from exporter.gguf.file import gguf_size
-
-            return gguf_size(store, **options)
-        from exporter.onnx.file import onnx_size
-
-        return onnx_size(store, **options)
+        return writer.size(store, **options)

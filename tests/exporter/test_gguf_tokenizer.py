@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, processors
 
 from exporter.gguf.file import write_gguf
 from exporter.gguf.special import KNOWN_ENDS
-from exporter.preflight import check_source
+from exporter.writers import writer_of
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_tokenizer import cuts, tokenizer_assets
 from quantize.checkpoint.pre_tokenizers import PRE_TOKENIZERS, identify
@@ -180,7 +180,7 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, uncut, case):
         export(tmp_path, spoil(tokenizer), len(tokenizer["model"]["vocab"]) + 1)
     assert message in str(error.value) and "tokenizer.json" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ExportError, match=re.escape(message)):
-        check_source(open_checkpoint(tmp_path / "m"), "llama.cpp", None)
+        writer_of("llama.cpp").check(open_checkpoint(tmp_path / "m"), None)
 
 
 def test_the_name_can_be_given(tmp_path, uncut):
@@ -213,9 +213,9 @@ def test_other_tokens_around_a_text_are_refused(tmp_path):
     source = make_tiny_model(tmp_path / "m")
     put_around(source, "<|im_end|> $A")
     with pytest.raises(ExportError, match=r"puts the tokens \[2\] before every text"):
-        check_source(open_checkpoint(source), "llama.cpp", None)
+        writer_of("llama.cpp").check(open_checkpoint(source), None)
     with pytest.raises(ExportError, match="onnxruntime-genai can put only bos_token"):
-        check_source(open_checkpoint(source), "onnxruntime", None)
+        writer_of("onnxruntime").check(open_checkpoint(source), None)
 
 
 @pytest.mark.parametrize("ends", [[2], [2, 0], [60, 61], [60, 61, 62], [61, 0, 60, 2]])
@@ -234,7 +234,7 @@ def test_more_ends_than_a_gguf_holds(tmp_path):
     source = make_tiny_model(tmp_path / "m")
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [60, 61, 62, 63]}))
     with pytest.raises(ExportError, match="generation ends at 5 tokens"):
-        check_source(open_checkpoint(source), "llama.cpp", None)
+        writer_of("llama.cpp").check(open_checkpoint(source), None)
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN_ENDS - {"<|im_end|>"}))  # which the tiny model has already

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from exporter.gguf.file import write_gguf
-from exporter.preflight import check_source
+from exporter.writers import writer_of
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.rope import llama3_factors
 from quantize.checkpoint.row_order import ggml_row_index, hf_row_index
@@ -252,9 +252,9 @@ def test_an_unknown_tokenizer_goes_from_gguf_to_gguf_and_nowhere_else(tmp_path, 
     rewrite(file, set_key("tokenizer.ggml.pre", ValueType.STRING, "of tomorrow"))
     source = open_checkpoint(file)
     assert "tokenizer.json" not in source.assets()
-    check_source(source, "llama.cpp", None)
+    writer_of("llama.cpp").check(source, None)
     with pytest.raises(ExportError, match=r"m\.gguf: onnxruntime-genai needs a tokenizer\.json"):
-        check_source(source, "onnxruntime", None)
+        writer_of("onnxruntime").check(source, None)
     again = write_gguf(rtn_store(file, tmp_path / "again"), tmp_path / "again.gguf")
     assert parse_header(again.read_bytes()).metadata["tokenizer.ggml.pre"].decode() == "of tomorrow"
 

@@ -9,10 +9,9 @@ import onnx
 import pytest
 
 from exporter.cli.summary import store_summary
-from exporter.gguf.file import write_gguf
 from exporter.inspect import inspect
-from exporter.onnx.file import write_onnx
-from exporter.targets import GGUF_TARGETS, TARGETS
+from exporter.targets import TARGETS
+from exporter.writers import writer_of
 from quantize import QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError
 from quantize.transforms import NAMES
@@ -42,7 +41,7 @@ def written(model: Path, folder: Path, target: str, transforms: tuple[str, ...] 
     method, bits = FORMS[target]
     config = QuantizeConfig(method, bits, group_size=32, calibration_tokens=512, transforms=transforms)
     store = quantize_checkpoint(open_checkpoint(model), folder / "store", config, TARGETS[target])
-    return (write_gguf(store, folder / "f.gguf") if target in GGUF_TARGETS else write_onnx(store, folder / "onnx")), store
+    return writer_of(target).write(store, folder / "file"), store
 
 
 @pytest.mark.parametrize("target", FORMS)

@@ -8,9 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.gguf.file import write_gguf
-from exporter.onnx.file import write_onnx
-from exporter.targets import GGUF_TARGETS
+from exporter.writers import writer_of
 from quantize import open_checkpoint
 from runtime_checks.checks import source_check
 from runtime_checks.checks.source_check import ROUNDING_TOLERANCE, check_source
@@ -31,7 +29,7 @@ def model(tmp_path_factory) -> Path:
 
 def written(model: Path, folder: Path, target: str, **options) -> Path:
     store = rtn_store(model, folder / "store", target, **options)
-    return write_gguf(store, folder / "f.gguf") if target in GGUF_TARGETS else write_onnx(store, folder / "onnx")
+    return writer_of(target).write(store, folder / "file")
 
 
 def misses(path: Path, model: Path) -> set[tuple[str, str]]:

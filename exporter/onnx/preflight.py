@@ -1,0 +1,25 @@
+"""What the writer of ONNX would refuse of a source, said before anything slow is done. Needs no onnx library."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+
+from quantize.errors import ExportError
+from quantize.foreign import tokenizer_mend
+from quantize.model_config import ModelConfig
+
+HEAD_DIM_MULTIPLE = 16
+
+
+def check_onnx(config: ModelConfig, assets: Container[str], where: str) -> None:
+    """Raises ExportError for heads that the kernel refuses, or no tokenizer."""
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        needs = f"onnxruntime's GroupQueryAttention needs a multiple of {HEAD_DIM_MULTIPLE}"
+        raise ExportError(f"{where}: head_dim {config.head_dim}: {needs}; export this model to GGUF")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if name not in assets:
+            raise ExportError(
+                f"{where}: onnxruntime-genai needs a {name}, and there is none, nor a GGUF tokenizer that gives one; "
+                f"{tokenizer_mend(Path(where))}, or export to GGUF"
+            )

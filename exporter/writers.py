@@ -1,0 +1,128 @@
+"""WRITERS: what makes a store a file for a runtime. A new format is one folder, and one class and one row here.
+
+A writer's own libraries are imported when it is first used: each needs some that the others do not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from exporter.targets import TARGETS
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates, ids_without_rows
+from quantize.run.outputs import check_file
+from quantize.run.store import QuantizedStore
+
+
+class Writer(Protocol):
+    """From a store to one kind of file."""
+
+    word: str  # after `adadim export`
+    file_name: str  # of what `run` makes
+    options: tuple[str, ...]  # that ``size`` and ``write`` take beside ``force``
+
+    def check(self, source: Checkpoint, tokenizer_pre: str | None) -> None:
+        """Raises ExportError for a source that it cannot write, CheckpointError for its damaged files.
+
+        ``tokenizer_pre``: as for ``write_gguf``; "" if it may be given later.
+        """
+
+    def beyond(self, template: str) -> list[str]:
+        """What the runtime cannot render of a readable chat template."""
+
+    def check_output(self, path: Path, force: bool) -> None:
+        """Raises OutputError for what ``write`` would not replace."""
+
+    def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
+        """Bytes of the model file, from the store's headers alone. Raises ExportError."""
+
+    def write(self, store: QuantizedStore, out: Path, **options: Any) -> Path:  # noqa: ANN401
+        """``out``, written. Raises ExportError, OutputError."""
+
+
+class _Gguf:
+    word, file_name = "gguf", "model.gguf"
+    options: tuple[str, ...] = ("tokenizer_pre",)
+
+    def check(self, source: Checkpoint, tokenizer_pre: str | None) -> None:
+        from exporter.gguf.metadata import check_gguf_source
+
+        check_gguf_source(source, tokenizer_pre)
+
+    def beyond(self, template: str) -> list[str]:
+        return []
+
+    def check_output(self, path: Path, force: bool) -> None:
+        check_file(path, force)
+
+    def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
+        from exporter.gguf.file import gguf_size
+
+        return gguf_size(store, **options)
+
+    def write(self, store: QuantizedStore, out: Path, **options: Any) -> Path:  # noqa: ANN401
+        from exporter.gguf.file import write_gguf
+
+        return write_gguf(store, out, **options)
+
+
+class _Onnx:
+    word, file_name = "onnx", "onnx"
+    options: tuple[str, ...] = ("accuracy_level", "context")
+
+    def check(self, source: Checkpoint, tokenizer_pre: str | None) -> None:
+        from exporter.onnx.genai_tokenizer import genai_tokenizer_files
+        from exporter.onnx.preflight import check_onnx
+
+        check_onnx(source.config, source.assets(), str(source.path))
+        genai_tokenizer_files(source.assets(), source.config.vocab_size, str(source.path))
+
+    def beyond(self, template: str) -> list[str]:
+        from exporter.onnx.genai_template import beyond_genai
+
+        return beyond_genai(template)
+
+    def check_output(self, path: Path, force: bool) -> None:
+        from exporter.onnx.file import check_onnx_output
+
+        check_onnx_output(path, force)
+
+    def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
+        from exporter.onnx.file import onnx_size
+
+        return onnx_size(store, **options)
+
+    def write(self, store: QuantizedStore, out: Path, **options: Any) -> Path:  # noqa: ANN401
+        from exporter.onnx.file import write_onnx
+
+        return write_onnx(store, out, **options)
+
+
+WRITERS: dict[str, Writer] = {writer.word: writer for writer in (_Gguf(), _Onnx())}
+
+
+def writer_of(target: str) -> Writer:
+    """That of a key of TARGETS."""
+    return WRITERS[TARGETS[target].writer]
+
+
+def source_notes(source: Checkpoint, target: str) -> list[str]:
+    """What is left out, or will be wrong in the target's runtime, one line each; generation itself works."""
+    rows = source.config.vocab_size
+    strange = ids_without_rows(source.assets(), rows, source.path)
+    ids = [f"{source.path}: {', '.join(strange[:3])}: left out, the embedding has {rows} rows"] if strange else []
+    return ids + _template_notes(source, writer_of(target))
+
+
+def _template_notes(source: Checkpoint, writer: Writer) -> list[str]:
+    from exporter.onnx.genai_template import unreadable
+
+    template = chat_templates(source.assets(), source.path).get(DEFAULT)
+    if template is None:
+        return []
+    problem = unreadable(template)
+    if problem:
+        return [f"{source.path}: its chat template cannot be read ({problem}); the file holds it as it is"]
+    found = writer.beyond(template)
+    return [f"{source.path}: its chat template needs {', '.join(found)}, which onnxruntime-genai cannot render"] if found else []
