@@ -21,7 +21,8 @@ from exporter.inspect import inspect
 from exporter.targets import TARGETS
 from quantize.model_config import is_linear
 from quantize.run.store import QuantizedStore
-from runtime_checks.runtimes.runners import Runner, exported_runner
+from runtime_checks.exported import exported_runner
+from runtime_checks.runtimes.runners import Runner
 
 CASES = (  # target, method, bits, group size
     ("llama.cpp", "rtn-oc", 4, 32),

@@ -38,7 +38,8 @@ from quantize.types import F32, InputStats, TensorPlan
 from quantize.workers import in_threads
 from runtime_checks.measure.divergence import I64, compare, join
 from runtime_checks.measure.evaluate import EvalOptions, predictions, text_chunks
-from runtime_checks.runtimes.runners import DECODED, Runner, TorchRunner, source_runner
+from runtime_checks.runtimes.decoded import DECODED
+from runtime_checks.runtimes.runners import Runner, TorchRunner, source_runner
 
 NEAR = 0.1  # of the asked size: how far a plan's may lie from it
 SIZES = (0.92, 1.08)  # of the allocations

@@ -11,9 +11,10 @@ from quantize.errors import FileFormatError
 from quantize.grids import grid_to_json
 from quantize.run.store import QuantizedStore
 from quantize.types import Axis
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, within
-from runtime_checks.runtimes.decoded import TRANSPOSED, open_gguf, open_onnx
 from runtime_checks.runtimes.onnx_runner import load_graph
+from runtime_checks.runtimes.weights import TRANSPOSED, open_gguf, open_onnx
 
 PREFIX = "adadim."
 EXACT = 0.0  # a claim is the store's or it is not
@@ -27,10 +28,11 @@ def check_claims(path: Path, store: QuantizedStore | None) -> list[Check]:
 
     Without, only what the file's own bytes tell is compared. Raises FileFormatError for a damaged file.
     """
-    claims, checks = _onnx(path, store) if path.is_dir() else _gguf(path)
+    claimed, expect = _FORMATS[open_exported(path).writer]
+    claims, checks = claimed(path, store)
     if store is None:
         return checks
-    expected = _expected_onnx(store) if path.is_dir() else _expected_gguf(store)
+    expected = expect(store)
     keys = [key for key in {**claims, **expected} if key in expected or key not in OF_THE_FILE]
     return [*checks, *(_check("store's", key, claims.get(key), expected.get(key)) for key in keys)]
 
@@ -45,7 +47,7 @@ def _claims(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.startswith("sha256.")}
 
 
-def _gguf(path: Path) -> tuple[dict[str, Any], list[Check]]:
+def _gguf(path: Path, _store: QuantizedStore | None) -> tuple[dict[str, Any], list[Check]]:
     """All claims, and those that the file's tensors decide."""
     file = open_gguf(path)
     claims, transposed = _claims(file.metadata), any(name.endswith(TRANSPOSED) for name in file.tensors)
@@ -123,3 +125,6 @@ def _expected_onnx(store: QuantizedStore) -> dict[str, Any]:
     out = {key: header[key] for key in HEADER_KEYS if key in header}
     out |= {key: value for key, value in {"config": config, "calibration": calibration}.items() if key in header}
     return out | {"target": store.target, "tune_steps": str(config.get("tune_steps", 0))}
+
+
+_FORMATS = {"gguf": (_gguf, _expected_gguf), "onnx": (_onnx, _expected_onnx)}

@@ -16,8 +16,10 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import ModelConfig
 from quantize.types import F32
 from runtime_checks.checks.source_check import rounding_tolerance
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, within
-from runtime_checks.runtimes.decoded import Part, check_shapes, folded_layers, open_weights
+from runtime_checks.runtimes.decoded import check_shapes, folded_layers
+from runtime_checks.runtimes.weights import Part
 
 PROBES = 16  # random inputs: an error's norm is met within a tenth
 FLOAT_TOLERANCE = 1e-5  # folded floats and sums in another order, float32
@@ -37,7 +39,7 @@ def check_folds(path: Path, source: Checkpoint) -> list[Check]:
     layers = sorted(folded_layers(path))
     if not layers:
         return []
-    weights, checks = open_weights(path, source.config), list[Check]()
+    weights, checks = open_exported(path).weights(source.config), list[Check]()
     check_shapes(path, source.config, weights)
     for index in layers:
         prefix = f"model.layers.{index}."

@@ -22,7 +22,7 @@ from runtime_checks.checks.chat_template import template_of
 from runtime_checks.checks.special_ids import end_ids, ids_of
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.gguf import GgufFile, read_metadata
-from runtime_checks.runtimes.decoded import open_gguf
+from runtime_checks.runtimes.weights import open_gguf
 
 EXACT = 0.0  # values are equal or they are not
 KEY = "tokenizer.ggml."

@@ -18,8 +18,8 @@ from quantize.types import F32, U8, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.decode import BLOCK_BYTES, matmul
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, gguf_codes
-from runtime_checks.runtimes.decoded import ROPE_FREQS, ggml_grid, open_gguf, row_chunks
 from runtime_checks.runtimes.llama_cpp import out_prod
+from runtime_checks.runtimes.weights import ROPE_FREQS, ggml_grid, open_gguf, row_chunks
 
 EXACT = 0.0  # decoders follow one formula in float32, and integers are integers: nothing may differ in any bit
 # Share of sum(|x| * |w|). ggml_out_prod adds IC products one after the other in float32: sqrt(IC) roundings of 2**-24 are

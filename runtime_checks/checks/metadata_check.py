@@ -17,7 +17,7 @@ from quantize.model_config import ModelConfig
 from quantize.types import F32
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.gguf import decode_gguf, read_metadata
-from runtime_checks.runtimes.decoded import ROPE_FREQS, open_gguf
+from runtime_checks.runtimes.weights import ROPE_FREQS, open_gguf
 
 EXACT = 0.0  # integers and texts are equal, and floats are the float32 of the source's number
 BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # yarn's, where nothing else is said, in transformers and in llama.cpp

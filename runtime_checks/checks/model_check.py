@@ -9,11 +9,12 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.types import F32
 from runtime_checks.checks.genai_check import check_genai, check_genai_config
+from runtime_checks.exported import Exported, open_exported
 from runtime_checks.measure.divergence import I64, compare
 from runtime_checks.measure.results import Check, within
-from runtime_checks.runtimes.decoded import transposed_names
-from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
-from runtime_checks.runtimes.runners import Runner, decoded_runner, exported_runner, greedy_error, source_tokens
+from runtime_checks.runtimes.decoded import decoded_runner
+from runtime_checks.runtimes.onnx_runner import OnnxRunner
+from runtime_checks.runtimes.runners import Runner, greedy_error, source_tokens
 
 # float32 against float32, sums in another order: the largest difference of a logit over the largest logit, 8e-6 after 30 layers.
 LOGITS_TOLERANCE = 1e-4
@@ -53,22 +54,23 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
 
     A GGUF with transposed tensors has no runtime, so nothing is checked here. Raises FileFormatError if a runtime refuses it.
     """
-    if not path.is_dir() and transposed_names(path):
+    exported = open_exported(path)
+    if exported.unrunnable is not None:
         return []
-    texts, labels = _texts(path, source)
+    texts, labels = _texts(exported, source)
     prompt = texts[0, : min(GREEDY_PROMPT, texts.shape[1] // 2)]
     count = min(GREEDY_TOKENS, texts.shape[1] - len(prompt)) if len(prompt) else 0
     reference = decoded_runner(path, source)
     base = _logits(reference, texts)
     checks = []
-    if path.is_dir():
-        exact = OnnxRunner(path, accuracy_level=0)
+    exact = exported.exact_runner()
+    if exact is not None:
         checks.append(_check_logits(path, base, _logits(exact, texts)))
         error = greedy_error(reference, prompt, exact.greedy(prompt, count)) if count else 0.0
         checks.append(within("greedy tokens at accuracy level 0 = torch", path.name, error, LOGITS_TOLERANCE))
         exact.close()
     reference.close()
-    shipped = exported_runner(path, texts.shape[1])
+    shipped = exported.runner(texts.shape[1])
     checks += _check_distribution(path, base, _logits(shipped, texts), labels)
     if isinstance(shipped, OnnxRunner):
         sizes = check_genai_config(path, source.config)
@@ -78,11 +80,10 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
     return checks
 
 
-def _texts(path: Path, source: Checkpoint) -> tuple[I64, I64]:
+def _texts(exported: Exported, source: Checkpoint) -> tuple[I64, I64]:
     """The fixed text cut into texts that both models hold, I64[texts, length], and the tokens that follow, I64[all]."""
-    context = exported_context(path) if path.is_dir() else None
     ids = source_tokens(source, TEXT)
-    length = min(TOKENS, source.config.context, context or TOKENS, len(ids) - 1)
+    length = min(TOKENS, source.config.context, exported.context or TOKENS, len(ids) - 1)
     count = min(TEXTS, TOKENS // length, (len(ids) - 1) // length)
     return ids[: count * length].reshape(count, length), ids[1 : count * length + 1]
 

@@ -15,7 +15,7 @@ from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.onnx import OnnxCodes, OnnxTensor
-from runtime_checks.runtimes.decoded import open_onnx, row_chunks
+from runtime_checks.runtimes.weights import open_onnx, row_chunks
 
 # An identity matrix through MatMulNBits at level 0, GatherBlockQuantized or MatMulAdaDim gives (q - z) * s, rounded once, plus
 # zeros: every weight to the bit.

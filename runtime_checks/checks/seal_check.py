@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, noted, within
-from runtime_checks.runtimes.decoded import open_gguf
 from runtime_checks.runtimes.onnx_runner import load_graph
+from runtime_checks.runtimes.weights import open_gguf
 
 SEAL = "adadim.sha256."
 DATA = "model.onnx.data"
@@ -24,7 +25,7 @@ EXACT = 0.0  # digests are equal or they are not
 
 def check_seal(path: Path) -> list[Check]:
     """Every seal of a GGUF or an ONNX folder; a note for a file without. Raises FileFormatError for a damaged file."""
-    held, digests = _onnx_digests(path) if path.is_dir() else _gguf_digests(path)
+    held, digests = _DIGESTS[open_exported(path).writer](path)
     if not held:
         return [
             noted(
@@ -77,3 +78,6 @@ def _sealed(data: bytes, digits: str | None) -> str:
     if digits is not None and len(digits) == len(OPEN):
         data = data.replace(digits.encode("utf-8", "surrogateescape"), OPEN)
     return hashlib.sha256(data).hexdigest()
+
+
+_DIGESTS = {"gguf": _gguf_digests, "onnx": _onnx_digests}

@@ -14,8 +14,10 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.types import F32
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, within
-from runtime_checks.runtimes.decoded import CHUNK_WEIGHTS, Weights, folded_layers, is_tuned, open_weights, row_chunks
+from runtime_checks.runtimes.decoded import folded_layers, is_tuned
+from runtime_checks.runtimes.weights import CHUNK_WEIGHTS, Weights, row_chunks
 
 NEVER_FOLDED = ("q_proj.bias", "k_proj.bias", "o_proj.bias", "down_proj.bias", "q_norm.weight", "k_norm.weight")
 EXACT = 0.0  # names are there or not, and floats that are kept have not moved
@@ -33,7 +35,7 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
 
     A tensor that is larger than a decoder layer is read by chunks of rows. Raises FileFormatError for a damaged file.
     """
-    weights, origin = open_weights(path, source.config), {name: name for name in source.specs}
+    weights, origin = open_exported(path).weights(source.config), {name: name for name in source.specs}
     folded, tuned = folded_layers(path), is_tuned(path)
     if source.tied and HEAD in weights.shapes:
         origin[HEAD] = EMBEDDING

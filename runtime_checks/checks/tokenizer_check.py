@@ -15,10 +15,11 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import FileFormatError, shown
 from runtime_checks.checks.chat_template import CONVERSATIONS, Prompt, render_all
 from runtime_checks.checks.tokenizer_truth import Encode, Truth, gguf_truth, hf_truth
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, noted, within
-from runtime_checks.runtimes.decoded import open_gguf
 from runtime_checks.runtimes.llama_cpp import LlamaVocab
 from runtime_checks.runtimes.native_path import native_path
+from runtime_checks.runtimes.weights import open_gguf
 
 EXACT = 0.0  # ids and bytes are equal or they are not
 STRINGS = (
@@ -55,7 +56,7 @@ def check_tokenizer(path: Path, source: Checkpoint) -> list[Check]:
     refuses the file's tokenizer, CheckpointError if the source's cannot be read.
     """
     with ExitStack() as stack:
-        llama = not path.is_dir()
+        llama = open_exported(path).writer == "gguf"
         truth = gguf_truth(source, stack) if source.path.is_file() else hf_truth(source, stack, llama)
         if llama:
             return _check_template(truth) + _check_llama(path, stack.enter_context(LlamaVocab(path)), truth)

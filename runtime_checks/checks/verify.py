@@ -29,24 +29,33 @@ from runtime_checks.checks.onnx_check import check_onnx
 from runtime_checks.checks.seal_check import check_seal
 from runtime_checks.checks.source_check import check_source
 from runtime_checks.checks.tokenizer_check import check_tokenizer
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check
 from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.runtimes.isolated import checking_children
-from runtime_checks.runtimes.onnx_runner import load_graph
 
 Step = Callable[[Path, Checkpoint, QuantizedStore | None], list[Check]]
-STEPS: dict[str, Step] = {  # the cheap ones first
+_SOON: dict[str, Step] = {  # of every format, the cheap ones first
     "seal": lambda path, *_: check_seal(path),
     "claims": lambda path, _, store: check_claims(path, store),
     "tokenizer": lambda path, source, _: check_tokenizer(path, source),
-    "metadata": lambda path, source, _: [] if path.is_dir() else check_metadata(path, source),
-    "assets": lambda path, source, store: (check_onnx_assets if path.is_dir() else check_gguf_assets)(path, source, store),
-    "graph": lambda path, source, _: check_graph(path, source) if path.is_dir() else [],
-    "tensors": lambda path, _, store: (check_onnx if path.is_dir() else check_gguf)(path, store),
+}
+_LATE: dict[str, Step] = {
     "source": lambda path, source, _: check_source(path, source),
     "folds": lambda path, source, _: check_folds(path, source),
     "model": lambda path, source, _: check_model(path, source),
 }
+_GGUF: dict[str, Step] = {
+    "metadata": lambda path, source, _: check_metadata(path, source),
+    "assets": check_gguf_assets,
+    "tensors": lambda path, _, store: check_gguf(path, store),
+}
+_ONNX: dict[str, Step] = {
+    "assets": check_onnx_assets,
+    "graph": lambda path, source, _: check_graph(path, source),
+    "tensors": lambda path, _, store: check_onnx(path, store),
+}
+STEPS = {"gguf": _SOON | _GGUF | _LATE, "onnx": _SOON | _ONNX | _LATE}  # by writer
 OF_TEXTS = ("tokenizer",)
 DECODED = 3.0  # times the float32 weights: what a check of the whole model holds at once, runtime included
 
@@ -59,14 +68,19 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) 
     CheckpointError or CalibrationError if the source is no use as a measure.
     """
     _check_ours(path)
-    return [check for name in track(STEPS, "verifying", len(STEPS)) for check in _checked(name, path, source, store)]
+    steps = STEPS[open_exported(path).writer]
+    return [check for name in track(steps, "verifying", len(steps)) for check in _checked(name, path, source, store)]
 
 
 def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) -> list[list[Check]]:
     """``verify`` of each file of one source against its store, two steps side by side where there is the memory for it."""
     for path in files:
         _check_ours(path)
-    tasks = [(path, name) for name in reversed(STEPS) for path in files]  # the dear ones first
+    steps = {path: list(STEPS[open_exported(path).writer]) for path in files}
+    places = range(1, 1 + max(map(len, steps.values()), default=0))
+    tasks = [
+        (path, steps[path][-place]) for place in places for path in files if place <= len(steps[path])
+    ]  # the dear ones first
     idle = SimpleQueue[int]()
     lanes = 2 if len(files) > 1 and fits(source.specs, 2 * DECODED) else 1
     for lane in range(lanes):
@@ -79,12 +93,12 @@ def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) 
 
     with ThreadPoolExecutor(lanes) as pool:
         found = dict(zip(tasks, track(pool.map(one, tasks), "verifying", len(tasks)), strict=True))
-    return [[check for name in STEPS for check in found[path, name]] for path in files]
+    return [[check for name in steps[path] for check in found[path, name]] for path in files]
 
 
 def _check_ours(path: Path) -> None:
     """Raises FileFormatError if there is no such file, or none that adadim wrote."""
-    if not (path / "model.onnx" if path.is_dir() else path).is_file() or kind_of(path) is Kind.ZIP:
+    if not open_exported(path).model_file.is_file() or kind_of(path) is Kind.ZIP:
         raise FileFormatError(mistaken(path, Wanted.FILE))
     if _foreign(path):
         raise FileFormatError(f"{path}: not written by adadim; measure it: adadim eval {path} --source MODEL")
@@ -104,7 +118,8 @@ def _checked(name: str, path: Path, source: Checkpoint, store: QuantizedStore | 
 
 def check_step(name: str, path: Path, source: Path, store: Path | None) -> list[Check]:
     """One of STEPS, all it needs opened anew: it runs in a child process. Raises FileFormatError, DamagedFileError."""
-    return STEPS[name](path, open_checkpoint(source), None if store is None else QuantizedStore(store))
+    step = STEPS[open_exported(path).writer][name]
+    return step(path, open_checkpoint(source), None if store is None else QuantizedStore(store))
 
 
 def _missed(name: str, reason: str) -> Check:
@@ -114,5 +129,5 @@ def _missed(name: str, reason: str) -> Check:
 def _foreign(path: Path) -> bool:
     """Whether it is an ONNX folder whose nodes say nothing of what they hold. A GGUF's tensors do, whoever wrote it."""
     with suppress(FileFormatError):  # a damaged one is a failed check
-        return path.is_dir() and not any(entry.key.startswith("adadim.") for entry in load_graph(path).metadata_props)
+        return not open_exported(path).describes_itself
     return False

@@ -13,11 +13,11 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
 from quantize.progress import track
 from quantize.types import F32
+from runtime_checks.exported import open_exported
 from runtime_checks.measure.divergence import I64, Scores, compare, join
-from runtime_checks.runtimes.decoded import check_same_model, exported_bytes
+from runtime_checks.runtimes.decoded import check_same_model, decoded_runner
 from runtime_checks.runtimes.isolated import isolated_runner
-from runtime_checks.runtimes.onnx_runner import exported_context
-from runtime_checks.runtimes.runners import Runner, decoded_runner, source_runner, source_tokens
+from runtime_checks.runtimes.runners import Runner, source_runner, source_tokens
 
 MIN_CONTEXT = 8
 SPEED_TOKENS = 16  # decoded one at a time for the speed, if the context holds them
@@ -80,8 +80,7 @@ def open_runner(path: Path, source: Checkpoint, options: EvalOptions) -> Runner:
     """The file as it will be measured. Raises FileFormatError, ConfigError."""
     if options.weights_only:
         return decoded_runner(path, source)
-    limit = exported_context(path) if path.is_dir() else None
-    _check_context(path, limit or options.context, options.context)
+    _check_context(path, open_exported(path).context or options.context, options.context)
     check_same_model(path, source.config)
     return isolated_runner(path, options.context)
 
@@ -122,4 +121,4 @@ def summary(parts: Sequence[Scores]) -> dict[str, Any]:
 def cost(path: Path, runner: Runner, options: EvalOptions) -> dict[str, Any]:
     """The keys of ``evaluate`` that tell of size and speed."""
     speed = runner.speed(min(SPEED_TOKENS, options.context - 1))
-    return {"bytes": exported_bytes(path), "tokens_per_s": speed, "runtime": runner.name}
+    return {"bytes": open_exported(path).nbytes, "tokens_per_s": speed, "runtime": runner.name}

@@ -1,121 +1,39 @@
-"""An exported file as floats again: its bytes through the reference, under Hugging Face names and row order."""
+"""What a file says of its model: as a whole network of decoded weights, and of what was done to them before rounding."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from exporter.inspect import inspect
-from exporter.onnx.reader import DOOR, MODEL_FILE, read_graph
+from exporter.onnx.reader import DOOR
+from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.expected import expected_shapes
-from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError, shown
 from quantize.gguf.names import to_hf_name_or_own
-from quantize.grids import GRIDS
 from quantize.model_config import HEAD, ModelConfig
 from quantize.run.store_schema import Digits
-from quantize.types import F32, Grid
-from runtime_checks.reference.decode import FLOAT_BYTES, DamagedFileError
-from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
-from runtime_checks.reference.onnx import ALL, OnnxTensor, read_onnx
+from runtime_checks.exported import open_exported
+from runtime_checks.runtimes.runners import TorchRunner
+from runtime_checks.runtimes.weights import Weights
 
-TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
-ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
 FOLDS = "adadim.transforms"  # JSON: a transform's name -> a digit for each layer, 1 where it was applied
 TUNING = "adadim.tune_steps"
 NUMBER = re.compile(r"[0-9]{1,18}")
-CHUNK_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB for each decoder
+DECODED = "torch (decoded)"
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """``values`` F32 of some output channels; ``dtype`` if they are stored as floats ("F16"), else ``bits`` of their codes."""
-
-    values: F32
-    dtype: str | None
-    bits: int = 0
-
-
-class Weights(Protocol):
-    """What a file holds, under Hugging Face names and in Hugging Face row order."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """(OC, IC) or (n,) of every tensor; one that no decoder has goes by the file's own name."""
-
-    def part(self, name: str, rows: slice = ALL) -> Part:
-        """A tensor, or some of its output channels. Raises FileFormatError."""
-
-
-class GgufWeights:
-    """A GGUF's tensors; q and k rows of llama put back in order, ``.weight_ic`` turned back."""
-
-    def __init__(self, path: Path, config: ModelConfig) -> None:
-        self._config = config
-        self._tensors: dict[str, GgufTensor] = {}
-        for stored, tensor in open_gguf(path).tensors.items():
-            name = to_hf_name_or_own(stored)
-            if stored != ROPE_FREQS:
-                self._tensors[stored if name in self._tensors else name] = tensor
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See Weights."""
-        return {name: item.shape[::-1] if item.name.endswith(TRANSPOSED) else item.shape for name, item in self._tensors.items()}
-
-    def part(self, name: str, rows: slice = ALL) -> Part:
-        """See Weights."""
-        tensor, heads = self._tensors[name], self._config.rotary_heads(name)
-        order = ALL if heads is None else hf_row_index(self.shapes[name][0], heads)
-        if len(tensor.shape) == 1:
-            values = decode_gguf(tensor)[order][rows]
-        elif tensor.name.endswith(TRANSPOSED):
-            values = decode_gguf(tensor).T[order][rows]
-        else:
-            data = tensor.data[order][rows]
-            values = decode_gguf(replace(tensor, data=data, shape=(len(data), *tensor.shape[1:])))
-        floats = tensor.kind in FLOAT_BYTES
-        return Part(values, tensor.kind) if floats else Part(values, None, ggml_grid(tensor.kind).bits)
-
-
-class OnnxWeights:
-    """An ONNX folder's tensors."""
-
-    def __init__(self, folder: Path) -> None:
-        self._tensors = open_onnx(folder)
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """See Weights."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def part(self, name: str, rows: slice = ALL) -> Part:
-        """See Weights. The width of codes is that of the largest, because 3 bits ride in nodes of 4."""
-        tensor = self._tensors[name]
-        try:
-            if tensor.read_floats is not None:
-                return Part(tensor.decode(rows), tensor.dtype)
-            whole = rows == ALL or (rows.start, rows.stop) == (0, tensor.shape[0])
-            held = tensor.codes(ALL if whole else rows)
-            values = held.decode() if whole or held.per_oc else tensor.codes().decode(rows)
-        except DamagedFileError as error:
-            raise FileFormatError(f"{error}; export it again") from error
-        return Part(values, None, int(held.codes.max()).bit_length())
-
-
-def open_weights(path: Path, config: ModelConfig) -> Weights:
-    """The decoded tensors of a GGUF or an ONNX folder, each read when asked for. Raises FileFormatError."""
-    return OnnxWeights(path) if path.is_dir() else GgufWeights(path, config)
+def decoded_runner(path: Path, source: Checkpoint) -> TorchRunner:
+    """The weights that the file's bytes decode to, in torch, float32 activations. Raises FileFormatError."""
+    return TorchRunner(decoded_model(path, source.config), DECODED)
 
 
 def decoded_model(path: Path, config: ModelConfig) -> Any:  # noqa: ANN401 - torch is known to quantize.source alone
     """A float32 torch model of the file's decoded weights. Raises FileFormatError."""
     from quantize.source import build_model
 
-    weights = open_weights(path, config)
+    weights = open_exported(path).weights(config)
     check_shapes(path, config, weights)
     return build_model(config, lambda name: weights.part(name).values, HEAD not in weights.shapes)
 
@@ -143,46 +61,9 @@ def check_same_model(path: Path, config: ModelConfig) -> None:
             raise FileFormatError(f"{path}: {name} is {held}, the source's is {shape}; name the source that it was made from")
 
 
-def row_chunks(rows: int, cols: int, weights: int = CHUNK_WEIGHTS) -> Iterator[slice]:
-    """Slices of a matrix's rows, ``weights`` numbers at a time."""
-    step = max(1, weights // cols)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def ggml_grid(kind: str) -> Grid:
-    """Our grid for a ggml block type that the reference decodes."""
-    grid = GRIDS[kind.lower()]
-    assert not isinstance(grid, type)
-    return grid
-
-
-def open_gguf(path: Path) -> GgufFile:
-    """The GGUF's header and mapped tensors. Raises FileFormatError."""
-    try:
-        return read_gguf(path)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path}: not there; give a GGUF or a folder that `adadim export` wrote") from error
-    except DamagedFileError as error:
-        raise FileFormatError(f"{error}; export it again") from error
-
-
-def open_onnx(folder: Path) -> dict[str, OnnxTensor]:
-    """Every weight of an ONNX folder, read when asked for. Raises FileFormatError."""
-    read_graph(folder)
-    try:
-        return read_onnx(folder)
-    except DamagedFileError as error:
-        raise FileFormatError(f"{error}; export it again") from error
-
-
-def transposed_names(path: Path) -> list[str]:
-    """Tensors of a GGUF that are stored transposed, which only gguf-adadim files have. Raises FileFormatError."""
-    return [item["name"] for item in inspect(path)["tensors"] if item["name"].endswith(TRANSPOSED)]
-
-
 def folded_layers(path: Path) -> frozenset[int]:
     """Decoder layers that, as the file says, were scaled or reordered before rounding. Raises FileFormatError."""
-    text = _metadata(path).get(FOLDS, "{}")
+    text = open_exported(path).metadata.get(FOLDS, "{}")
     where = f"{path}: {FOLDS} in its metadata"
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
     digits = DOOR.json(data, where, dict[str, Digits]).values()
@@ -191,20 +72,7 @@ def folded_layers(path: Path) -> frozenset[int]:
 
 def is_tuned(path: Path) -> bool:
     """Whether, as the file says, scales and norms were tuned after rounding. Raises FileFormatError."""
-    steps = _metadata(path).get(TUNING, 0)
+    steps = open_exported(path).metadata.get(TUNING, 0)
     if isinstance(steps, bool) or not NUMBER.fullmatch(str(steps)):
         raise DOOR.refused(path, f"{TUNING} in its metadata is '{shown(steps)}', no number of steps")
     return int(steps) > 0
-
-
-def _metadata(path: Path) -> Mapping[str, Any]:
-    if path.is_dir():
-        return read_graph(path).metadata
-    return open_gguf(path).metadata
-
-
-def exported_bytes(path: Path) -> int:
-    """Bytes of a GGUF, or of model.onnx and every external data file that it names."""
-    if not path.is_dir():
-        return path.stat().st_size
-    return sum((path / name).stat().st_size for name in {MODEL_FILE, *read_graph(path).locations})

@@ -10,8 +10,9 @@ from typing import Any
 from quantize.child import GIB, Child, ChildEnded, Limits
 from quantize.errors import FileFormatError
 from quantize.types import F32
+from runtime_checks.exported import exported_runner
 from runtime_checks.measure.divergence import I64
-from runtime_checks.runtimes.runners import Runner, exported_runner
+from runtime_checks.runtimes.runners import Runner
 
 # Of all checks of a file's tokenizer and templates in its runtime, which a hostile one could keep busy for ever.
 TEXT_LIMITS = Limits(seconds=120, memory=4 * GIB)

@@ -9,15 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.errors import CalibrationError, FileFormatError
+from quantize.errors import CalibrationError
 from quantize.statistics.calibration import tokenize
 from quantize.types import F32
 from runtime_checks.measure.divergence import I64
-from runtime_checks.runtimes.decoded import decoded_model, transposed_names
 from runtime_checks.runtimes.llama_cpp import LlamaModel
-from runtime_checks.runtimes.onnx_runner import OnnxRunner, greedy_speed
-
-DECODED = "torch (decoded)"
+from runtime_checks.runtimes.onnx_runner import greedy_speed
 
 
 class Runner(Protocol):
@@ -115,21 +112,3 @@ def source_runner(source: Checkpoint) -> TorchRunner:
     from quantize.source import build_model
 
     return TorchRunner(build_model(source.config, source.read, source.tied), "torch")
-
-
-def decoded_runner(path: Path, source: Checkpoint) -> TorchRunner:
-    """The weights that the file's bytes decode to, in torch, float32 activations. Raises FileFormatError."""
-    return TorchRunner(decoded_model(path, source.config), DECODED)
-
-
-def exported_runner(path: Path, context: int) -> Runner:
-    """The file in its own runtime, as shipped. Raises FileFormatError where there is none, or it refuses the file."""
-    if path.is_dir():
-        return OnnxRunner(path)
-    names = transposed_names(path)
-    if names:
-        raise FileFormatError(
-            f"{path}: {names[0]} and {len(names) - 1} more are stored transposed, which no stock llama.cpp runs; "
-            "use --weights-only to run the decoded weights in torch"
-        )
-    return LlamaRunner(path, context)

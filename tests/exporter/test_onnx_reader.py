@@ -19,8 +19,10 @@ from exporter.onnx.genai_reader import read_head_size
 from quantize.errors import ConfigError, ExportError, FileFormatError
 from runtime_checks.checks.genai_check import check_genai_config
 from runtime_checks.checks.onnx_parts import OnnxParts
-from runtime_checks.runtimes.decoded import exported_bytes, folded_layers, is_tuned, open_onnx
+from runtime_checks.exported import open_exported
+from runtime_checks.runtimes.decoded import folded_layers, is_tuned
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
+from runtime_checks.runtimes.weights import open_onnx
 from tests.runtime_checks.made import Made, make
 
 Edit = Callable[[ModelProto], object]
@@ -131,7 +133,7 @@ MODELS: dict[str, tuple[Edit, str]] = {
 def test_a_changed_graph_is_one_line(case, folder):
     edit, words = MODELS[case]
     change(folder, edit)
-    readers = (inspect, OnnxRunner, OnnxParts, exported_bytes, open_onnx, folded_layers)
+    readers = (inspect, OnnxRunner, OnnxParts, lambda path: open_exported(path).nbytes, open_onnx, folded_layers)
     for index, read in enumerate(
         readers if not case.startswith(("tensors", "a tensor without a grid", "another")) else [inspect]
     ):

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exporter.onnx.file import write_onnx
 from quantize import open_checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
+from runtime_checks.exported import exported_runner, open_exported
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
-from runtime_checks.runtimes.decoded import open_weights
 from runtime_checks.runtimes.llama_cpp import BATCH_ROWS
-from runtime_checks.runtimes.runners import exported_runner, source_runner
+from runtime_checks.runtimes.runners import source_runner
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import TEXT, make_tiny_model
 
@@ -37,7 +37,7 @@ def made(request, tmp_path_factory) -> tuple[str, Made, dict[str, float]]:
 def plain_scores(item: Made) -> dict[str, float]:
     """The decoded weights put into a second transformers model; everything in torch, at once, in float64."""
     models = [AutoModelForCausalLM.from_pretrained(item.source.path, dtype=torch.float32).eval() for _ in range(2)]
-    weights = open_weights(item.file, item.source.config)
+    weights = open_exported(item.file).weights(item.source.config)
     for name, parameter in models[1].named_parameters():
         parameter.data = torch.from_numpy(np.array(weights.part(name).values))
     ids = AutoTokenizer.from_pretrained(item.source.path)(TEXT, return_tensors="pt").input_ids[0]

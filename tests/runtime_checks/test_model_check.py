@@ -7,8 +7,9 @@ import pytest
 
 from runtime_checks.checks import model_check
 from runtime_checks.checks.model_check import KL_TOLERANCE, LOGITS_TOLERANCE, TIE, check_model
+from runtime_checks.runtimes.decoded import decoded_runner
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
-from runtime_checks.runtimes.runners import decoded_runner, greedy_error, source_tokens
+from runtime_checks.runtimes.runners import greedy_error, source_tokens
 from tests.runtime_checks.made import Made, make
 
 RNG = np.random.default_rng(3)

@@ -16,7 +16,7 @@ from runtime_checks.checks import onnx_check, onnx_parts
 from runtime_checks.checks.onnx_check import SPLIT_TOLERANCE, check_onnx
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.reference.onnx import read_onnx
-from runtime_checks.runtimes.decoded import row_chunks
+from runtime_checks.runtimes.weights import row_chunks
 from tests.tiny import make_tiny_model
 
 WHOLE_CHANNEL = 128  # more than any length here, none of which is a power of two: one ragged group in every row

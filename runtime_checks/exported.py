@@ -1,0 +1,130 @@
+"""A file or folder that was exported: the only place that asks which of the two it is. A new format is one class here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from exporter.inspect import inspect
+from exporter.onnx.reader import MODEL_FILE, read_graph
+from quantize.errors import FileFormatError
+from quantize.model_config import ModelConfig
+from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
+from runtime_checks.runtimes.runners import LlamaRunner, Runner
+from runtime_checks.runtimes.weights import TRANSPOSED, GgufWeights, OnnxWeights, Weights, open_gguf
+
+
+class Exported(Protocol):
+    """Opened lazily: each answer reads what it needs, and raises FileFormatError for a damaged file."""
+
+    path: Path
+    writer: str  # a key of exporter.writers.WRITERS
+
+    @property
+    def model_file(self) -> Path:
+        """The file itself, or that of the folder without which there is no model."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What it says of itself."""
+
+    @property
+    def describes_itself(self) -> bool:
+        """Whether its tensors say what they hold, so that they can be checked."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that it holds at most, or None if nothing limits them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the model, without what a folder holds beside it."""
+
+    @property
+    def unrunnable(self) -> str | None:
+        """Why no runtime takes it, or None."""
+
+    def weights(self, config: ModelConfig) -> Weights:
+        """Decoded, each read when asked for."""
+
+    def runner(self, context: int) -> Runner:
+        """It in its own runtime, as shipped. Raises FileFormatError where there is none, or it refuses the file."""
+
+    def exact_runner(self) -> Runner | None:
+        """The same with activations left in float32, where its runtime can."""
+
+
+class _Gguf:
+    writer = "gguf"
+    describes_itself, context = True, None
+
+    def __init__(self, path: Path) -> None:
+        self.path = self.model_file = path
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return open_gguf(self.path).metadata
+
+    @property
+    def nbytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def unrunnable(self) -> str | None:
+        names = [item["name"] for item in inspect(self.path)["tensors"] if item["name"].endswith(TRANSPOSED)]
+        return f"{names[0]} and {len(names) - 1} more are stored transposed, which no stock llama.cpp runs" if names else None
+
+    def weights(self, config: ModelConfig) -> Weights:
+        return GgufWeights(self.path, config)
+
+    def runner(self, context: int) -> Runner:
+        if self.unrunnable is not None:
+            raise FileFormatError(f"{self.path}: {self.unrunnable}; use --weights-only to run the decoded weights in torch")
+        return LlamaRunner(self.path, context)
+
+    def exact_runner(self) -> Runner | None:
+        return None
+
+
+class _OnnxFolder:
+    writer = "onnx"
+    unrunnable = None
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.model_file = path, path / MODEL_FILE
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return read_graph(self.path).metadata
+
+    @property
+    def describes_itself(self) -> bool:
+        return any(key.startswith("adadim.") for key in self.metadata)
+
+    @property
+    def context(self) -> int | None:
+        return exported_context(self.path)
+
+    @property
+    def nbytes(self) -> int:
+        return sum((self.path / name).stat().st_size for name in {MODEL_FILE, *read_graph(self.path).locations})
+
+    def weights(self, config: ModelConfig) -> Weights:
+        return OnnxWeights(self.path)
+
+    def runner(self, context: int) -> Runner:
+        return OnnxRunner(self.path)
+
+    def exact_runner(self) -> Runner | None:
+        return OnnxRunner(self.path, accuracy_level=0)
+
+
+def open_exported(path: Path) -> Exported:
+    """A folder is ONNX, anything else a GGUF; nothing is read yet."""
+    return _OnnxFolder(path) if path.is_dir() else _Gguf(path)
+
+
+def exported_runner(path: Path, context: int) -> Runner:
+    """``Exported.runner``, for a child process."""
+    return open_exported(path).runner(context)
