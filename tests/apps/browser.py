@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from tests import browser
 from tests.native import built
 
-PATIENCE = 120_000  # ms; a busy machine compiles 14 MB of WebAssembly slowly
+PATIENCE = 300_000  # ms; a busy machine compiles 14 MB of WebAssembly slowly
 
 
 @dataclass(frozen=True)
