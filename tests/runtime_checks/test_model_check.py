@@ -93,3 +93,12 @@ def test_other_weights_than_the_runtime_has_are_a_miss(onnx, tmp_path, monkeypat
 def test_the_text_is_long_enough_to_measure():
     assert len(model_check.TEXT) > 4 * model_check.TOKENS
     assert KL_TOLERANCE < TIE
+
+
+@pytest.mark.parametrize(("noise", "ok"), [(0.10, True), (0.25, False)])
+def test_three_times_the_divergence_of_rounded_activations_is_a_miss(tmp_path, noise, ok):
+    """llama.cpp and MatMulNBits leave .004 to .006; .005 and .03 here."""
+    base = RNG.standard_normal((64, 500)).astype(np.float32) * 3
+    shipped = base + noise * RNG.standard_normal(base.shape).astype(np.float32)
+    check = model_check._check_distribution(tmp_path, base, shipped, np.zeros(64, np.int64))[0]
+    assert 0.6 < check.error / (noise**2 / 2) < 1.4 and check.ok is ok
