@@ -13,8 +13,8 @@ import quantize.telemetry  # noqa: F401 - switches off what other libraries repo
 if TYPE_CHECKING:
     from exporter.bundle.folder import BundleOptions, write_bundle
     from exporter.gguf.file import write_gguf
-    from exporter.library import add_library, custom_op_path
     from exporter.onnx.file import write_onnx
+    from exporter.onnx.library import add_library, custom_op_path
     from exporter.targets import TARGETS
 
 __all__ = ["TARGETS", "BundleOptions", "add_library", "custom_op_path", "write_bundle", "write_gguf", "write_onnx"]
@@ -22,8 +22,8 @@ __all__ = ["TARGETS", "BundleOptions", "add_library", "custom_op_path", "write_b
 _HOMES = {
     "TARGETS": "targets",
     "BundleOptions": "bundle.folder",
-    "add_library": "library",
-    "custom_op_path": "library",
+    "add_library": "onnx.library",
+    "custom_op_path": "onnx.library",
     "write_bundle": "bundle.folder",
     "write_gguf": "gguf.file",
     "write_onnx": "onnx.file",

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from exporter.onnx.cost import gather_bytes
+from exporter.onnx_cost import gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
 from quantize.checkpoint import Checkpoint
+from quantize.config import AXES, QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.gguf.container import padded
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.allocation import Cost, allocate, smallest
-from quantize.planning.plan import AXES, ModelPlan, QuantizeConfig, as_floats, build_plan, table_rounder
+from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_rounder
 from quantize.planning.sensitivity import TABLES, Sensitivity, quick_enough
-from quantize.run.store import TensorRecord
+from quantize.store.tensors import TensorRecord
 from quantize.types import Axis, TensorPlan
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -31,8 +31,8 @@ from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear
 from quantize.outside import Size
-from quantize.run.store import QuantizedStore, TensorRecord
-from quantize.run.store_schema import Dtype, Shape, TensorName
+from quantize.store.schema import Dtype, Shape, TensorName
+from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.onnx.cost import (
+from exporter.onnx_cost import (
     SECONDS_PER_BYTE,
     SECONDS_PER_NODE,
     linear_bytes,
@@ -22,7 +22,7 @@ from exporter.onnx.cost import (
 )
 from quantize.errors import ConfigError, ExportError, StoreError, shown
 from quantize.grids import GRIDS
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}

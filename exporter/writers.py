@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from exporter.targets import TARGETS
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates, ids_without_rows
-from quantize.run.outputs import check_file
-from quantize.run.store import QuantizedStore
+from quantize.store.outputs import check_file
+from quantize.store.tensors import QuantizedStore
 
 
 class Writer(Protocol):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import quantize.telemetry  # noqa: F401 - switches off what other libraries report, before one is loaded
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.config import QuantizeConfig
 from quantize.errors import AdaDimError
 from quantize.grids import GRIDS, make_grid
-from quantize.planning.plan import QuantizeConfig, build_plan
+from quantize.planning.plan import build_plan
 from quantize.rounding import ROUNDERS
 from quantize.run.pipeline import quantize_checkpoint
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, PlainTensor, QuantizedTensor, Target
 
 __all__ = [

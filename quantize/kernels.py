@@ -7,19 +7,16 @@ user's cache. Importing this takes a third of a second, so it is imported where 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numba import njit
 
-from quantize.grids.least_squares import TINY as TINY_SCALE
-from quantize.types import F32, Formula
-
-if TYPE_CHECKING:
-    from quantize.rounding.in_turn import Channels
+from quantize import types
+from quantize.types import F32, Channels, Formula
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
-TINY = np.float32(TINY_SCALE)
+TINY = np.float32(types.TINY)
 REFINEMENTS = 2  # a least-squares scale gives other codes, and these another scale
 WIDTH = 512  # output channels at a time: their steps stay in the cache
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
 Array = NDArray[Any]
 Params = Mapping[str, Array]
+TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
 
 
 class Axis(StrEnum):
@@ -89,6 +91,24 @@ class Formula(NamedTuple):
     levels: F32
     table: U8
     centred: bool
+
+
+class Channels(NamedTuple):
+    """Some input channels in the order of their rounding; F32[n, OC] but where said.
+
+    ``wanted``: what each would be without the others. ``mix`` F32[n, n]: how much of one's step (column) goes off a later one
+    (row). ``held`` F32[n, OC] or F32[0, OC]: a step is from there to the value, or from what was wanted in the end. Written
+    are ``codes`` U8[n, OC], ``values`` and ``steps``.
+    """
+
+    wanted: F32
+    mix: F32
+    held: F32
+    scale: F32
+    zero: F32
+    codes: U8
+    values: F32
+    steps: F32
 
 
 class Grid(Protocol):

@@ -12,10 +12,10 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.row_order import hf_row_index
-from quantize.planning.plan import QuantizeConfig
+from quantize.config import QuantizeConfig
 from quantize.run.pipeline import quantize_checkpoint
-from quantize.run.seal import OPEN, closed
-from quantize.run.store import QuantizedStore
+from quantize.store.seal import OPEN, closed
+from quantize.store.tensors import QuantizedStore
 from quantize.types import QuantizedTensor, RowOrder
 
 

@@ -19,8 +19,8 @@ import pytest
 
 from exporter.cli import main as cli
 from exporter.cli.main import main
-from quantize.run.outputs import Unfinished
 from quantize.statistics import calibration
+from quantize.store.outputs import Unfinished
 from tests.stores import reseal
 from tests.tiny import TEXT, make_tiny_model
 

@@ -87,6 +87,6 @@ def test_the_package_as_it_is_installed(capsys, monkeypatch):
     assert names[0] == "numpy" and {"torch", "onnx", "xllamacpp"} <= set(names)
     assert main(["doctor"]) == 0
     assert "native library of onnxruntime+adadim" in capsys.readouterr().out
-    monkeypatch.setattr("exporter.library.LIBRARY", "libnone.so")
+    monkeypatch.setattr("exporter.onnx.library.LIBRARY", "libnone.so")
     assert main(["doctor"]) == 0
     assert "tools/apt-packages.sh && make native" in capsys.readouterr().out

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError
 from pathlib import Path
 
 import pytest
+from draw_rooms import PAGE, arrows, drawing, in_order, with_drawing
 
 ROOT = Path(__file__).parent.parent
 OURS = ("quantize", "exporter", "runtime_checks")
@@ -58,3 +60,21 @@ def test_only_source_runs_torch(path):
 @pytest.mark.parametrize("path", [path for path in FILES if relative(path).startswith("exporter/")], ids=relative)
 def test_the_exporter_needs_no_torch(path):
     assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
+
+
+def test_rooms_lead_in_no_circle():
+    order, found = in_order(arrows()), arrows()
+    assert len(order) > 30
+    for room, others in found.items():
+        assert all(order.index(other) < order.index(room) for other in others)
+
+
+def test_a_circle_is_seen():
+    with pytest.raises(CycleError):
+        in_order({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+def test_the_picture_is_of_these_imports():
+    """`tools/draw_rooms.py` draws it anew."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_drawing(page, drawing(arrows())) == page

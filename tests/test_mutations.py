@@ -20,7 +20,7 @@ from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
 from quantize.errors import AdaDimError
 from quantize.planning.plan import build_plan
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from runtime_checks.checks.onnx_check import check_onnx
 from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.reference.onnx import read_onnx

@@ -20,8 +20,8 @@ from fetch_smollm2 import fetch
 from exporter.inspect import inspect
 from exporter.targets import TARGETS
 from quantize.model_config import is_linear
-from quantize.run.store import QuantizedStore
-from runtime_checks.exported import exported_runner
+from quantize.store.tensors import QuantizedStore
+from runtime_checks.runtimes.exported import exported_runner
 from runtime_checks.runtimes.runners import Runner
 
 CASES = (  # target, method, bits, group size

@@ -30,13 +30,13 @@ from quantize.planning.plan import ModelPlan
 from quantize.planning.sensitivity import TABLES, Sensitivity, read_sensitivity
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
-from quantize.run.outputs import new_file
 from quantize.run.pipeline import planned_store
 from quantize.source import build_model, measure_curvature, walk_layers
 from quantize.statistics.calibration import calibration_data, load_text
-from quantize.types import F32, InputStats, TensorPlan
+from quantize.store.outputs import new_file
+from quantize.types import F32, I64, InputStats, TensorPlan
 from quantize.workers import in_threads
-from runtime_checks.measure.divergence import I64, compare, join
+from runtime_checks.measure.divergence import compare, join
 from runtime_checks.measure.evaluate import EvalOptions, predictions, text_chunks
 from runtime_checks.runtimes.decoded import DECODED
 from runtime_checks.runtimes.runners import Runner, TorchRunner, source_runner

@@ -19,10 +19,10 @@ import numpy as np
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, build_plan, dequantize, open_checkpoint
 from quantize.checkpoint import Checkpoint
+from quantize.loss import output_loss
 from quantize.rounding import ROUNDERS
 from quantize.source import walk_layers
 from quantize.statistics.calibration import calibration_data
-from quantize.statistics.loss import output_loss
 from quantize.transforms import NAMES, TRANSFORMS, correct, transform
 from quantize.transforms.layer import READERS, DecoderLayer
 from quantize.types import F32, InputStats, TensorPlan

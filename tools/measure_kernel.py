@@ -22,17 +22,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from exporter.library import custom_op_path
 from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
+from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import matmul_nbits
 from exporter.onnx.split import split_form
 from exporter.onnx.tensors import Form
 from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoint
 from quantize.model_config import LINEARS, is_linear
 from quantize.rounding import ROUNDERS
-from quantize.run.store import TensorRecord
 from quantize.source.whole import build_model, logits
 from quantize.statistics.calibration import held_out_text, tokenize
+from quantize.store.tensors import TensorRecord
 from quantize.types import F32
 from runtime_checks.measure.kernel_bench import ROWS, WIRE, form_session, interleaved
 

@@ -12,3 +12,4 @@ autodoc_typehints = "description"
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_copy_source = html_show_sourcelink = html_show_copyright = False
+suppress_warnings = ["misc.highlighting_failure"]  # of Mermaid, whose text stands for its picture: drawing it would load a script

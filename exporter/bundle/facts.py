@@ -22,7 +22,7 @@ from quantize.gguf.container import GgufHeader
 from quantize.gguf.names import to_hf_name_or_own
 from quantize.kinds import Wanted, is_store, mistaken, readable
 from quantize.outside import Count, Door
-from quantize.run.store_schema import Sha256, Word
+from quantize.store.schema import Sha256, Word
 
 if TYPE_CHECKING:
     from exporter.onnx.reader import OnnxGraph
@@ -258,7 +258,7 @@ def with_losses(facts: Facts, store: Path) -> list[Report]:
 
     Raises StoreError, and ConfigError for another model's store.
     """
-    from quantize.run.store import QuantizedStore
+    from quantize.store.tensors import QuantizedStore
 
     held = QuantizedStore(store)
     if held.header["source"]["sha256"] != facts.source["sha256"] or held.target != facts.target:

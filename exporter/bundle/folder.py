@@ -34,8 +34,8 @@ from exporter.onnx.genai import GENAI_FILE, MAX_LENGTH
 from quantize.errors import ConfigError, ExportError, OutputError
 from quantize.outside import MIB, Door, open_regular
 from quantize.progress import track
-from quantize.run.outputs import Unfinished, check_file, check_folder, new_file
-from quantize.run.store_schema import Bytes, Word
+from quantize.store.outputs import Unfinished, check_file, check_folder, new_file
+from quantize.store.schema import Bytes, Word
 
 PART_SIZE = 24 << 20  # below the 25 MiB that the strictest static hosts take of one file
 CARD, CHECKER = "MODEL_CARD.md", "verify_bundle.py"

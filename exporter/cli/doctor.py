@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from exporter.cli.summary import Row, table
-from exporter.library import custom_op_path
+from exporter.onnx.library import custom_op_path
 from quantize.errors import ExportError
 
 PACKAGE = "adadim-edge"

@@ -13,13 +13,13 @@ from exporter.cli.options import CONTEXT
 from exporter.cli.reports import report_of
 from exporter.cli.summary import Row, table, totals_rows
 from exporter.inspect import inspect
-from exporter.library import add_library, library_of
+from exporter.onnx.library import add_library, library_of
 from exporter.writers import WRITERS, Writer, writer_of
 from quantize.errors import OutputError
 from quantize.kinds import is_store
-from quantize.run.outputs import Unfinished, check_file
 from quantize.run.pipeline import planned_store
-from quantize.run.store import QuantizedStore, check_store_output
+from quantize.store.outputs import Unfinished, check_file
+from quantize.store.tensors import QuantizedStore, check_store_output
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint

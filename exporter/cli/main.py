@@ -28,7 +28,7 @@ from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
 from quantize.progress import silence
-from quantize.run.outputs import new_file
+from quantize.store.outputs import new_file
 from quantize.telemetry import stay_offline
 
 
@@ -55,7 +55,7 @@ def _run_command(args: Namespace) -> int:
 def _quantize(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.run.pipeline import planned_store, quantize_planned
-    from quantize.run.store import check_store_output
+    from quantize.store.tensors import check_store_output
 
     if args.dry_run and not has_target_size(args):
         raise ConfigError("--dry-run: shows the plan for a file's size; give --target-size or --target-bpw")
@@ -95,7 +95,7 @@ def _export(args: Namespace) -> int:
 
 def _verify(args: Namespace) -> int:
     from quantize import open_checkpoint
-    from quantize.run.store import QuantizedStore
+    from quantize.store.tensors import QuantizedStore
     from runtime_checks.checks.verify import verify
     from runtime_checks.measure.results import checks_report
 

@@ -19,10 +19,10 @@ from exporter.cli.values import BITS, file_path, group_size, positive, text_path
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
+from quantize.config import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
+from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
-from quantize.planning.effort import EFFORTS
-from quantize.planning.plan import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"

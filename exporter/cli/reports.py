@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.outside import open_regular
-from quantize.run.outputs import Foreign, new_file
+from quantize.store.outputs import Foreign, new_file
 
 Json = dict[str, Any] | list[dict[str, Any]]
 Save = Callable[[Json], None]

@@ -19,13 +19,13 @@ from exporter.cli.size import model_plan, planned_size, size_plans
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
-from quantize.run.outputs import check_file, new_file
 from quantize.statistics.calibration import BUILTIN, CalibrationText
+from quantize.store.outputs import check_file, new_file
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint
     from quantize.planning.plan import ModelPlan
-    from quantize.run.store import QuantizedStore
+    from quantize.store.tensors import QuantizedStore
 
 LADDER_TARGETS = DEFAULT_RUN_TARGETS[:1]
 CHUNKS = 8  # of 512 tokens, which is enough to tell sizes apart

@@ -11,8 +11,9 @@ from exporter.cli.values import bits_per_weight, file_path, file_size, file_size
 from exporter.file_size import size_of_bits
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
+from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
-from quantize.planning.plan import ModelPlan, QuantizeConfig, build_plan
+from quantize.planning.plan import ModelPlan, build_plan
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint

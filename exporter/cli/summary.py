@@ -11,7 +11,7 @@ from exporter.targets import TARGETS
 from quantize.grids import grid_from_json
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.model_config import EMBEDDING, HEAD, is_linear
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid
 
 Row = tuple[str, str]

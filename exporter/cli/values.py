@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from exporter.file_size import parse_size
 from quantize import transforms
+from quantize.config import WHOLE_CHANNEL
 from quantize.errors import ConfigError
 from quantize.kinds import Wanted, folder_meant, foreign, mistaken
-from quantize.planning.plan import WHOLE_CHANNEL
 
 MOST_BITS = 32
 BITS = (2, 3, 4, 5, 8)

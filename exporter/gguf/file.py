@@ -24,9 +24,9 @@ from quantize.gguf.container import TensorInfo, Value, ValueType, alignment_of, 
 from quantize.gguf.names import WEIGHT_IC, to_gguf_name
 from quantize.model_config import HEAD, ModelConfig
 from quantize.progress import track
-from quantize.run.outputs import new_file
-from quantize.run.seal import OPEN, closed
-from quantize.run.store import QuantizedStore, TensorRecord
+from quantize.store.outputs import new_file
+from quantize.store.seal import OPEN, closed
+from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import F32, Axis, PlainTensor, QuantizedTensor
 
 DATA_SEAL, HEADER_SEAL = "adadim.sha256.data", "adadim.sha256.header"  # see docs/reference/gguf-adadim.md

@@ -16,7 +16,7 @@ from quantize.errors import ExportError, StoreError
 from quantize.gguf.container import Value, ValueType, parse_header
 from quantize.model_config import EMBEDDING, ModelConfig
 from quantize.rotary import BETAS, default_attention_factor
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import onnx.parser
 from onnx import FunctionProto, TensorProto
 
-from exporter.onnx.cost import tile_shapes
 from exporter.onnx.tensors import Form, Planned, Span, Wire, node, planned_scale, site
 from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
-from quantize.run.store import TensorRecord
+from exporter.onnx_cost import tile_shapes
+from quantize.store.tensors import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 
 DOMAIN = "ai.adadim"

@@ -14,19 +14,19 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
-from exporter.library import LIBRARY
 from exporter.onnx.genai import GENAI_FILE, write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.onnx.graph import exported_context
+from exporter.onnx.library import LIBRARY
 from exporter.onnx.plan import DATA_FILE, DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
 from exporter.onnx.preflight import check_onnx
 from exporter.onnx.reader import MODEL_FILE, parse_model
 from exporter.targets import ONNX_TARGETS, check_target
 from quantize.errors import FileFormatError
 from quantize.progress import track
-from quantize.run.outputs import Unfinished, check_folder
-from quantize.run.seal import OPEN, closed, sha256_of
-from quantize.run.store import QuantizedStore
+from quantize.store.outputs import Unfinished, check_folder
+from quantize.store.seal import OPEN, closed, sha256_of
+from quantize.store.tensors import QuantizedStore
 from quantize.types import PlainTensor
 
 VALUE_OF_SEAL = bytes((2 << 3 | 2, len(OPEN)))  # protobuf: field 2 of a metadata entry, of so many bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from onnx import NodeProto, TensorProto
 
 from exporter.onnx.tensors import Form, Planned, Span, Wire, node, site
-from quantize.run.store import TensorRecord
+from quantize.store.tensors import TensorRecord
 from quantize.types import PlainTensor, QuantizedTensor
 
 DATA_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.onnx.genai_tokenizer import genai_tokenizer_files
 from quantize.checkpoint.tokenizer_files import special_ids
 from quantize.model_config import ModelConfig
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 
 MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
 GENAI_FILE = "genai_config.json"

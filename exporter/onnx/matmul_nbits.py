@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.cost import block_size, packed_size, stored_bits
 from exporter.onnx.tensors import (
     Form,
     Planned,
@@ -24,8 +23,9 @@ from exporter.onnx.tensors import (
     site,
     wide_scale,
 )
+from exporter.onnx_cost import block_size, packed_size, stored_bits
 from quantize.model_config import HEAD
-from quantize.run.store import TensorRecord
+from quantize.store.tensors import TensorRecord
 from quantize.types import Array, QuantizedTensor
 
 CONTRIB = "com.microsoft"

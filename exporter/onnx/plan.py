@@ -20,8 +20,8 @@ from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.run.seal import OPEN
-from quantize.run.store import QuantizedStore, TensorRecord
+from quantize.store.seal import OPEN
+from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Array, Axis
 
 DATA_FILE = "model.onnx.data"

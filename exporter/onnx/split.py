@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.cost import SPLIT_K_BLOCK, groups_per_mul, stored_bits
 from exporter.onnx.matmul_nbits import CONTRIB
 from exporter.onnx.tensors import (
     Form,
@@ -30,7 +29,8 @@ from exporter.onnx.tensors import (
     site,
     wide_scale,
 )
-from quantize.run.store import TensorRecord
+from exporter.onnx_cost import SPLIT_K_BLOCK, groups_per_mul, stored_bits
+from quantize.store.tensors import TensorRecord
 from quantize.types import Array, QuantizedTensor
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from quantize.grids.int_affine import IntAffine
-from quantize.run.store import TensorRecord
+from quantize.store.tensors import TensorRecord
 from quantize.types import U8, Array
 
 ITEM_BITS: dict[int, int] = {

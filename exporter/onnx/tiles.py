@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.onnx.cost import BLOCK, TILE, stored_bits
 from exporter.onnx.tensors import pack_bits, pad_last
+from exporter.onnx_cost import BLOCK, TILE, stored_bits
 from quantize.types import U8, Axis
 
 Number = TypeVar("Number", bound=np.generic)

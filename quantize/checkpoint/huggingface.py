@@ -16,11 +16,11 @@ from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, check_finite, to_f32
 from quantize.checkpoint.safetensors_file import StoredTensor, read_header
 from quantize.checkpoint.tokenizer_files import DOOR, MORE_TEMPLATES, TEMPLATES, check_files
+from quantize.checkpoint.tokenizing import check_tokenizer
 from quantize.errors import CheckpointError, shown
 from quantize.foreign import TO_CONVERT, WHOLE_MODEL, foreign_folder
 from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
 from quantize.outside import Door
-from quantize.statistics.tokenizing import check_tokenizer
 from quantize.types import F32, PlainTensor, TensorSpec
 
 ASSETS = (

@@ -13,7 +13,6 @@ import numpy as np
 
 from quantize.grids.ggml import divide, to_float16
 from quantize.grids.least_squares import (
-    TINY,
     Nearest,
     best_line,
     best_scale,
@@ -26,7 +25,7 @@ from quantize.grids.least_squares import (
     whole_codes,
     whole_formula,
 )
-from quantize.types import F32, U8, Array, Formula, Params
+from quantize.types import F32, TINY, U8, Array, Formula, Params
 
 SUPER_BLOCK = 256
 POLISHES = 2

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from quantize.grids.importance import weighed
-from quantize.types import F32, U8, Array, Formula, Params
+from quantize.types import F32, TINY, U8, Array, Formula, Params
 from quantize.workers import in_threads
 
 if TYPE_CHECKING:
     from quantize import kernels
 
 SLICE = 1 << 16  # weights fitted at a time: they and a few copies stay in the cache
-TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
 
 
 class Nearest(NamedTuple):

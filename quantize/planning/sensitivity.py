@@ -21,20 +21,20 @@ import numpy as np
 
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
+from quantize.config import FINE_BITS, TABLE_BITS, QuantizeConfig
 from quantize.errors import ConfigError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS
 from quantize.kinds import readable
-from quantize.memory import check_backward
+from quantize.loss import output_loss
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.outside import Door
-from quantize.planning.plan import FINE_BITS, TABLE_BITS, QuantizeConfig
+from quantize.planning.memory import check_backward
 from quantize.progress import track
 from quantize.rounding import ROUNDERS
-from quantize.run.store import TensorRecord
-from quantize.run.store_schema import CalibrationJson, SourceJson, Word, read_record
 from quantize.statistics.calibration import calibration_data
-from quantize.statistics.loss import output_loss
+from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record
+from quantize.store.tensors import TensorRecord
 from quantize.types import F32, Axis, Grid, InputStats, Target, TensorSpec
 
 FORMAT = 1

@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from quantize.types import F32, U8, Grid
-
-
-class Channels(NamedTuple):
-    """Some input channels in the order of their rounding; F32[n, OC] but where said.
-
-    ``wanted``: what each would be without the others. ``mix`` F32[n, n]: how much of one's step (column) goes off a later one
-    (row). ``held`` F32[n, OC] or F32[0, OC]: a step is from there to the value, or from what was wanted in the end. Written
-    are ``codes`` U8[n, OC], ``values`` and ``steps``.
-    """
-
-    wanted: F32
-    mix: F32
-    held: F32
-    scale: F32
-    zero: F32
-    codes: U8
-    values: F32
-    steps: F32
+from quantize.types import F32, Channels, Grid
 
 
 def channels(wanted: F32, mix: F32, held: F32 | None = None, scale: F32 | None = None, zero: F32 | None = None) -> Channels:

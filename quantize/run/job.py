@@ -9,22 +9,23 @@ from importlib.metadata import version
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
-from quantize.block_rounding import BlockRounder
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.floats import from_f32
 from quantize.checkpoint.row_order import RowOrders
+from quantize.config import QuantizeConfig
 from quantize.kinds import readable
-from quantize.layer_rounding import Linear, Rounded, round_layer, round_layer_by_scope
 from quantize.model_config import EMBEDDING, HEAD, layer_index
-from quantize.planning.plan import ModelPlan, QuantizeConfig, plan_notes
+from quantize.planning.plan import ModelPlan, plan_notes
 from quantize.progress import track
-from quantize.run.store import Piece, TensorRecord
 from quantize.statistics.calibration import Coverage, calibration_data
 from quantize.statistics.imatrix import Imatrix, read_imatrix
+from quantize.steps.layer_rounding import Linear, Rounded, round_layer, round_layer_by_scope
+from quantize.steps.learn_codes import BlockRounder
+from quantize.steps.learn_floats import tune_pieces, tuning_tokens, whole_pieces
+from quantize.store.tensors import Piece, TensorRecord
 from quantize.transforms import correct, transform
 from quantize.transforms.layer import DecoderLayer
-from quantize.tuning import tune_pieces, tuning_tokens, whole_pieces
 from quantize.types import F32, Axis, Curvature, InputStats, PlainTensor, Target, TensorPlan
 
 if TYPE_CHECKING:

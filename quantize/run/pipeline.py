@@ -13,12 +13,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from quantize.checkpoint import Checkpoint
-from quantize.memory import check_memory
-from quantize.planning.plan import ModelPlan, QuantizeConfig, build_plan
+from quantize.config import QuantizeConfig
+from quantize.planning.memory import check_memory
+from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
 from quantize.run.job import TABLES, Job, make_job, place_of
-from quantize.run.store import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
+from quantize.store.tensors import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.types import Axis, Target, TensorPlan
 
 

@@ -17,11 +17,11 @@ import torch
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING, HEAD, INPUT_SITES
 from quantize.progress import track
-from quantize.source.whole import I64, LOGIT_ROWS, build_model
-from quantize.types import F32, Curvature, InputStats
+from quantize.source.freed import return_freed
+from quantize.source.whole import LOGIT_ROWS, build_model
+from quantize.types import F32, I64, Curvature, InputStats
 
 BATCH = 1  # sequences that go through the whole model together
 TIDY = 4  # batches between two returns of memory

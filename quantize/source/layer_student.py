@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantize.memory import return_freed
+from quantize.source.freed import return_freed
 from quantize.source.whole import change, hidden_of, take_gradients
 from quantize.types import F32, Curvature
 
@@ -43,7 +43,7 @@ def output_costs(token_weight: str | Curvature, prefix: str, outputs: torch.Tens
 
 @dataclass(eq=False)
 class LayerStudent:
-    """A layer of the source, into which other weights are put; its ``Student`` is that of ``quantize.descent``.
+    """A layer of the source, into which other weights are put; its ``Student`` is that of ``quantize.steps.descent``.
 
     ``_inputs`` F32[sequences, length, hidden] is what the layers before it give with other weights in them, ``_taught`` what the
     layer gives in the source.

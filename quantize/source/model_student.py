@@ -13,10 +13,10 @@ from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from quantize.checkpoint import Checkpoint
-from quantize.memory import return_freed
 from quantize.progress import track
-from quantize.source.whole import I64, LOGIT_ROWS, build_model, change, take_gradients
-from quantize.types import F32
+from quantize.source.freed import return_freed
+from quantize.source.whole import LOGIT_ROWS, build_model, change, take_gradients
+from quantize.types import F32, I64
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
 FORGETFUL = 2  # one decoder layer in so many keeps only its input for the way back, and runs again there

@@ -12,11 +12,11 @@ from torch import nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.memory import return_freed
 from quantize.model_config import EMBEDDING, INPUT_SITES
+from quantize.source.freed import return_freed
 from quantize.source.layer_student import LayerStudent, output_costs
-from quantize.source.whole import I64, hidden_of, put, skeleton
-from quantize.types import F32, Curvature, InputStats
+from quantize.source.whole import hidden_of, put, skeleton
+from quantize.types import F32, I64, Curvature, InputStats
 
 BATCH = 4  # sequences that go through a layer together
 

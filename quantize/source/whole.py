@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from quantize.model_config import HEAD, ModelConfig
 from quantize.rotary import ROPE_KEYS, rope_settings
-from quantize.types import F32
+from quantize.types import F32, I64
 
 Read = Callable[[str], F32]
-I64 = NDArray[np.int64]
 LOGIT_ROWS = 128  # tokens whose logits, a whole vocabulary each, are in memory at a time
 
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.checkpoint.tokenizing import encode
 from quantize.errors import CalibrationError
 from quantize.foreign import tokenizer_mend
 from quantize.kinds import readable
 from quantize.model_config import INPUT_SITES
-from quantize.statistics.tokenizing import encode
 from quantize.types import InputStats
 
 if TYPE_CHECKING:
-    from quantize.planning.plan import QuantizeConfig
+    from quantize.config import QuantizeConfig
 
 BUILTIN = "builtin"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
@@ -116,7 +116,7 @@ def held_out_text() -> str:
 def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
     """Token ids I64[n] of the whole text, with what the tokenizer puts around one. ``where`` names the model in errors.
 
-    Raises CalibrationError for a tokenizer.json that cannot be read, or not within ``quantize.statistics.tokenizing``'s limits.
+    Raises CalibrationError for a tokenizer.json that cannot be read, or not within ``quantize.checkpoint.tokenizing``'s limits.
     """
     return encode(text, tokenizer_json, f"{where}: tokenizer.json", CalibrationError)
 

@@ -27,6 +27,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from quantize.checkpoint import Checkpoint
+from quantize.config import QuantizeConfig
 from quantize.errors import CalibrationError, ConfigError
 from quantize.gguf.container import (
     DEFAULT_ALIGNMENT,
@@ -44,10 +45,9 @@ from quantize.gguf.container import (
 from quantize.gguf.names import to_gguf_name, to_hf_name_or_own
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.planning.plan import QuantizeConfig
 from quantize.progress import track
-from quantize.run.outputs import new_file
 from quantize.statistics.calibration import Coverage, calibration_data
+from quantize.store.outputs import new_file
 from quantize.types import F32, InputStats, TensorPlan, TensorSpec
 
 SUMS, COUNTS = ".in_sum2", ".counts"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from quantize.blocks import dequantize
+from quantize.loss import output_loss
 from quantize.model_config import LINEARS, ModelConfig
 from quantize.rounding import ROUNDERS
-from quantize.statistics.loss import output_loss
 from quantize.transforms.fold import Fold
 from quantize.types import F32, InputStats, TensorPlan
 

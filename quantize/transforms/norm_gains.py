@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quantize.statistics.loss import output_loss
+from quantize.loss import output_loss
 from quantize.transforms.layer import READERS, DecoderLayer
 from quantize.types import F32
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from quantize.errors import FileFormatError
 from quantize.grids import grid_to_json
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis
-from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, within
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.onnx_runner import load_graph
 from runtime_checks.runtimes.weights import TRANSPOSED, open_gguf, open_onnx
 

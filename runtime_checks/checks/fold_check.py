@@ -16,9 +16,9 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import ModelConfig
 from quantize.types import F32
 from runtime_checks.checks.source_check import rounding_tolerance
-from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import check_shapes, folded_layers
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.weights import Part
 
 PROBES = 16  # random inputs: an error's norm is met within a tenth

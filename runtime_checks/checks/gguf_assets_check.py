@@ -17,7 +17,7 @@ import gguf
 from quantize.checkpoint.pre_tokenizers import BY_NAME, identify
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from runtime_checks.checks.chat_template import template_of
 from runtime_checks.checks.special_ids import end_ids, ids_of
 from runtime_checks.measure.results import Check, within

@@ -13,7 +13,7 @@ from quantize.blocks import dequantize
 from quantize.errors import FileFormatError
 from quantize.gguf.container import GgufHeader, alignment_of, map_file, padded, parse_header
 from quantize.gguf.names import WEIGHT_IC, to_gguf_name
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, U8, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.decode import BLOCK_BYTES, matmul

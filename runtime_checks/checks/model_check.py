@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.types import F32
+from quantize.types import F32, I64
 from runtime_checks.checks.genai_check import check_genai, check_genai_config
-from runtime_checks.exported import Exported, open_exported
-from runtime_checks.measure.divergence import I64, compare
+from runtime_checks.measure.divergence import compare
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import decoded_runner
+from runtime_checks.runtimes.exported import Exported, open_exported
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
 from runtime_checks.runtimes.runners import Runner, greedy_error, source_tokens
 

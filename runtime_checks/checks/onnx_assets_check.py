@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.library import LIBRARY
 from exporter.onnx.genai_template import for_genai
+from exporter.onnx.library import LIBRARY
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError, FileFormatError
 from runtime_checks.checks.chat_template import special_tokens_of, template_of

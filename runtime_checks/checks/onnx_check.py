@@ -10,7 +10,7 @@ import numpy as np
 from quantize.blocks import from_rows, spread
 from quantize.grids.int_affine import IntAffine
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.measure.results import Check, within

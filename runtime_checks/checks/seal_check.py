@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, noted, within
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.onnx_runner import load_graph
 from runtime_checks.runtimes.weights import open_gguf
 

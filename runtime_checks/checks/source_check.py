@@ -14,9 +14,9 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.types import F32
-from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import folded_layers, is_tuned
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.weights import CHUNK_WEIGHTS, Weights, row_chunks
 
 NEVER_FOLDED = ("q_proj.bias", "k_proj.bias", "o_proj.bias", "down_proj.bias", "q_norm.weight", "k_norm.weight")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizing import TextTokenizer
 from quantize.errors import CheckpointError
-from quantize.statistics.tokenizing import TextTokenizer
 from runtime_checks.checks.chat_template import Prompt, render_all, special_tokens_of, template_of
 from runtime_checks.reference.gguf import read_metadata
 from runtime_checks.runtimes.llama_cpp import LlamaVocab

@@ -13,9 +13,9 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.child import ChildEnded
 from quantize.errors import FileFormatError
 from quantize.kinds import Kind, Wanted, kind_of, mistaken
-from quantize.memory import fits
+from quantize.planning.memory import fits
 from quantize.progress import track
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.workers import borrowed
 from runtime_checks.checks.claims_check import check_claims
 from runtime_checks.checks.fold_check import check_folds
@@ -29,9 +29,9 @@ from runtime_checks.checks.onnx_check import check_onnx
 from runtime_checks.checks.seal_check import check_seal
 from runtime_checks.checks.source_check import check_source
 from runtime_checks.checks.tokenizer_check import check_tokenizer
-from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check
 from runtime_checks.reference.decode import DamagedFileError
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.isolated import checking_children
 
 Step = Callable[[Path, Checkpoint, QuantizedStore | None], list[Check]]

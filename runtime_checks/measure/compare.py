@@ -15,11 +15,11 @@ from typing import Any
 
 from exporter.inspect import inspect
 from quantize.checkpoint.protocol import Checkpoint
+from quantize.checkpoint.tokenizing import TextTokenizer
 from quantize.errors import AdaDimError, ConfigError
 from quantize.kinds import readable
 from quantize.progress import track
 from quantize.statistics.calibration import CalibrationText
-from quantize.statistics.tokenizing import TextTokenizer
 from runtime_checks.measure.divergence import Scores
 from runtime_checks.measure.evaluate import EvalOptions, cost, open_runner, predictions, score, summary, text_chunks
 from runtime_checks.runtimes.isolated import isolated_runner

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.types import F32
+from quantize.types import F32, I64
 
 F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 ROWS = 32  # rows of logits that are widened to float64 at a time: 12 MB at 49,152 tokens of vocabulary
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
 from quantize.progress import track
-from quantize.types import F32
-from runtime_checks.exported import open_exported
-from runtime_checks.measure.divergence import I64, Scores, compare, join
+from quantize.types import F32, I64
+from runtime_checks.measure.divergence import Scores, compare, join
 from runtime_checks.runtimes.decoded import check_same_model, decoded_runner
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.isolated import isolated_runner
 from runtime_checks.runtimes.runners import Runner, source_runner, source_tokens
 

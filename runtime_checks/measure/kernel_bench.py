@@ -11,13 +11,13 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from exporter.library import custom_op_path
 from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
+from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import CONTRIB, matmul_nbits
 from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.grids import make_grid
 from quantize.progress import track
-from quantize.run.store import TensorRecord
+from quantize.store.tensors import TensorRecord
 from quantize.types import F32, Axis
 
 SHAPES = ((576, 1536), (2048, 2048), (2048, 5632), (4096, 11008))  # K, N

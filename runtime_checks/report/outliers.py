@@ -10,13 +10,13 @@ import numpy as np
 from quantize.blocks import dequantize
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
+from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.model_config import is_linear, layer_index
-from quantize.planning.plan import QuantizeConfig
 from quantize.progress import track
 from quantize.rounding.rtn import rtn
-from quantize.run.store import QuantizedStore, TensorRecord
 from quantize.statistics.calibration import calibration_data
+from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import F32, Axis, Grid, QuantizedTensor
 
 CALIBRATION_TOKENS = 2048  # what an outlier channel is shows in a few sentences; a Hessian would need more

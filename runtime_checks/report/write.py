@@ -8,8 +8,8 @@ from pathlib import Path
 
 from quantize import open_checkpoint
 from quantize.errors import ConfigError
-from quantize.run.outputs import new_file
-from quantize.run.store import QuantizedStore
+from quantize.store.outputs import new_file
+from quantize.store.tensors import QuantizedStore
 from runtime_checks.report.advice import CLOSE, advise
 from runtime_checks.report.data import Inputs, Paths, measured_subjects, read_inputs
 from runtime_checks.report.maps import layer_charts

@@ -13,8 +13,8 @@ from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import FileFormatError, shown
 from quantize.gguf.names import to_hf_name_or_own
 from quantize.model_config import HEAD, ModelConfig
-from quantize.run.store_schema import Digits
-from runtime_checks.exported import open_exported
+from quantize.store.schema import Digits
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.runners import TorchRunner
 from runtime_checks.runtimes.weights import Weights
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from quantize.child import GIB, Child, ChildEnded, Limits
 from quantize.errors import FileFormatError
-from quantize.types import F32
-from runtime_checks.exported import exported_runner
-from runtime_checks.measure.divergence import I64
+from quantize.types import F32, I64
+from runtime_checks.runtimes.exported import exported_runner
 from runtime_checks.runtimes.runners import Runner
 
 # Of all checks of a file's tokenizer and templates in its runtime, which a hostile one could keep busy for ever.

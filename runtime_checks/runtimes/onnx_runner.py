@@ -10,13 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from exporter.library import LIBRARY
 from exporter.onnx.genai_reader import read_head_size
+from exporter.onnx.library import LIBRARY
 from exporter.onnx.reader import read_graph
 from quantize.errors import FileFormatError, listed, shown
 from quantize.kinds import Wanted, mistaken
-from quantize.types import F32
-from runtime_checks.measure.divergence import I64
+from quantize.types import F32, I64
 from runtime_checks.runtimes.native_path import native_path
 
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

@@ -11,8 +11,7 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError
 from quantize.statistics.calibration import tokenize
-from quantize.types import F32
-from runtime_checks.measure.divergence import I64
+from quantize.types import F32, I64
 from runtime_checks.runtimes.llama_cpp import LlamaModel
 from runtime_checks.runtimes.onnx_runner import greedy_speed
 

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
 from exporter.bundle.verify_bundle import verify
-from exporter.library import add_library
+from exporter.onnx.library import add_library
 from tests import native
 from tests.apps.answering import Answering
 from tests.apps.changes import MORE, READ_BESIDES

@@ -15,7 +15,7 @@ from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.sensitivity import Sensitivity, options_of
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import exporter.library
+import exporter.onnx.library
 from exporter import add_library, custom_op_path
 from exporter.cli.main import main
-from exporter.library import LIBRARY
 from exporter.onnx.file import write_onnx
+from exporter.onnx.library import LIBRARY
 from quantize.errors import ExportError, FileFormatError
 from runtime_checks.checks.verify import verify
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
@@ -118,7 +118,7 @@ def test_a_folder_without_a_right_config_is_left_alone(text, tmp_path):
 
 
 def test_where_no_library_was_built(monkeypatch, made, tmp_path, capsys):
-    monkeypatch.setattr(exporter.library, "LIBRARY", "libnone.so")
+    monkeypatch.setattr(exporter.onnx.library, "LIBRARY", "libnone.so")
     with pytest.raises(ExportError, match=r"custom_op/libnone\.so: not built; .*docs/reference/custom-op\.md"):
         custom_op_path()
     assert main(["export", "onnx", str(made.store.path), "--out", str(tmp_path / "out"), "--with-library"]) == 2

@@ -14,13 +14,13 @@ from onnx import ModelProto, TensorProto, helper
 
 from exporter.bundle.folder import BundleOptions, write_bundle
 from exporter.inspect import inspect
-from exporter.library import add_library
 from exporter.onnx.genai_reader import read_head_size
+from exporter.onnx.library import add_library
 from quantize.errors import ConfigError, ExportError, FileFormatError
 from runtime_checks.checks.genai_check import check_genai_config
 from runtime_checks.checks.onnx_parts import OnnxParts
-from runtime_checks.exported import open_exported
 from runtime_checks.runtimes.decoded import folded_layers, is_tuned
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
 from runtime_checks.runtimes.weights import open_onnx
 from tests.runtime_checks.made import Made, make

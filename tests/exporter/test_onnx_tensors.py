@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.onnx.cost import block_size, linear_bytes, linear_nodes, linear_seconds
 from exporter.onnx.matmul_nbits import matmul_nbits
 from exporter.onnx.split import split_form
 from exporter.onnx.tensors import Wire, pack_bits
+from exporter.onnx_cost import block_size, linear_bytes, linear_nodes, linear_seconds
 from quantize import Axis, make_grid
-from quantize.run.store import TensorRecord
+from quantize.store.tensors import TensorRecord
 
 ON_CONSTANTS = {"Cast", "Sub", "Mul zero", "Reshape zero", "Transpose", "Split scales", "Cast scale"}  # folded at load
 GOLDEN = [

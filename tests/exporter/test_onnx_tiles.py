@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporter.onnx.cost import tile_bytes, tile_shapes
 from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
+from exporter.onnx_cost import tile_bytes, tile_shapes
 from quantize import Axis, make_grid
 
 # codes[n, k] of output 1, inputs 0 to 31: their order shows in the bytes

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from quantize import block_rounding
-from quantize.block_rounding import BlockRounder, learn_rounding
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
+from quantize.config import QuantizeConfig
 from quantize.errors import CalibrationError, ConfigError
-from quantize.planning.plan import QuantizeConfig
 from quantize.rounding import ROUNDERS
-from quantize.run.store import TensorRecord
 from quantize.source import build_model, measure_curvature, walk_layers
+from quantize.steps import learn_codes as block_rounding
+from quantize.steps.learn_codes import BlockRounder, learn_rounding
+from quantize.store.tensors import TensorRecord
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model

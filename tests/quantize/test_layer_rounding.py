@@ -7,12 +7,13 @@ import os
 import numpy as np
 import pytest
 
-from quantize import layer_rounding, workers
+from quantize import workers
 from quantize.blocks import dequantize, unstack
 from quantize.errors import PlanError
 from quantize.grids import make_grid
-from quantize.layer_rounding import Linear, round_all
 from quantize.rounding import ROUNDERS
+from quantize.steps import layer_rounding
+from quantize.steps.layer_rounding import Linear, round_all
 from quantize.types import Axis, InputStats, TensorPlan
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 

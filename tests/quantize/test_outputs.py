@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from quantize.errors import OutputError
-from quantize.run import output_place, outputs
-from quantize.run.output_place import Lock, descriptor_of
-from quantize.run.outputs import Unfinished, check_file, check_folder, new_file
+from quantize.store import output_place, outputs
+from quantize.store.output_place import Lock, descriptor_of
+from quantize.store.outputs import Unfinished, check_file, check_folder, new_file
 
 
 def test_a_neighbour_of_any_name_survives(tmp_path):
@@ -302,9 +302,9 @@ def test_a_second_run_with_the_same_output_is_refused_and_leaves_the_first_alone
 KILLED = """
 import os, sys
 from pathlib import Path
-from quantize.run import output_place
-from quantize.run import outputs
-from quantize.run.outputs import Unfinished
+from quantize.store import output_place
+from quantize.store import outputs
+from quantize.store.outputs import Unfinished
 out, folder, when = Path(sys.argv[1]), sys.argv[2] == "True", sys.argv[3]
 def die(*_): os.kill(os.getpid(), 9)
 with Unfinished(out, folder, True, lambda _: None) as unfinished:
@@ -403,7 +403,7 @@ def test_a_pipe_and_a_device_are_written_to(tmp_path):
 
 def test_standard_output_may_be_a_file_that_goes_on(tmp_path):
     code = (
-        "from pathlib import Path; from quantize.run.outputs import new_file; print('before')\n"
+        "from pathlib import Path; from quantize.store.outputs import new_file; print('before')\n"
         "with new_file(Path('link')) as file: file.write(b'report\\n')\n"
         "print('after')"
     )

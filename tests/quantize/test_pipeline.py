@@ -16,17 +16,18 @@ from exporter.targets import TARGETS
 from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
 from quantize import source as source_model
 from quantize.checkpoint.row_order import ggml_row_index
+from quantize.config import METHODS
 from quantize.errors import CalibrationError, CheckpointError, OutputError, PlanError
 from quantize.gguf.container import parse_header
 from quantize.grids import make_grid
-from quantize.layer_rounding import Linear, round_layer
-from quantize.planning.plan import METHODS, ModelPlan, build_plan
+from quantize.loss import output_loss
+from quantize.planning.plan import ModelPlan, build_plan
 from quantize.rounding import ROUNDERS
 from quantize.run import job
 from quantize.run.pipeline import quantize_planned
-from quantize.run.store import StoreWriter
 from quantize.statistics.calibration import load_text
-from quantize.statistics.loss import output_loss
+from quantize.steps.layer_rounding import Linear, round_layer
+from quantize.store.tensors import StoreWriter
 from quantize.types import InputStats, PlainTensor, QuantizedTensor, TensorPlan
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 

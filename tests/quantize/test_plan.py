@@ -8,10 +8,11 @@ import pytest
 
 from exporter.targets import TARGETS
 from quantize import memory
+from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, PlanError
-from quantize.memory import check_memory
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.planning.plan import QuantizeConfig, build_plan, plan_notes
+from quantize.planning.memory import check_memory
+from quantize.planning.plan import build_plan, plan_notes
 from quantize.types import Axis, TensorSpec
 
 Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"

@@ -7,14 +7,14 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from quantize.axis_choice import choose_axis, within_slowdown
 from quantize.blocks import dequantize
 from quantize.float_params import floats_of
 from quantize.grids import make_grid
+from quantize.loss import output_loss
 from quantize.rounding import ROUNDERS, gptq
 from quantize.rounding.polish import visit_codes
 from quantize.rounding.refit import refit_floats
-from quantize.statistics.loss import output_loss
+from quantize.steps.axis_choice import choose_axis, within_slowdown
 from quantize.types import Axis, AxisChoice, InputStats
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 

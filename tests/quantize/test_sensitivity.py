@@ -9,14 +9,14 @@ import pytest
 from exporter.targets import TARGETS
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
+from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
+from quantize.loss import output_loss
 from quantize.model_config import EMBEDDING, HEAD, LINEARS
 from quantize.planning import sensitivity
-from quantize.planning.plan import QuantizeConfig
 from quantize.planning.sensitivity import measure_sensitivity, options_of, read_sensitivity
 from quantize.rounding import ROUNDERS
 from quantize.statistics.calibration import calibration_data
-from quantize.statistics.loss import output_loss
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 
@@ -102,6 +102,6 @@ def test_three_bits_are_an_option_where_they_save_bytes(source):
 
 
 def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypatch):
-    monkeypatch.setattr("quantize.memory._physical", lambda: 4 * sum(spec.size for spec in source.specs.values()))
+    monkeypatch.setattr("quantize.planning.memory._physical", lambda: 4 * sum(spec.size for spec in source.specs.values()))
     with pytest.raises(ConfigError, match=r"takes about 0 GiB of memory, and this machine has 0; measure on a larger one"):
         measure_sensitivity(source, QuantizeConfig(), TARGETS["llama.cpp"])

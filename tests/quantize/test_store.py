@@ -12,8 +12,8 @@ import pytest
 from quantize.errors import OutputError, StoreError
 from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
-from quantize.run.store import QuantizedStore, StoreWriter, TensorRecord
-from quantize.run.store_schema import PLAN_DOOR, read_record
+from quantize.store.schema import PLAN_DOOR, read_record
+from quantize.store.tensors import QuantizedStore, StoreWriter, TensorRecord
 from quantize.types import Axis, PlainTensor, QuantizedTensor
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import Sizes, tiny_config

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from exporter.targets import target_of
 from quantize.errors import StoreError
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from tests.stores import rtn_store, unseal
 from tests.tiny import make_tiny_model
 

@@ -14,15 +14,15 @@ from exporter.targets import TARGETS
 from quantize import QuantizeConfig, quantize_checkpoint
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
-from quantize.descent import JUDGES, Schedule, descend
 from quantize.grids import make_grid
-from quantize.layer_rounding import Linear
+from quantize.loss import output_loss
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.rounding.gptq import gptq
 from quantize.rounding.polish import polish
 from quantize.source import build_model, curvature, measure_curvature, walk_layers
 from quantize.source.walk import BATCH
-from quantize.statistics.loss import output_loss
+from quantize.steps.descent import JUDGES, Schedule, descend
+from quantize.steps.layer_rounding import Linear
 from quantize.types import Axis, Curvature, TensorPlan
 from tests.cases import stats_of, weight_of
 from tests.tiny import make_tiny_model

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from exporter.cli.main import main
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.tokenizer_files import chat_templates, special_ids, special_tokens
+from quantize.checkpoint.tokenizing import encode
 from quantize.errors import CalibrationError, CheckpointError
-from quantize.statistics.tokenizing import encode
 from runtime_checks.checks.chat_template import special_tokens_of, template_of
 from tests.tiny import make_tiny_model
 

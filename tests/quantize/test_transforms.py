@@ -12,10 +12,10 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.checkpoint.expected import expected_shapes
 from quantize.grids import make_grid
+from quantize.loss import output_loss
 from quantize.model_config import LINEARS, ModelConfig
 from quantize.rounding import ROUNDERS
 from quantize.source import build_model, logits
-from quantize.statistics.loss import output_loss
 from quantize.transforms import NAMES, TRANSFORMS, correct, transform
 from quantize.transforms.fold import Basis, Fold
 from quantize.transforms.layer import READERS, DecoderLayer

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from quantize import tuning
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
-from quantize.descent import weight_of as weight_of_tensor
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
+from quantize.loss import output_loss
 from quantize.rounding import ROUNDERS
 from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
-from quantize.statistics.loss import output_loss
+from quantize.steps import learn_floats as tuning
+from quantize.steps.descent import weight_of as weight_of_tensor
 from quantize.types import Axis, PlainTensor, RowOrder
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model

@@ -20,8 +20,8 @@ import pytest
 from quantize import open_checkpoint
 from quantize.gguf.container import Value, ValueType, encode_header, parse_header
 from runtime_checks.checks.verify import STEPS, verify
-from runtime_checks.exported import open_exported
 from runtime_checks.measure.results import Check
+from runtime_checks.runtimes.exported import open_exported
 from tests.runtime_checks.made import Made, make, make_from, tensor
 from tests.tiny import CHAT_TEMPLATE
 

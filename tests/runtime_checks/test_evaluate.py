@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exporter.onnx.file import write_onnx
 from quantize import open_checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
-from runtime_checks.exported import exported_runner, open_exported
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
+from runtime_checks.runtimes.exported import exported_runner, open_exported
 from runtime_checks.runtimes.llama_cpp import BATCH_ROWS
 from runtime_checks.runtimes.runners import source_runner
 from tests.runtime_checks.made import FORMS, Made, make

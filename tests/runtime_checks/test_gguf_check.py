@@ -11,7 +11,7 @@ import pytest
 
 from exporter.gguf.file import write_gguf
 from quantize.errors import FileFormatError, StoreError
-from quantize.run.store import QuantizedStore
+from quantize.store.tensors import QuantizedStore
 from runtime_checks.checks.gguf_check import check_gguf
 from tests.cases import GRIDS
 from tests.stores import rtn_store

@@ -16,8 +16,8 @@ from quantize.child import Child
 from quantize.errors import FileFormatError
 from quantize.gguf.container import parse_header
 from runtime_checks.checks.verify import verify
-from runtime_checks.exported import exported_runner
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
+from runtime_checks.runtimes.exported import exported_runner
 from runtime_checks.runtimes.isolated import IsolatedRunner, checking_children
 from tests.runtime_checks.made import Made, make
 from tests.tiny import TEXT, make_tiny_model

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter.onnx import cost as onnx_cost
+from exporter import onnx_cost
 from exporter.onnx.file import write_onnx
 from quantize.types import Axis, QuantizedTensor
 from runtime_checks.reference.decode import DamagedFileError, unpack

@@ -1,14 +1,12 @@
-"""Whether the source fits into this machine's memory as often as was asked for, said before any work; and what frees it again."""
+"""Whether the source fits into this machine's memory as often as was asked for, said before any work."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Mapping
 
+from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
-from quantize.planning.plan import QuantizeConfig
 from quantize.types import TensorSpec
 
 WHOLE, TUNED = 1.3, 4.5  # times the float32 weights: run backwards; with gradients for all, and all codes beside them
@@ -44,13 +42,6 @@ def _check(specs: Mapping[str, TensorSpec], times: float, where: str, mend: str)
 def fits(specs: Mapping[str, TensorSpec], times: float) -> bool:
     """Whether the source's float32 weights fit into this machine's memory that many times."""
     return times * _float32(specs) <= _physical()
-
-
-def return_freed() -> None:
-    """Hand what is free back to the system. glibc keeps the pieces that a pass through a model leaves, and needs new ones for the
-    next: after 64 sequences of SmolLM2-135M 5.7 GB, where 1.6 are in use."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def _float32(specs: Mapping[str, TensorSpec]) -> int:

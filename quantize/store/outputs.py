@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, BinaryIO, Self, cast
 
 from quantize.errors import OutputError
-from quantize.run.output_place import Lock, descriptor_of, exchange, hidden_name, place_of, remove, rename_new
+from quantize.store.output_place import Lock, descriptor_of, exchange, hidden_name, place_of, remove, rename_new
 
 Foreign = Callable[[Path], str | None]
 MEANWHILE = "was put there while this was made"

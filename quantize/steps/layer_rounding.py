@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantize.axis_choice import choose_axis, within_slowdown
 from quantize.blocks import dequantize, unstack
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
+from quantize.loss import output_loss
 from quantize.rounding import ROUNDERS
-from quantize.run.store import TensorRecord
-from quantize.statistics.loss import output_loss
+from quantize.steps.axis_choice import choose_axis, within_slowdown
+from quantize.store.tensors import TensorRecord
 from quantize.types import F32, Axis, AxisChoice, InputStats, QuantizedTensor, TensorPlan
 from quantize.workers import in_threads
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
 from quantize.checkpoint.row_order import RowOrders
-from quantize.descent import Descended, Schedule, Student, descend
+from quantize.config import FINE_BITS, QuantizeConfig
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
-from quantize.planning.plan import FINE_BITS, QuantizeConfig
-from quantize.run.store import Piece
+from quantize.steps.descent import Descended, Schedule, Student, descend
+from quantize.store.tensors import Piece
 from quantize.types import F32, U8, QuantizedTensor
 
 CODE_RATE = 0.004  # of the distance between two neighbouring values, per step

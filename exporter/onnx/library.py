@@ -9,15 +9,15 @@ from pathlib import Path
 from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import read_genai
 from quantize.errors import ConfigError, ExportError, FileFormatError
-from quantize.run.outputs import new_file
-from quantize.run.store import QuantizedStore
+from quantize.store.outputs import new_file
+from quantize.store.tensors import QuantizedStore
 
 LIBRARY = "libadadim_ort.so"
 
 
 def custom_op_path() -> Path:
     """The library that was built when this package was installed. Raises ExportError if there is none."""
-    path = Path(__file__).parent / "custom_op" / LIBRARY
+    path = Path(__file__).parent.parent / "custom_op" / LIBRARY
     if not path.is_file():
         raise ExportError(
             f"{path}: not built; fetch ONNX Runtime's headers with tools/fetch_runtime_sdk.py and install again where cmake, "

@@ -31,9 +31,9 @@ from quantize.errors import OutputError, StoreError, shown
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
-from quantize.run.outputs import Unfinished, check_folder
-from quantize.run.seal import OPEN, closed, holds, sha256_of
-from quantize.run.store_schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
+from quantize.store.outputs import Unfinished, check_folder
+from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
+from quantize.store.seal import OPEN, closed, holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 
 FORMAT = 1

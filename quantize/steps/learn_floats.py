@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.checkpoint.row_order import RowOrders
-from quantize.descent import Descended, Schedule, Student, descend
+from quantize.config import FINE_BITS, QuantizeConfig
 from quantize.float_params import floats_of, log_slopes, with_floats
-from quantize.planning.plan import FINE_BITS, QuantizeConfig
-from quantize.run.store import Piece, joined
 from quantize.statistics.calibration import other_data
+from quantize.steps.descent import Descended, Schedule, Student, descend
+from quantize.store.tensors import Piece, joined
 from quantize.types import F32, QuantizedTensor, Tensor
 
 RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss
