@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from exporter.targets import TARGETS
-from quantize import memory
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, PlanError
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.planning import memory
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import build_plan, plan_notes
 from quantize.types import Axis, TensorSpec
