@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
 from graphlib import CycleError
 from pathlib import Path
 
 import pytest
-from draw_rooms import PAGE, arrows, drawing, in_order, with_drawing
+from draw_rooms import PAGE, arrows, drawing, imports, in_order, with_drawing
 
 ROOT = Path(__file__).parent.parent
 OURS = ("quantize", "exporter", "runtime_checks")
@@ -17,16 +15,6 @@ COMPOSITION_ROOT = ("exporter/cli/main.py", "exporter/cli/run.py")
 REFERENCE = "runtime_checks/reference/"
 RUNS_TORCH_MODELS = "quantize/source/"
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names of every module that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
 
 
 def relative(path: Path) -> str:

@@ -28,7 +28,7 @@ def arrows() -> dict[str, set[str]]:
         for path in sorted((ROOT / package).rglob("*.py")):
             room = _room(".".join(path.relative_to(ROOT).with_suffix("").parts))
             if room not in PACKAGES and room != f"{package}.__init__":
-                found.setdefault(room, set()).update(_room(name) for name in _imports(path))
+                found.setdefault(room, set()).update(_room(name) for name in imports(path))
     return {room: {other for other in others if other in found and other != room} for room, others in found.items()}
 
 
@@ -61,11 +61,13 @@ def with_drawing(page: str, picture: str) -> str:
     return head + BEGIN + picture + END + rest.partition(END)[2]
 
 
-def _imports(path: Path) -> Iterator[str]:
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of every module that a file imports, wherever in it, and of what it takes from them."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: relative import"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 

@@ -6,6 +6,7 @@ Arrays are turned, F32[group, ...]: a step is one pass over contiguous memory, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -150,6 +151,7 @@ def nearest_code(x: F32, inverse: F32, low: F32, top: int) -> F32:
     return clipped
 
 
+@cache
 def whole_formula(bits: int, centred: bool) -> Formula:
     """Of codes that are their own levels."""
     return Formula(np.arange(1 << bits, dtype=np.float32), np.zeros(0, np.uint8), centred)

@@ -55,7 +55,7 @@ _ONNX: dict[str, Step] = {
     "graph": lambda path, source, _: check_graph(path, source),
     "tensors": lambda path, _, store: check_onnx(path, store),
 }
-STEPS = {"gguf": _SOON | _GGUF | _LATE, "onnx": _SOON | _ONNX | _LATE}  # by writer
+_STEPS = {"gguf": _SOON | _GGUF | _LATE, "onnx": _SOON | _ONNX | _LATE}  # by writer
 OF_TEXTS = ("tokenizer",)
 DECODED = 3.0  # times the float32 weights: what a check of the whole model holds at once, runtime included
 
@@ -68,7 +68,7 @@ def verify(path: Path, source: Checkpoint, store: QuantizedStore | None = None) 
     CheckpointError or CalibrationError if the source is no use as a measure.
     """
     _check_ours(path)
-    steps = STEPS[open_exported(path).writer]
+    steps = steps_of(path)
     return [check for name in track(steps, "verifying", len(steps)) for check in _checked(name, path, source, store)]
 
 
@@ -76,7 +76,7 @@ def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) 
     """``verify`` of each file of one source against its store, two steps side by side where there is the memory for it."""
     for path in files:
         _check_ours(path)
-    steps = {path: list(STEPS[open_exported(path).writer]) for path in files}
+    steps = {path: list(steps_of(path)) for path in files}
     places = range(1, 1 + max(map(len, steps.values()), default=0))
     tasks = [
         (path, steps[path][-place]) for place in places for path in files if place <= len(steps[path])
@@ -96,6 +96,11 @@ def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) 
     return [[check for name in steps[path] for check in found[path, name]] for path in files]
 
 
+def steps_of(path: Path) -> dict[str, Step]:
+    """Those of its format, by name, the cheap ones first."""
+    return _STEPS[open_exported(path).writer]
+
+
 def _check_ours(path: Path) -> None:
     """Raises FileFormatError if there is no such file, or none that adadim wrote."""
     if not open_exported(path).model_file.is_file() or kind_of(path) is Kind.ZIP:
@@ -105,7 +110,7 @@ def _check_ours(path: Path) -> None:
 
 
 def _checked(name: str, path: Path, source: Checkpoint, store: QuantizedStore | None, lane: int = 0) -> list[Check]:
-    """One of STEPS in a child of that lane; a file that cannot be read, or that ends it, is a miss."""
+    """One of its steps in a child of that lane; a file that cannot be read, or that ends it, is a miss."""
     texts, runtimes = checking_children(lane)
     child = texts if name in OF_TEXTS else runtimes
     try:
@@ -117,8 +122,8 @@ def _checked(name: str, path: Path, source: Checkpoint, store: QuantizedStore | 
 
 
 def check_step(name: str, path: Path, source: Path, store: Path | None) -> list[Check]:
-    """One of STEPS, all it needs opened anew: it runs in a child process. Raises FileFormatError, DamagedFileError."""
-    step = STEPS[open_exported(path).writer][name]
+    """One of the file's steps, all it needs opened anew: it runs in a child process. Raises FileFormatError, DamagedFileError."""
+    step = steps_of(path)[name]
     return step(path, open_checkpoint(source), None if store is None else QuantizedStore(store))
 
 

@@ -128,18 +128,22 @@ def test_a_tied_table_is_embedding_and_head_by_their_shares(tmp_path):
     assert abs(share - 0.5) > 0.02, "the shares are too alike to be told apart"
 
 
+def uneven_rows():
+    """A weight of whose rows a few in each group matter, their statistics, and a coarse grid."""
+    row_weight = np.where(np.arange(64) % 32 < 4, np.float32(100), np.float32(0.01))
+    return weight_of((64, 96)), replace(stats_of(96), row_weight=row_weight), make_grid("int", 3, 32)
+
+
 @pytest.mark.parametrize("rounder", [gptq, lambda *args: polish(gptq(*args), args[1], args[4])], ids=["gptq", "polished"])
 def test_groups_along_output_channels_know_what_each_row_is_worth(rounder):
-    weight, stats, grid = weight_of((64, 96)), stats_of(96, rows=64), make_grid("int", 3, 32)
-    stats = replace(stats, row_weight=np.where(np.arange(64) % 32 < 4, np.float32(100), np.float32(0.01)))
+    weight, stats, grid = uneven_rows()
     blind = replace(stats, row_weight=None)
     knowing, unknowing = (dequantize(rounder("w", weight, grid, Axis.PER_IC, seen)) for seen in (stats, blind))
     assert output_loss(weight, knowing, stats) < 0.7 * output_loss(weight, unknowing, stats)
 
 
 def test_polish_alone_weighs_rows():
-    weight, stats, grid = weight_of((64, 96)), stats_of(96, rows=64), make_grid("int", 3, 32)
-    stats = replace(stats, row_weight=np.where(np.arange(64) % 32 < 4, np.float32(100), np.float32(0.01)))
+    weight, stats, grid = uneven_rows()
     tensor = gptq("w", weight, grid, Axis.PER_IC, stats)
     knowing, unknowing = (polish(tensor, weight, seen) for seen in (stats, replace(stats, row_weight=None)))
     assert output_loss(weight, dequantize(knowing), stats) < 0.95 * output_loss(weight, dequantize(unknowing), stats)

@@ -9,9 +9,8 @@ import gguf
 import numpy as np
 import onnx
 
-from exporter.gguf.file import write_gguf
-from exporter.onnx.file import write_onnx
-from exporter.targets import GGUF_TARGETS, TARGETS
+from exporter.targets import TARGETS
+from exporter.writers import writer_of
 from quantize import Checkpoint, QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from runtime_checks.reference.decode import BLOCK_BYTES
 from tests.tiny import make_tiny_model
@@ -47,9 +46,8 @@ def make_from(source: Checkpoint, folder: Path, form: str) -> Made:
     """``folder``/store and the exported file."""
     target, config = FORMS[form]
     store = quantize_checkpoint(source, folder / "store", config, TARGETS[target])
-    file = folder / ("file.gguf" if target in GGUF_TARGETS else "onnx")
-    write = write_gguf if target in GGUF_TARGETS else write_onnx
-    return Made(source, store, write(store, file))
+    writer = writer_of(target)
+    return Made(source, store, writer.write(store, folder / {"gguf": "file.gguf", "onnx": "onnx"}[writer.word]))
 
 
 def tensor(path: Path, name: str) -> np.memmap:

@@ -19,9 +19,8 @@ import pytest
 
 from quantize import open_checkpoint
 from quantize.gguf.container import Value, ValueType, encode_header, parse_header
-from runtime_checks.checks.verify import STEPS, verify
+from runtime_checks.checks.verify import steps_of, verify
 from runtime_checks.measure.results import Check
-from runtime_checks.runtimes.exported import open_exported
 from tests.runtime_checks.made import Made, make, make_from, tensor
 from tests.tiny import CHAT_TEMPLATE
 
@@ -51,7 +50,7 @@ def copied(made: Made, folder: Path) -> Path:
 
 def misses(item: Made, path: Path, steps: tuple[str, ...], with_store: bool) -> list[Check]:
     store = item.store if with_store else None
-    own = STEPS[open_exported(path).writer]
+    own = steps_of(path)
     return [check for step in steps if step in own for check in own[step](path, item.source, store) if not check.ok]
 
 
@@ -374,7 +373,7 @@ def test_a_file_of_before_there_were_seals(made, tmp_path, which):
         )(path)
     else:
         change_pairs(path, lambda pairs: [pairs.pop(key) for key in list(pairs) if key.startswith("adadim.sha256")] and None)
-    checks = STEPS[open_exported(path).writer]["seal"](path, item.source, None)
+    checks = steps_of(path)["seal"](path, item.source, None)
     assert [check.ok for check in checks] == [True] and checks[0].note.startswith("it holds none")
     assert not [check for check in verify(path, item.source, item.store) if not check.ok]
 
