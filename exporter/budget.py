@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from exporter.onnx_cost import gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
 from quantize.checkpoint import Checkpoint
-from quantize.config import AXES, QuantizeConfig
-from quantize.errors import ConfigError
+from quantize.config import QuantizeConfig
+from quantize.errors import ConfigError, asked
 from quantize.gguf.container import padded
+from quantize.methods import read_word
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.allocation import Cost, allocate, smallest
-from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_rounder
+from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_method
 from quantize.planning.sensitivity import TABLES, Sensitivity, quick_enough
 from quantize.store.tensors import TensorRecord
 from quantize.types import Axis, TensorPlan
@@ -35,7 +36,7 @@ def check_free(config: QuantizeConfig) -> None:
     """Raises ConfigError for options that say already what the linears become."""
     for key in ("bits", "grid", "group_size", "symmetric", "scale_dtype", "recipe"):
         if getattr(config, key) != getattr(QuantizeConfig, key):
-            raise ConfigError(f"--{key.replace('_', '-')}: a target size chooses the grid of every tensor; drop one of the two")
+            raise ConfigError(f"{asked(key)}: a target size chooses the grid of every tensor; drop one of the two")
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Allocator:
         if not any(
             record.grid is not None for name, records in self._options().items() for record in records if name not in TABLES
         ):
-            where = f"{self.source.path}: no linear fits a grid of target {self.target.name} on the axis of --method"
-            raise ConfigError(f"{where} {self.config.method}; choose another of the two")
+            where = f"{self.source.path}: no linear fits a grid of target {self.target.name} on the axis of"
+            raise ConfigError(f"{where} {asked('method', self.config.method)}; choose another of the two")
 
     def plan(self, goal: int) -> ModelPlan:
         """The plan of least predicted loss whose file takes at most ``goal`` bytes. Raises ConfigError if there is none."""
@@ -94,7 +95,7 @@ class Allocator:
     def _options(self) -> dict[str, list[TensorRecord]]:
         """What each tensor may become, floats of the source among them."""
         asked = {EMBEDDING: self.config.embedding, HEAD: self.config.head}
-        axes, out = AXES[self.config.method.partition("-")[2]], {}
+        axes, out = read_word(self.config.method).axes, {}
         for name, spec in self.source.specs.items():
             if len(spec.shape) == 2 and asked.get(name) is None:
                 known = self.sensitivity.options.get(name, [])  # none where no grid fits
@@ -120,14 +121,14 @@ class Allocator:
 
     def _model_plan(self, chosen: list[TensorRecord]) -> ModelPlan:
         """The chosen ones, what ``config`` says of embedding and head, and everything else as floats."""
-        specs, rounder = self.source.specs, self.config.method.partition("-")[0]
+        specs, method = self.source.specs, read_word(self.config.method).method.name
         layers = {name: TensorPlan(name, spec.shape) for name, spec in specs.items()}
         if self.config.embedding is not None or self.config.head is not None:
             tables = build_plan({name: specs[name] for name in TABLES if name in specs}, self.config, self.target)
             layers |= {plan.name: plan for plan in tables}
         for record in chosen:
             grids = {} if record.grid is None else {record.axis: record.grid}
-            own = table_rounder(record.grid, self.config) if record.name in TABLES and record.grid is not None else rounder
+            own = table_method(record.grid, self.config) if record.name in TABLES and record.grid is not None else method
             layers[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype)
         return ModelPlan(self.config, self.target, list(layers.values()))
 

@@ -75,9 +75,8 @@ def _size(item: Report) -> int:
 
 def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:
     """A tensor of floats until its grid is filled in; ``linear`` is taken out by ``_report``."""
-    linear = is_linear(hf_name) and hf_name.endswith(".weight")
-    keys = {"grid": None, "bits": None, "group_size": None, "axis": None}
-    return {"name": name, **keys, "shape": list(shape), "bytes": stored, "linear": linear}
+    keys, sizes = {"grid": None, "bits": None, "group_size": None, "axis": None}, list(shape)
+    return {"name": name, **keys, "shape": sizes, "bytes": stored, "linear": is_linear(hf_name, sizes)}
 
 
 def _inspect_store(path: Path) -> Report:

@@ -20,7 +20,7 @@ from exporter.onnx_cost import (
     linear_seconds,
     tile_bytes,
 )
-from quantize.errors import ConfigError, ExportError, StoreError, shown
+from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid, RowOrder
@@ -50,7 +50,7 @@ class GgufTarget:
         """The plainest block of that width. Raises ConfigError for a width without one."""
         if bits not in GGML_DEFAULT_GRIDS:
             known = ", ".join(f"{width} ({grid})" for width, grid in GGML_DEFAULT_GRIDS.items())
-            raise ConfigError(f"--bits {bits}: target {self.name} has no such block format; it has {known}")
+            raise ConfigError(f"{asked('bits', bits)}: target {self.name} has no such block format; it has {known}")
         return GGML_DEFAULT_GRIDS[bits]
 
     def lacks(self, grid: Grid, axis: Axis) -> str | None:
@@ -163,5 +163,5 @@ def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:
     if target_of(store).name not in allowed:
         raise ExportError(
             f"{store.path}: was quantized for target {store.target}, not for {' or '.join(allowed)}; write it with "
-            f"`adadim export {TARGETS[store.target].writer}`, or quantize again with --target {allowed[0]}"
+            f"`adadim export {TARGETS[store.target].writer}`, or quantize again with {asked('target', allowed[0])}"
         )

@@ -8,14 +8,15 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.config import QuantizeConfig
 from quantize.errors import AdaDimError
 from quantize.grids import GRIDS, make_grid
+from quantize.methods import METHODS, ROUNDERS
 from quantize.planning.plan import build_plan
-from quantize.rounding import ROUNDERS
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, PlainTensor, QuantizedTensor, Target
 
 __all__ = [
     "GRIDS",
+    "METHODS",
     "ROUNDERS",
     "AdaDimError",
     "Axis",

@@ -8,21 +8,17 @@ from typing import Annotated, Any
 
 import msgspec
 
-from quantize import transforms
+from quantize import methods, transforms
 from quantize.effort import DEFAULT
-from quantize.errors import SHOWN, ConfigError, shown
+from quantize.errors import SHOWN, ConfigError, asked, shown
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.kinds import readable
 from quantize.outside import MIB, Door, Size
-from quantize.types import Axis
 
-METHODS = tuple(f"{rounder}-{axis}" for rounder in ("rtn", "search", "gptq") for axis in ("oc", "ic", "ada"))
-AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
 WHOLE_CHANNEL = 0  # as a group size
 GROUP_SIZES = (16, 32, 64, 128, 256, WHOLE_CHANNEL)
 EMBEDDING_GROUP = 32
-FINE_BITS = 8  # a tensor of that many bits has nothing to gain from care
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 DEFAULT_BITS = 4
 TOKEN_WEIGHTS = ("gradient", "unit", "none")
@@ -62,28 +58,31 @@ class QuantizeConfig:
     tune_steps: int = DEFAULT.tune_steps
 
     def __post_init__(self) -> None:
-        for key, allowed in (("method", METHODS), ("selection", ("scope", "hessian")), ("token_weight", TOKEN_WEIGHTS)):
+        for key, allowed in (("method", methods.WORDS), ("selection", ("scope", "hessian")), ("token_weight", TOKEN_WEIGHTS)):
             if getattr(self, key) not in allowed:
-                raise ConfigError(f"--{key.replace('_', '-')} {getattr(self, key)}: choose one of {', '.join(allowed)}")
+                raise ConfigError(f"{asked(key, getattr(self, key))}: choose one of {', '.join(allowed)}")
         for name in self.transforms:
             if name not in transforms.NAMES:
-                raise ConfigError(f"--transforms {name}: choose none, all or some of {', '.join(transforms.NAMES)}")
-        for option, none, asked in (("--transforms", "none", self.transforms), ("--block-steps", "0", self.block_steps)):
-            if asked and self.imatrix is not None:
                 raise ConfigError(
-                    f"{option}: need the source run over a text, not --imatrix; give {option} {none}, or drop --imatrix"
+                    f"{asked('transforms', (name,), name)}: choose none, all or some of {', '.join(transforms.NAMES)}"
+                )
+        for option, none in (("transforms", asked("transforms", (), "none")), ("block_steps", asked("block_steps", 0))):
+            if getattr(self, option) and self.imatrix is not None:
+                raise ConfigError(
+                    f"{asked(option)}: need the source run over a text, not {asked('imatrix')}; give {none}, "
+                    f"or drop {asked('imatrix')}"
                 )
         if self.calibration_tokens < 1:
-            raise ConfigError(f"--calibration-tokens {self.calibration_tokens}: must be positive")
-        for option, steps in (("--block-steps", self.block_steps), ("--tune-steps", self.tune_steps)):
-            if steps < 0:
-                raise ConfigError(f"{option} {steps}: must not be negative")
+            raise ConfigError(f"{asked('calibration_tokens', self.calibration_tokens)}: must be positive")
+        for option in ("block_steps", "tune_steps"):
+            if getattr(self, option) < 0:
+                raise ConfigError(f"{asked(option, getattr(self, option))}: must not be negative")
         if not self.max_slowdown >= 1:
-            raise ConfigError(f"--max-slowdown {self.max_slowdown}: must be at least 1")
+            raise ConfigError(f"{asked('max_slowdown', self.max_slowdown)}: must be at least 1")
         if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"--seed {self.seed}: must be a whole number from 0, of 64 bits")
+            raise ConfigError(f"{asked('seed', self.seed)}: must be a whole number from 0, of 64 bits")
         if self.group_size not in (None, *GROUP_SIZES):
-            raise ConfigError(f"--group-size {self.group_size}: {_GROUP_SIZE_WORDS}")
+            raise ConfigError(f"{asked('group_size', self.group_size)}: {_GROUP_SIZE_WORDS}")
 
     def to_json(self) -> dict[str, Any]:
         """For the store's header; a recipe by its content, not by its path."""
@@ -108,7 +107,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
             self.group_size = WHOLE_CHANNEL
         if self.group_size not in (None, *GROUP_SIZES):
             raise ValueError(f"group_size {shown(self.group_size)}: {_GROUP_SIZE_WORDS}")
-        for key, known in (("method", METHODS), ("grid", tuple(GRIDS)), ("scale_dtype", SCALE_DTYPES)):
+        for key, known in (("method", methods.WORDS), ("grid", tuple(GRIDS)), ("scale_dtype", SCALE_DTYPES)):
             if getattr(self, key) not in (None, *known):
                 raise ValueError(f"{key} '{shown(getattr(self, key))}'; choose one of {', '.join(known)}")
 

@@ -11,17 +11,44 @@ AdaDimError
 └── OutputError        an output that exists already, is not writable, or a full disk
 
 A message says what is wrong, where (file, tensor, numbers) and what to do. Our own bugs are assertions, never these.
+Options in it are marked (``asked``): a Python caller reads ``group_size=64``, the command line spells ``--group-size 64``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from reprlib import Repr
 
 SHOWN = 300  # characters of one value in a message
 LINE = 1500  # of a whole message; what is too long loses its middle, because the mend stands at the end
 _BRIEF = Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = SHOWN
+
+
+BEGIN, BETWEEN, END = "\ue000", "\ue001", "\ue002"  # around an option; nothing from outside has them, which ``printable`` escapes
+MARKED = re.compile(f"{BEGIN}(\\w+)(?:{BETWEEN}([^{END}]*){BETWEEN}([^{END}]*))?{END}")
+NOTHING = object()
+Spell = Callable[[str, str | None, str | None], str]  # (option, its value as a word and as Python writes it, if there is one)
+
+
+def asked(option: str, value: object = NOTHING, word: str | None = None) -> str:
+    """An option in a message, by its Python name, maybe with a value; ``word``: the value on the command line, if that "
+    "differs."""
+    if value is NOTHING:
+        return f"{BEGIN}{option}{END}"
+    text = "" if value is True else printable(str(value), SHOWN)
+    return f"{BEGIN}{option}{BETWEEN}{text if word is None else word}{BETWEEN}{printable(repr(value), SHOWN)}{END}"
+
+
+def spelled(text: str, spell: Spell) -> str:
+    """``text`` with its options as ``spell`` writes them."""
+    return MARKED.sub(lambda found: spell(found[1], found[2], found[3]), text)
+
+
+def as_python(option: str, word: str | None, value: str | None) -> str:
+    """``group_size=64``."""
+    return option if value is None else f"{option}={value}"
 
 
 def printable(text: str, most: int = LINE) -> str:
@@ -48,7 +75,11 @@ class AdaDimError(Exception):
     """Base of every error that is the user's to mend; as text it is one clean line, whatever its message was made of."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return self.told(as_python)
+
+    def told(self, spell: Spell) -> str:
+        """The line with its options as ``spell`` writes them."""
+        return printable(spelled(super().__str__(), spell))
 
 
 class CheckpointError(AdaDimError):

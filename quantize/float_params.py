@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from quantize.blocks import dequantize, from_rows, to_blocks, to_rows
-from quantize.errors import PlanError
+from quantize.errors import PlanError, asked
 from quantize.types import F32, QuantizedTensor
 
 Floats = Mapping[str, F32]  # by param, F32[rows, n_blocks]
@@ -33,7 +33,11 @@ def check_params(tensor: QuantizedTensor) -> None:
     """Raises PlanError for a weight that overflows the file's floats."""
     for key, value in tensor.params.items():
         if not np.isfinite(value).all():
-            mend = "is the model intact?" if value.dtype == np.float32 else "take an ONNX target and --scale-dtype float32"
+            mend = (
+                "is the model intact?"
+                if value.dtype == np.float32
+                else f"take an ONNX target and {asked('scale_dtype', 'float32')}"
+            )
             raise PlanError(f"{tensor.name}: its weights overflow the {value.dtype} {key} of grid {tensor.grid.name}; {mend}")
 
 

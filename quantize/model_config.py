@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,29 +12,8 @@ from quantize.errors import CheckpointError, shown
 from quantize.outside import LARGEST, Door, Size
 from quantize.rotary import Base, Rope, read_rope
 
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-INPUT_SITES = {  # linears that see the same input, under the one whose input is captured
-    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj": ("mlp.down_proj",),
-}
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-
-
-def is_linear(name: str) -> bool:
-    """Whether ``name``, with or without ``.weight``, is a decoder layer's linear."""
-    return name.removesuffix(".weight").endswith(LINEARS)
-
 
 CONFIG = Door(CheckpointError, "compare it with the original model's config.json")
 Epsilon = Annotated[float, msgspec.Meta(gt=1e-30, lt=1)]
@@ -161,12 +140,6 @@ class ModelConfig:
             "rms_norm_eps": self.rms_norm_eps,
         }
 
-    def rotary_heads(self, name: str) -> int | None:
-        """Number of heads whose rows llama.cpp's llama interleaves in this tensor (q and k, weight or bias), else None."""
-        if self.model_type not in ("llama", "mistral"):
-            return None
-        return {"q_proj": self.num_heads, "k_proj": self.num_kv_heads}.get(name.split(".")[-2])
-
 
 def _first(given: int | Given | None, default: int | None) -> int | None:
     return default if isinstance(given, Given) else given
@@ -204,3 +177,13 @@ def _with_ids_of(raw: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
 def layer_index(name: str) -> int | None:
     """Which decoder layer a tensor belongs to; None for embedding, final norm and head."""
     return int(name.split(".", 3)[2]) if name.startswith("model.layers.") else None
+
+
+def block_prefix(index: int) -> str:
+    """Of the names of a decoder block's tensors."""
+    return f"model.layers.{index}."
+
+
+def is_linear(name: str, shape: Collection[int]) -> bool:
+    """Whether it is a matrix of a decoder block."""
+    return len(shape) == 2 and layer_index(name) is not None

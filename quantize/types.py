@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 Array = NDArray[Any]
 Params = Mapping[str, Array]
+FINE_BITS = 8  # a tensor of that many bits has nothing to gain from care
 TINY = 2.0**-100  # times a start, its reciprocal is still a float32; no file stores a scale that small
 
 
@@ -36,6 +37,16 @@ class RowOrder(StrEnum):
     GGML = "ggml"
 
 
+class Need(IntEnum):
+    """What a step has to know beside the weights; each includes those before it."""
+
+    WEIGHTS = 0
+    IMPORTANCE = 1  # of each input channel: a diagonal, as an importance matrix has it
+    HESSIAN = 2  # the whole second moment of the input
+    BLOCK = 3  # the source's decoder block, run
+    MODEL = 4  # the whole source, run
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """What a header says of a tensor, without reading it. ``dtype`` is the container's word: "BF16", "F16", "F32", "Q4_1"."""
@@ -50,17 +61,27 @@ class TensorSpec:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+class Visit(NamedTuple):
+    """Input channels in the order in which GPTQ rounds them, intp[IC], and the upper Cholesky factor of the damped inverse of
+    their second moment in that order, F32[IC, IC]."""
+
+    order: NDArray[np.intp]
+    factor: F32
+
+
 @dataclass(frozen=True, eq=False)
 class InputStats:
-    """Second moment of a linear layer's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen.
+    """Second moment of a linear's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen.
 
     Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC]. ``row_weight`` F32[OC]:
     what a unit of squared output error costs at the model's output, in nats per token; None if that is not known.
+    ``visit``: what GPTQ makes of this Hessian, where it was made already for all that share it.
     """
 
     hessian: F32
     n_tokens: int
     row_weight: F32 | None = None
+    visit: Visit | None = None
 
     @property
     def importance(self) -> F32:
@@ -72,7 +93,7 @@ class InputStats:
 class Curvature:
     """What errors at the linears' outputs cost at the model's output, measured on some tokens.
 
-    ``tokens``: F32[n_tokens], mean 1, by input site (``model.layers.0.mlp.gate_proj``: that of gate and up). ``rows``:
+    ``tokens``: F32[n_tokens], mean 1, by input site (the first linear that sees that input). ``rows``:
     F32[OC] in nats per token, by weight name. ``tables``: whole statistics of the embedding and of an untied head.
     """
 
@@ -160,13 +181,13 @@ class TensorPlan:
     """What was decided for one tensor from its header alone.
 
     ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of
-    ``dtype``. ``rounder`` is a key of ROUNDERS.
+    ``dtype``. ``method`` is a key of METHODS.
     """
 
     name: str
     shape: tuple[int, ...]
     candidates: Mapping[Axis, Grid] = field(default_factory=dict)
-    rounder: str = "rtn"
+    method: str = "rtn"
     dtype: str = "F32"
     note: str = ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.targets import TARGETS
+from quantize.architecture.families import rotary_heads
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.floats import to_f32
@@ -28,7 +29,7 @@ def stored_weight(store: QuantizedStore, name: str) -> np.ndarray:
     """What the store holds, as F32 in Hugging Face row order."""
     tensor = store.read(name)
     weight = dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)
-    heads = store.config.rotary_heads(name)
+    heads = rotary_heads(store.config, name)
     return weight if heads is None or store.row_order is RowOrder.HF else weight[hf_row_index(len(weight), heads)]
 
 

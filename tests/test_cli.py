@@ -30,7 +30,7 @@ COMMANDS = (
         "sensitivity",
         "imatrix",
     ),
-    *("bench kernel", "bundle", "bundle verify", "doctor", "completion"),
+    *("bench kernel", "bundle", "bundle verify", "methods", "doctor", "completion"),
 )
 EVAL_KEYS = {"ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "tokens_per_s", "runtime"}
 CHECK_KEYS = {"name", "tensor", "error", "tolerance", "ok"}

@@ -45,7 +45,7 @@ def linears_cost(store: QuantizedStore) -> float:
     return sum(
         target.decode_cost(record.grid, record.axis, (record.shape[0], record.shape[1]))
         for record in store.records.values()
-        if record.grid is not None and is_linear(record.name)
+        if record.grid is not None and is_linear(record.name, record.shape)
     )
 
 

@@ -43,7 +43,7 @@ def our_values(grid: Grid, weight: F32, importance: F32) -> F32:
 
 def default_tensors(source: Checkpoint) -> list[str]:
     """The first, the middle and the last linear."""
-    linears = [name for name in source.specs if is_linear(name)]
+    linears = [name for name, spec in source.specs.items() if is_linear(name, spec.shape)]
     return [linears[0], linears[len(linears) // 2], linears[-1]]
 
 

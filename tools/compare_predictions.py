@@ -26,10 +26,10 @@ from exporter.writers import writer_of
 from quantize import QuantizeConfig, dequantize, open_checkpoint
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
+from quantize.methods import ROUNDERS
 from quantize.planning.plan import ModelPlan
 from quantize.planning.sensitivity import TABLES, Sensitivity, read_sensitivity
 from quantize.progress import track
-from quantize.rounding import ROUNDERS
 from quantize.run.pipeline import planned_store
 from quantize.source import build_model, measure_curvature, walk_layers
 from quantize.statistics.calibration import calibration_data, load_text

@@ -12,20 +12,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, build_plan, dequantize, open_checkpoint
+from quantize.architecture.families import fold_sites
+from quantize.block import Block, Kit, Rounded
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.row_order import RowOrders
 from quantize.loss import output_loss
-from quantize.rounding import ROUNDERS
+from quantize.methods import ROUNDERS
+from quantize.model_config import block_prefix
 from quantize.source import walk_layers
 from quantize.statistics.calibration import calibration_data
-from quantize.transforms import NAMES, TRANSFORMS, correct, transform
-from quantize.transforms.layer import READERS, DecoderLayer
-from quantize.types import F32, InputStats, TensorPlan
+from quantize.steps.fold import ChangeBasis, Correction, touched
+from quantize.transforms import CORRECTIONS, NAMES, TRANSFORMS
+from quantize.types import InputStats, RowOrder, TensorPlan
 
 TOKENS = 12288  # in all
 LAYERS = 5
@@ -44,7 +49,7 @@ Stats = Mapping[str, InputStats]
 
 
 def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
-    """Of some layers, spread over the model: to choose by, and to judge by; by names within the layer."""
+    """Of some blocks, spread over the model: to choose by, and to judge by; by name."""
     wanted = sorted({round(i * (source.config.num_layers - 1) / (LAYERS - 1)) for i in range(LAYERS)})
     tokens, _ = calibration_data(QuantizeConfig(calibration=text, calibration_tokens=TOKENS), source.assets(), str(source.path))
     cut = len(tokens) * 2 // 3
@@ -52,41 +57,47 @@ def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
     for part in (tokens[:cut], tokens[cut:]):
         for run in walk_layers(source, part, "unit", 0):
             if run.index in found:
-                found[run.index].append({name.split(".", 3)[3]: stats for name, stats in run.stats.items()})
+                found[run.index].append(run.stats)
     return {index: (chosen, judged) for index, (chosen, judged) in found.items()}
 
 
-def layer_of(source: Checkpoint, index: int, plans: Mapping[str, TensorPlan], stats: Stats) -> DecoderLayer:
+def block_of(source: Checkpoint, index: int, plans: Mapping[str, TensorPlan], stats: Stats) -> Block:
     """In the source's own row order: no transform touches that of q and k."""
-    prefix = f"model.layers.{index}."
-    tensors = {name.removeprefix(prefix): np.array(source.read(name)) for name in plans if name.startswith(prefix)}
-    quantized = {name: plans[prefix + name] for name in tensors if plans[prefix + name].candidates}
-    return DecoderLayer(source.config, quantized, tensors, dict(stats))
+    prefix = block_prefix(index)
+    tensors = {name: np.array(source.read(name)) for name in plans if name.startswith(prefix)}
+    quantized = {name: plans[name] for name in tensors if plans[name].candidates}
+    return Block(quantized, tensors, dict(stats), fold_sites=fold_sites(source.config, prefix))
 
 
-def losses(layer: DecoderLayer, source: DecoderLayer, judged: Stats, names: tuple[str, ...]) -> dict[str, float]:
-    """Per linear, of ``layer`` with ``names`` applied, rounded as planned."""
-    transform(layer, names)
-    rounded = dict[str, F32]()
-    for name, plan in layer.plans.items():
+def losses(block: Block, judged: Stats, names: tuple[str, ...], kit: Kit) -> dict[str, float]:
+    """Per linear, of ``block`` with ``names`` applied, rounded as planned."""
+    plain = block
+    for name in TRANSFORMS:
+        block = ChangeBasis(name)(block, list(block.plans), kit) if name in names else block
+    rounded = {}
+    for name, plan in block.plans.items():
         ((axis, grid),) = plan.candidates.items()
-        rounded[name] = dequantize(ROUNDERS[plan.rounder](name, layer.tensors[name], grid, axis, layer.stats[name]))
-    before = dict(layer.tensors)
-    correct(layer, rounded, names)
-    for norm, linears in READERS.items():
+        tensor = ROUNDERS[plan.method](name, block.tensors[name], grid, axis, block.stats[name])
+        rounded[name] = Rounded(tensor, plan.method, None)
+    corrected = replace(block, rounded=rounded)
+    for name in CORRECTIONS:
+        corrected = Correction(name)(corrected, list(block.plans), kit) if name in names else corrected
+    values = {name: dequantize(found.tensor) for name, found in rounded.items()}
+    for norm, linears in corrected.fold_sites.norms.items() if corrected.fold_sites else ():
         for name in linears:
-            rounded[name] = rounded[name] * (layer.tensors[norm] / before[norm])
+            values[name] = values[name] * (corrected.tensors[norm] / block.tensors[norm])
     return {
-        name: output_loss(source.tensors[name], layer.in_source_basis(name, value), judged[name])
-        for name, value in rounded.items()
+        name: output_loss(plain.tensors[name], block.in_source_basis(name, value), judged[name]) for name, value in values.items()
     }
 
 
-def touched(name: str, layer: DecoderLayer) -> list[str]:
+def changed(name: str, block: Block) -> list[str]:
     """The linears that a transform may change."""
+    sites = block.fold_sites
+    assert sites is not None
     if name in TRANSFORMS:
-        return [weight for candidates in TRANSFORMS[name](layer) for weight in layer.weights(candidates[0])]
-    return [linear for linears in READERS.values() for linear in linears] if name in NAMES else list(layer.plans)
+        return [weight for candidates in TRANSFORMS[name](block, sites) for weight in touched(block, candidates[0])]
+    return [linear for linears in sites.norms.values() for linear in linears] if name in NAMES else list(block.plans)
 
 
 def compare(source: Checkpoint, case: str, rounder: str, statistics: Mapping[int, tuple[Stats, Stats]]) -> str:
@@ -94,13 +105,14 @@ def compare(source: Checkpoint, case: str, rounder: str, statistics: Mapping[int
     target, grid, bits, group, axis = CASES[case]
     config = QuantizeConfig(f"{rounder}-{axis}", bits, grid, group, allow_fallback=True)
     plans = {plan.name: plan for plan in build_plan(source.specs, config, TARGETS[target])}
+    kit = Kit(TARGETS[target], RowOrders(source.config, RowOrder.HF), ROUNDERS, config.max_slowdown)
     logs: dict[str, list[float]] = {name: [] for name in (*NAMES, "all")}
     for index, (chosen, judged) in statistics.items():
-        plain = layer_of(source, index, plans, chosen)
-        base = losses(layer_of(source, index, plans, chosen), plain, judged, ())
+        block = block_of(source, index, plans, chosen)
+        base = losses(block, judged, (), kit)
         for name, ratios in logs.items():
-            linears = touched(name, plain)
-            found = losses(layer_of(source, index, plans, chosen), plain, judged, NAMES if name == "all" else (name,))
+            linears = changed(name, block)
+            found = losses(block, judged, NAMES if name == "all" else (name,), kit)
             ratios.append(np.log(sum(found[linear] for linear in linears) / sum(base[linear] for linear in linears)))
     return f"| {case} | {rounder} | " + " | ".join(f"{np.exp(np.mean(ratios)):.3f}" for ratios in logs.values()) + " |"
 

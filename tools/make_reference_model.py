@@ -22,6 +22,7 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor
 from safetensors.numpy import save_file
 
 from quantize import open_checkpoint
+from quantize.architecture.families import rotary_heads
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.gguf.names import to_hf_name
 from quantize.types import F32
@@ -46,7 +47,7 @@ def dithered(gguf: Path) -> dict[str, np.ndarray]:
         weight = checkpoint.read(name)
         if tensor.tensor_type == GGMLQuantizationType.Q4_1:
             dither = lattice_steps(tensor) * (rng.random(weight.shape, dtype=np.float32) - np.float32(0.5))
-            heads = checkpoint.config.rotary_heads(name)
+            heads = rotary_heads(checkpoint.config, name)
             weight = weight + (dither if heads is None else dither[hf_row_index(len(dither), heads)])
         out[name] = weight.astype(np.float16)
     return out

@@ -28,8 +28,8 @@ from exporter.onnx.matmul_nbits import matmul_nbits
 from exporter.onnx.split import split_form
 from exporter.onnx.tensors import Form
 from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoint
-from quantize.model_config import LINEARS, is_linear
-from quantize.rounding import ROUNDERS
+from quantize.methods import ROUNDERS
+from quantize.model_config import is_linear
 from quantize.source.whole import build_model, logits
 from quantize.statistics.calibration import held_out_text, tokenize
 from quantize.store.tensors import TensorRecord
@@ -46,7 +46,8 @@ def layer_inputs(folder: Path) -> Iterator[tuple[str, F32, F32]]:
     source, seen = open_checkpoint(folder), dict[str, F32]()
     model = build_model(source.config, source.read, source.tied)
     for name, module in model.named_modules():
-        if is_linear(name):
+        spec = source.specs.get(f"{name}.weight")
+        if spec is not None and is_linear(spec.name, spec.shape):
             module.register_forward_hook(lambda _module, args, _out, name=name: seen.update({name: args[0][0].numpy()}))
     logits(model, tokenize(held_out_text(), source.assets()["tokenizer.json"], "the text")[None, :TOKENS])
     for name, x in seen.items():
@@ -77,7 +78,8 @@ def accuracy(folder: str) -> None:
             found[label][name] = level_4_error(make(record, WIRE, 4), ROUNDERS["rtn"](name, weight, GRID, axis, None), x)
     base = found["MatMulNBits"]
     for label, errors in found.items():
-        kinds = (f"{kind} {np.median([error for name, error in errors.items() if name.endswith(kind)]):.4f}" for kind in LINEARS)
+        kinds_of = dict.fromkeys(name.split(".", 3)[3] for name in errors)
+        kinds = (f"{kind} {np.median([error for name, error in errors.items() if name.endswith(kind)]):.4f}" for kind in kinds_of)
         worse = sum(error > base[name] for name, error in errors.items())
         print(f"{label:>21}: {', '.join(kinds)}; most {max(errors.values()):.4f}; above MatMulNBits in {worse} of {len(errors)}")
 

@@ -84,7 +84,7 @@ def _quantized(quantization: Mapping[str, Any]) -> dict[str, Any]:
     for item in quantization["tensors"]:
         name = to_hf_name_or_own(item["name"]).removesuffix("_ic")
         if len(item["shape"]) == 2:
-            (linears if is_linear(name) else others).append(item)
+            (linears if is_linear(name, item["shape"]) else others).append(item)
     return {
         "made for": quantization["target"],
         "weights": f"{quantization['weights']:,}",

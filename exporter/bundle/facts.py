@@ -17,7 +17,7 @@ from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.targets import GGUF_TARGETS
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
-from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, shown
+from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, asked, shown
 from quantize.gguf.container import GgufHeader
 from quantize.gguf.names import to_hf_name_or_own
 from quantize.kinds import Wanted, is_store, mistaken, readable
@@ -262,7 +262,7 @@ def with_losses(facts: Facts, store: Path) -> list[Report]:
 
     held = QuantizedStore(store)
     if held.header["source"]["sha256"] != facts.source["sha256"] or held.target != facts.target:
-        raise ConfigError(f"--store {store}: is not what this file was written from; drop it or give the right one")
+        raise ConfigError(f"{asked('store', str(store))}: is not what this file was written from; drop it or give the right one")
     records, tensors = held.records, list[Report]()
     for item in facts.tensors:
         record = records.get(to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight")))
@@ -270,6 +270,8 @@ def with_losses(facts: Facts, store: Path) -> list[Report]:
             tensors.append(item)
             continue
         if (record.grid.bits, str(record.axis)) != (item["bits"], item["axis"]):
-            raise ConfigError(f"--store {store}: {record.name} is not stored so in the file; give the store it was written from")
+            raise ConfigError(
+                f"{asked('store', str(store))}: {record.name} is not stored so in the file; give the store it was written from"
+            )
         tensors.append({**item, "loss": dict(record.loss)})
     return tensors

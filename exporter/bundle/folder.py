@@ -31,7 +31,7 @@ from exporter.bundle.card import model_card
 from exporter.bundle.facts import FOLDER, Facts, read_facts, with_losses
 from exporter.bundle.verify_bundle import FORMAT, MANIFEST, SUMS, VERSION, library_problem
 from exporter.onnx.genai import GENAI_FILE, MAX_LENGTH
-from quantize.errors import ConfigError, ExportError, OutputError
+from quantize.errors import ConfigError, ExportError, OutputError, asked
 from quantize.outside import MIB, Door, open_regular
 from quantize.progress import track
 from quantize.store.outputs import Unfinished, check_file, check_folder, new_file
@@ -129,7 +129,9 @@ def _manifest(facts: Facts, options: BundleOptions) -> dict[str, Any]:
 def _libraries(facts: Facts, options: BundleOptions) -> Mapping[str, Path]:
     """Raises ConfigError or ExportError for a library that this bundle has no use for."""
     if options.libraries and facts.target != "onnxruntime+adadim":
-        raise ConfigError(f"--custom-op: the model was made for {facts.target}; only onnxruntime+adadim has a native library")
+        raise ConfigError(
+            f"{asked('custom_op')}: the model was made for {facts.target}; only onnxruntime+adadim has a native library"
+        )
     for abi, path in options.libraries.items():
         problem = library_problem(LIBRARY_DOOR.read(path), options.platform, abi)
         if problem is not None:
@@ -159,7 +161,9 @@ def _evaluation(path: Path, facts: Facts) -> dict[str, Any]:
     """Raises ConfigError for what is no report on this very file."""
     report = EVAL_DOOR.load(path, Evaluation)
     if report.bytes != facts.totals["bytes"]:
-        raise ConfigError(f"--eval {path}: is of a file of {report.bytes:,} bytes, this one has {facts.totals['bytes']:,}")
+        raise ConfigError(
+            f"{asked('eval', str(path))}: is of a file of {report.bytes:,} bytes, this one has {facts.totals['bytes']:,}"
+        )
     told: dict[str, Any] = msgspec.to_builtins(report)
     return {key: value for key, value in told.items() if key != "bytes"}
 

@@ -23,7 +23,7 @@ EXTRAS = {  # top-level module -> the extra that brings it
 COMMANDS = {  # what is done -> the extras that it takes
     "quantize --effort fast --method rtn-oc, or by --imatrix": (),
     "quantize, run, sensitivity, imatrix": ("torch",),
-    "export gguf, bundle FILE.gguf, bundle verify, inspect, completion": (),
+    "export gguf, bundle FILE.gguf, bundle verify, inspect, methods, completion": (),
     "export onnx, bundle DIR": ("onnx",),
     "verify, eval, compare": ("torch", "onnx", "runtimes"),
     "compare --html": ("torch", "onnx", "runtimes", "report"),

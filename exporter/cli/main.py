@@ -16,6 +16,7 @@ from typing import Any
 from exporter.cli.bundle import VERIFY, bundle, verified_bundle
 from exporter.cli.completion import completion
 from exporter.cli.doctor import doctor, requirements
+from exporter.cli.methods import methods_report, methods_table
 from exporter.cli.options import build_parser, quantize_config
 from exporter.cli.process import finished, guarded, prepare_streams, quiet_libraries, say, warn
 from exporter.cli.reports import json_output, page_of
@@ -55,6 +56,7 @@ def _run_command(args: Namespace) -> int:
 def _quantize(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.run.pipeline import planned_store, quantize_planned
+    from quantize.statistics.measured import Measured
     from quantize.store.tensors import check_store_output
 
     if args.dry_run and not has_target_size(args):
@@ -64,23 +66,25 @@ def _quantize(args: Namespace) -> int:
     source = open_checkpoint(args.source)
     writer_of(args.target).check(source, tokenizer_pre="")  # `export` may name it
     warn(source_notes(source, args.target))
-    plan = model_plan(args, quantize_config(args), source, args.target)
+    measured = Measured(source)
+    plan = model_plan(args, quantize_config(args), measured, args.target)
     if args.dry_run:
         with planned_store(source, plan) as store:
             say(store_summary(store, f"{args.source}, planned"))
     else:
-        say(store_summary(quantize_planned(source, {args.out: plan}, args.force)[0]))
+        say(store_summary(quantize_planned(measured, {args.out: plan}, args.force)[0]))
     return 0
 
 
 def _sensitivity(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.planning.sensitivity import measure_sensitivity
+    from quantize.statistics.measured import Measured
 
     with new_file(args.out, args.force) as file:
         source = open_checkpoint(args.source)
         writer_of(args.target).check(source, tokenizer_pre="")
-        sensitivity = measure_sensitivity(source, quantize_config(args), TARGETS[args.target])
+        sensitivity = measure_sensitivity(Measured(source), quantize_config(args), TARGETS[args.target])
         file.write(sensitivity.to_json())
     say(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")
     return 0
@@ -216,6 +220,12 @@ def _verify_bundle(args: Namespace) -> int:
     return code
 
 
+def _methods(args: Namespace) -> int:
+    report = methods_report()
+    say(json.dumps(report, indent=1) if args.json else methods_table(report))
+    return 0
+
+
 def _doctor(args: Namespace) -> int:
     say(doctor(requirements()))
     return 0
@@ -246,6 +256,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "bench": _bench,
     "bundle": _bundle,
     VERIFY: _verify_bundle,
+    "methods": _methods,
     "doctor": _doctor,
     "completion": _completion,
 }

@@ -12,6 +12,7 @@ from exporter.cli.bundle import add_bundle
 from exporter.cli.checks import add_doctor, add_inspect, add_verify
 from exporter.cli.compare import add_compare, add_eval, add_measured_text
 from exporter.cli.completion import add_completion
+from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
@@ -19,10 +20,11 @@ from exporter.cli.values import BITS, file_path, group_size, positive, text_path
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
-from quantize.config import DEFAULT_BITS, METHODS, TOKEN_WEIGHTS, QuantizeConfig
+from quantize.config import DEFAULT_BITS, TOKEN_WEIGHTS, QuantizeConfig
 from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
+from quantize.methods import WORDS
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
@@ -54,7 +56,7 @@ def build_parser() -> OneLineParser:
         _add_sensitivity,
         _add_imatrix,
     )
-    for add in (*adders, add_bench, add_bundle, add_doctor, add_completion):
+    for add in (*adders, add_bench, add_bundle, add_methods, add_doctor, add_completion):
         add(commands)
     return parser
 
@@ -130,7 +132,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         help="fast: searched rounding; default: GPTQ weighed by the model's gradients; "
         "best: more text, then rounding learned and scales tuned",
     )
-    group.add_argument("--method", choices=METHODS, help="rounding and axis (default: the effort's)")
+    group.add_argument("--method", choices=WORDS, help="rounding and axis (default: the effort's)")
     told = f"5 on ggml grids only (default: {DEFAULT_BITS})"
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn, TextIO
 
 from exporter.cli.doctor import EXTRAS
+from exporter.cli.spelling import as_option
 from quantize.errors import AdaDimError, printable
 
 ENDING = ("SIGTERM", "SIGHUP")
@@ -102,7 +103,7 @@ def guarded(command: Callable[[Namespace], int], args: Namespace) -> int:
         with ending_cleanly():
             return command(args)
     except AdaDimError as error:
-        return _fail(str(error))
+        return _fail(error.told(as_option))
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:

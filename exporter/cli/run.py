@@ -25,6 +25,7 @@ from quantize.store.outputs import check_file, new_file
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint
     from quantize.planning.plan import ModelPlan
+    from quantize.statistics.measured import Measured
     from quantize.store.tensors import QuantizedStore
 
 LADDER_TARGETS = DEFAULT_RUN_TARGETS[:1]
@@ -46,6 +47,7 @@ class Rung:
 def run(args: Namespace) -> int:
     """All that was asked for; 1 if a check missed, or a file could not be measured."""
     from quantize import open_checkpoint
+    from quantize.statistics.measured import Measured
 
     source, out = open_checkpoint(args.source), args.out or default_out(args.source)
     rungs = _rungs(args)
@@ -60,11 +62,12 @@ def run(args: Namespace) -> int:
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
     if args.sizes:  # known before their plans, which take long to make
         _check_disk(source, out, len(absent), lambda: sum(rungs[index].size or 0 for index in absent))
-    plans = _plans(args, source, rungs)
+    measured = Measured(source)
+    plans = _plans(args, measured, rungs)
     if not args.sizes:
         _check_disk(source, out, len(absent), lambda: sum(planned_size(args, source, plans[index]) for index in absent))
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
-    ok = _verified(args, source, made, _written(args, source, plans, made))
+    ok = _verified(args, source, made, _written(args, measured, plans, made))
     return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
 
 
@@ -90,7 +93,7 @@ def _check_measured(args: Namespace, ladder: Ladder | None) -> None:
         raise ConfigError("--text, --chunks: measure a ladder; ask for some with --sizes or --bits, or use `adadim compare`")
 
 
-def _plans(args: Namespace, source: Checkpoint, rungs: Sequence[Rung]) -> list[ModelPlan]:
+def _plans(args: Namespace, measured: Measured, rungs: Sequence[Rung]) -> list[ModelPlan]:
     """One for each, in their order; what a target's sizes rest on is measured once."""
     config = quantize_config(args)
     plans: dict[Rung, ModelPlan] = {}
@@ -98,9 +101,9 @@ def _plans(args: Namespace, source: Checkpoint, rungs: Sequence[Rung]) -> list[M
         own = [rung for rung in rungs if rung.target == target]
         if args.sizes:
             sizes = [rung.size for rung in own if rung.size is not None]
-            plans |= zip(own, size_plans(args, config, source, target, sizes), strict=True)
+            plans |= zip(own, size_plans(args, config, measured, target, sizes), strict=True)
         else:
-            plans |= {rung: model_plan(args, replace(config, bits=rung.bits), source, target) for rung in own}
+            plans |= {rung: model_plan(args, replace(config, bits=rung.bits), measured, target) for rung in own}
     return [plans[rung] for rung in rungs]
 
 
@@ -119,12 +122,12 @@ def _check_disk(source: Checkpoint, out: Path, count: int, sizes: Callable[[], i
         )
 
 
-def _written(args: Namespace, source: Checkpoint, plans: Sequence[ModelPlan], made: Sequence[Made]) -> list[QuantizedStore]:
+def _written(args: Namespace, measured: Measured, plans: Sequence[ModelPlan], made: Sequence[Made]) -> list[QuantizedStore]:
     """Every store and its file; what an earlier run of the same command has made is taken."""
     from quantize.run.pipeline import quantize_planned
 
     pairs = zip(made, plans, strict=True)
-    new = quantize_planned(source, {each.outputs.store: plan for each, plan in pairs if each.store is None}, args.force)
+    new = quantize_planned(measured, {each.outputs.store: plan for each, plan in pairs if each.store is None}, args.force)
     by_path = {store.path: store for store in new}
     stores = [each.store or by_path[each.outputs.store] for each in made]
     for each, store in zip(made, stores, strict=True):

@@ -17,6 +17,7 @@ from quantize.planning.plan import ModelPlan, build_plan
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint
+    from quantize.statistics.measured import Measured
 
 
 def add_size_options(group: argparse._ArgumentGroup, several: bool) -> None:
@@ -48,11 +49,12 @@ def has_target_size(args: argparse.Namespace) -> bool:
     return args.target_size is not None or args.target_bpw is not None
 
 
-def model_plan(args: argparse.Namespace, config: QuantizeConfig, source: Checkpoint, target_name: str) -> ModelPlan:
+def model_plan(args: argparse.Namespace, config: QuantizeConfig, measured: Measured, target_name: str) -> ModelPlan:
     """From options for every tensor alike, or for a file's size. Raises ConfigError, PlanError."""
+    source = measured.source
     if has_target_size(args):
         goal = args.target_size if args.target_bpw is None else size_of_bits(source.specs, args.target_bpw)
-        return size_plans(args, config, source, target_name, [goal])[0]
+        return size_plans(args, config, measured, target_name, [goal])[0]
     if args.sensitivity is not None:
         raise ConfigError(f"--sensitivity {args.sensitivity}: is for --target-size and --target-bpw; give one or drop it")
     target = TARGETS[target_name]
@@ -60,17 +62,18 @@ def model_plan(args: argparse.Namespace, config: QuantizeConfig, source: Checkpo
 
 
 def size_plans(
-    args: argparse.Namespace, config: QuantizeConfig, source: Checkpoint, target_name: str, goals: Sequence[int]
+    args: argparse.Namespace, config: QuantizeConfig, measured: Measured, target_name: str, goals: Sequence[int]
 ) -> list[ModelPlan]:
     """For files of these sizes in bytes; the sensitivity is read or measured once. Raises ConfigError."""
     from exporter.budget import Allocator, check_free
     from quantize.planning.sensitivity import measure_sensitivity, possible, read_sensitivity
 
     check_free(config)
+    source = measured.source
     target, size = TARGETS[target_name], partial(planned_size, args, source)
     if args.sensitivity is None:
         Allocator(source, config, target, possible(source, target, config.max_slowdown), size).plan(min(goals))  # before the work
-        sensitivity = measure_sensitivity(source, config, target)
+        sensitivity = measure_sensitivity(measured, config, target)
     else:
         sensitivity = read_sensitivity(args.sensitivity, source, target)
     allocator = Allocator(source, config, target, sensitivity, size)

@@ -41,7 +41,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     linears = [
         LinearCost(record.grid, record.axis, (record.shape[0], record.shape[1]))
         for record in store.records.values()
-        if record.grid is not None and is_linear(record.name)
+        if record.grid is not None and is_linear(record.name, record.shape)
     ]
     rows += _linear_rows(linears, store.target) + _loss_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
@@ -72,7 +72,7 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
         rows.append(("graph", f"{report['nodes']:,} nodes"))
     rows += _transform_rows(report.get("transforms", {}))
     if "target" in report:
-        items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"])]
+        items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"], item["shape"])]
         grids = [grid_from_json(item) for item in items]
         linears = [LinearCost(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
@@ -161,7 +161,9 @@ def _loss_rows(store: QuantizedStore) -> list[Row]:
     """What rounding and tuning left, where losses are nats a token."""
     config, tuning = store.header["config"], store.header.get("tuning")
     losses = [
-        record.loss.get(record.axis) for name, record in store.records.items() if record.grid is not None and is_linear(name)
+        record.loss.get(record.axis)
+        for name, record in store.records.items()
+        if record.grid is not None and is_linear(name, record.shape)
     ]
     rows = list[Row]()
     if store.header.get("imatrix") is None and config["token_weight"] == "gradient" and config["selection"] == "hessian":

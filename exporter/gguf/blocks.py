@@ -28,7 +28,7 @@ from collections.abc import Callable
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from quantize.errors import ExportError
+from quantize.errors import ExportError, asked
 from quantize.types import U8, Array, Params, QuantizedTensor
 
 Layout = Callable[[U8, Params], list[U8]]  # codes U8[rows, blocks, block_size] -> parts U8[rows, blocks, bytes]
@@ -40,7 +40,9 @@ BIAS = 32  # of six-bit scales
 def block_type(grid_name: str, where: str) -> GGMLQuantizationType:
     """ggml's type for a grid. Raises ExportError, with ``where``, for a grid that no GGUF block holds."""
     if grid_name not in BLOCK_TYPES:
-        raise ExportError(f"{where}: grid {grid_name} is no ggml block; quantize again with --target llama.cpp or gguf-adadim")
+        raise ExportError(
+            f"{where}: grid {grid_name} is no ggml block; quantize again with {asked('target', 'llama.cpp')} or gguf-adadim"
+        )
     return BLOCK_TYPES[grid_name]
 
 

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 from exporter.gguf.blocks import block_type, pack_blocks
 from exporter.gguf.metadata import build_metadata
 from exporter.targets import GGUF_TARGETS, TARGETS, check_target
-from quantize.checkpoint.expected import expected_shapes
+from quantize.architecture.families import expected_shapes
 from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.gguf_source import ROPE_FREQS
 from quantize.checkpoint.rope import llama3_factors

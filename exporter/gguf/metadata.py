@@ -12,7 +12,7 @@ import numpy as np
 from exporter.gguf.tokenizer import Metadata, tokenizer_metadata
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_source import METADATA_ASSET
-from quantize.errors import ExportError, StoreError
+from quantize.errors import ExportError, StoreError, asked
 from quantize.gguf.container import Value, ValueType, parse_header
 from quantize.model_config import EMBEDDING, ModelConfig
 from quantize.rotary import BETAS, default_attention_factor
@@ -24,7 +24,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9}
 FILE_TYPES |= {"q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "tq2_0": 37, "mxfp4": 38}
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-TO_ONNX = "this model cannot be a GGUF; --target onnxruntime can hold it"
+TO_ONNX = f"this model cannot be a GGUF; {asked('target', 'onnxruntime')} can hold it"
 FORMAT_VERSION = 1  # of docs/reference/gguf-adadim.md
 
 
@@ -55,7 +55,7 @@ def check_gguf_source(source: Checkpoint, tokenizer_pre: str | None) -> None:
 
 def _check_kept(where: str, tokenizer_pre: str | None) -> None:
     if tokenizer_pre:
-        raise ExportError(f"{where}: from a GGUF, whose tokenizer is kept as it is; drop --tokenizer-pre {tokenizer_pre}")
+        raise ExportError(f"{where}: from a GGUF, whose tokenizer is kept as it is; drop {asked('tokenizer_pre', tokenizer_pre)}")
 
 
 def _from_gguf(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:

@@ -14,7 +14,7 @@ from exporter.gguf.special import special_metadata
 from quantize.checkpoint.gguf_tokenizer import KEY, SPACE, cuts
 from quantize.checkpoint.pre_tokenizers import identify
 from quantize.checkpoint.tokenizer_files import AddedToken, chat_templates
-from quantize.errors import ExportError, shown
+from quantize.errors import ExportError, asked, shown
 from quantize.foreign import tokenizer_mend
 from quantize.gguf.container import Value, ValueType
 from quantize.outside import MIB, Door, TokenId
@@ -78,7 +78,9 @@ def _merge(merge: str | tuple[str, str]) -> str:
 def _byte_level(tokenizer: Mapping[str, Any], pre: str | None, where: str) -> Metadata:
     name = identify(tokenizer) if pre is None else pre
     if name is None:
-        raise ExportError(f"{where}: its pre-tokenizer is none that llama.cpp is known to have; name it with --tokenizer-pre")
+        raise ExportError(
+            f"{where}: its pre-tokenizer is none that llama.cpp is known to have; name it with {asked('tokenizer_pre')}"
+        )
     return {f"{KEY}model": _text("gpt2"), f"{KEY}pre": _text(name)}
 
 
@@ -89,7 +91,7 @@ def _sentence_piece(tokenizer: Mapping[str, Any], pre: str | None, templated: bo
     ("first"), a prompt, which begins with a special token, has none (``templated``); without a template texts are plain.
     """
     if pre:
-        raise ExportError(f"{where}: a SentencePiece tokenizer has no pre-tokenizer; drop --tokenizer-pre {pre}")
+        raise ExportError(f"{where}: a SentencePiece tokenizer has no pre-tokenizer; drop {asked('tokenizer_pre', pre)}")
     steps = _flat(tokenizer.get("normalizer"), "normalizers") + _flat(tokenizer.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in steps]
     if kinds not in (["Prepend", "Replace"], ["Replace"], ["Metaspace"]) or steps[-1].get("split", False):

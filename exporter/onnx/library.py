@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import read_genai
-from quantize.errors import ConfigError, ExportError, FileFormatError
+from quantize.errors import ConfigError, ExportError, FileFormatError, asked
 from quantize.store.outputs import new_file
 from quantize.store.tensors import QuantizedStore
 
@@ -29,7 +29,9 @@ def custom_op_path() -> Path:
 def library_of(store: QuantizedStore) -> Path:
     """The library for a store's file. Raises ConfigError if the file would not use it, ExportError if there is none."""
     if store.target != "onnxruntime+adadim":
-        raise ConfigError(f"--with-library: {store.path} was quantized for {store.target}; only onnxruntime+adadim has a library")
+        raise ConfigError(
+            f"{asked('with_library')}: {store.path} was quantized for {store.target}; only onnxruntime+adadim has a library"
+        )
     return custom_op_path()
 
 

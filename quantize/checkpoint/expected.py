@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from quantize.architecture.families import expected_shapes
 from quantize.errors import CheckpointError, shown
 from quantize.foreign import quantized_by
-from quantize.model_config import CONFIG, EMBEDDING, HEAD, ModelConfig
+from quantize.model_config import CONFIG, HEAD, ModelConfig
 from quantize.types import TensorSpec
 
 BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")  # constants that old checkpoints saved; the model makes its own
@@ -38,45 +39,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_bidirectional_attention": (False,),
 }
 SHOWN = 3  # names listed in a message
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the decoder in model order, an own head last."""
-    hidden = config.hidden_size
-    out: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
-    for index in range(config.num_layers):
-        out |= {f"model.layers.{index}.{name}": shape for name, shape in _layer_shapes(config).items()}
-    out["model.norm.weight"] = (hidden,)
-    out[HEAD] = (config.vocab_size, hidden)
-    return out
-
-
-def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    hidden, ffn, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
-    q_rows, kv_rows = config.num_heads * head_dim, config.num_kv_heads * head_dim
-    linears = {
-        "self_attn.q_proj": (q_rows, hidden),
-        "self_attn.k_proj": (kv_rows, hidden),
-        "self_attn.v_proj": (kv_rows, hidden),
-        "self_attn.o_proj": (hidden, q_rows),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-    }
-    out: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (hidden,)}
-    for name, shape in linears.items():
-        out[f"{name}.weight"] = shape
-        if _has_bias(config, name):
-            out[f"{name}.bias"] = shape[:1]
-    if config.model_type == "qwen3":
-        out |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
-    return out | {"post_attention_layernorm.weight": (hidden,)}
-
-
-def _has_bias(config: ModelConfig, linear: str) -> bool:
-    if config.model_type == "qwen2":
-        return linear.endswith(("q_proj", "k_proj", "v_proj"))
-    return config.attention_bias if linear.startswith("self_attn") else config.mlp_bias
 
 
 def check_config(config: ModelConfig, where: str) -> None:

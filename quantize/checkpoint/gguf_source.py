@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gguf import dequantize
 
+from quantize.architecture.families import rotary_heads
 from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.floats import CHUNK, FLOATS, check_finite, to_f32
 from quantize.checkpoint.gguf_config import ARCHITECTURES, config_from_gguf
@@ -106,13 +107,13 @@ class GgufCheckpoint:
     def _rows(self, name: str, start: int, stop: int) -> U8:
         """Block bytes U8[stop - start, row bytes] in Hugging Face order."""
         rows = self._bytes(self._infos[name]).reshape(self._infos[name].shape[0], -1)
-        heads = self.config.rotary_heads(name)
+        heads = rotary_heads(self.config, name)
         return rows[start:stop] if heads is None else rows[hf_row_index(len(rows), heads)[start:stop]]
 
     def _floats(self, info: TensorInfo) -> F32:
         """A one-dimensional tensor in Hugging Face order."""
         values = self._dequantize(info, self._bytes(info))
-        heads = self.config.rotary_heads(to_hf_name(info.name)) if info.name.endswith(".bias") else None
+        heads = rotary_heads(self.config, to_hf_name(info.name)) if info.name.endswith(".bias") else None
         return values if heads is None else values[hf_row_index(len(values), heads)]
 
     def _dequantize(self, info: TensorInfo, data: U8) -> F32:

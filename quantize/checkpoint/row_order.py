@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.architecture.families import rotary_heads
 from quantize.model_config import ModelConfig
 from quantize.types import F32, RowOrder
 
@@ -46,7 +47,7 @@ class RowOrders:
         return self._taken(name, values, hf_row_index)
 
     def _taken(self, name: str, values: F32, row_index: Callable[[int, int], Index]) -> F32:
-        heads = self.model.rotary_heads(name)
+        heads = rotary_heads(self.model, name)
         if heads is None or self.target is RowOrder.HF:
             return values
         return values[row_index(len(values), heads)]

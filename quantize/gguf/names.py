@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-GLOBAL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+from gguf import MODEL_ARCH, get_tensor_name_map
+
+from quantize.architecture.families import BLOCK_PARTS, FINAL_NORM
+from quantize.model_config import EMBEDDING, HEAD
+
+_MAP = get_tensor_name_map(MODEL_ARCH.QWEN3, 1)  # gguf-py's; a decoder with all parts that any here has
+GLOBAL_NAMES = {
+    stem: _MAP.get_name(stem) for stem in (weight.removesuffix(".weight") for weight in (EMBEDDING, FINAL_NORM, HEAD))
 }
+LAYER_NAMES = {part: str(_MAP.get_name(f"model.layers.0.{part}")).removeprefix("blk.0.") for part in BLOCK_PARTS}
 WEIGHT, WEIGHT_IC = "weight", "weight_ic"  # the second: stored transposed, which only the gguf-adadim target does
 _TO_HF = {gguf: hf for names in (GLOBAL_NAMES, LAYER_NAMES) for hf, gguf in names.items()}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from quantize.errors import ConfigError, shown
+from quantize.errors import ConfigError, asked, shown
 from quantize.grids.codebook import CODEBOOK_GRIDS
 from quantize.grids.ggml import GGML_GRIDS
 from quantize.grids.ggml_k import K_GRIDS
@@ -28,22 +28,24 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, sc
     """
     grid = GRIDS.get(name)
     if grid is None:
-        raise ConfigError(f"--grid {name}: unknown; choose one of {', '.join(GRIDS)}")
+        raise ConfigError(f"{asked('grid', name)}: unknown; choose one of {', '.join(GRIDS)}")
     if isinstance(grid, type):
         return grid(bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype)
     if bits != grid.bits:
-        raise ConfigError(f"--grid {name} stores {grid.bits} bits, but --bits {bits} was asked for; drop one of the two")
+        raise ConfigError(
+            f"{asked('grid', name)} stores {grid.bits} bits, but {asked('bits', bits)} was asked for; drop one of the two"
+        )
     if group_size != grid.group_size:
-        asked = group_size or "whole channels"
-        raise ConfigError(f"--grid {name} has groups of {grid.group_size}, not {asked}; drop --group-size")
+        groups = group_size or "whole channels"
+        raise ConfigError(f"{asked('grid', name)} has groups of {grid.group_size}, not {groups}; drop {asked('group_size')}")
     if scale_dtype != SCALE_DTYPES[0]:
-        raise ConfigError(f"--grid {name} has scales of its own; drop --scale-dtype {scale_dtype}")
+        raise ConfigError(f"{asked('grid', name)} has scales of its own; drop {asked('scale_dtype', scale_dtype)}")
     if symmetric and not grid.symmetric:
         others = [
             other.name for other in GRIDS.values() if not isinstance(other, type) and other.symmetric and other.bits == bits
         ]
         choose = f"choose {' or '.join(others)}, or drop" if others else "drop"
-        raise ConfigError(f"--grid {name} is not symmetric; {choose} --symmetric")
+        raise ConfigError(f"{asked('grid', name)} is not symmetric; {choose} {asked('symmetric')}")
     return grid
 
 

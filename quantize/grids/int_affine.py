@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantize.errors import ConfigError
+from quantize.errors import ConfigError, asked
 from quantize.grids.ggml import CUTS
 from quantize.grids.least_squares import Nearest, best_centred, best_scale, fit_turned, spreads, whole_codes, whole_formula
 from quantize.types import F32, U8, Array, Formula, Params
@@ -32,11 +32,11 @@ class IntAffine:
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
-            raise ConfigError(f"--bits {self.bits}: the int grid stores {', '.join(map(str, BITS))} bits")
+            raise ConfigError(f"{asked('bits', self.bits)}: the int grid stores {', '.join(map(str, BITS))} bits")
         if self.group_size < MIN_GROUP_SIZE or self.group_size & (self.group_size - 1):
             raise ConfigError(f"group size {self.group_size}: must be a power of two of at least {MIN_GROUP_SIZE}")
         if self.scale_dtype not in SCALE_DTYPES:
-            raise ConfigError(f"--scale-dtype {self.scale_dtype}: choose one of {', '.join(SCALE_DTYPES)}")
+            raise ConfigError(f"{asked('scale_dtype', self.scale_dtype)}: choose one of {', '.join(SCALE_DTYPES)}")
 
     @property
     def name(self) -> str:

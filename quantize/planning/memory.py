@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from quantize.config import QuantizeConfig
-from quantize.errors import ConfigError
+from quantize.errors import ConfigError, asked
 from quantize.types import TensorSpec
 
 WHOLE, TUNED = 1.3, 4.5  # times the float32 weights: run backwards; with gradients for all, and all codes beside them
@@ -16,9 +16,9 @@ GIB = 2**30
 def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where: str) -> None:
     """Raises ConfigError if ``config`` needs the source ``where`` whole in more memory than there is."""
     if config.tune_steps:
-        times, mend = TUNED, "give --tune-steps 0"
+        times, mend = TUNED, f"give {asked('tune_steps', 0)}"
     elif config.token_weight == "gradient":
-        times, mend = WHOLE, "give --token-weight unit"
+        times, mend = WHOLE, f"give {asked('token_weight', 'unit')}"
     else:
         return
     _check(specs, times, where, mend)
@@ -27,7 +27,11 @@ def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where:
 def check_backward(specs: Mapping[str, TensorSpec], where: str) -> None:
     """Raises ConfigError if the source ``where``, run backwards, needs more memory than there is."""
     _check(
-        specs, WHOLE, where, "measure on a larger one (--sensitivity), or give --bits and --token-weight unit instead of a size"
+        specs,
+        WHOLE,
+        where,
+        f"measure on a larger one ({asked('sensitivity')}), or give {asked('bits')} and {asked('token_weight', 'unit')} "
+        "instead of a size",
     )
 
 

@@ -8,20 +8,19 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from quantize.config import (
-    AXES,
     DEFAULT_BITS,
     EMBEDDING_GROUP,
-    FINE_BITS,
     GROUP_SIZES,
     TABLE_BITS,
     WHOLE_CHANNEL,
     QuantizeConfig,
     read_recipe,
 )
-from quantize.errors import ConfigError, PlanError, shown
+from quantize.errors import ConfigError, PlanError, asked, shown
 from quantize.grids import GRIDS, make_grid
+from quantize.methods import AXES, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
-from quantize.types import Axis, Grid, Target, TensorPlan, TensorSpec
+from quantize.types import FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
     for name, spec in _with_head(specs, config).items():
         if name in (EMBEDDING, HEAD):
             plans.append(_plan_table(spec, config, target))
-        elif is_linear(name) and len(spec.shape) == 2:
+        elif is_linear(name, spec.shape):
             choice, used = _choose(spec.name, config, rules)
             unused -= used
             plans.append(_plan_linear(spec, choice, config.allow_fallback, target))
@@ -79,15 +78,19 @@ def plan_notes(plans: Iterable[TensorPlan], config: QuantizeConfig, target: Targ
     plans = list(plans)
     notes = [f"{plan.name}: {plan.note}" for plan in plans if plan.note]
     grids = [grid for plan in plans for grid in plan.candidates.values()]
-    if config.method.endswith("-ada") and all(target.lacks(grid, Axis.PER_IC) is not None for grid in grids):
-        notes.insert(0, f"{target.name} holds no per-IC groups: {config.method} means {config.method[:-3]}oc here")
+    word = read_word(config.method)
+    if word.adaptive and all(target.lacks(grid, Axis.PER_IC) is not None for grid in grids):
+        means = word_of(word.method, AXES["oc"])
+        notes.insert(0, f"{target.name} holds no per-IC groups: {config.method} means {means} here")
     return notes
 
 
 def _with_head(specs: Mapping[str, TensorSpec], config: QuantizeConfig) -> dict[str, TensorSpec]:
     out, tied = dict(specs), HEAD not in specs
     if config.head == "tied" and not tied:
-        raise ConfigError("--head tied: this model's head differs from its embedding; drop --head or name a grid")
+        raise ConfigError(
+            f"{asked('head', 'tied')}: this model's head differs from its embedding; drop {asked('head')} or name a grid"
+        )
     if tied and config.head not in (None, "tied"):
         out[HEAD] = replace(specs[EMBEDDING], name=HEAD)
     return out
@@ -95,26 +98,27 @@ def _with_head(specs: Mapping[str, TensorSpec], config: QuantizeConfig) -> dict[
 
 def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> TensorPlan:
     """Embedding and head: RTN per output channel (a token's row), on a grid of their own."""
-    asked = config.embedding if spec.name == EMBEDDING else (config.head or config.embedding)
-    option = "--embedding" if spec.name == EMBEDDING else "--head"
-    if asked == "source":
+    wanted = config.embedding if spec.name == EMBEDDING else (config.head or config.embedding)
+    option = "embedding" if spec.name == EMBEDDING else "head"
+    if wanted == "source":
         return as_floats(spec)
-    grid = _table_grid(asked, option, config.scale_dtype, target)
+    grid = _table_grid(wanted, option, config.scale_dtype, target)
     lack = target.lacks(grid, Axis.PER_OC)
     if lack is not None:
-        raise ConfigError(f"{option} {asked}: {lack}; drop {option}")
+        raise ConfigError(f"{asked(option, wanted)}: {lack}; drop {asked(option)}")
     reason = target.refuses(grid, Axis.PER_OC, (spec.shape[0], spec.shape[1]))
     if reason is None:
-        return TensorPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, table_rounder(grid, config))
+        return TensorPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, table_method(grid, config))
     if not config.allow_fallback:
-        raise PlanError(f"{spec.name}: {reason}; pass {option} source, or --allow-fallback")
+        raise PlanError(f"{spec.name}: {reason}; pass {asked(option, 'source')}, or {asked('allow_fallback', True)}")
     return as_floats(spec, reason)
 
 
-def table_rounder(grid: Grid, config: QuantizeConfig) -> str:
-    """GPTQ for an embedding or a head where it is coarse, and where gradients say what its errors cost."""
-    careful = config.method.startswith("gptq") and config.token_weight == "gradient" and grid.bits < FINE_BITS
-    return "gptq" if careful else "rtn"
+def table_method(grid: Grid, config: QuantizeConfig) -> str:
+    """A second-order method for an embedding or a head too where it is coarse, and where gradients say what its errors cost."""
+    method = read_word(config.method).method
+    careful = method.needs >= Need.HESSIAN and config.token_weight == "gradient" and grid.bits < FINE_BITS
+    return method.name if careful else "rtn"
 
 
 def as_floats(spec: TensorSpec, reason: str | None = None) -> TensorPlan:
@@ -123,16 +127,16 @@ def as_floats(spec: TensorSpec, reason: str | None = None) -> TensorPlan:
     return TensorPlan(spec.name, spec.shape, dtype=dtype, note="" if reason is None else f"{reason}; kept as {dtype}")
 
 
-def _table_grid(asked: str | None, option: str, scale_dtype: str, target: Target) -> Grid:
-    name = target.grid_name(8) if asked is None else asked
+def _table_grid(wanted: str | None, option: str, scale_dtype: str, target: Target) -> Grid:
+    name = target.grid_name(8) if wanted is None else wanted
     if name.startswith("int"):
         bits = name[3:] or "8"
         if bits not in map(str, TABLE_BITS):
-            raise ConfigError(f"{option} {name}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
+            raise ConfigError(f"{asked(option, name)}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
         return make_grid("int", int(bits), EMBEDDING_GROUP, scale_dtype=scale_dtype)
     grid = GRIDS.get(name)
     if grid is None or isinstance(grid, type):
-        raise ConfigError(f"{option} {name}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
+        raise ConfigError(f"{asked(option, name)}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
     return grid
 
 
@@ -150,35 +154,39 @@ def _choose(name: str, config: QuantizeConfig, rules: list[dict[str, Any]]) -> t
 
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
     shape = (spec.shape[0], spec.shape[1])
-    rounder, _, axis_word = choice.method.partition("-")
+    method, axes = read_word(choice.method)
     grids = {axis: _linear_grid(choice, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
-    held = [axis for axis in AXES[axis_word] if target.lacks(grids[axis], axis) is None]
+    held = [axis for axis in axes if target.lacks(grids[axis], axis) is None]
     reasons = {axis: target.refuses(grids[axis], axis, shape) for axis in held}
     told = "; ".join(f"{axis} {reason}" for axis, reason in reasons.items() if reason is not None)
     fitting = {axis: grids[axis] for axis in held if reasons[axis] is None}
     if fitting:
-        return TensorPlan(spec.name, spec.shape, fitting, rounder, note=f"no candidate: {told}" if told else "")
+        return TensorPlan(spec.name, spec.shape, fitting, method.name, note=f"no candidate: {told}" if told else "")
     if not allow_fallback:
-        raise PlanError(f"{spec.name} {shape[0]}x{shape[1]}: {told}; pass --allow-fallback to store it as what fits")
+        raise PlanError(
+            f"{spec.name} {shape[0]}x{shape[1]}: {told}; pass {asked('allow_fallback', True)} to store it as what fits"
+        )
     grid: Grid | None = grids[Axis.PER_OC]
     assert grid is not None
     if target.refuses(grid, Axis.PER_OC, shape) is not None:
         grid = target.fallback(grid, Axis.PER_OC, shape)
     if grid is None:
         return as_floats(spec, told)
-    return TensorPlan(spec.name, spec.shape, {Axis.PER_OC: grid}, rounder, note=f"{told}; stored as {grid.name} {Axis.PER_OC}")
+    return TensorPlan(
+        spec.name, spec.shape, {Axis.PER_OC: grid}, method.name, note=f"{told}; stored as {grid.name} {Axis.PER_OC}"
+    )
 
 
 def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], target: Target) -> None:
     """Raises ConfigError for a grid or an axis that the target holds in no shape: no fallback mends that."""
     lack = target.lacks(grids[Axis.PER_OC], Axis.PER_OC)
     if lack is not None:
-        raise ConfigError(f"{spec.name}: {lack}; drop --grid {choice.grid}")
-    rounder, _, axis_word = choice.method.partition("-")
+        raise ConfigError(f"{spec.name}: {lack}; drop {asked('grid', choice.grid)}")
+    method, axes = read_word(choice.method)
     lack = target.lacks(grids[Axis.PER_IC], Axis.PER_IC)
-    if lack is not None and axis_word == "ic":
-        raise ConfigError(f"--method {choice.method}: {spec.name}: {lack}; choose {rounder}-oc or {rounder}-ada")
+    if lack is not None and Axis.PER_OC not in axes:
+        raise ConfigError(f"{asked('method', choice.method)}: {spec.name}: {lack}; choose {method.name}-oc or {method.name}-ada")
 
 
 def _linear_grid(choice: _Choice, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:

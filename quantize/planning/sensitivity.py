@@ -21,7 +21,7 @@ import numpy as np
 
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
-from quantize.config import FINE_BITS, TABLE_BITS, QuantizeConfig
+from quantize.config import TABLE_BITS, QuantizeConfig
 from quantize.errors import ConfigError, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS
@@ -31,11 +31,12 @@ from quantize.model_config import EMBEDDING, HEAD
 from quantize.outside import Door
 from quantize.planning.memory import check_backward
 from quantize.progress import track
-from quantize.rounding import ROUNDERS
-from quantize.statistics.calibration import calibration_data
+from quantize.rounding.rtn import rtn
+from quantize.statistics.calibration import calibration_data, rank_poor
+from quantize.statistics.measured import Measured
 from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record
 from quantize.store.tensors import TensorRecord
-from quantize.types import F32, Axis, Grid, InputStats, Target, TensorSpec
+from quantize.types import F32, FINE_BITS, Axis, Grid, InputStats, Target, TensorSpec
 
 FORMAT = 1
 DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
@@ -122,16 +123,18 @@ def possible(source: Checkpoint, target: Target, max_slowdown: float) -> Sensiti
     return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, {}, options)
 
 
-def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Target) -> Sensitivity:
+def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Target) -> Sensitivity:
     """Every option's loss on the text of ``config``, within its ``max_slowdown``: the linears', the embedding's and the head's.
 
     Raises CalibrationError, CheckpointError, and ConfigError for a source that is too large for this machine's memory.
     """
-    from quantize.source import measure_curvature, walk_layers
+    from quantize.source import walk_layers
 
+    source = measured.source
     check_backward(source.specs, str(source.path))
     tokens, coverage = calibration_data(config, source.assets(), str(source.path))
-    curvature = measure_curvature(source, tokens, config.seed)
+    curvature = measured.curvature(tokens, config.seed)
+    poor = list[str]()
     options: dict[str, list[TensorRecord]] = {}
 
     def measure(name: str, rows: F32, stats: InputStats) -> None:
@@ -140,18 +143,19 @@ def measure_sensitivity(source: Checkpoint, config: QuantizeConfig, target: Targ
             if not quick_enough(option, target, config.max_slowdown):
                 continue
             assert option.grid is not None
-            rounded = dequantize(ROUNDERS["rtn"](name, rows, option.grid, option.axis, stats))
+            rounded = dequantize(rtn(name, rows, option.grid, option.axis, stats))
             loss = output_loss(rows, rounded, stats)
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))
 
     for run in track(walk_layers(source, tokens, curvature, 0), "sensitivity", source.config.num_layers):
-        coverage.add(run.stats)
+        poor += rank_poor(run.stats, run.sites)
         for name, stats in run.stats.items():
             measure(name, *_sample(source.read(name), stats))
     for name, stats in curvature.tables.items():
         measure(name, *_sample_table(source, name, stats))
-    return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, coverage.to_json(), options)
+    about = {"name": readable(source.path.name), "sha256": source.sha256}
+    return Sensitivity(about, target.name, replace(coverage, rank_poor=tuple(poor)).to_json(), options)
 
 
 def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:

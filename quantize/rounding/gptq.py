@@ -13,7 +13,8 @@ that it is visited with begins, on weights that have absorbed the errors of all 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
-from quantize.rounding.rtn import Same, block_importance, fit_groups
-from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor
+from quantize.rounding.rtn import block_importance
+from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor, Visit
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 FITTED_TOGETHER = 8  # channels: one by one is exact, eight times as slow, and .3 % better
@@ -42,13 +43,16 @@ class _Groups(Protocol):
         """Of the whole tensor."""
 
 
-def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: InputStats | None) -> QuantizedTensor:
-    """Quantize F32[OC, IC] so that the output error under ``stats.hessian`` F32[IC, IC] stays small."""
-    assert stats is not None, f"{name}: GPTQ needs statistics"
-    order, factor = _inverse_factor(Same(stats.hessian))
+def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedTensor:
+    """F32[OC, IC] on the grid and axis of ``nearest`` so that the output error under ``stats.hessian`` F32[IC, IC] stays small.
+
+    Static groups are those of ``nearest``, the weight rounded so.
+    """
+    grid, axis = nearest.grid, nearest.axis
+    order, factor = stats.visit or visit_of(stats.hessian)
     groups: _Groups
     if axis is Axis.PER_OC:
-        groups = _StaticGroups(grid, fit_groups(weight, grid, axis, stats), weight.shape[1])
+        groups = _StaticGroups(grid, nearest.params, weight.shape[1])
     else:
         groups = _GroupsInTurn(weight, grid, block_importance(stats, grid, axis))
     work = np.ascontiguousarray(weight.T[order])  # [IC in visiting order, OC]: a channel is one contiguous row
@@ -64,20 +68,30 @@ def gptq(name: str, weight: F32, grid: Grid, axis: Axis, stats: InputStats | Non
             round_in_turn(these, grid, first, first + len(wanted))
         codes[order[block]] = these.codes
         work[block.stop :] -= shares[:, block.stop :].T @ these.steps
-    return QuantizedTensor(name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, groups.params())
+    return QuantizedTensor(nearest.name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, groups.params())
 
 
-@lru_cache(maxsize=4)  # the inputs of one decoder layer, whose linears are rounded side by side
-def _inverse_factor(hessian: Same[F32]) -> tuple[NDArray[np.intp], F32]:
-    """Visiting order of the input channels and the upper Cholesky factor of the damped inverse in that order."""
-    shared = hessian.value
-    diagonal = np.diag(shared).astype(np.float64)
+def with_visits(stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
+    """Each with its ``visit``, made once for all that share a Hessian."""
+    made, out = list[tuple[F32, Visit]](), {}
+    for name, one in stats.items():
+        visit = next((visit for hessian, visit in made if hessian is one.hessian), None)
+        if visit is None:
+            visit = visit_of(one.hessian)
+            made.append((one.hessian, visit))
+        out[name] = replace(one, visit=visit)
+    return out
+
+
+def visit_of(hessian: F32) -> Visit:
+    """Of E[x xT] F32[IC, IC]."""
+    diagonal = np.diag(hessian).astype(np.float64)
     order = np.argsort(-diagonal, kind="stable")
-    damped = shared[np.ix_(order, order)].astype(np.float64)
+    damped = hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.
     lower = np.linalg.cholesky(damped[::-1, ::-1])
-    return order, np.ascontiguousarray(_invert_lower(lower)[::-1, ::-1], np.float32)
+    return Visit(order, np.ascontiguousarray(_invert_lower(lower)[::-1, ::-1], np.float32))
 
 
 def _invert_lower(lower: Array) -> Array:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Generic, TypeVar
-
 import numpy as np
 
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.types import F32, Axis, Grid, InputStats, Params, QuantizedTensor
 
-T = TypeVar("T")
 CHUNK_WEIGHTS = 1 << 17  # encoded at a time: their scales, one for each weight, stay in the cache
 EVEN = np.ones(1, np.float32)  # of output channels of which nothing is known one matters like the other
 
@@ -30,28 +25,10 @@ def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: InputStats | None
     return QuantizedTensor(name, codes, axis, grid, params)
 
 
-@dataclass(frozen=True, eq=False)
-class Same(Generic[T]):
-    """A value as a key: equal to itself alone."""
-
-    value: T
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
 def fit_groups(weight: F32, grid: Grid, axis: Axis, stats: InputStats | None) -> Params:
-    """The params of F32[OC, IC] as it is. The last are remembered: GPTQ may start from them, and is then compared with RTN."""
-    return _fitted(Same(weight), Same(grid), axis, Same(stats))
-
-
-@lru_cache(maxsize=8)  # linears of one decoder layer, which are rounded side by side
-def _fitted(weight: Same[F32], grid: Same[Grid], axis: Axis, stats: Same[InputStats | None]) -> Params:
-    importance = None if stats.value is None else block_importance(stats.value, grid.value, axis)
-    return grid.value.fit(to_blocks(to_rows(weight.value, axis), grid.value.block_size), importance)
+    """The params of F32[OC, IC] as it is."""
+    importance = None if stats is None else block_importance(stats, grid, axis)
+    return grid.fit(to_blocks(to_rows(weight, axis), grid.block_size), importance)
 
 
 def block_importance(stats: InputStats, grid: Grid, axis: Axis) -> F32:

@@ -1,13 +1,14 @@
-"""The loop: plan, then tensor by tensor (decoder layer by decoder layer where data is needed) into the store."""
+"""The loop: plan, then block by block into the store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from dataclasses import replace
 from itertools import tee, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,8 +18,12 @@ from quantize.config import QuantizeConfig
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
-from quantize.run.job import TABLES, Job, make_job, place_of
+from quantize.run.header import header
+from quantize.run.job import TABLES, Job, Statistics, make_job, open_statistics, place_of, results
+from quantize.run.task import Result
+from quantize.run.tuning import tuned_results, tuning_tokens
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
+from quantize.statistics.measured import Measured
 from quantize.store.tensors import QuantizedStore, StoreWriter, TensorRecord, write_headers
 from quantize.types import Axis, Target, TensorPlan
 
@@ -31,46 +36,54 @@ def quantize_checkpoint(
     Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
     """
     planned = {out: ModelPlan(config, target, build_plan(source.specs, config, target))}
-    return quantize_planned(source, planned, force)[0]
+    return quantize_planned(Measured(source), planned, force)[0]
 
 
-def quantize_planned(source: Checkpoint, planned: Mapping[Path, ModelPlan], force: bool = False) -> list[QuantizedStore]:
-    """``quantize_checkpoint`` for what is decided already, one store for each path, all in one walk through ``source``.
+def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], force: bool = False) -> list[QuantizedStore]:
+    """``quantize_checkpoint`` for what is decided already, one store for each path, all in one walk through the source.
 
     What needs the same statistics shares them, so that a second store takes only its rounding.
     """
+    source = measured.source
     jobs = [make_job(source, plan) for plan in planned.values()]
     for job in jobs:
         if job.runs_source or job.config.tune_steps:
             check_memory(source.specs, job.config, str(source.path))
     with ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(out, force)) for out in planned]
-        _share_walks(jobs)
+        tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]  # a bad text is refused before any work
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-            together = zip_longest(*[job.parts() for job in jobs], fillvalue=())
-            for parts in track(together, "quantizing", source.config.num_layers + TABLES):
-                for writer, pieces in zip(writers, parts, strict=True):
-                    for tensor, record in pieces:
+            known = _statistics(jobs, measured)
+            made = [
+                results(job, own) if text is None else tuned_results(job, own, text)
+                for job, own, text in zip(jobs, known, tokens, strict=True)
+            ]
+            reports: list[list[Mapping[str, Any]]] = [[] for _ in jobs]
+            for parts in track(zip_longest(*made, fillvalue=Result(())), "quantizing", source.config.num_layers + TABLES):
+                for writer, part, told in zip(writers, parts, reports, strict=True):
+                    for tensor, record in part.pieces:
                         writer.append(tensor, record)
-        for writer, job in zip(writers, jobs, strict=True):
-            writer.finish(job.header(), job.assets)
+                    told += part.reports
+        for writer, job, own, told in zip(writers, jobs, known, reports, strict=True):
+            writer.finish(header(job, own.coverage, told), job.assets)
     return [QuantizedStore(out) for out in planned]
 
 
-def _share_walks(jobs: list[Job]) -> None:
-    """One walk for all that would see the same of it; rounding that learns changes what the next layer sees."""
-    alike: dict[object, list[Job]] = {}
-    for job in jobs:
-        if job.runs_source and job.config.selection == "hessian" and not (job.config.block_steps or job.config.tune_steps):
-            config = job.config
-            key = config.calibration, config.calibration_tokens, config.seed, config.token_weight
-            alike.setdefault(key, []).append(job)
-    for first, *others in alike.values():
-        if others:
-            walks = tee(first.start_walk(), 1 + len(others))
-            for job, walk in zip((first, *others), walks, strict=True):
-                job.walk, job.known, job.coverage = walk, first.known, deepcopy(first.coverage)
+def _statistics(jobs: list[Job], measured: Measured) -> list[Statistics]:
+    """One walk for all that would see the same of it; rounding that learns changes what the next block sees."""
+    alike: dict[object, list[int]] = {}
+    for index, job in enumerate(jobs):
+        config = job.config
+        shares = job.runs_source and config.selection == "hessian" and not (config.block_steps or config.tune_steps)
+        seen = config.calibration, config.calibration_tokens, config.seed, config.token_weight
+        alike.setdefault(seen if shares else index, []).append(index)
+    found = dict[int, Statistics]()
+    for indices in alike.values():
+        opened = open_statistics(jobs[indices[0]], measured)
+        walks = (opened.blocks,) if opened.blocks is None or len(indices) == 1 else tee(opened.blocks, len(indices))
+        found |= {index: replace(opened, blocks=walk) for index, walk in zip(indices, walks, strict=True)}
+    return [found[index] for index in range(len(jobs))]
 
 
 @contextmanager
@@ -79,14 +92,13 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
 
     Raises CalibrationError for a text that cannot be read.
     """
-    job = make_job(source, plan)
+    job, coverage = make_job(source, plan), None
     if job.runs_source:
         text = load_text(plan.config.calibration)
-        job.coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
+        coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
     with TemporaryDirectory() as folder:
-        write_headers(
-            Path(folder), job.header(), [_planned_record(layer) for layer in sorted(plan.layers, key=place_of)], job.assets
-        )
+        records = [_planned_record(layer) for layer in sorted(plan.layers, key=place_of)]
+        write_headers(Path(folder), header(job, coverage), records, job.assets)
         yield QuantizedStore(Path(folder))
 
 

@@ -17,8 +17,9 @@ import torch
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING, HEAD, INPUT_SITES
+from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
+from quantize.source.discover import TOKENS, anatomy_of
 from quantize.source.freed import return_freed
 from quantize.source.whole import LOGIT_ROWS, build_model
 from quantize.types import F32, I64, Curvature, InputStats
@@ -28,24 +29,11 @@ TIDY = 4  # batches between two returns of memory
 UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of the embedding counts for nothing
 
 
-_last: dict[tuple[str, bytes, int], Curvature] = {}  # one at most
-
-
 def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
-    """One forward and one backward pass over I64[sequences, length]; ``seed`` draws the labels. The last result is remembered:
-    one command may quantize a source for several targets.
+    """One forward and one backward pass over I64[sequences, length]; ``seed`` draws the labels.
 
     The whole source is in memory in float32. Raises CalibrationError if an activation or a gradient overflows.
     """
-    key = source.sha256, tokens.tobytes(), seed
-    if key not in _last:
-        measured = _measure(source, tokens, seed)
-        _last.clear()
-        _last[key] = measured
-    return _last[key]
-
-
-def _measure(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     model: Any = build_model(source.config, source.read, source.tied)
     tables = _Tables(model.lm_head.weight.detach(), source.config.vocab_size)
     squares = _Squares(model)
@@ -89,10 +77,11 @@ class _Squares:
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers has no types
         self._rows: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, list[torch.Tensor]] = {}
+        positions = model.model.rotary_emb(torch.zeros(1, 1), torch.arange(TOKENS)[None])
         for index, layer in enumerate(model.model.layers):
-            for site, linears in INPUT_SITES.items():
+            for linears in anatomy_of(layer, model.config.hidden_size, positions).sites:
                 for linear in linears:
-                    hook = self._add(f"model.layers.{index}.{linear}.weight", f"model.layers.{index}.{site}")
+                    hook = self._add(f"model.layers.{index}.{linear}.weight", f"model.layers.{index}.{linears[0]}")
                     layer.get_submodule(linear).register_full_backward_hook(hook)
 
     def _add(self, name: str, site: str) -> Callable[..., None]:

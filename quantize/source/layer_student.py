@@ -15,7 +15,6 @@ from quantize.source.whole import change, hidden_of, take_gradients
 from quantize.types import F32, Curvature
 
 BATCH = 2  # sequences that go through the layer together
-OUTPUT = "mlp.down_proj"  # the linear whose output goes into the layer's as it is: what an error costs here, it costs there
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,15 @@ class Costs:
     channels: torch.Tensor
 
 
-def output_costs(token_weight: str | Curvature, prefix: str, outputs: torch.Tensor) -> Costs:
-    """Of the layer ``prefix`` with those F32[sequences, length, hidden], for the token weights of ``walk_layers``.
+def output_costs(token_weight: str | Curvature, linear: str, outputs: torch.Tensor) -> Costs:
+    """Of the layer whose last is ``linear``, with those F32[sequences, length, hidden], for the token weights of ``walk_layers``.
 
     In nats per token where a Curvature tells them; else the mean over channels of the squared error, for "unit" by the mean
     square of the token's output.
     """
     flat = outputs.reshape(-1, outputs.shape[-1])
     if isinstance(token_weight, Curvature):
-        costly, channels = token_weight.tokens[prefix + OUTPUT], token_weight.rows[f"{prefix}{OUTPUT}.weight"]
+        costly, channels = token_weight.tokens[linear], token_weight.rows[f"{linear}.weight"]
         return Costs(torch.from_numpy(costly), torch.from_numpy(channels))
     mean_square = flat.square().mean(1).clamp_min(1e-20)
     tokens = mean_square.reciprocal() if token_weight == "unit" else torch.ones_like(mean_square)

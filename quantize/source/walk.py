@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,14 @@ from torch import nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING, INPUT_SITES
+from quantize.model_config import EMBEDDING
+from quantize.source.discover import Anatomy, anatomy_of
 from quantize.source.freed import return_freed
 from quantize.source.layer_student import LayerStudent, output_costs
 from quantize.source.whole import hidden_of, put, skeleton
 from quantize.types import F32, I64, Curvature, InputStats
 
 BATCH = 4  # sequences that go through a layer together
-
-# The module whose output judges a linear (its scope).
-SCOPES = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "gate_proj": "mlp", "up_proj": "mlp"}
 
 
 @dataclass(eq=False)
@@ -30,8 +28,11 @@ class LayerRun:
 
     index: int
     stats: dict[str, InputStats]  # by weight name; linears that share an input share the Hessian
+    sites: tuple[tuple[str, ...], ...]  # weight names that see the same input
     student: LayerStudent | None  # what it is left with at the end counts as this layer for the next one's
     _layer: Any
+    _prefix: str
+    _scopes: Mapping[str, str]
     _scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # inputs of attention, MLP, o and down
 
     @torch.inference_mode()
@@ -57,12 +58,14 @@ class LayerRun:
         self._linear(name).weight.data = torch.from_numpy(np.array(weight, np.float32))
 
     def _linear(self, name: str) -> nn.Linear:
-        linear: nn.Linear = self._layer.get_submodule(name.split(".", 3)[3].removesuffix(".weight"))
+        linear: nn.Linear = self._layer.get_submodule(self._inner(name))
         return linear
 
+    def _inner(self, name: str) -> str:
+        return name.removeprefix(self._prefix).removesuffix(".weight")
+
     def _scope_outputs(self, name: str) -> list[torch.Tensor]:
-        part, linear = name.removesuffix(".weight").split(".")[-2:]
-        scope = SCOPES.get(linear, f"{part}.{linear}")
+        scope = self._scopes[self._inner(name)]
         module = self._layer.get_submodule(scope)
         outputs = [module(*args, **kwargs) for args, kwargs in self._scope_calls[scope]]
         return [hidden_of(output) for output in outputs]
@@ -87,16 +90,18 @@ def walk_layers(
     changed = hidden if taught else None
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
+        anatomy = anatomy_of(layer, hidden.shape[-1], positions)
         for name, parameter in list(layer.named_parameters()):
             put(layer, name, source.read(prefix + name), parameter.shape)
         layer.eval()
-        recorder = _Recorder(layer, prefix, token_weight, scope_sequences)
+        recorder = _Recorder(layer, prefix, token_weight, scope_sequences, anatomy)
         hidden = recorder.run(hidden, positions)
         student = None
         if changed is not None:
-            costs = output_costs(token_weight, prefix, hidden)
+            costs = output_costs(token_weight, prefix + anatomy.output, hidden)
             student = LayerStudent(layer, prefix, positions, changed, hidden, costs)
-        yield LayerRun(index, recorder.stats(), student, layer, recorder.scope_calls)
+        sites = tuple(tuple(f"{prefix}{name}.weight" for name in names) for names in anatomy.sites)
+        yield LayerRun(index, recorder.stats(), sites, student, layer, prefix, anatomy.scopes, recorder.scope_calls)
         if student is not None:
             changed = student.outputs()
         model.model.layers[index] = nn.Identity()  # frees the layer's weights
@@ -117,8 +122,9 @@ def _embed(source: Checkpoint, tokens: I64) -> F32:
 class _Recorder:
     """Hooks that gather second moments of each input site and the inputs of each scope."""
 
-    def __init__(self, layer: Any, prefix: str, token_weight: str | Curvature, wanted: int) -> None:  # noqa: ANN401 - transformers'
+    def __init__(self, layer: Any, prefix: str, token_weight: str | Curvature, wanted: int, anatomy: Anatomy) -> None:  # noqa: ANN401
         self._layer, self._prefix, self._token_weight, self._wanted = layer, prefix, token_weight, wanted
+        self._anatomy = anatomy
         self._moments: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
         self.scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
@@ -126,7 +132,8 @@ class _Recorder:
     @torch.inference_mode()
     def run(self, hidden: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The layer's output for F32[sequences, length, hidden]."""
-        hooks = [self._layer.get_submodule(site).register_forward_pre_hook(self._add_moment(site)) for site in INPUT_SITES]
+        firsts = [names[0] for names in self._anatomy.sites]
+        hooks = [self._layer.get_submodule(site).register_forward_pre_hook(self._add_moment(site)) for site in firsts]
         outputs = []
         for start in range(0, len(hidden), BATCH):
             keep = self._keep_scopes() if start < self._wanted else []
@@ -140,7 +147,8 @@ class _Recorder:
     def stats(self) -> dict[str, InputStats]:
         """By weight name: E[a x xT] of its input, which those of one site share."""
         out = {}
-        for site, linears in INPUT_SITES.items():
+        for linears in self._anatomy.sites:
+            site = linears[0]
             moment, tokens = (self._moments[site] / self._tokens[site]).numpy(), self._tokens[site]
             for linear in linears:
                 name = f"{self._prefix}{linear}.weight"
@@ -171,7 +179,7 @@ class _Recorder:
 
     def _keep_scopes(self) -> list[Any]:
         hooks = []
-        for scope in ("self_attn", "mlp", "self_attn.o_proj", "mlp.down_proj"):
+        for scope in dict.fromkeys(self._anatomy.scopes.values()):
             calls = self.scope_calls.setdefault(scope, [])
             module = self._layer.get_submodule(scope)
             hooks.append(

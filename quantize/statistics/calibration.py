@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from stat import S_ISCHR, S_ISFIFO
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.checkpoint.tokenizing import encode
-from quantize.errors import CalibrationError
+from quantize.errors import CalibrationError, asked
 from quantize.foreign import tokenizer_mend
 from quantize.kinds import readable
-from quantize.model_config import INPUT_SITES
 from quantize.types import InputStats
 
 if TYPE_CHECKING:
@@ -39,29 +38,31 @@ class CalibrationText:
     sha256: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Coverage:
-    """What the statistics rest on: goes into the store and the summary."""
+    """What the statistics rest on: goes into the store and the summary. ``rank_poor``: what ``rank_poor`` finds in all blocks."""
 
     text: str
     sha256: str
     tokens: int
     sequence: int
-    rank_poor: list[str] = field(default_factory=list)  # input sites with fewer tokens than channels, or dead channels
-
-    def add(self, stats: Mapping[str, InputStats]) -> None:
-        """Note the sites of one decoder layer whose Hessian cannot have full rank, each by the first linear that it feeds."""
-        for name, stat in stats.items():
-            if not name.removesuffix(".weight").endswith(tuple(INPUT_SITES)):
-                continue
-            channels = len(stat.hessian)
-            dead = int(np.count_nonzero(np.diag(stat.hessian) <= 0))
-            if stat.n_tokens < channels or dead:
-                self.rank_poor.append(f"{name}: {stat.n_tokens} tokens for {channels} channels, {dead} never active")
+    rank_poor: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For the store's header."""
-        return asdict(self)
+        return {**asdict(self), "rank_poor": list(self.rank_poor)}
+
+
+def rank_poor(stats: Mapping[str, InputStats], sites: Iterable[Sequence[str]]) -> list[str]:
+    """The ``sites`` of one block whose Hessian cannot have full rank, each by the first linear that it feeds: fewer tokens than
+    channels, or dead channels."""
+    found = []
+    for name, *_ in sites:
+        channels, tokens = len(stats[name].hessian), stats[name].n_tokens
+        dead = int(np.count_nonzero(np.diag(stats[name].hessian) <= 0))
+        if tokens < channels or dead:
+            found.append(f"{name}: {tokens} tokens for {channels} channels, {dead} never active")
+    return found
 
 
 def load_text(source: str) -> CalibrationText:
@@ -135,7 +136,7 @@ def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str)
     if available < wanted:
         raise CalibrationError(
             f"{where}: {len(ids)} tokens, but {wanted} sequences of {SEQUENCE} are needed; give a longer text"
-            + (f", or --calibration-tokens {available * SEQUENCE}" if available else "")
+            + (f", or {asked('calibration_tokens', available * SEQUENCE)}" if available else "")
         )
     return _drawn(ids, seed, np.arange(wanted))
 
@@ -179,7 +180,7 @@ def _tokenized(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) 
     if "tokenizer.json" not in assets:
         raise CalibrationError(
             f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
-            f"{tokenizer_mend(Path(where))}, or quantize by rtn-oc, rtn-ic or --imatrix"
+            f"{tokenizer_mend(Path(where))}, or quantize by rtn-oc, rtn-ic or {asked('imatrix')}"
         )
     return text, tokenize(text.text, assets["tokenizer.json"], where)
 

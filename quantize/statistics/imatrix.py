@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from gguf import GGMLQuantizationType
 
 from quantize.checkpoint import Checkpoint
 from quantize.config import QuantizeConfig
-from quantize.errors import CalibrationError, ConfigError
+from quantize.errors import CalibrationError
 from quantize.gguf.container import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -46,9 +46,9 @@ from quantize.gguf.names import to_gguf_name, to_hf_name_or_own
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
-from quantize.statistics.calibration import Coverage, calibration_data
+from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.store.outputs import new_file
-from quantize.types import F32, InputStats, TensorPlan, TensorSpec
+from quantize.types import F32, InputStats, TensorSpec
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -66,11 +66,10 @@ class Imatrix:
     datasets: list[str]
     chunks: int
 
-    def for_model(self, specs: Mapping[str, TensorSpec], plans: Iterable[TensorPlan]) -> dict[str, InputStats]:
+    def for_model(self, specs: Mapping[str, TensorSpec], wanted: Iterable[str]) -> dict[str, InputStats]:
         """The statistics by weight name of a model.
 
-        Raises CalibrationError for an entry that is not the model's and for a linear without one, ConfigError for a linear
-        that is to be rounded by more than the diagonal.
+        Raises CalibrationError for an entry that is not the model's and for one of ``wanted`` without any.
         """
         found = {}
         for name, stats in self.entries.items():
@@ -81,19 +80,10 @@ class Imatrix:
             if spec.shape[-1] != len(stats.importance):
                 raise self._misfit(f"{name} has {len(stats.importance)} channels, this model's has {spec.shape[-1]}")
             found[weight] = stats
-        for plan in plans:
-            if plan.candidates and plan.name not in (EMBEDDING, HEAD):
-                self._check_linear(plan, found)
+        for name in wanted:
+            if name not in found:
+                raise self._misfit(f"nothing in it on {to_gguf_name(name)}")
         return found
-
-    def _check_linear(self, plan: TensorPlan, found: Mapping[str, InputStats]) -> None:
-        if plan.rounder == "gptq":
-            raise ConfigError(
-                f"--imatrix {self.path}: {plan.name} is to be rounded by {plan.rounder}, for which the source must run over a "
-                "text; choose --method rtn-oc, rtn-ic or rtn-ada, or drop --imatrix"
-            )
-        if plan.name not in found:
-            raise self._misfit(f"nothing in it on {to_gguf_name(plan.name)}")
 
     def to_json(self) -> dict[str, Any]:
         """For the store's header."""
@@ -125,14 +115,15 @@ def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: b
     with new_file(out, force) as file:
         tokens, coverage = calibration_data(config, source.assets(), str(source.path))
         sums: dict[str, F32] = {}
+        poor = list[str]()
         for run in track(walk_layers(source, tokens, "none", scope_sequences=0), "measuring"):
-            coverage.add(run.stats)
+            poor += rank_poor(run.stats, run.sites)
             for name, stats in run.stats.items():
                 sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
                 sums[to_gguf_name(name) + COUNTS] = np.array([stats.n_tokens], np.float32)
         for part in _encode(sums, coverage):
             file.write(part)
-    return coverage
+    return replace(coverage, rank_poor=tuple(poor))
 
 
 def _parse_gguf(data: memoryview) -> _Found:

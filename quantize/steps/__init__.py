@@ -1,1 +1,1 @@
-"""What happens to a decoder layer around its rounding: the choice of axes, and what is learned afterwards."""
+"""What can happen to a decoder block on its way into a store, each a function from a block to the next."""

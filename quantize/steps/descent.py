@@ -13,31 +13,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.block import Student
 from quantize.blocks import dequantize
 from quantize.checkpoint.row_order import RowOrders
-from quantize.errors import CalibrationError
+from quantize.errors import CalibrationError, asked
 from quantize.progress import track
 from quantize.types import F32, QuantizedTensor, Tensor
 from quantize.workers import in_threads
 
 JUDGES = 8  # sequences that no step sees, spread over the text: its end may be of another kind than its beginning
-
-
-class Student(Protocol):
-    """A network with other weights than the source's, over some sequences, and how far its outputs are from the source's."""
-
-    @property
-    def sequences(self) -> int:
-        """How many there are to choose from."""
-
-    def put(self, name: str, weight: F32, learns: bool) -> None:
-        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
-
-    def loss(self, sequences: NDArray[np.intp]) -> float:
-        """Mean loss over those sequences, in nats per token."""
-
-    def gradients(self, sequences: NDArray[np.intp]) -> Mapping[str, F32]:
-        """Of the mean loss over those sequences, for every weight that learns."""
 
 
 class Knobs(Protocol):
@@ -84,8 +68,8 @@ class Schedule:
         """Raises CalibrationError for so few of them that there are not enough to learn from and to judge by."""
         if sequences < JUDGES + self.sequences:
             raise CalibrationError(
-                f"{text}: {sequences} sequences, but {option} needs {JUDGES} to judge by and {self.sequences} "
-                f"to learn from; {mend}, or give {option} 0"
+                f"{text}: {sequences} sequences, but {asked(option)} needs {JUDGES} to judge by and {self.sequences} "
+                f"to learn from; {mend}, or give {asked(option, 0)}"
             )
 
 

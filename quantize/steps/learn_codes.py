@@ -9,71 +9,60 @@ their errors too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
-from quantize.checkpoint.row_order import RowOrders
-from quantize.config import FINE_BITS, QuantizeConfig
+from quantize.errors import asked
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
-from quantize.steps.descent import Descended, Schedule, Student, descend
-from quantize.store.tensors import Piece
-from quantize.types import F32, U8, QuantizedTensor
+from quantize.steps.descent import Descended, Schedule, descend
+from quantize.types import F32, FINE_BITS, U8, Need, QuantizedTensor
 
 CODE_RATE = 0.004  # of the distance between two neighbouring values, per step
 SCALE_RATE = 0.004  # of a scale, per step
 SEQUENCES = 4  # of each step
 SPAN = 10  # steps between two judgements
 PULLS = 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0  # how far from its value towards the weight a position may be
+LEARNED = "learned"  # key of a block's report: its output's loss before and after
 UNIFORM = np.float32(12) ** 0.5  # an interval's width over the root mean square error of rounding to its middle
 
 
-@dataclass
-class BlockRounder:
-    """Learns one decoder layer after the other, and remembers what it was worth."""
+@dataclass(frozen=True)
+class LearnCodes:
+    """The rounding of the block that runs, learned; whatever of it is not rounded counts as it will be stored."""
 
-    orders: RowOrders
-    config: QuantizeConfig
-    losses: list[tuple[float, float]] = field(default_factory=list)  # of each layer's output, before and after
+    needs: Need = Need.BLOCK
 
-    def learn(self, pieces: list[Piece], weights: Mapping[str, F32], student: Student) -> Iterator[Piece]:
-        """A decoder layer's pieces with other codes and scales; ``weights`` F32[...] by name: what was to be rounded.
-
-        Raises CalibrationError for too short a text.
-        """
-        rounded = []
-        for tensor, _ in pieces:
-            name, weight = tensor.name, weights[tensor.name]
-            if isinstance(tensor, QuantizedTensor):
-                rounded.append((tensor, weight))
-            else:
-                student.put(name, self.orders.to_source(name, weight), learns=False)
-        found = learn_rounding(rounded, student, self.orders, self.config)
-        self.losses.append((found.before, found.after))
-        learned = {tensor.name: tensor for tensor in found.tensors}
-        return ((learned.get(tensor.name, tensor), record) for tensor, record in pieces)
-
-    def report(self) -> dict[str, Any] | None:
-        """For the store's header; None if no layer was learned."""
-        if not self.losses:
-            return None
-        before, after = zip(*self.losses, strict=True)
-        return {"steps": self.config.block_steps, "before": list(before), "after": list(after)}
+    def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
+        """See Step. Raises CalibrationError for too short a text."""
+        student = None if kit.run is None else kit.run.student
+        if student is None:
+            return block
+        learning = {name: block.tensors[name] for name in block.tensors if name in block.rounded}
+        for name, value in block.tensors.items():
+            if name not in learning:
+                student.put(name, kit.orders.to_source(name, value), learns=False)
+        pairs = [(block.rounded[name].tensor, weight) for name, weight in learning.items()]
+        found = learn_rounding(pairs, student, kit)
+        rounded = {
+            name: block.rounded[name]._replace(tensor=tensor)
+            for name, tensor in zip(learning, found.tensors, strict=True)
+            if isinstance(tensor, QuantizedTensor)
+        }
+        return replace(block, rounded=rounded).reporting(LEARNED, found.before, found.after)
 
 
-def learn_rounding(
-    rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, orders: RowOrders, config: QuantizeConfig
-) -> Descended:
+def learn_rounding(rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit) -> Descended:
     """Tensors with other codes and scales, in their order; each comes with its F32[OC, IC] before rounding.
 
     Raises CalibrationError for too short a text.
     """
-    schedule = Schedule("rounding a block", config.block_steps, SEQUENCES, SPAN, config.seed, lambda _: 1.0)
-    schedule.check(student.sequences, config.calibration, "--block-steps", "raise --calibration-tokens")
-    return descend([_Positions(*pair) for pair in rounded], student, orders, schedule)
+    schedule = Schedule("rounding a block", kit.steps, SEQUENCES, SPAN, kit.seed, lambda _: 1.0)
+    schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('calibration_tokens')}")
+    return descend([_Positions(*pair) for pair in rounded], student, kit.orders, schedule)
 
 
 class _Positions:

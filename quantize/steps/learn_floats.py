@@ -7,21 +7,16 @@ end; Norm Tweaking, arXiv 2309.02784, the gains).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import groupby
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from quantize.block import Student
 from quantize.checkpoint.row_order import RowOrders
-from quantize.config import FINE_BITS, QuantizeConfig
 from quantize.float_params import floats_of, log_slopes, with_floats
-from quantize.statistics.calibration import other_data
-from quantize.steps.descent import Descended, Schedule, Student, descend
-from quantize.store.tensors import Piece, joined
-from quantize.types import F32, QuantizedTensor, Tensor
+from quantize.steps.descent import Descended, Schedule, descend
+from quantize.types import F32, FINE_BITS, QuantizedTensor, Tensor
 
 RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss
 SEQUENCES = 2  # of each step
@@ -31,40 +26,13 @@ SPAN = 4  # steps between two judgements
 VALUES = "values"  # the one key of a norm
 
 
-def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, steps: int, seed: int) -> Descended:
-    """``steps`` of Adam on the floats of ``tensors``."""
-    return descend([_Floats(tensor) for tensor in tensors], student, orders, _schedule(steps, seed))
+def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, schedule: Schedule) -> Descended:
+    """Adam on the floats of ``tensors``."""
+    return descend([_Floats(tensor) for tensor in tensors], student, orders, schedule)
 
 
-def whole_pieces(pieces: Iterable[Piece]) -> list[Piece]:
-    """Tensors that came in chunks of rows, joined."""
-    groups = [list(group) for _, group in groupby(pieces, key=lambda piece: piece[1].name)]
-    return [(joined([tensor for tensor, _ in group]), group[0][1]) for group in groups]
-
-
-def tuning_tokens(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> NDArray[np.int64]:
-    """What ``tune_pieces`` learns and judges by, I64[sequences, length]: text that rounding did not see, as far as there is any.
-
-    Raises CalibrationError for a text that cannot be read or is too short.
-    """
-    schedule = _schedule(config.tune_steps, config.seed)
-    tokens = other_data(config, assets, where, schedule.wanted)
-    schedule.check(len(tokens), config.calibration, "--tune-steps", "give a longer text")
-    return tokens
-
-
-def tune_pieces(
-    pieces: list[Piece], student: Student, orders: RowOrders, config: QuantizeConfig
-) -> tuple[list[Piece], dict[str, Any]]:
-    """``tune`` what there is to tune, and what the store's header says of it."""
-    chosen = [index for index, (tensor, _) in enumerate(pieces) if isinstance(tensor, QuantizedTensor) or tensor.values.ndim == 1]
-    found = tune([pieces[index][0] for index in chosen], student, orders, config.tune_steps, config.seed)
-    tuned = dict(zip(chosen, found.tensors, strict=True))
-    report = {"steps": config.tune_steps, "before": found.before, "after": found.after}
-    return [(tuned.get(index, tensor), record) for index, (tensor, record) in enumerate(pieces)], report
-
-
-def _schedule(steps: int, seed: int) -> Schedule:
+def tuning_schedule(steps: int, seed: int) -> Schedule:
+    """Of ``tune``."""
     return Schedule("tuning", steps, SEQUENCES, SPAN, seed, lambda loss: RATE * loss**0.5)
 
 

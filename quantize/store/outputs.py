@@ -20,12 +20,12 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, BinaryIO, Self, cast
 
-from quantize.errors import OutputError
+from quantize.errors import OutputError, asked
 from quantize.store.output_place import Lock, descriptor_of, exchange, hidden_name, place_of, remove, rename_new
 
 Foreign = Callable[[Path], str | None]
 MEANWHILE = "was put there while this was made"
-EXISTS = "exists already; name another --out or pass --force"
+EXISTS = f"exists already; name another {asked('out')} or pass {asked('force', True)}"
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Rule:
             if not self.force:
                 return EXISTS
             if not path.is_dir():
-                return "is a file, which --force does not replace with a folder; name another --out"
+                return f"is a file, which {asked('force')} does not replace with a folder; name another {asked('out')}"
             reason = self.stranger(path)
-            return None if reason is None else f"{reason}, so --force does not replace it; name another --out"
+            return None if reason is None else f"{reason}, so {asked('force')} does not replace it; name another {asked('out')}"
         if path.is_dir():
             return "is a folder; name a file"
         if self.force:
@@ -55,7 +55,7 @@ class Rule:
         if self.foreign is None:
             return EXISTS
         reason = self.stranger(path)
-        return None if reason is None else f"{reason}; name another file or pass --force"
+        return None if reason is None else f"{reason}; name another file or pass {asked('force', True)}"
 
     def stranger(self, path: Path) -> str | None:
         """Why it is none of ours."""

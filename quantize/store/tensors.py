@@ -26,7 +26,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from quantize.checkpoint.expected import expected_shapes
+from quantize.architecture.families import expected_shapes
 from quantize.errors import OutputError, StoreError, shown
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
@@ -63,6 +63,10 @@ class TensorRecord:
     def stored_shape(self) -> tuple[int, ...]:
         """Of codes or values: transposed for PER_IC."""
         return self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
+
+    def without_loss(self) -> TensorRecord:
+        """Of a chunk, whose loss is not the tensor's."""
+        return replace(self, loss={})
 
     def to_json(self) -> dict[str, Any]:
         """One JSON object; a plain tensor has no grid."""

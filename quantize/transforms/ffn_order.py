@@ -6,18 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quantize.transforms.fold import Basis, Fold
-from quantize.transforms.layer import DecoderLayer
+from quantize.architecture.families import FoldSites, bias_of
+from quantize.block import Block
+from quantize.fold import Basis, Fold
 from quantize.transforms.scales import column_norms
 
-DOWN = "mlp.down_proj.weight"
-UP = "mlp.up_proj.weight"
-MADE = (UP, "mlp.up_proj.bias", "mlp.gate_proj.weight", "mlp.gate_proj.bias")
 
-
-def ffn_order(layer: DecoderLayer) -> Iterator[list[Fold]]:
+def ffn_order(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Falling by the norm of down's columns, by what they contribute, or by the norm of up's rows."""
-    columns, rows = column_norms([layer.tensors[DOWN]]), column_norms([layer.tensors[UP].T])
-    keys = (columns, columns**2 * layer.stats[DOWN].importance, rows)
+    columns, rows = column_norms([block.tensors[at.down]]), column_norms([block.tensors[at.up].T])
+    made = (at.up, bias_of(at.up), at.gate, bias_of(at.gate))
+    keys = (columns, columns**2 * block.stats[at.down].importance, rows)
     bases = (Basis.ordered(np.argsort(-key, kind="stable")) for key in keys)
-    yield [Fold(dict.fromkeys(MADE, basis), {DOWN: basis}) for basis in bases]
+    yield [Fold(dict.fromkeys(made, basis), {at.down: basis}) for basis in bases]

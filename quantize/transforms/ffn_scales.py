@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantize.transforms.fold import Basis, Fold
-from quantize.transforms.layer import DecoderLayer
+from quantize.architecture.families import FoldSites, bias_of
+from quantize.block import Block
+from quantize.fold import Basis, Fold
 from quantize.transforms.scales import channel_factors
 
-MADE = ("mlp.up_proj.weight", "mlp.up_proj.bias")
-DOWN = "mlp.down_proj.weight"
 
-
-def ffn_scales(layer: DecoderLayer) -> Iterator[list[Fold]]:
+def ffn_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Candidates by what down sees: to up, whose groups run along its rows, a row's size is nearly all the same."""
-    factors = channel_factors(layer.stats[DOWN].importance, [layer.tensors[DOWN]])
-    yield [Fold(dict.fromkeys(MADE, basis), {DOWN: basis}) for basis in map(Basis.scaled, factors)]
+    factors = channel_factors(block.stats[at.down].importance, [block.tensors[at.down]])
+    yield [Fold(dict.fromkeys((at.up, bias_of(at.up)), basis), {at.down: basis}) for basis in map(Basis.scaled, factors)]

@@ -7,31 +7,31 @@ Multipliers s of the gain that minimize ``|(W - Q diag(s)) x|**2 + damping |s - 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
+from quantize.architecture.families import FoldSites
+from quantize.block import Block
+from quantize.blocks import dequantize
 from quantize.loss import output_loss
-from quantize.transforms.layer import READERS, DecoderLayer
 from quantize.types import F32
 
 DAMPING = 0.01  # of the mean diagonal
 
 
-def norm_gains(layer: DecoderLayer, rounded: Mapping[str, F32]) -> dict[str, F32]:
-    """New gains by name, for the norms where they lower the loss of the ``rounded`` weights F32[OC, IC] behind them."""
+def norm_gains(block: Block, at: FoldSites) -> dict[str, F32]:
+    """New gains by name, for the norms where they lower the loss of the rounded weights behind them."""
     out = {}
-    for norm, linears in READERS.items():
-        pairs = {name: (layer.tensors[name], rounded[name]) for name in linears}
-        if layer.stats[linears[0]].hessian.ndim == 1:  # a diagonal alone does not say which channel makes up for which
+    for norm, linears in at.norms.items():
+        pairs = {name: (block.tensors[name], dequantize(block.rounded[name].tensor)) for name in linears}
+        if block.stats[linears[0]].hessian.ndim == 1:  # a diagonal alone does not say which channel makes up for which
             continue
-        factors = _factors(list(pairs.values()), layer.stats[linears[0]].hessian)
+        factors = _factors(list(pairs.values()), block.stats[linears[0]].hessian)
         tuned, plain = (
-            sum(output_loss(weight, other * factor, layer.stats[name]) for name, (weight, other) in pairs.items())
+            sum(output_loss(weight, other * factor, block.stats[name]) for name, (weight, other) in pairs.items())
             for factor in (factors, np.float32(1))
         )
         if tuned < plain:
-            out[norm] = layer.tensors[norm] * factors
+            out[norm] = block.tensors[norm] * factors
     return out
 
 

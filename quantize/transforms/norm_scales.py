@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantize.transforms.fold import Basis, Fold
-from quantize.transforms.layer import READERS, DecoderLayer
+from quantize.architecture.families import FoldSites
+from quantize.block import Block
+from quantize.fold import Basis, Fold
 from quantize.transforms.scales import channel_factors
 
 
-def norm_scales(layer: DecoderLayer) -> Iterator[list[Fold]]:
+def norm_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Candidates for each of the two norms; linears that share their inputs share the scales."""
-    for norm, linears in READERS.items():
-        importance = layer.stats[linears[0]].importance
-        factors = channel_factors(importance, [layer.tensors[name] for name in linears])
+    for norm, linears in at.norms.items():
+        importance = block.stats[linears[0]].importance
+        factors = channel_factors(importance, [block.tensors[name] for name in linears])
         yield [Fold({norm: basis}, dict.fromkeys(linears, basis)) for basis in map(Basis.scaled, factors)]

@@ -6,17 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quantize.transforms.fold import Basis, Fold
-from quantize.transforms.heads import MADE, OUTPUT, shared, value_fold
-from quantize.transforms.layer import DecoderLayer
+from quantize.architecture.families import FoldSites
+from quantize.block import Block
+from quantize.fold import Basis, Fold
+from quantize.transforms.heads import shared, value_fold
 from quantize.transforms.scales import column_norms
 from quantize.types import F32
 
 
-def value_order(layer: DecoderLayer) -> Iterator[list[Fold]]:
+def value_order(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Falling by the norm of o's columns, or by the norm of v's rows."""
-    columns, rows = shared(column_norms([layer.tensors[OUTPUT]]), layer.config), column_norms([layer.tensors[MADE[0]].T])
-    yield [value_fold(Basis.ordered(_falling(key, layer.config.head_dim)), layer.config) for key in (columns, rows)]
+    read = block.tensors[at.output]
+    columns, rows = shared(column_norms([read]), at), column_norms([block.tensors[at.value].T])
+    yield [value_fold(Basis.ordered(_falling(key, at.head_dim)), at, read.shape[1]) for key in (columns, rows)]
 
 
 def _falling(key: F32, head_dim: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

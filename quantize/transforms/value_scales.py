@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantize.transforms.fold import Basis, Fold
-from quantize.transforms.heads import OUTPUT, shared, value_fold
-from quantize.transforms.layer import DecoderLayer
+from quantize.architecture.families import FoldSites
+from quantize.block import Block
+from quantize.fold import Basis, Fold
+from quantize.transforms.heads import shared, value_fold
 from quantize.transforms.scales import bounded, channel_factors
 
 
-def value_scales(layer: DecoderLayer) -> Iterator[list[Fold]]:
+def value_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Candidates by what o sees, one factor for all query heads of a group."""
-    factors = channel_factors(layer.stats[OUTPUT].importance, [layer.tensors[OUTPUT]])
-    yield [value_fold(Basis.scaled(bounded(shared(factor, layer.config))), layer.config) for factor in factors]
+    read = block.tensors[at.output]
+    factors = channel_factors(block.stats[at.output].importance, [read])
+    yield [value_fold(Basis.scaled(bounded(shared(factor, at))), at, read.shape[1]) for factor in factors]

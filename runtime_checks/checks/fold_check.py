@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quantize.architecture.families import FoldSites, bias_of, fold_sites
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.model_config import ModelConfig
+from quantize.model_config import block_prefix
 from quantize.types import F32
 from runtime_checks.checks.source_check import rounding_tolerance
 from runtime_checks.measure.results import Check, within
@@ -26,12 +27,6 @@ FLOAT_TOLERANCE = 1e-5  # folded floats and sums in another order, float32
 # Rounding leaves an output as large as it was, at any width: the slope of the file's over the source's was .86 to 1.05 at 2 bits.
 # A doubled scale gives 2, another tensor or another order of channels about 0.
 SLOPE_TOLERANCE = 0.5
-PATHS = {  # what is compared, and the weights on the way
-    "q": ("self_attn.q_proj",),
-    "k": ("self_attn.k_proj",),
-    "values": ("self_attn.v_proj", "self_attn.o_proj"),
-    "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-}
 
 
 def check_folds(path: Path, source: Checkpoint) -> list[Check]:
@@ -42,36 +37,48 @@ def check_folds(path: Path, source: Checkpoint) -> list[Check]:
     weights, checks = open_exported(path).weights(source.config), list[Check]()
     check_shapes(path, source.config, weights)
     for index in layers:
-        prefix = f"model.layers.{index}."
+        prefix = block_prefix(index)
+        sites = fold_sites(source.config, prefix)
         parts = {name: weights.part(name) for name in weights.shapes if name.startswith(prefix)}
         probes = np.random.default_rng(index).standard_normal((2, source.config.hidden_size, PROBES), dtype=np.float32)
-        held = _outputs({name: part.values for name, part in parts.items()}, prefix, source.config, probes)
-        expected = _outputs({name: source.read(name) for name in parts}, prefix, source.config, probes)
-        for key, linears in PATHS.items():
-            tolerance = _tolerance([parts[f"{prefix}{linear}.weight"] for linear in linears])
+        held = _outputs({name: part.values for name, part in parts.items()}, sites, probes)
+        expected = _outputs({name: source.read(name) for name in parts}, sites, probes)
+        for key, linears in _paths(sites).items():
+            tolerance = _tolerance([parts[linear] for linear in linears])
             error, slope = _compare(held[key], expected[key])
             checks.append(within("decoded path = source's, but for rounding", prefix + key, error, tolerance))
             checks.append(within("decoded path as large as source's", prefix + key, slope, SLOPE_TOLERANCE))
     return checks
 
 
-def _outputs(tensors: Mapping[str, F32], prefix: str, config: ModelConfig, probes: F32) -> dict[str, F32]:
-    """By the keys of PATHS, for inputs F32[2, hidden, PROBES]: F32[parts, n, PROBES], every part as right as the next."""
+def _paths(at: FoldSites) -> dict[str, tuple[str, ...]]:
+    """What is compared, and the weights on the way."""
+    _, (q, k, _) = _attention(at)
+    return {"q": (q,), "k": (k,), "values": (at.value, at.output), "mlp": (at.gate, at.up, at.down)}
 
-    def linear(name: str, x: F32) -> F32:
-        bias = tensors.get(f"{prefix}{name}.bias", np.zeros(1, np.float32))
-        return tensors[f"{prefix}{name}.weight"] @ x + bias[:, None]
 
-    normed = tensors[f"{prefix}input_layernorm.weight"][:, None] * probes[0]
-    values = linear("self_attn.v_proj", normed).reshape(config.num_kv_heads, 1, config.head_dim, PROBES)
-    output = tensors[f"{prefix}self_attn.o_proj.weight"].reshape(config.hidden_size, config.num_kv_heads, -1, config.head_dim)
-    first, second = tensors[f"{prefix}post_attention_layernorm.weight"][:, None] * probes
-    hidden = linear("mlp.gate_proj", first) * linear("mlp.up_proj", second)
+def _attention(at: FoldSites) -> tuple[str, tuple[str, ...]]:
+    """The norm before attention, and what reads it."""
+    return next((norm, linears) for norm, linears in at.norms.items() if at.value in linears)
+
+
+def _outputs(tensors: Mapping[str, F32], at: FoldSites, probes: F32) -> dict[str, F32]:
+    """By the keys of ``_paths``, for inputs F32[2, hidden, PROBES]: F32[parts, n, PROBES], every part as right as the next."""
+
+    def linear(weight: str, x: F32) -> F32:
+        return tensors[weight] @ x + tensors.get(bias_of(weight), np.zeros(1, np.float32))[:, None]
+
+    norm, (q, k, _) = _attention(at)
+    normed, after = tensors[norm][:, None] * probes[0], next(name for name in at.norms if name != norm)
+    values = linear(at.value, normed).reshape(at.kv_heads, 1, at.head_dim, PROBES)
+    hidden, heads = len(tensors[at.output]), tensors[at.output].shape[1] // at.head_dim
+    output = tensors[at.output].reshape(hidden, at.kv_heads, -1, at.head_dim)
+    first, second = tensors[after][:, None] * probes
     return {
-        "q": linear("self_attn.q_proj", normed)[None],
-        "k": linear("self_attn.k_proj", normed)[None],
-        "values": (output.transpose(1, 2, 0, 3) @ values).reshape(config.num_heads, config.hidden_size, PROBES),
-        "mlp": linear("mlp.down_proj", hidden)[None],
+        "q": linear(q, normed)[None],
+        "k": linear(k, normed)[None],
+        "values": (output.transpose(1, 2, 0, 3) @ values).reshape(heads, hidden, PROBES),
+        "mlp": linear(at.down, linear(at.gate, first) * linear(at.up, second))[None],
     }
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from quantize.architecture.families import fold_sites
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.model_config import EMBEDDING, HEAD
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig, block_prefix, layer_index
 from quantize.types import F32
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import folded_layers, is_tuned
 from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.weights import CHUNK_WEIGHTS, Weights, row_chunks
 
-NEVER_FOLDED = ("q_proj.bias", "k_proj.bias", "o_proj.bias", "down_proj.bias", "q_norm.weight", "k_norm.weight")
 EXACT = 0.0  # names are there or not, and floats that are kept have not moved
 # |w - decoded| / |w| of a tensor, by the width of its codes. Twice the scale gives 1 or more, another tensor or rows in another
 # order about 1.4. At 2 bits, 1 is what nearest rounding cannot exceed: a code stands for 0, so no weight moves further than
@@ -43,7 +43,7 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     for name in dict.fromkeys([*origin, *weights.shapes]):
         both = name in origin and name in weights.shapes
         checks.append(within("in the file and in the source, once", name, float(not both), EXACT))
-        if both and not _is_folded(name, folded):
+        if both and not _is_folded(name, folded, source.config):
             shape = source.specs[origin[name]].shape
             if weights.shapes[name] != shape:
                 checks.append(within(f"shape = source's {shape}", f"{name} {weights.shapes[name]}", math.inf, EXACT))
@@ -53,9 +53,9 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     return checks
 
 
-def _is_folded(name: str, folded: Collection[int]) -> bool:
-    parts = name.split(".")
-    return name.startswith("model.layers.") and int(parts[2]) in folded and not name.endswith(NEVER_FOLDED)
+def _is_folded(name: str, folded: Collection[int], config: ModelConfig) -> bool:
+    index = layer_index(name)
+    return index is not None and index in folded and name in fold_sites(config, block_prefix(index)).moved
 
 
 def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Check:

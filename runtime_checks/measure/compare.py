@@ -16,7 +16,7 @@ from typing import Any
 from exporter.inspect import inspect
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.checkpoint.tokenizing import TextTokenizer
-from quantize.errors import AdaDimError, ConfigError
+from quantize.errors import AdaDimError, ConfigError, asked
 from quantize.kinds import readable
 from quantize.progress import track
 from quantize.statistics.calibration import CalibrationText
@@ -127,7 +127,8 @@ class _Continuation:
         self._count = min(GREEDY_TOKENS, options.context - len(self._prompt))
         if not len(self._prompt) or self._count < 1:
             raise ConfigError(
-                f"--prompt: has {len(self._prompt)} tokens, --context {options.context} takes 1 to {options.context - 1}"
+                f"{asked('prompt')}: has {len(self._prompt)} tokens, {asked('context', options.context)} takes 1 to "
+                f"{options.context - 1}"
             )
         self._tokenizer, self._where = source.assets()["tokenizer.json"], f"{source.path}/tokenizer.json"
         ends = source.config.raw.get("eos_token_id")

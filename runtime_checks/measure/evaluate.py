@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.errors import CalibrationError, ConfigError, FileFormatError
+from quantize.errors import CalibrationError, ConfigError, FileFormatError, asked
 from quantize.progress import track
 from quantize.types import F32, I64
 from runtime_checks.measure.divergence import Scores, compare, join
@@ -33,9 +33,9 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         if self.context < MIN_CONTEXT:
-            raise ConfigError(f"--context {self.context}: must be at least {MIN_CONTEXT}")
+            raise ConfigError(f"{asked('context', self.context)}: must be at least {MIN_CONTEXT}")
         if self.chunks is not None and self.chunks < 1:
-            raise ConfigError(f"--chunks {self.chunks}: must be at least 1")
+            raise ConfigError(f"{asked('chunks', self.chunks)}: must be at least 1")
 
 
 def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | None = None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
     count = len(ids) // context
     if not count:
         raise CalibrationError(
-            f"the text has {len(ids)} tokens, but one chunk takes {context}; give a longer one or a smaller --context"
+            f"the text has {len(ids)} tokens, but one chunk takes {context}; give a longer one or a smaller {asked('context')}"
         )
     count = min(count, options.chunks or count)
     return ids[: count * context].reshape(count, context)
@@ -87,7 +87,7 @@ def open_runner(path: Path, source: Checkpoint, options: EvalOptions) -> Runner:
 
 def _check_context(where: Path, limit: int, context: int) -> None:
     if context > limit:
-        raise ConfigError(f"--context {context}: {where} holds {limit} tokens at most; ask for no more")
+        raise ConfigError(f"{asked('context', context)}: {where} holds {limit} tokens at most; ask for no more")
 
 
 def predictions(runner: Runner, tokens: I64) -> F32:

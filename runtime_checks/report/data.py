@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from exporter.inspect import inspect
-from quantize.errors import ConfigError, FileFormatError
+from quantize.errors import ConfigError, FileFormatError, asked
 from quantize.kinds import is_store, readable
 from quantize.outside import Door
 
@@ -175,7 +175,7 @@ class _Reader:
             raise ConfigError(
                 f"{path}: {name} was measured on {measured.tokens:,} tokens where the source's perplexity is "
                 f"{measured.source_ppl:.4f}, the files before it on {others[0].tokens:,} where it is {others[0].source_ppl:.4f}; "
-                "measure all of them on one text with the same --context and --chunks"
+                f"measure all of them on one text with the same {asked('context')} and {asked('chunks')}"
             )
         subject.measured = measured
 
@@ -183,7 +183,8 @@ class _Reader:
         raw = COMPARE_DOOR.load(path, _Comparison)
         if raw.source is None:
             raise ConfigError(
-                f"{path}: was compared without --source, so no quality was measured; compare with --source and --text"
+                f"{path}: was compared without {asked('source')}, so no quality was measured; compare with "
+                f"{asked('source')} and {asked('text')}"
             )
         self.said |= {"text": raw.text, "prompt": raw.prompt, "sample": raw.sample}
         for index, item in enumerate(raw.files):
@@ -212,12 +213,14 @@ def read_inputs(paths: Paths) -> Inputs:
     for name, path in paths.verifications:
         reader.add_verification(name, path)
     if not reader.subjects:
-        raise ConfigError("nothing to report on; give a file, a store, --compare, --eval or --verify")
+        raise ConfigError(f"nothing to report on; give a file, a store, {asked('compare')}, {asked('eval')} or {asked('verify')}")
     for name in paths.references:
         known = len(reader.subjects)
         reader.subject(name).reference = True
         if len(reader.subjects) > known:
-            raise ConfigError(f"--reference {name}: is none of {', '.join(item.name for item in reader.subjects[:known])}")
+            raise ConfigError(
+                f"{asked('reference', name)}: is none of {', '.join(item.name for item in reader.subjects[:known])}"
+            )
     shorten(reader.subjects)
     return Inputs(reader.subjects, **reader.said)
 

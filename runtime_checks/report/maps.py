@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quantize.gguf.names import to_hf_name_or_own
-from quantize.model_config import LINEARS, layer_index
+from quantize.model_config import is_linear, layer_index
 from quantize.types import Axis
 from runtime_checks.report.charts import FONT_SIZE, NARROW, WIDE, Spec, both_shapes
 from runtime_checks.report.page import Cell, Chart, Number, Table
@@ -15,7 +15,6 @@ from runtime_checks.report.page import Cell, Chart, Number, Table
 Json = dict[str, Any]
 STEPS = 8  # of the palette "seq" in page.css; "div" has one more than RATIOS
 RATIOS = (1 / 2, 1 / 1.25, 1 / 1.05, 1.05, 1.25, 2)  # of losses per OC to losses per IC, between the steps of "div"
-SHORT = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 AXES = {Axis.PER_OC: "per OC", Axis.PER_IC: "per IC", None: "no axis"}
 LEFT = 52  # pixels for the names of the rows
 CELL = {WIDE: 30, NARROW: 20}  # its rows
@@ -24,7 +23,7 @@ SMALLEST_TEXT = 15  # pixels of a cell that can hold two letters
 
 def layer_charts(report: Json, name: str) -> list[Chart]:
     """What is known of every linear in a report of ``exporter.inspect``: the better axis, the loss that is left, the bits."""
-    cells = [item | {"place": place} for item in report["tensors"] if (place := _place(item["name"])) is not None]
+    cells = [item | {"place": place} for item in report["tensors"] if (place := _place(item)) is not None]
     if not cells:
         return []
     both = [item for item in cells if len(item.get("loss", {})) > 1]
@@ -36,11 +35,11 @@ def layer_charts(report: Json, name: str) -> list[Chart]:
     return charts
 
 
-def _place(tensor: str) -> tuple[int, str] | None:
+def _place(item: Json) -> tuple[int, str] | None:
     """Layer and short name of a linear, whatever the file calls it."""
-    hf_name = to_hf_name_or_own(tensor.replace(".weight_ic", ".weight"))
-    index, linear = layer_index(hf_name), hf_name.removesuffix(".weight")
-    return None if index is None or not linear.endswith(LINEARS) else (index, SHORT[linear.rpartition(".")[2]])
+    hf_name = to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight"))
+    index, part = layer_index(hf_name), hf_name.removesuffix(".weight").rpartition(".")[2]
+    return None if index is None or not is_linear(hf_name, item["shape"]) else (index, part.removesuffix("_proj"))
 
 
 def _loss(item: Json) -> float | None:
@@ -156,7 +155,7 @@ def _tip(item: Json) -> str:
 def _map_spec(values: Sequence[Json], width: int) -> Spec:
     """Layers across where there is room, down on a phone."""
     layers = sorted({value["layer"] for value in values})
-    linears = [short for short in SHORT.values() if any(value["linear"] == short for value in values)]
+    linears = list(dict.fromkeys(value["linear"] for value in values))
     across, down = (layers, linears) if width == WIDE else (linears, layers)
     x_field, y_field = ("layer", "linear") if width == WIDE else ("linear", "layer")
     plot, height = width - LEFT - 8, CELL[width] * len(down)

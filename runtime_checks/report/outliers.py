@@ -11,7 +11,7 @@ from quantize.blocks import dequantize
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
-from quantize.errors import ConfigError
+from quantize.errors import ConfigError, asked
 from quantize.model_config import is_linear, layer_index
 from quantize.progress import track
 from quantize.rounding.rtn import rtn
@@ -58,12 +58,16 @@ def find_outliers(store: QuantizedStore, source: Checkpoint, text: str | None, l
     ``text`` is a file or "builtin". Raises ConfigError for a layer that is no quantized linear of the store and for a store of
     another model, CalibrationError for a text that is no use.
     """
-    records = {name: record for name, record in store.records.items() if record.grid is not None and is_linear(name)}
+    records = {
+        name: record for name, record in store.records.items() if record.grid is not None and is_linear(name, record.shape)
+    }
     if store.header["source"].get("sha256") != source.sha256:
-        raise ConfigError(f"{source.path}: is not what {store.path} was quantized from; give that model as --source")
+        raise ConfigError(f"{source.path}: is not what {store.path} was quantized from; give that model as {asked('source')}")
     names = {name for name in records if layer in (None, name, name.removesuffix(".weight"))}
     if not names:
-        raise ConfigError(f"--layer {layer}: is no quantized linear of {store.path}; name one as {next(iter(records), 'none')}")
+        raise ConfigError(
+            f"{asked('layer', layer)}: is no quantized linear of {store.path}; name one as {next(iter(records), 'none')}"
+        )
     inputs = {} if text is None else _input_sizes(source, text)
     loud = {
         name: _prominence(inputs[name] if inputs else _columns(source.read(name)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantize import open_checkpoint
-from quantize.errors import ConfigError
+from quantize.errors import ConfigError, asked
 from quantize.store.outputs import new_file
 from quantize.store.tensors import QuantizedStore
 from runtime_checks.report.advice import CLOSE, advise
@@ -88,7 +88,9 @@ def _sections(inputs: Inputs, closeup: Closeup | None, chosen: str | None) -> It
 def _outliers(inputs: Inputs, closeup: Closeup) -> list[Block]:
     stores = [subject.path for subject in inputs.subjects if subject.is_store and subject.path is not None]
     if not stores:
-        raise ConfigError(f"--source {closeup.source}: shows a layer before and after, which takes a store; give one, or drop it")
+        raise ConfigError(
+            f"{asked('source', str(closeup.source))}: shows a layer before and after, which takes a store; give one, or drop it"
+        )
     return [
         *outlier_charts(find_outliers(QuantizedStore(stores[0]), open_checkpoint(closeup.source), closeup.text, closeup.layer))
     ]

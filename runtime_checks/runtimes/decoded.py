@@ -8,8 +8,8 @@ from typing import Any
 
 from exporter.inspect import inspect
 from exporter.onnx.reader import DOOR
+from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import FileFormatError, shown
 from quantize.gguf.names import to_hf_name_or_own
 from quantize.model_config import HEAD, ModelConfig

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from exporter.inspect import inspect
 from exporter.onnx.reader import MODEL_FILE, read_graph
-from quantize.errors import FileFormatError
+from quantize.errors import FileFormatError, asked
 from quantize.model_config import ModelConfig
 from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
@@ -80,7 +80,9 @@ class _Gguf:
 
     def runner(self, context: int) -> Runner:
         if self.unrunnable is not None:
-            raise FileFormatError(f"{self.path}: {self.unrunnable}; use --weights-only to run the decoded weights in torch")
+            raise FileFormatError(
+                f"{self.path}: {self.unrunnable}; use {asked('weights_only', True)} to run the decoded weights in torch"
+            )
         return LlamaRunner(self.path, context)
 
     def exact_runner(self) -> Runner | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from exporter.onnx.reader import read_graph
+from quantize.architecture.families import rotary_heads
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError
 from quantize.gguf.names import to_hf_name_or_own
@@ -61,7 +62,7 @@ class GgufWeights:
 
     def part(self, name: str, rows: slice = ALL) -> Part:
         """See Weights."""
-        tensor, heads = self._tensors[name], self._config.rotary_heads(name)
+        tensor, heads = self._tensors[name], rotary_heads(self._config, name)
         order = ALL if heads is None else hf_row_index(self.shapes[name][0], heads)
         if len(tensor.shape) == 1:
             values = decode_gguf(tensor)[order][rows]

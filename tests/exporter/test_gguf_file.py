@@ -158,7 +158,7 @@ def test_metadata_of_a_gguf_source_is_verbatim(tmp_path):
     assert changed == {"general.file_type"} and set(after) == set(before)
     tensors = [{t.name: t.data for t in gguf.GGUFReader(path).tensors} for path in (source, again)]
     np.testing.assert_allclose(tensors[1]["rope_freqs.weight"], tensors[0]["rope_freqs.weight"], rtol=1e-6)
-    with pytest.raises(ExportError, match="tokenizer is kept as it is; drop --tokenizer-pre olmo"):
+    with pytest.raises(ExportError, match="tokenizer is kept as it is; drop tokenizer_pre='olmo'"):
         write_gguf(QuantizedStore(tmp_path / "t"), tmp_path / "x.gguf", tokenizer_pre="olmo")
 
 
@@ -179,7 +179,7 @@ def store(tmp_path):
 def test_an_existing_file_needs_force(tmp_path, store):
     out = tmp_path / "m.gguf"
     out.write_text("precious")
-    with pytest.raises(OutputError, match=r"m.gguf: exists already; name another --out or pass --force"):
+    with pytest.raises(OutputError, match=r"m.gguf: exists already; name another out or pass force=True"):
         write_gguf(store, out)
     assert out.read_text() == "precious"
     write_gguf(store, out, force=True)
@@ -216,7 +216,7 @@ def test_a_store_for_another_runtime_is_refused(tmp_path):
     ("model_type", "changes", "message"),
     [
         ("qwen3", {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 0.25}}, "qwen3 reads none of yarn's beta_fast 8.0"),
-        ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate False from a file; .*--target onnxruntime can hold it"),
+        ("llama", {"rope_scaling": YARN | {"truncate": False}}, "truncate False from a file; .*target='onnxruntime' can hold it"),
         ("qwen2", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}}, "qwen2 has no rope scaling llama3"),
         ("qwen3", {"attention_bias": True}, "qwen3 has no model.layers.0.self_attn"),
     ],

@@ -161,10 +161,10 @@ def byte_fallback(tokenizer):
 
 
 REFUSED = {
-    "unknown cut": (change(pre_tokenizer={"type": "Whitespace"}), "name it with --tokenizer-pre"),
-    "no cut": (change(pre_tokenizer=None), "name it with --tokenizer-pre"),
-    "lower-casing": (change(normalizer={"type": "Lowercase"}), "name it with --tokenizer-pre"),
-    "other merges": (change_model(ignore_merges=True), "name it with --tokenizer-pre"),
+    "unknown cut": (change(pre_tokenizer={"type": "Whitespace"}), "name it with tokenizer_pre"),
+    "no cut": (change(pre_tokenizer=None), "name it with tokenizer_pre"),
+    "lower-casing": (change(normalizer={"type": "Lowercase"}), "name it with tokenizer_pre"),
+    "other merges": (change_model(ignore_merges=True), "name it with tokenizer_pre"),
     "word piece": (word_piece, "a WordPiece tokenizer is not supported"),
     "duplicate": (duplicate, "two tokens read 'a'"),
     "too many": (too_many, "token 4000 has no row in the embedding"),

@@ -206,7 +206,7 @@ def test_genai_generates_what_onnxruntime_does(tmp_path):
 def test_an_existing_folder_is_refused_without_force(tmp_path):
     store, _ = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="exists already; name another --out or pass --force"):
+    with pytest.raises(OutputError, match="exists already; name another out or pass force=True"):
         write_onnx(store, tmp_path / "out")
     assert (write_onnx(store, tmp_path / "out", force=True) / "model.onnx").exists()
 
@@ -250,11 +250,11 @@ def test_a_store_that_lacks_a_tensor_is_refused(tmp_path):
 def test_force_replaces_an_export_and_nothing_else(tmp_path):
     store, _ = tiny_store(tmp_path, Recipe(make_grid("int", 4, 32), in_turns, INT8))
     out = write_onnx(store, tmp_path / "out")
-    with pytest.raises(OutputError, match=r"out: exists already; name another --out or pass --force"):
+    with pytest.raises(OutputError, match=r"out: exists already; name another out or pass force=True"):
         write_onnx(store, out)
     write_onnx(store, out, force=True)
     (out / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"out: thesis\.txt in it is no part of an export, so --force does not replace it"):
+    with pytest.raises(OutputError, match=r"out: thesis\.txt in it is no part of an export, so force does not replace it"):
         write_onnx(store, out, force=True)
     for other in (store.path, tmp_path / "source"):
         with pytest.raises(OutputError, match=r"has no model\.onnx of an earlier export"):

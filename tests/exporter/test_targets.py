@@ -42,7 +42,7 @@ def test_names_and_row_orders():
 def test_default_grids_of_gguf(name):
     target = TARGETS[name]
     assert [target.grid_name(bits) for bits in (2, 3, 4, 5, 8)] == ["q2_k", "q3_k", "q4_0", "q5_0", "q8_0"]
-    with pytest.raises(ConfigError, match=r"--bits 6: target .* has no such block format; it has 2 \(q2_k\), 3"):
+    with pytest.raises(ConfigError, match=r"bits=6: target .* has no such block format; it has 2 \(q2_k\), 3"):
         target.grid_name(6)
 
 

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from exporter.targets import TARGETS
+from quantize.block import Block, Kit, Rounded
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import CalibrationError, ConfigError
-from quantize.rounding import ROUNDERS
+from quantize.methods import ROUNDERS
 from quantize.source import build_model, measure_curvature, walk_layers
 from quantize.steps import learn_codes as block_rounding
-from quantize.steps.learn_codes import BlockRounder, learn_rounding
-from quantize.store.tensors import TensorRecord
-from quantize.types import Axis, PlainTensor, RowOrder
+from quantize.steps.learn_codes import LearnCodes, learn_rounding
+from quantize.types import Axis, RowOrder, TensorPlan
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model
 
@@ -36,6 +37,10 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens():
     return np.random.default_rng(3).integers(0, 320, (16, 24))
+
+
+def kit_of(source, steps, order=RowOrder.HF, run=None):
+    return Kit(TARGETS["onnxruntime"], RowOrders(source.config, order), ROUNDERS, 1.5, 0, steps, "builtin", run)
 
 
 def runs(source, tokens, kind):
@@ -142,8 +147,8 @@ def test_learning_lowers_the_loss_of_sequences_that_no_step_saw(source, grid, ax
     names = [DOWN, "model.layers.0.self_attn.k_proj.weight"]
     weights = {name: orders.to_target(name, source.read(name)) for name in names}
     tensors = [ROUNDERS["rtn"](name, weight, grid_named(grid), axis, None) for name, weight in weights.items()]
-    config = QuantizeConfig(block_steps=60)
-    found = learn_rounding([(tensor, weights[tensor.name]) for tensor in tensors], run.student, orders, config)
+    kit = kit_of(source, 60, RowOrder.GGML)
+    found = learn_rounding([(tensor, weights[tensor.name]) for tensor in tensors], run.student, kit)
     assert found.after < 0.98 * found.before
     for old, new in zip(tensors, found.tensors, strict=True):
         run.student.put(new.name, orders.to_source(new.name, dequantize(new)), learns=False)
@@ -157,41 +162,37 @@ def test_what_is_kept_as_floats_counts_as_it_will_be_stored(source, tokens):
     walk = runs(source, tokens, "gradient")
     weights = {NORM: source.read(NORM) * np.float32(1.3), DOWN: source.read(DOWN)}
     down = ROUNDERS["rtn"](DOWN, weights[DOWN], GRIDS[0], Axis.PER_OC, None)
-    pieces = [
-        (PlainTensor(NORM, weights[NORM], "F32"), TensorRecord(NORM, (256,))),
-        (down, TensorRecord(DOWN, down.shape, down.grid)),
-    ]
-    student = next(walk).student
+    plan = TensorPlan(DOWN, down.shape, {Axis.PER_OC: down.grid})
+    block = Block({DOWN: plan}, weights, {}, rounded={DOWN: Rounded(down, "rtn", 0.5)})
+    run = next(walk)
+    student = run.student
     for name, weight in ((NORM, weights[NORM]), (DOWN, dequantize(down))):
         student.put(name, weight, learns=False)
     expected = student.loss(np.arange(8) * 2)
     student.put(NORM, source.read(NORM), learns=False)
-    rounder = BlockRounder(RowOrders(source.config, RowOrder.HF), QuantizeConfig(block_steps=2))
-    learned = list(rounder.learn(pieces, weights, student))
-    assert rounder.losses[0][0] == pytest.approx(expected, rel=1e-5)
-    assert learned[0] == pieces[0]
-    assert learned[1][1] == pieces[1][1]
+    learned = LearnCodes()(block, [DOWN], kit_of(source, 2, run=run))
+    assert learned.report["learned"][0] == pytest.approx(expected, rel=1e-5)
+    assert learned.tensors == block.tensors
+    assert learned.rounded[DOWN][1:] == ("rtn", 0.5)
 
 
 def test_learning_that_does_not_help_is_undone(source, tokens, monkeypatch):
     monkeypatch.setattr(block_rounding, "CODE_RATE", 5.0)
     run, weight = next(runs(source, tokens, "gradient")), source.read(DOWN)
     tensor = ROUNDERS["rtn"](DOWN, weight, GRIDS[0], Axis.PER_OC, None)
-    found = learn_rounding([(tensor, weight)], run.student, RowOrders(source.config, RowOrder.HF), QuantizeConfig(block_steps=3))
+    found = learn_rounding([(tensor, weight)], run.student, kit_of(source, 3))
     assert found.before == found.after
     assert np.array_equal(dequantize(found.tensors[0]), dequantize(tensor))
 
 
 def test_a_text_too_short_to_learn_from_is_refused(source, tokens):
     student = next(runs(source, tokens[:5], "unit")).student
-    with pytest.raises(CalibrationError, match=r"5 sequences, but --block-steps needs 8 to judge by and 4 to learn from"):
-        learn_rounding([], student, RowOrders(source.config, RowOrder.HF), QuantizeConfig(block_steps=3))
+    with pytest.raises(CalibrationError, match=r"5 sequences, but block_steps needs 8 to judge by and 4 to learn from"):
+        learn_rounding([], student, kit_of(source, 3))
 
 
 def test_an_importance_matrix_has_no_layers_to_learn_by(tmp_path):
-    with pytest.raises(
-        ConfigError, match="--block-steps: need the source run over a text, not --imatrix; give --block-steps 0, or"
-    ):
+    with pytest.raises(ConfigError, match="block_steps: need the source run over a text, not imatrix; give block_steps=0, or"):
         QuantizeConfig(imatrix=tmp_path / "m.gguf", block_steps=1)
-    with pytest.raises(ConfigError, match="--block-steps -1: must not be negative"):
+    with pytest.raises(ConfigError, match="block_steps=-1: must not be negative"):
         QuantizeConfig(block_steps=-1)

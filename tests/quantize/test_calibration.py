@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from quantize.architecture.families import LINEARS
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING, INPUT_SITES, LINEARS
+from quantize.model_config import EMBEDDING
 from quantize.source import build_model, greedy, logits, measure_curvature, walk_layers
 from quantize.statistics.calibration import (
     SEQUENCE,
-    Coverage,
     choose_sequences,
     held_out_text,
     load_text,
     other_sequences,
+    rank_poor,
     tokenize,
 )
 from quantize.types import InputStats
@@ -65,7 +66,7 @@ def test_a_text_without_a_whole_sequence_has_no_others():
 
 
 def test_a_text_too_short_says_how_long_it_is():
-    with pytest.raises(CalibrationError, match=r"t: 1100 tokens, but 4 sequences of 512 are needed.*--calibration-tokens 1024"):
+    with pytest.raises(CalibrationError, match=r"t: 1100 tokens, but 4 sequences of 512 are needed.*calibration_tokens=1024"):
         choose_sequences(np.arange(1100), 2048, 0, "t")
     with pytest.raises(CalibrationError, match="t: 5 tokens, but 1 sequences"):
         choose_sequences(np.arange(5), 100, 0, "t")
@@ -77,9 +78,8 @@ def test_coverage_names_rank_poor_sites_once():
     held = {f"{layer}{name}.weight": InputStats(np.eye(8, dtype=np.float32), 4) for name in LINEARS}  # each has its own
     held |= {f"{layer}self_attn.o_proj.weight": InputStats(np.eye(8, dtype=np.float32), 100)}
     held |= {f"{layer}mlp.down_proj.weight": InputStats(dead, 100)}
-    coverage = Coverage("t", "0", 100, 512)
-    coverage.add(held)
-    assert coverage.rank_poor == [
+    sites = [[f"{layer}{name}.weight" for name in names] for names in (LINEARS[:3], LINEARS[3:4], LINEARS[4:6], LINEARS[6:])]
+    assert rank_poor(held, sites) == [
         f"{layer}self_attn.q_proj.weight: 4 tokens for 8 channels, 0 never active",
         f"{layer}mlp.gate_proj.weight: 4 tokens for 8 channels, 0 never active",
         f"{layer}mlp.down_proj.weight: 100 tokens for 4 channels, 1 never active",
@@ -91,11 +91,9 @@ def test_a_walked_layer_has_four_sites(token_weight, tmp_path):
     source = open_checkpoint(make_tiny_model(tmp_path))
     tokens = np.arange(16).reshape(1, 16)  # fewer than channels: every site is poor
     weights = measure_curvature(source, tokens, 0) if token_weight == "curvature" else token_weight
-    coverage = Coverage("t", "0", 16, 16)
-    for run in walk_layers(source, tokens, weights, 0):
-        coverage.add(run.stats)
-    sites = [f"model.layers.{index}.{site}.weight" for index in range(2) for site in INPUT_SITES]
-    assert [line.partition(":")[0] for line in coverage.rank_poor] == sites
+    poor = [line for run in walk_layers(source, tokens, weights, 0) for line in rank_poor(run.stats, run.sites)]
+    firsts = LINEARS[0], LINEARS[3], LINEARS[4], LINEARS[6]
+    assert [line.partition(":")[0] for line in poor] == [f"model.layers.{i}.{site}.weight" for i in range(2) for site in firsts]
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral"])

@@ -223,7 +223,7 @@ def test_a_missing_weight_is_named(source, tmp_path):
 @pytest.mark.parametrize("method", ["gptq-oc", "gptq-ada"])
 def test_gptq_is_told_what_to_do(source, written, tmp_path, method):
     with pytest.raises(
-        ConfigError, match=r"--imatrix .*imatrix\.gguf: .*q_proj.* gptq.*choose --method rtn-oc, rtn-ic or rtn-ada"
+        ConfigError, match=r"imatrix=.*imatrix\.gguf': .*q_proj.* gptq.*choose method='rtn-oc', rtn-ic or rtn-ada"
     ):
         quantized(source, tmp_path / "s", written, method=method)
 

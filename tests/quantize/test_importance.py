@@ -8,7 +8,7 @@ import pytest
 from quantize.blocks import dequantize, to_blocks, to_rows
 from quantize.grids import make_grid
 from quantize.grids.importance import UNSEEN, weighed
-from quantize.rounding import ROUNDERS
+from quantize.methods import ROUNDERS
 from quantize.types import Axis, InputStats
 from tests.cases import AXES, GRIDS, grid_id, grid_named, stats_of, weight_of
 

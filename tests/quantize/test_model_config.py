@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
+from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.expected import expected_shapes
 from quantize.errors import CheckpointError
 from quantize.model_config import MODEL_TYPES, ModelConfig
 from quantize.source.whole import skeleton

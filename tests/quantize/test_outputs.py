@@ -44,7 +44,7 @@ def test_modes_follow_the_umask(tmp_path):
 @pytest.mark.parametrize("folder", [False, True])
 def test_what_must_stay_is_refused_at_the_start(tmp_path, folder):
     put(tmp_path / "out", folder, "old")
-    with pytest.raises(OutputError, match=r"out: exists already; name another --out or pass --force"):
+    with pytest.raises(OutputError, match=r"out: exists already; name another out or pass force=True"):
         unfinished(tmp_path / "out", folder).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -15,18 +15,20 @@ from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
 from quantize import source as source_model
+from quantize.block import Block, Kit
 from quantize.checkpoint.row_order import ggml_row_index
-from quantize.config import METHODS
 from quantize.errors import CalibrationError, CheckpointError, OutputError, PlanError
 from quantize.gguf.container import parse_header
 from quantize.grids import make_grid
 from quantize.loss import output_loss
+from quantize.methods import ROUNDERS, WORDS
 from quantize.planning.plan import ModelPlan, build_plan
-from quantize.rounding import ROUNDERS
-from quantize.run import job
+from quantize.run import pipeline
 from quantize.run.pipeline import quantize_planned
 from quantize.statistics.calibration import load_text
-from quantize.steps.layer_rounding import Linear, round_layer
+from quantize.statistics.measured import Measured
+from quantize.steps.axis import ChooseAxis
+from quantize.steps.round import Round
 from quantize.store.tensors import StoreWriter
 from quantize.types import InputStats, PlainTensor, QuantizedTensor, TensorPlan
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
@@ -44,7 +46,7 @@ def run(source, out, target, **config):
     return quantize_checkpoint(source, out, QuantizeConfig(**QUICK | config), TARGETS[target])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WORDS)
 @pytest.mark.parametrize("target", ["gguf-adadim", "onnxruntime", "onnxruntime+adadim"])
 def test_every_method_on_every_target_that_holds_both_axes(source, tmp_path, target, method):
     store = run(source, tmp_path / "s", target, method=method, max_slowdown=1e9)
@@ -108,7 +110,7 @@ def test_a_slowdown_of_one_leaves_no_split_layer(source, tmp_path):
     store = run(source, tmp_path / "s", "onnxruntime", method="rtn-ada", max_slowdown=1.0)
     assert all(record.axis is Axis.PER_OC for record in store.records.values())
     lower = [r for r in store.records.values() if len(r.loss) == 2 and r.loss["per_ic"] < r.loss["per_oc"]]
-    assert lower and f"--max-slowdown 1 keeps {len(lower)} tensors per_oc" in store.header["notes"][-1]
+    assert lower and f"max_slowdown 1 keeps {len(lower)} tensors per_oc" in store.header["notes"][-1]
 
 
 def test_rtn_without_calibration_never_imports_torch(source, tmp_path):
@@ -135,7 +137,7 @@ def test_weights_beyond_float16_need_float32_scales(tmp_path):
     weights[Q][0, 0] = 1e7
     write_weights(folder, weights)
     for target, param in (("llama.cpp", "d of grid q4_0"), ("onnxruntime", "scale of grid int")):
-        message = rf"q_proj\.weight: its weights overflow the float16 {param}; take an ONNX target and --scale-dtype float32"
+        message = rf"q_proj\.weight: its weights overflow the float16 {param}; take an ONNX target and scale_dtype='float32'"
         with pytest.raises(PlanError, match=message):
             run(open_checkpoint(folder), tmp_path / "s", target, method="rtn-oc")
     store = run(open_checkpoint(folder), tmp_path / "t", "onnxruntime", method="rtn-oc", scale_dtype="float32")
@@ -242,10 +244,10 @@ def test_learned_stores_differ_in_linears_alone_and_lose_less_in_every_layer(sou
 
 
 def test_a_text_too_short_to_tune_on_is_refused_before_any_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(job.Job, "_parts", None)
+    monkeypatch.setattr(pipeline, "_statistics", None)
     text = tmp_path / "short.txt"
     text.write_text(load_text("builtin").text[:5000])
-    with pytest.raises(CalibrationError, match=r"7 sequences, but --tune-steps needs 8 to judge by and 2 to learn from"):
+    with pytest.raises(CalibrationError, match=r"7 sequences, but tune_steps needs 8 to judge by and 2 to learn from"):
         run(source, tmp_path / "s", "llama.cpp", tune_steps=1, calibration_tokens=2048, calibration=str(text))
     assert not (tmp_path / "s").exists()
 
@@ -260,15 +262,18 @@ def test_ada_keeps_the_axis_on_which_the_planned_rounder_loses_less():
         stats = InputStats((x.T @ x / 256).astype(np.float32), 256)
         weight = rng.standard_normal((96, 64)).astype(np.float32)
         plan = TensorPlan("w", weight.shape, dict.fromkeys(Axis, grid), "gptq")
-        tensor, record = round_layer([Linear(plan, weight, stats)], {"w": dict.fromkeys(Axis, 1.0)}, 3.0)["w"]
+        kit = Kit(TARGETS["onnxruntime+adadim"], None, ROUNDERS, 3.0)
+        block = Block({"w": plan}, {"w": weight}, {"w": stats})
+        block = ChooseAxis()(Round(ROUNDERS["gptq"])(block, ["w"], kit), ["w"], kit)
+        tensor, choice = block.rounded["w"].tensor, block.choices["w"]
         loss = {
             rounder: {
                 axis: output_loss(weight, dequantize(ROUNDERS[rounder]("w", weight, grid, axis, stats)), stats) for axis in Axis
             }
             for rounder in ("rtn", "gptq")
         }
-        assert record.loss == pytest.approx(loss["gptq"])
-        assert tensor.axis is record.axis is min(loss["gptq"], key=loss["gptq"].__getitem__)
+        assert choice.loss == pytest.approx(loss["gptq"])
+        assert tensor.axis is choice.axis is min(loss["gptq"], key=loss["gptq"].__getitem__)
         differ += min(loss["rtn"], key=loss["rtn"].__getitem__) is not tensor.axis
     assert differ
 
@@ -290,11 +295,11 @@ def test_stores_that_are_made_together_walk_once_and_are_those_that_are_made_alo
         "tuned": planned(source, "llama.cpp", tune_steps=1),
         "none": planned(source, "llama.cpp", method="rtn-oc"),
     }
-    alone = {name: quantize_planned(source, {tmp_path / "alone" / name: plan})[0] for name, plan in wanted.items()}
+    alone = {name: quantize_planned(Measured(source), {tmp_path / "alone" / name: plan})[0] for name, plan in wanted.items()}
     walks = list[str]()
     walked = source_model.walk_layers
     monkeypatch.setattr(source_model, "walk_layers", lambda *args: walks.append(args[2]) or walked(*args))
-    stores = quantize_planned(source, {tmp_path / "together" / name: plan for name, plan in wanted.items()})
+    stores = quantize_planned(Measured(source), {tmp_path / "together" / name: plan for name, plan in wanted.items()})
     assert len(walks) == 5  # ggml, onnx and head share one
     for (name, expected), store in zip(alone.items(), stores, strict=True):
         assert store.path.name == name
@@ -307,5 +312,5 @@ def test_one_that_fails_leaves_none_of_them(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StoreWriter, "finish", full)
     with pytest.raises(OutputError, match="full"):
-        quantize_planned(source, {tmp_path / name: planned(source, "llama.cpp", method="rtn-oc") for name in "ab"})
+        quantize_planned(Measured(source), {tmp_path / name: planned(source, "llama.cpp", method="rtn-oc") for name in "ab"})
     assert not list(tmp_path.iterdir())

@@ -11,10 +11,12 @@ from quantize.blocks import dequantize
 from quantize.float_params import floats_of
 from quantize.grids import make_grid
 from quantize.loss import output_loss
-from quantize.rounding import ROUNDERS, gptq
+from quantize.methods import ROUNDERS
+from quantize.rounding.gptq import gptq
 from quantize.rounding.polish import visit_codes
 from quantize.rounding.refit import refit_floats
-from quantize.steps.axis_choice import choose_axis, within_slowdown
+from quantize.rounding.rtn import rtn
+from quantize.steps.axis import choose_axis, within_slowdown
 from quantize.types import Axis, AxisChoice, InputStats
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 
@@ -47,7 +49,7 @@ def test_gptq_equals_the_textbook(monkeypatch):
     monkeypatch.setattr(import_module("quantize.rounding.gptq"), "FITTED_TOGETHER", 1)
     grid = make_grid("q8_0", 8, 32)  # its fit does not search, so both fit alike
     weight, stats = weight_of((32, 24)), stats_of(24)
-    ours = dequantize(gptq("w", weight, grid, Axis.PER_IC, stats))
+    ours = dequantize(gptq(rtn("w", weight, grid, Axis.PER_IC, stats), weight, stats))
     expected = textbook_gptq(weight, grid, stats.hessian)
     assert (ours != expected).mean() < 0.01  # a float32 tie may fall the other way
     assert np.abs(ours - expected).max() < 0.01
@@ -57,7 +59,7 @@ def test_gptq_equals_the_textbook(monkeypatch):
 @pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
 def test_a_second_visit_lowers_the_error_of_codes_and_of_floats(grid, axis):
     weight, stats = weight_of((64, 160)), stats_of(160, rows=64)
-    tensor = gptq("w", weight, grid, axis, stats)
+    tensor = gptq(rtn("w", weight, grid, axis, stats), weight, stats)
     moved = visit_codes(tensor, weight, stats)
     losses = [output_loss(weight, dequantize(item), stats) for item in (tensor, moved, refit_floats(moved, weight, stats))]
     assert losses[1] < losses[0]
@@ -67,7 +69,7 @@ def test_a_second_visit_lowers_the_error_of_codes_and_of_floats(grid, axis):
 
 def test_floats_by_conjugate_gradients_are_those_of_least_squares():
     weight, stats, grid = weight_of((4, 96)), stats_of(96), make_grid("int", 3, 32, scale_dtype="float32")
-    tensor = gptq("w", weight, grid, Axis.PER_OC, stats)
+    tensor = gptq(rtn("w", weight, grid, Axis.PER_OC, stats), weight, stats)
     ours = refit_floats(tensor, weight, stats).params["scale"]
     root = np.linalg.cholesky(stats.hessian.astype(np.float64)).T
     for row in range(4):
@@ -87,7 +89,7 @@ def test_gptq_with_silent_channels_leaves_no_nan():
 
 def test_same_inputs_give_same_codes():
     weight, stats, grid = weight_of((64, 64)), stats_of(64), make_grid("int", 3, 32)
-    first, second = (gptq("w", weight, grid, Axis.PER_IC, stats) for _ in range(2))
+    first, second = (gptq(rtn("w", weight, grid, Axis.PER_IC, stats), weight, stats) for _ in range(2))
     assert np.array_equal(first.codes, second.codes)
 
 

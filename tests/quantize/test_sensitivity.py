@@ -7,16 +7,18 @@ from dataclasses import replace
 import pytest
 
 from exporter.targets import TARGETS
+from quantize.architecture.families import LINEARS
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.loss import output_loss
-from quantize.model_config import EMBEDDING, HEAD, LINEARS
+from quantize.methods import ROUNDERS
+from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning import sensitivity
 from quantize.planning.sensitivity import measure_sensitivity, options_of, read_sensitivity
-from quantize.rounding import ROUNDERS
 from quantize.statistics.calibration import calibration_data
+from quantize.statistics.measured import Measured
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 
@@ -34,7 +36,7 @@ def losses(found, name):
 
 
 def test_every_tensor_that_may_be_quantized_has_its_options(source):
-    found = measure_sensitivity(source, CONFIG, TARGETS["gguf-adadim"])
+    found = measure_sensitivity(Measured(source), CONFIG, TARGETS["gguf-adadim"])
     assert set(found.options) == {
         EMBEDDING,
         HEAD,
@@ -53,7 +55,7 @@ def test_every_tensor_that_may_be_quantized_has_its_options(source):
 def test_the_loss_is_that_of_rounding_the_tensor(source):
     from quantize.source import measure_curvature, walk_layers
 
-    found = losses(measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"]), Q)
+    found = losses(measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"]), Q)
     tokens, _ = calibration_data(CONFIG, source.assets(), "model")
     runs = walk_layers(source, tokens, measure_curvature(source, tokens, CONFIG.seed), 0)
     stats = next(run.stats[Q] for run in runs if Q in run.stats)
@@ -64,10 +66,10 @@ def test_the_loss_is_that_of_rounding_the_tensor(source):
 
 
 def test_a_sample_of_the_rows_tells_nearly_the_same(source, monkeypatch):
-    whole = measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"])
+    whole = measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"])
     for key, value in (("RUN", 32), ("SAMPLE", 32 * 64), ("TABLE_ROWS", 96)):
         monkeypatch.setattr(sensitivity, key, value)
-    sampled = measure_sensitivity(source, CONFIG, TARGETS["llama.cpp"])
+    sampled = measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"])
     assert losses(sampled, Q) != losses(whole, Q)
     for names in ([EMBEDDING], [HEAD], set(whole.options) - {EMBEDDING, HEAD}):
         for key in losses(whole, Q):
@@ -77,13 +79,13 @@ def test_a_sample_of_the_rows_tells_nearly_the_same(source, monkeypatch):
 
 def test_the_file_says_all_of_it_and_the_same_inputs_give_the_same(source, tmp_path):
     target = TARGETS["onnxruntime"]
-    found = measure_sensitivity(source, CONFIG, target)
+    found = measure_sensitivity(Measured(source), CONFIG, target)
     (tmp_path / "file.json").write_bytes(found.to_json())
     read = read_sensitivity(tmp_path / "file.json", source, target)
     assert read == found
     assert read.calibration["tokens"] == 512
     assert read.source == {"name": "model", "sha256": source.sha256}
-    assert measure_sensitivity(source, CONFIG, target).to_json() == found.to_json()
+    assert measure_sensitivity(Measured(source), CONFIG, target).to_json() == found.to_json()
     assert {option.grid.bits for option in read.options[EMBEDDING]} == {4, 8}
     assert {option.grid.bits for option in read.options[Q]} == {2, 4, 8}  # 3 bits take as many bytes as 4
 
@@ -91,7 +93,7 @@ def test_the_file_says_all_of_it_and_the_same_inputs_give_the_same(source, tmp_p
 def test_slow_axes_are_not_measured(source):
     measured = {}
     for bound in (1.0, 1000.0):
-        found = measure_sensitivity(source, replace(CONFIG, max_slowdown=bound), TARGETS["onnxruntime"])
+        found = measure_sensitivity(Measured(source), replace(CONFIG, max_slowdown=bound), TARGETS["onnxruntime"])
         measured[bound] = {option.axis for option in found.options[Q]}
     assert measured == {1.0: {Axis.PER_OC}, 1000.0: set(Axis)}
 
@@ -104,4 +106,4 @@ def test_three_bits_are_an_option_where_they_save_bytes(source):
 def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypatch):
     monkeypatch.setattr("quantize.planning.memory._physical", lambda: 4 * sum(spec.size for spec in source.specs.values()))
     with pytest.raises(ConfigError, match=r"takes about 0 GiB of memory, and this machine has 0; measure on a larger one"):
-        measure_sensitivity(source, QuantizeConfig(), TARGETS["llama.cpp"])
+        measure_sensitivity(Measured(source), QuantizeConfig(), TARGETS["llama.cpp"])

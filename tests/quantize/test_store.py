@@ -87,7 +87,7 @@ def test_an_interrupted_store_leaves_no_trace(tmp_path):
 
 def test_an_existing_output_is_kept_unless_forced(tmp_path):
     write(tmp_path / "s", [norm()])
-    with pytest.raises(OutputError, match=r"s: exists already; name another --out or pass --force"):
+    with pytest.raises(OutputError, match=r"s: exists already; name another out or pass force=True"):
         StoreWriter(tmp_path / "s")
     assert list(write(tmp_path / "s", [norm()], force=True).records) == ["n"]
 
@@ -95,7 +95,7 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path):
 def test_force_replaces_a_store_but_never_another_directory(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(OutputError, match="photos: is no store, so --force does not replace it"):
+    with pytest.raises(OutputError, match="photos: is no store, so force does not replace it"):
         StoreWriter(tmp_path / "photos", force=True)
     assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
 
@@ -240,7 +240,7 @@ def test_a_foreign_file_in_a_store_survives_force(tmp_path):
     write(tmp_path / "s", [norm()])
     for name in ("mine.txt", "assets/thesis.tex", "tensors/mine.safetensors"):
         (tmp_path / "s" / name).write_text("mine")
-        with pytest.raises(OutputError, match=f"s: {name} in it is no part of a store, so --force does not replace it"):
+        with pytest.raises(OutputError, match=f"s: {name} in it is no part of a store, so force does not replace it"):
             StoreWriter(tmp_path / "s", force=True)
         (tmp_path / "s" / name).unlink()
     write(tmp_path / "s", [norm()], force=True)

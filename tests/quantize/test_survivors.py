@@ -16,14 +16,17 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.grids import make_grid
 from quantize.loss import output_loss
+from quantize.methods import ROUNDERS
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.rounding import Rounder
 from quantize.rounding.gptq import gptq
 from quantize.rounding.polish import polish
+from quantize.rounding.rtn import rtn
 from quantize.source import build_model, curvature, measure_curvature, walk_layers
 from quantize.source.walk import BATCH
 from quantize.steps.descent import JUDGES, Schedule, descend
-from quantize.steps.layer_rounding import Linear
-from quantize.types import Axis, Curvature, TensorPlan
+from quantize.steps.round import Linear
+from quantize.types import Axis, Curvature
 from tests.cases import stats_of, weight_of
 from tests.tiny import make_tiny_model
 
@@ -134,27 +137,28 @@ def uneven_rows():
     return weight_of((64, 96)), replace(stats_of(96), row_weight=row_weight), make_grid("int", 3, 32)
 
 
-@pytest.mark.parametrize("rounder", [gptq, lambda *args: polish(gptq(*args), args[1], args[4])], ids=["gptq", "polished"])
-def test_groups_along_output_channels_know_what_each_row_is_worth(rounder):
+@pytest.mark.parametrize("improve", [(gptq,), (gptq, polish)], ids=["gptq", "polished"])
+def test_groups_along_output_channels_know_what_each_row_is_worth(improve):
     weight, stats, grid = uneven_rows()
     blind = replace(stats, row_weight=None)
+    rounder = Rounder("some", improve=improve)
     knowing, unknowing = (dequantize(rounder("w", weight, grid, Axis.PER_IC, seen)) for seen in (stats, blind))
     assert output_loss(weight, knowing, stats) < 0.7 * output_loss(weight, unknowing, stats)
 
 
 def test_polish_alone_weighs_rows():
     weight, stats, grid = uneven_rows()
-    tensor = gptq("w", weight, grid, Axis.PER_IC, stats)
+    tensor = gptq(rtn("w", weight, grid, Axis.PER_IC, stats), weight, stats)
     knowing, unknowing = (polish(tensor, weight, seen) for seen in (stats, replace(stats, row_weight=None)))
     assert output_loss(weight, dequantize(knowing), stats) < 0.95 * output_loss(weight, dequantize(unknowing), stats)
 
 
 def test_round_to_nearest_wins_where_it_loses_less():
     weight, stats, grid = weight_of((32, 64)), stats_of(64), make_grid("q4_0", 4, 32)
-    linear = Linear(TensorPlan("w", weight.shape, {Axis.PER_OC: grid}, "gptq"), weight, stats)
+    linear = Linear("w", weight, stats, {Axis.PER_OC: grid}, ROUNDERS["gptq"])
     tried = linear.tried(Axis.PER_OC)
-    assert linear.best(tried)[1].rounder == "gptq"
+    assert linear.best(tried).rounder == "gptq"
     spoilt = replace(tried["gptq"], codes=15 - tried["gptq"].codes)
-    tensor, record = linear.best({"gptq": spoilt, "rtn": tried["rtn"]})
-    assert record.rounder == "rtn" and tensor is tried["rtn"]
-    assert record.loss["per_oc"] == pytest.approx(output_loss(weight, dequantize(tensor), stats))
+    best = linear.best({"gptq": spoilt, "rtn": tried["rtn"]})
+    assert best.rounder == "rtn" and best.tensor is tried["rtn"]
+    assert best.loss == pytest.approx(output_loss(weight, dequantize(best.tensor), stats))

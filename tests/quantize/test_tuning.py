@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from quantize import source as source_room
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.loss import output_loss
-from quantize.rounding import ROUNDERS
+from quantize.methods import ROUNDERS
 from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
+from quantize.statistics.measured import Measured
 from quantize.steps import learn_floats as tuning
 from quantize.steps.descent import weight_of as weight_of_tensor
 from quantize.types import Axis, PlainTensor, RowOrder
@@ -106,7 +108,7 @@ def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, token
     off = with_floats(rounded, {key: value * np.float32(1.3) for key, value in floats_of(rounded).items()})
     tensors = [off, PlainTensor(NORM, source.read(NORM) * np.float32(0.8), "F32")]
     student = ModelStudent(source, tokens)
-    found = tuning.tune(tensors, student, RowOrders(source.config, RowOrder.HF), steps=12, seed=0)
+    found = tuning.tune(tensors, student, RowOrders(source.config, RowOrder.HF), tuning.tuning_schedule(12, 0))
     assert found.after < 0.95 * found.before
     for old, new in zip(tensors, found.tensors, strict=True):
         student.put(new.name, weight_of_tensor(new), learns=False)
@@ -121,7 +123,9 @@ def test_tuning_lowers_the_loss_and_leaves_the_codes(grid, axis, tmp_path, token
 def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
     monkeypatch.setattr(tuning, "RATE", 3.0)
     tensor = ROUNDERS["rtn"](DOWN, source.read(DOWN), GRIDS[0], Axis.PER_OC, None)
-    found = tuning.tune([tensor], ModelStudent(source, tokens), RowOrders(source.config, RowOrder.HF), steps=2, seed=0)
+    found = tuning.tune(
+        [tensor], ModelStudent(source, tokens), RowOrders(source.config, RowOrder.HF), tuning.tuning_schedule(2, 0)
+    )
     assert found.before == found.after
     assert np.array_equal(dequantize(found.tensors[0]), dequantize(tensor))
 
@@ -163,9 +167,10 @@ def test_curvature_predicts_the_divergence(source, tokens):
 
 
 def test_curvature_is_measured_once_for_the_same_text(source, tokens, monkeypatch):
-    found = measure_curvature(source, tokens, seed=7)
-    monkeypatch.setattr(curvature, "_measure", None)
-    assert measure_curvature(source, tokens.copy(), seed=7) is found
+    measured = Measured(source)
+    found = measured.curvature(tokens, 7)
+    monkeypatch.setattr(source_room, "measure_curvature", None)
+    assert measured.curvature(tokens.copy(), 7) is found
     for other in ((tokens[:-1], 7), (tokens, 8)):
         with pytest.raises(TypeError):  # it would measure
-            measure_curvature(source, *other)
+            measured.curvature(*other)

@@ -69,7 +69,7 @@ def test_weights_only_equals_a_plain_computation(made):
 def test_the_runtime_is_near_its_own_weights(made):
     form, item, expected = made
     if form == "gguf-adadim":
-        with pytest.raises(FileFormatError, match=r"blk.0.attn_q.weight_ic and 13 more are stored transposed.*--weights-only"):
+        with pytest.raises(FileFormatError, match=r"blk.0.attn_q.weight_ic and 13 more are stored transposed.*weights_only=True"):
             evaluate(item.file, item.source, TEXT, OPTIONS)
         return
     report = evaluate(item.file, item.source, TEXT, OPTIONS)
@@ -101,7 +101,7 @@ def test_a_text_too_short_or_a_context_too_long(onnx, options, error, message):
 
 def test_a_context_longer_than_the_exported_one(onnx, tmp_path):
     folder = write_onnx(onnx.store, tmp_path / "onnx", context=48)
-    with pytest.raises(ConfigError, match=r"--context 64: .*onnx holds 48 tokens at most"):
+    with pytest.raises(ConfigError, match=r"context=64: .*onnx holds 48 tokens at most"):
         evaluate(folder, onnx.source, TEXT, OPTIONS)
 
 

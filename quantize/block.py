@@ -1,0 +1,121 @@
+"""A decoder block on its way from the source's weights to what a file stores, and what its steps are given beside it.
+
+A block is a value: a step takes one and gives the next. Embedding, head and final norm are blocks of one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+from numpy import intp
+from numpy.typing import NDArray
+
+from quantize.architecture.families import FoldSites
+from quantize.checkpoint.row_order import RowOrders
+from quantize.fold import Fold
+from quantize.rounding import Rounder
+from quantize.types import F32, Axis, AxisChoice, InputStats, Need, QuantizedTensor, Target, TensorPlan
+
+
+class Rounded(NamedTuple):
+    """A weight rounded on one axis, by which rounder, and its output loss if that is known."""
+
+    tensor: QuantizedTensor
+    rounder: str
+    loss: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """All by name. ``plans``: of what is quantized. ``tensors``: every one, F32, rows in the target's order, in model order.
+
+    ``sites``: names that see the same input. ``fold_sites``: None where no basis can change. ``folds``: those that were applied,
+    one after the other. ``tried``, ``choices`` and ``rounded`` come with the steps; ``report`` is what the store says of it.
+    """
+
+    plans: Mapping[str, TensorPlan]
+    tensors: Mapping[str, F32]
+    stats: Mapping[str, InputStats]
+    sites: tuple[tuple[str, ...], ...] = ()
+    fold_sites: FoldSites | None = None
+    folds: tuple[Fold, ...] = ()
+    tried: Mapping[str, Mapping[Axis, Rounded]] = field(default_factory=dict)
+    choices: Mapping[str, AxisChoice] = field(default_factory=dict)
+    rounded: Mapping[str, Rounded] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def folded(self, fold: Fold) -> Block:
+        """In the new basis."""
+        tensors = {name: fold.tensor(name, value) for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors, stats=fold.stats(self.stats), folds=(*self.folds, fold))
+
+    def in_source_basis(self, name: str, weight: F32) -> F32:
+        """F32[OC, IC] in this block's basis -> what stands in for the source's weight in the source's model."""
+        for fold in reversed(self.folds):
+            weight = fold.back(name, weight)
+        return weight
+
+    def reporting(self, key: str, *entries: Any) -> Block:  # noqa: ANN401 - whatever JSON holds
+        """The same, ``entries`` after those of ``key`` so far."""
+        return replace(self, report={**self.report, key: [*self.report.get(key, []), *entries]})
+
+
+class Student(Protocol):
+    """A network with other weights than the source's, over some sequences, and how far its outputs are from the source's."""
+
+    @property
+    def sequences(self) -> int:
+        """How many there are to choose from."""
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
+
+    def loss(self, sequences: NDArray[intp]) -> float:
+        """Mean loss over those sequences, in nats per token."""
+
+    def gradients(self, sequences: NDArray[intp]) -> Mapping[str, F32]:
+        """Of the mean loss over those sequences, for every weight that learns."""
+
+
+class SourceRun(Protocol):
+    """The source's own block, text passing through it."""
+
+    @property
+    def student(self) -> Student | None:
+        """What it is left with counts as this block for the next one's."""
+
+    def scope_loss(self, name: str, candidates: list[F32]) -> list[float]:
+        """Mean squared change of the output around ``name`` when F32[OC, IC] ``candidates`` stand in for it."""
+
+    def commit(self, name: str, weight: F32) -> None:
+        """From now on ``name`` counts as F32[OC, IC] in its siblings' scope losses."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kit:
+    """What a step may use beside its block: what was asked for, the target, and the source's block where it runs.
+
+    ``text``: the calibration text's name. ``steps``: of learning, for each block.
+    """
+
+    target: Target
+    orders: RowOrders
+    rounders: Mapping[str, Rounder]  # by method
+    max_slowdown: float
+    seed: int = 0
+    steps: int = 0
+    text: str = ""
+    run: SourceRun | None = None
+
+
+class Step(Protocol):
+    """One thing that a method does to a block."""
+
+    @property
+    def needs(self) -> Need:
+        """What it has to know; a run is asked for the most that any step needs."""
+
+    def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
+        """The block after it; ``names``: the linears whose method it belongs to."""

@@ -1,0 +1,61 @@
+"""METHODS: systems that quantize a model, by the word before the axis in ``--method``. A new one is one file and one row here.
+
+A block is taken through ``before``, then the steps of each method that one of its linears has, then ``after``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from quantize.block import Step
+from quantize.methods import gptq, rtn, search
+from quantize.methods.method import Method
+from quantize.steps.axis import ChooseAxis, ChooseByScope
+from quantize.steps.fold import ChangeBasis, Correction
+from quantize.steps.learn_codes import LearnCodes
+from quantize.transforms import CORRECTIONS, TRANSFORMS
+from quantize.types import Axis
+
+METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq)}
+ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
+AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
+WORDS = tuple(f"{method}-{axes}" for method in METHODS for axes in AXES)
+
+
+class Asked(NamedTuple):
+    """A word of ``--method``, read."""
+
+    method: Method
+    axes: tuple[Axis, ...]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether AdaDim chooses."""
+        return len(self.axes) > 1
+
+
+def read_word(word: str) -> Asked:
+    """One of WORDS."""
+    name, _, axes = word.partition("-")
+    return Asked(METHODS[name], AXES[axes])
+
+
+def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
+    """The inverse of ``read_word``."""
+    return f"{method.name}-{next(word for word, known in AXES.items() if known == axes)}"
+
+
+def before(transforms: Collection[str], by_scope: bool) -> list[Step]:
+    """What comes before any method's own steps."""
+    steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in transforms]
+    return [*steps, ChooseByScope()] if by_scope else steps
+
+
+def after(transforms: Collection[str], learns: bool) -> list[Step]:
+    """What comes after all methods' own steps."""
+    steps: list[Step] = [ChooseAxis(), *(Correction(name) for name in CORRECTIONS if name in transforms)]
+    return [*steps, LearnCodes()] if learns else steps
+
+
+__all__ = ["AXES", "METHODS", "ROUNDERS", "WORDS", "Asked", "Method", "after", "before", "read_word", "word_of"]

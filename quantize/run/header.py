@@ -1,0 +1,69 @@
+"""What plan.json says of the whole: a fold over what each block has reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from quantize.kinds import readable
+from quantize.methods import METHODS
+from quantize.planning.plan import plan_notes
+from quantize.run.job import Job
+from quantize.statistics.calibration import Coverage
+from quantize.steps.fold import ChangeBasis, Correction
+
+Report = Mapping[str, Any]
+
+
+def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) -> dict[str, Any]:
+    """``reports`` of a run's blocks, in order; without any as long as after a run."""
+    reports, config, source = list(reports), job.config, job.source
+    budget = {} if job.plan.budget is None else {"budget": job.plan.budget}
+    poor = [site for report in reports for site in report.get("rank_poor", ())]
+    taken_back = sum(len(report.get("taken_back", ())) for report in reports)
+    return budget | {
+        "version": version("adadim-edge"),
+        "target": job.target.name,
+        "row_order": str(job.target.row_order),
+        "source": {"name": readable(source.path.name), "sha256": source.sha256},
+        "config": config.to_json(),
+        "calibration": None if coverage is None else {**coverage.to_json(), "rank_poor": poor},
+        "imatrix": None if job.imatrix is None else job.imatrix.to_json(),
+        "blocks": _learned(reports, config.block_steps),
+        "tuning": next((report["tuning"] for report in reports if "tuning" in report), None),
+        "transforms": {name: _digits(reports, name, source.config.num_layers) for name in _transforms(job)},
+        "notes": plan_notes(job.plan.layers, config, job.target) + _slowdown_note(job, taken_back) + _window_note(job),
+    }
+
+
+def _transforms(job: Job) -> list[str]:
+    """Those that were asked for, and those of the methods of its linears: known before any block is."""
+    methods = [METHODS[name] for name in dict.fromkeys(plan.method for plan in job.plan.layers if plan.candidates)]
+    own = [step.name for method in methods for step in method.steps if isinstance(step, ChangeBasis | Correction)]
+    return list(dict.fromkeys([*job.config.transforms, *own]))
+
+
+def _digits(reports: list[Report], name: str, blocks: int) -> str:
+    """A digit for each decoder block, 1 where the transform was applied: as long before quantizing as after it."""
+    applied = {report["index"] for report in reports if name in report.get("applied", ())}
+    return "".join(str(int(index in applied)) for index in range(blocks))
+
+
+def _learned(reports: list[Report], steps: int) -> dict[str, Any] | None:
+    losses = [report["learned"] for report in reports if "learned" in report]
+    if not losses:
+        return None
+    return {"steps": steps, "before": [before for before, _ in losses], "after": [after for _, after in losses]}
+
+
+def _window_note(job: Job) -> list[str]:
+    model = job.source.config
+    if model.context == model.max_position:
+        return []
+    return [f"context cut from {model.max_position} to the sliding window of {model.context}: no runtime here slides one"]
+
+
+def _slowdown_note(job: Job, count: int) -> list[str]:
+    bound = job.config.max_slowdown
+    return [f"max_slowdown {bound:g} keeps {count} tensors per_oc whose per_ic loss is lower"] if count else []

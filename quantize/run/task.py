@@ -1,0 +1,75 @@
+"""One block from the source's weights to what a file stores: a function of its task alone, wherever it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantize.architecture.families import FoldSites
+from quantize.block import Block, Kit
+from quantize.checkpoint.floats import from_f32
+from quantize.methods import METHODS, after, before
+from quantize.store.tensors import Piece, TensorRecord
+from quantize.types import F32, InputStats, PlainTensor, TensorPlan
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTask:
+    """What a block is made from, and what is asked beside its linears' methods.
+
+    ``plans``: of all its tensors, in model order. ``tensors``: F32 by name, rows in the target's order. ``sites``: names that see
+    the same input. ``index``: of a decoder block, else None.
+    """
+
+    plans: tuple[TensorPlan, ...]
+    tensors: Mapping[str, F32]
+    stats: Mapping[str, InputStats]
+    sites: tuple[tuple[str, ...], ...] = ()
+    fold_sites: FoldSites | None = None
+    index: int | None = None
+    transforms: tuple[str, ...] = ()
+    by_scope: bool = False
+    learns: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What goes into the store, and what its header has to know of each block, as JSON."""
+
+    pieces: Iterable[Piece]
+    reports: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+def run_block(task: BlockTask, kit: Kit) -> Result:
+    """Raises PlanError for scales that overflow the file's dtype, CalibrationError for losses that do."""
+    plans = {plan.name: plan for plan in task.plans if plan.candidates}
+    block = Block(plans, task.tensors, task.stats, task.sites, task.fold_sites)
+    for step in before(task.transforms, task.by_scope):
+        block = step(block, list(plans), kit)
+    for method in METHODS.values():
+        names = [name for name, plan in plans.items() if plan.method == method.name]
+        for step in method.steps if names else ():
+            block = step(block, names, kit)
+    for step in after(task.transforms, task.learns):
+        block = step(block, list(plans), kit)
+    return Result([_piece(block, plan) for plan in task.plans], ({"index": task.index, **block.report},))
+
+
+def run_chunks(chunks: Iterable[BlockTask], kit: Kit) -> Iterator[Piece]:
+    """Of a tensor in chunks of its rows, whose losses are not the tensor's."""
+    for task in chunks:
+        for tensor, record in run_block(task, kit).pieces:
+            yield tensor, record.without_loss()
+
+
+def _piece(block: Block, plan: TensorPlan) -> Piece:
+    if plan.name not in block.rounded:
+        tensor = PlainTensor(plan.name, from_f32(block.tensors[plan.name], plan.dtype), plan.dtype)
+        return tensor, TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note)
+    rounded, choice = block.rounded[plan.name], block.choices[plan.name]
+    loss = {str(axis): value for axis, value in choice.loss.items()}
+    grid, axis = rounded.tensor.grid, rounded.tensor.axis
+    return rounded.tensor, TensorRecord(
+        plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss
+    )

@@ -1,0 +1,89 @@
+"""The basis in which a block's linears are rounded best, among those that leave its function as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from quantize.block import Block, Kit
+from quantize.blocks import dequantize
+from quantize.fold import Fold
+from quantize.loss import output_loss
+from quantize.rounding import NEAREST
+from quantize.rounding.gptq import with_visits
+from quantize.transforms import CORRECTIONS, TRANSFORMS, Propose
+from quantize.types import Need
+
+AS_IS = Fold()
+APPLIED = "applied"  # key of a block's report
+
+
+@dataclass(frozen=True)
+class ChangeBasis:
+    """Of each place that the transform ``name`` knows, the candidate that pays, if any does."""
+
+    name: str
+    needs: Need = Need.HESSIAN
+
+    def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
+        """See Step. Where a linear stays in floats no fold helps it, and its values would move."""
+        if block.fold_sites is None or not whole(block):
+            return block
+        propose: Propose = TRANSFORMS[self.name]
+        found = [best_fold(block, candidates, kit) for candidates in propose(block, block.fold_sites)]
+        folds = [fold for fold in found if fold is not None]
+        for fold in folds:
+            block = block.folded(fold)
+        return block.reporting(APPLIED, self.name) if folds else block
+
+
+@dataclass(frozen=True)
+class Correction:
+    """New gains for norms, by ``name`` in CORRECTIONS, that make up for the rounded weights behind them."""
+
+    name: str
+    needs: Need = Need.HESSIAN
+
+    def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
+        """See Step."""
+        if block.fold_sites is None or not whole(block):
+            return block
+        gains = CORRECTIONS[self.name](block, block.fold_sites)
+        block = replace(block, tensors={**block.tensors, **gains})
+        return block.reporting(APPLIED, self.name) if gains else block
+
+
+def whole(block: Block) -> bool:
+    """Whether all linears are quantized."""
+    return all(name in block.plans for name, value in block.tensors.items() if value.ndim > 1)
+
+
+def best_fold(block: Block, candidates: Iterable[Fold], kit: Kit) -> Fold | None:
+    """The fold under which the weights that it touches lose least, if that is less than without any.
+
+    Rounding to nearest finds it, and the planned rounder has to confirm it.
+    """
+    loss, best = min(((_loss(block, fold, fold, kit, False), fold) for fold in candidates), key=lambda found: found[0])
+    if not loss < _loss(block, best, AS_IS, kit, False):
+        return None
+    return best if _loss(block, best, best, kit, True) < _loss(block, best, AS_IS, kit, True) else None
+
+
+def touched(block: Block, fold: Fold) -> list[str]:
+    """The linears that a fold changes."""
+    return [name for name, value in block.tensors.items() if value.ndim > 1 and (name in fold.made or name in fold.read)]
+
+
+def _loss(block: Block, changed: Fold, fold: Fold, kit: Kit, planned: bool) -> float:
+    """Of the weights that ``changed`` touches, rounded under ``fold``: each on the better of its axes."""
+    names, total = touched(block, changed), 0.0
+    stats = fold.stats({name: block.stats[name] for name in names})
+    rounders = {name: kit.rounders[block.plans[name].method if planned else NEAREST] for name in names}
+    if any(rounder.needs >= Need.HESSIAN for rounder in rounders.values()):
+        stats = with_visits(stats)
+    for name in names:
+        weight = block.tensors[name]
+        folded, rounder = fold.tensor(name, weight), rounders[name]
+        rounded = (rounder(name, folded, grid, axis, stats[name]) for axis, grid in block.plans[name].candidates.items())
+        total += min(output_loss(weight, fold.back(name, dequantize(tensor)), block.stats[name]) for tensor in rounded)
+    return total
