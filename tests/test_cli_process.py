@@ -43,6 +43,12 @@ def raises(error: BaseException) -> Callable[[], None]:
     return work
 
 
+def noted(error: BaseException, *notes: str) -> BaseException:
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
 FULL = os.strerror(errno.ENOSPC)
 ENDS = {
     "ours": (ConfigError("a.toml: no\x1b[31m rule\nat all"), 2, "error: a.toml: no\\x1b[31m rule at all"),
@@ -55,6 +61,7 @@ ENDS = {
     "no file": (OSError(errno.ENOSPC, FULL), 2, f"error: doctor: {FULL}; check the path, its permissions and the free space"),
     "a library": (ModuleNotFoundError(name="torch.nn"), 2, "error: torch is not installed; pip install 'adadim-edge[torch]'"),
     "by hand": (KeyboardInterrupt(), 130, "interrupted"),
+    "by hand, and there is more to say": (noted(KeyboardInterrupt(), "once", "twice", "once"), 130, "interrupted; once; twice"),
 }
 
 

@@ -19,7 +19,8 @@ from quantize.errors import OutputError
 from quantize.kinds import is_store
 from quantize.run.pipeline import planned_store
 from quantize.store.outputs import Unfinished, check_file
-from quantize.store.tensors import QuantizedStore, check_store_output
+from quantize.store.tensors import QuantizedStore
+from quantize.store.writer import check_store_output
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint

@@ -57,7 +57,7 @@ def _quantize(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.run.pipeline import planned_store, quantize_planned
     from quantize.statistics.measured import Measured
-    from quantize.store.tensors import check_store_output
+    from quantize.store.writer import check_store_output
 
     if args.dry_run and not has_target_size(args):
         raise ConfigError("--dry-run: shows the plan for a file's size; give --target-size or --target-bpw")

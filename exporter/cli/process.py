@@ -114,12 +114,17 @@ def guarded(command: Callable[[Namespace], int], args: Namespace) -> int:
         return _fail(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
     except MemoryError:
         return _fail("there is not enough memory; free some, or take a machine that has more")
-    except KeyboardInterrupt:
-        complain("adadim: interrupted")
+    except KeyboardInterrupt as stopped:
+        complain(_with_notes("adadim: interrupted", stopped))
         return 130
     except Terminated as signalled:
-        complain("adadim: terminated")
+        complain(_with_notes("adadim: terminated", signalled))
         return 128 + signalled.number
+
+
+def _with_notes(word: str, error: BaseException) -> str:
+    """What an output that is not finished has to say once, however many there are."""
+    return "; ".join([word, *dict.fromkeys(getattr(error, "__notes__", []))])
 
 
 def finished(code: int) -> int:

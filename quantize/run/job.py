@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from quantize.architecture.families import fold_sites
 from quantize.block import Kit
@@ -21,7 +21,8 @@ from quantize.run.task import BlockTask, Result, run_block, run_chunks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.imatrix import Imatrix, read_imatrix
 from quantize.statistics.measured import Measured
-from quantize.types import Curvature, InputStats, Need, Target, TensorPlan
+from quantize.steps.descent import weight_of
+from quantize.types import Curvature, InputStats, Need, Target, Tensor, TensorPlan
 
 if TYPE_CHECKING:
     from quantize.source import LayerRun
@@ -122,14 +123,39 @@ def _of_imatrix(job: Job) -> dict[str, InputStats]:
     return {} if job.imatrix is None else job.imatrix.for_model(job.source.specs, linears)
 
 
-def results(job: Job, statistics: Statistics) -> Iterator[Result]:
-    """Every tensor, or chunk of its rows, in model order: of the embedding, of each decoder block, and the rest."""
-    for (place, _), group in groupby(sorted(job.plan.layers, key=place_of), place_of):
+class Made(Protocol):
+    """What an earlier run has made of this one's results."""
+
+    @property
+    def done(self) -> Sequence[object]:
+        """One for each, in their order."""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of theirs."""
+
+
+def results(job: Job, statistics: Statistics, made: Made) -> Iterator[Result | None]:
+    """Every tensor, or chunk of its rows, in model order: of the embedding, of each decoder block, and the rest; None for what is
+    made already."""
+    done = len(made.done)
+    for index, ((place, _), group) in enumerate(groupby(sorted(job.plan.layers, key=place_of), place_of)):
         plans = tuple(group)
-        if place == BLOCKS:
+        if index < done:
+            if place == BLOCKS:
+                _pass_over(job, plans, statistics, made)
+            yield None
+        elif place == BLOCKS:
             yield _block_result(job, plans, statistics)
         else:
             yield Result(chain.from_iterable(run_chunks(_table_tasks(job, plan, statistics), job.kit(None)) for plan in plans))
+
+
+def _pass_over(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics, made: Made) -> None:
+    """The source's next block; where rounding learns, the block after it sees what this one became."""
+    run = None if statistics.blocks is None else next(statistics.blocks)
+    if run is not None and run.student is not None:
+        for plan in plans:
+            run.student.put(plan.name, job.orders.to_source(plan.name, weight_of(made.read(plan.name))), learns=False)
 
 
 def place_of(plan: TensorPlan) -> tuple[int, int]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import tee, zip_longest
+from itertools import chain, tee, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,13 +17,14 @@ from quantize.config import QuantizeConfig
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
+from quantize.run.digest import run_digest
 from quantize.run.header import header
 from quantize.run.job import TABLES, Job, Statistics, make_job, open_statistics, place_of, results
-from quantize.run.task import Result
-from quantize.run.tuning import tuned_results, tuning_tokens
+from quantize.run.tuning import tuned, tuning_tokens
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
 from quantize.statistics.measured import Measured
-from quantize.store.tensors import QuantizedStore, StoreWriter, TensorRecord, write_headers
+from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.writer import StoreWriter, write_headers
 from quantize.types import Axis, Target, TensorPlan
 
 
@@ -50,23 +50,23 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
         if job.runs_source or job.config.tune_steps:
             check_memory(source.specs, job.config, str(source.path))
     with ExitStack() as stack:
-        writers = [stack.enter_context(StoreWriter(out, force)) for out in planned]
+        writers = [stack.enter_context(StoreWriter(out, force, run_digest(job))) for out, job in zip(planned, jobs, strict=True)]
         tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]  # a bad text is refused before any work
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
             known = _statistics(jobs, measured)
-            made = [
-                results(job, own) if text is None else tuned_results(job, own, text)
-                for job, own, text in zip(jobs, known, tokens, strict=True)
-            ]
-            reports: list[list[Mapping[str, Any]]] = [[] for _ in jobs]
-            for parts in track(zip_longest(*made, fillvalue=Result(())), "quantizing", source.config.num_layers + TABLES):
-                for writer, part, told in zip(writers, parts, reports, strict=True):
-                    for tensor, record in part.pieces:
-                        writer.append(tensor, record)
-                    told += part.reports
-        for writer, job, own, told in zip(writers, jobs, known, reports, strict=True):
-            writer.finish(header(job, own.coverage, told), job.assets)
+            made = [results(job, own, writer) for job, own, writer in zip(jobs, known, writers, strict=True)]
+            for parts in track(zip_longest(*made), "quantizing", source.config.num_layers + TABLES):
+                for writer, part in zip(writers, parts, strict=True):
+                    if part is not None:
+                        writer.add(part.pieces, part.reports)
+            for job, own, writer, text in zip(jobs, known, writers, tokens, strict=True):
+                reports = list(chain.from_iterable(writer.done))
+                if text is not None:
+                    pieces, report = tuned(job, list(writer.pieces()), text)
+                    writer.rewrite(pieces)
+                    reports.append(report)
+                writer.finish(header(job, own.coverage, reports), job.assets)
     return [QuantizedStore(out) for out in planned]
 
 

@@ -6,7 +6,8 @@
     .NAME.TOKEN.adadim.old   the latter, for a moment, where a file system cannot exchange two names
     .NAME.adadim-lock        the first's name; locked by the run that writes, for as long as its process lives
 
-Only a name that stands in a lock which nobody holds is ever removed as a dead run's.
+Only a name that stands in a lock which nobody holds is ever removed as a dead run's. TOKEN is random, or says what is
+made: then a run that makes the same goes on with what a dead one left.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ LONGEST = 200  # bytes of a name that leave room for what is put around it
 DESCRIPTOR = re.compile(r"(/proc/\d+|/dev)/fd/(\d+)")
 NOTED = re.compile(r"\.[^/\0]+\.[0-9a-f]{8}\.adadim")
 MOST_LINKS = 40
+PARTS = "parts"  # in an unfinished folder: what is whole of it, so that somebody may go on with it
 
 
 def place_of(out: Path) -> Path:
@@ -44,9 +46,9 @@ def place_of(out: Path) -> Path:
     return Path(os.path.realpath(out))
 
 
-def hidden_name(target: Path) -> Path:
-    """A name beside ``target`` that nobody has."""
-    return target.with_name(f"{_stem(target)}.{secrets.token_hex(4)}.adadim")
+def hidden_name(target: Path, key: str = "") -> Path:
+    """A name beside ``target`` that nobody has, or only who makes the same: ``key`` is of hex digits."""
+    return target.with_name(f"{_stem(target)}.{key[:8] or secrets.token_hex(4)}.adadim")
 
 
 def descriptor_of(out: Path) -> int | None:
@@ -69,39 +71,41 @@ class Lock:
         self._target = target
         self.path = target.with_name(f"{_stem(target)}.adadim-lock")
         self._file: int | None = None
+        self._left = False  # what a dead run left is there still
 
     def take(self, unfinished: str) -> None:
-        """Lock the output and note that ``unfinished``, a name beside it, is ours; clears what a dead run left.
+        """Lock the output and note that ``unfinished``, a name beside it, is ours; clears what a dead run left under another one.
 
         Raises OutputError if another run holds it, OSError where nothing can be written.
         """
-        if fcntl is not None and self._locked(os.O_CREAT):
+        if fcntl is not None and self._locked(os.O_CREAT, unfinished):
             assert self._file is not None
             os.pwrite(self._file, unfinished.encode("utf-8", "surrogateescape"), 0)
 
     def clear(self) -> None:
-        """Remove what a dead run left, if one did. Raises OutputError if a run is alive, OSError."""
+        """Remove what a dead run left, but for what may be gone on with. Raises OutputError if a run is alive, OSError."""
         if fcntl is not None and os.path.lexists(self.path):
             with suppress(FileNotFoundError):
                 self._locked(0)
             self.release()
 
-    def release(self) -> None:
-        """Twice does no harm."""
+    def release(self, left: bool = False) -> None:
+        """Twice does no harm. ``left``: the next one to take it finds what it notes."""
         if self._file is not None:
-            with suppress(OSError):
-                self.path.unlink()
+            if not (left or self._left):
+                with suppress(OSError):
+                    self.path.unlink()
             os.close(self._file)
             self._file = None
 
-    def _locked(self, create: int) -> bool:
+    def _locked(self, create: int, ours: str = "") -> bool:
         """Whether the lock is held now; False where there are no locks, as on some network file systems."""
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | create, 0o666)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_current(file):
-                    self._clear_dead(file)
+                    self._clear_dead(file, ours)
                     self._file = file
                     return True
             except BlockingIOError as error:
@@ -122,13 +126,16 @@ class Lock:
         except FileNotFoundError:
             return False
 
-    def _clear_dead(self, file: int) -> None:
+    def _clear_dead(self, file: int, ours: str) -> None:
         noted = os.pread(file, 4096, 0).decode("utf-8", "surrogateescape")
         if noted and not (NOTED.fullmatch(noted) and noted.startswith(_stem(self._target) + ".")):
             raise OutputError(f"{self.path}: is no lock of ours, but has the name of one; remove it, or name another output")
         if not noted:
             return
         left = self._target.with_name(noted)
+        self._left = not ours and (left / PARTS).is_dir()
+        if self._left or noted == ours:
+            return
         aside = left.with_name(left.name + ".old")
         if os.path.lexists(aside) and not os.path.lexists(self._target):
             aside.rename(self._target)  # it was about to be replaced, and is the only one that there is

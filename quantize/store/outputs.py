@@ -69,14 +69,16 @@ class Rule:
 class Unfinished:
     """An empty file or folder ``path`` under a name beside ``out`` that nobody had; a context manager.
 
-    If the block ends without ``finish``, it is removed with all that was made for it. Raises OutputError for what must not be
+    ``key``: digits of what is made; a run that makes the same goes on with what an interrupted one left (``resumable``). Else, if
+    the block ends without ``finish``, it is removed with all that was made for it. Raises OutputError for what must not be
     replaced (``Rule``), for an output that another run is writing, and for a place that cannot be written to.
     """
 
-    def __init__(self, out: Path, folder: bool, force: bool = False, foreign: Foreign | None = None) -> None:
-        self.out, self._rule = out, Rule(folder, force, foreign)
+    def __init__(self, out: Path, folder: bool, force: bool = False, foreign: Foreign | None = None, key: str = "") -> None:
+        self.out, self._rule, self.key = out, Rule(folder, force, foreign), key
+        self.resumable = False  # whether there is something to go on with
         self._target = place_of(out)
-        self.path = hidden_name(self._target)
+        self.path = hidden_name(self._target, key)
         self._lock = Lock(self._target)
         self._made = [parent for parent in self._target.parents if not parent.exists()]
         self._was: tuple[int, int] | None = None
@@ -88,7 +90,7 @@ class Unfinished:
             self._lock.take(self.path.name)
             _check(self.out, self._target, self._rule)
             self._was = _identity(self._target)
-            self.path.mkdir() if self._rule.folder else self.path.touch(exist_ok=False)
+            self.path.mkdir(exist_ok=bool(self.key)) if self._rule.folder else self.path.touch(exist_ok=False)
         except OSError as error:
             self._clean()
             raise self._failure(error) from error
@@ -99,6 +101,11 @@ class Unfinished:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Raises OutputError in place of an OSError that came from writing here."""
+        if self.resumable and kind is not None and not issubclass(kind, Exception):  # interrupted, or told to end
+            self._lock.release(left=True)
+            assert error is not None
+            error.add_note(f"the same command goes on from here; what there is of {self.out} is in {self.path.name}")
+            return
         self._clean()
         if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(self.path))):
             raise self._failure(error) from error

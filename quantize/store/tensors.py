@@ -13,34 +13,29 @@ A tensor that is larger than a decoder layer is cut into several files by stored
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from quantize.architecture.families import expected_shapes
-from quantize.errors import OutputError, StoreError, shown
+from quantize.errors import StoreError, shown
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
-from quantize.store.outputs import Unfinished, check_folder
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
-from quantize.store.seal import OPEN, closed, holds, sha256_of
+from quantize.store.seal import holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 
 FORMAT = 1
+TENSORS = "tensors"  # the folder of their files
 SEAL = "sha256"  # key of plan.json
 CHANGED = "has changed since it was written: its sha256 is another"
 STRANGE = "is no part of the store"
-OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,14 @@ class TensorRecord:
         """Of a chunk, whose loss is not the tensor's."""
         return replace(self, loss={})
 
+    def longer(self, sha256: str) -> TensorRecord:
+        """With one chunk more, whose file has that digest."""
+        return replace(self, chunks=self.chunks + 1, sha256=(*self.sha256, sha256))
+
+    def uncut(self) -> TensorRecord:
+        """As before it was written."""
+        return replace(self, chunks=0, sha256=())
+
     def to_json(self) -> dict[str, Any]:
         """One JSON object; a plain tensor has no grid."""
         out: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "chunks": self.chunks}
@@ -89,55 +92,6 @@ class TensorRecord:
 
 
 Piece = tuple[Tensor, TensorRecord]
-
-
-class StoreWriter:
-    """Writes a store that takes the name ``path`` only at ``finish``; use as a context manager.
-
-    Raises OutputError if ``path`` is there without ``force``, or is neither an empty folder nor a store without other files.
-    """
-
-    def __init__(self, path: Path, force: bool = False) -> None:
-        check_store_output(path, force)
-        self.path, self._records = path, dict[str, TensorRecord]()
-        self._unfinished = Unfinished(path, True, force, _foreign)
-        self._tensors = self._unfinished.path / "tensors"
-
-    def __enter__(self) -> StoreWriter:
-        self._unfinished.__enter__()
-        self._tensors.mkdir()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._unfinished.__exit__(kind, error, trace)
-
-    def append(self, tensor: Tensor, record: TensorRecord) -> None:
-        """Add a tensor, or the next chunk of rows of the one that was added last (same name)."""
-        known = self._records.get(record.name, record)
-        arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
-        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
-        path = self._tensors / _file_name(record.name, known.chunks)
-        try:
-            save_file(contiguous, path)
-        except SafetensorError as error:  # the library's word for an OSError
-            raise OutputError(f"{self.path}: {record.name} cannot be written ({error}); check the free space") from error
-        self._records[record.name] = replace(known, chunks=known.chunks + 1, sha256=(*known.sha256, sha256_of(path)))
-
-    def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
-        """Write the assets and plan.json, then give the store its name."""
-        write_headers(self._unfinished.path, header, self._records.values(), assets)
-        self._unfinished.finish()
-
-
-def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[TensorRecord], assets: Mapping[str, bytes]) -> None:
-    """All of a store but its tensors: what the writers plan a file from."""
-    (folder / "assets").mkdir(exist_ok=True)
-    for name, data in assets.items():
-        (folder / "assets" / name).write_bytes(data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in assets.items()}
-    plan = {"format": FORMAT, **header, "assets": digests, "tensors": [record.to_json() for record in records], SEAL: OPEN}
-    text = json.dumps(plan, indent=1) + "\n"
-    (folder / STORE_MARK).write_bytes(closed(text.encode(), f'"{SEAL}": "'.encode()))
 
 
 class QuantizedStore:
@@ -210,16 +164,7 @@ class QuantizedStore:
         return joined(list(self.chunks(name)))
 
     def _chunk(self, record: TensorRecord, index: int) -> Tensor:
-        path = self.path / "tensors" / _file_name(record.name, index)
-        try:
-            if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
-                raise ValueError(CHANGED)
-            arrays = load_arrays(path, record.grid, record.dtype, record.stored_shape)
-            if record.grid is None:
-                return PlainTensor(record.name, arrays["values"], record.dtype)
-            return QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
+        return read_chunk(self.path, record, index)
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
@@ -254,18 +199,20 @@ def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConf
     return None
 
 
-def check_store_output(path: Path, force: bool) -> None:
-    """Raises OutputError for what a new store would not replace."""
-    check_folder(path, force, _foreign)
+def read_chunk(store: Path, record: TensorRecord, index: int) -> Tensor:
+    """Some of a tensor's rows. Raises StoreError if the file is missing, damaged or has changed."""
+    path = store / TENSORS / file_name(record.name, index)
+    try:
+        if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
+            raise ValueError(CHANGED)
+        arrays = load_arrays(path, record.grid, record.dtype, record.stored_shape)
+        if record.grid is None:
+            return PlainTensor(record.name, arrays["values"], record.dtype)
+        return QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
 
 
-def _foreign(folder: Path) -> str | None:
-    """Why a folder is no store, or holds what no store does."""
-    if not is_store(folder):
-        return "is no store"
-    names = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*"))
-    return next((f"{name} in it is no part of a store" for name in names if not OURS.fullmatch(name)), None)
-
-
-def _file_name(name: str, chunk: int) -> str:
+def file_name(name: str, chunk: int) -> str:
+    """Of some rows of a tensor."""
     return f"{name}.{chunk:05d}.safetensors"

@@ -12,7 +12,8 @@ import onnxruntime as ort
 from quantize import Axis, PlainTensor, QuantizedStore, QuantizedTensor, dequantize, open_checkpoint
 from quantize.blocks import to_blocks, to_rows
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
-from quantize.store.tensors import StoreWriter, TensorRecord
+from quantize.store.tensors import TensorRecord
+from quantize.store.writer import StoreWriter
 from quantize.types import F32, Grid
 from tests.tiny import make_tiny_model
 

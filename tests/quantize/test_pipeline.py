@@ -29,7 +29,7 @@ from quantize.statistics.calibration import load_text
 from quantize.statistics.measured import Measured
 from quantize.steps.axis import ChooseAxis
 from quantize.steps.round import Round
-from quantize.store.tensors import StoreWriter
+from quantize.store.writer import StoreWriter
 from quantize.types import InputStats, PlainTensor, QuantizedTensor, TensorPlan
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 

@@ -13,7 +13,8 @@ from quantize.errors import OutputError, StoreError
 from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
 from quantize.store.schema import PLAN_DOOR, read_record
-from quantize.store.tensors import QuantizedStore, StoreWriter, TensorRecord
+from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.writer import StoreWriter
 from quantize.types import Axis, PlainTensor, QuantizedTensor
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import Sizes, tiny_config
