@@ -122,15 +122,15 @@ class Allocator:
     def _model_plan(self, chosen: list[TensorRecord]) -> ModelPlan:
         """The chosen ones, what ``config`` says of embedding and head, and everything else as floats."""
         specs, method = self.source.specs, read_word(self.config.method).method.name
-        layers = {name: TensorPlan(name, spec.shape) for name, spec in specs.items()}
+        plans = {name: TensorPlan(name, spec.shape) for name, spec in specs.items()}
         if self.config.embedding is not None or self.config.head is not None:
             tables = build_plan({name: specs[name] for name in TABLES if name in specs}, self.config, self.target)
-            layers |= {plan.name: plan for plan in tables}
+            plans |= {plan.name: plan for plan in tables}
         for record in chosen:
             grids = {} if record.grid is None else {record.axis: record.grid}
             own = table_method(record.grid, self.config) if record.name in TABLES and record.grid is not None else method
-            layers[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype)
-        return ModelPlan(self.config, self.target, list(layers.values()))
+            plans[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype)
+        return ModelPlan(self.config, self.target, list(plans.values()))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A change of basis of a layer's inner channels that leaves its function as it is.
+"""A change of basis of a block's inner channels that leaves its function as it is.
 
 ::
 
@@ -81,13 +81,13 @@ def _scattered(values: F32, order: Index) -> F32:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One change of basis, by names within a decoder layer: what makes the channels and what reads them."""
+    """One change of basis, by names within a decoder block: what makes the channels and what reads them."""
 
     made: Mapping[str, Basis] = field(default_factory=dict)
     read: Mapping[str, Basis] = field(default_factory=dict)
 
     def tensor(self, name: str, values: F32) -> F32:
-        """Of the layer's tensor ``name`` in the new basis; F32[OC, IC] or F32[n]."""
+        """Of the block's tensor ``name`` in the new basis; F32[OC, IC] or F32[n]."""
         if name in self.made:
             values = self.made[name].made(values)
         return self.read[name].read(values) if name in self.read else values

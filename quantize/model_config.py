@@ -174,8 +174,8 @@ def _with_ids_of(raw: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
     return out
 
 
-def layer_index(name: str) -> int | None:
-    """Which decoder layer a tensor belongs to; None for embedding, final norm and head."""
+def block_index(name: str) -> int | None:
+    """Which decoder block a tensor belongs to; None for embedding, final norm and head."""
     return int(name.split(".", 3)[2]) if name.startswith("model.layers.") else None
 
 
@@ -186,4 +186,4 @@ def block_prefix(index: int) -> str:
 
 def is_linear(name: str, shape: Collection[int]) -> bool:
     """Whether it is a matrix of a decoder block."""
-    return len(shape) == 2 and layer_index(name) is not None
+    return len(shape) == 2 and block_index(name) is not None

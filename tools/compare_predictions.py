@@ -31,7 +31,7 @@ from quantize.planning.plan import ModelPlan
 from quantize.planning.sensitivity import TABLES, Sensitivity, read_sensitivity
 from quantize.progress import track
 from quantize.run.pipeline import planned_store
-from quantize.source import build_model, measure_curvature, walk_layers
+from quantize.source import build_model, measure_curvature, walk_blocks
 from quantize.statistics.calibration import calibration_data, load_text
 from quantize.store.outputs import new_file
 from quantize.types import F32, I64, InputStats, TensorPlan
@@ -80,7 +80,7 @@ class Planner:
 
     def _case(self, kind: str, label: str, plan: ModelPlan) -> Case:
         options, predicted = self.allocator.sensitivity.options, 0.0
-        for layer in plan.layers:
+        for layer in plan.tensors:
             for chosen in layer.candidates.items():
                 predicted += next(one.loss[one.axis] for one in options[layer.name] if (one.axis, one.grid) == chosen)
         return Case(kind, label, plan, self.allocator.file_size(plan), predicted)
@@ -127,14 +127,14 @@ def statistics(source: Checkpoint, config: QuantizeConfig) -> Mapping[str, Input
     tokens, _ = calibration_data(config, source.assets(), str(source.path))
     curvature = measure_curvature(source, tokens, config.seed)
     found = {name: replace(stats, hessian=stats.importance.copy()) for name, stats in curvature.tables.items()}
-    for run in track(walk_layers(source, tokens, curvature, 0), "statistics", source.config.num_layers):
+    for run in track(walk_blocks(source, tokens, curvature, 0), "statistics", source.config.num_layers):
         found |= {name: replace(stats, hessian=stats.importance.copy()) for name, stats in run.stats.items()}
     return found
 
 
 def rounded_runner(source: Checkpoint, plan: ModelPlan, known: Mapping[str, InputStats]) -> TorchRunner:
     """The source with every planned weight rounded in it."""
-    orders, layers = RowOrders(source.config, plan.target.row_order), {layer.name: layer for layer in plan.layers}
+    orders, layers = RowOrders(source.config, plan.target.row_order), {layer.name: layer for layer in plan.tensors}
 
     def rounded(name: str) -> F32:
         weight = source.read(name)

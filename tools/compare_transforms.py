@@ -26,7 +26,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
 from quantize.model_config import block_prefix
-from quantize.source import walk_layers
+from quantize.source import walk_blocks
 from quantize.statistics.calibration import calibration_data
 from quantize.steps.fold import ChangeBasis, Correction, touched
 from quantize.transforms import CORRECTIONS, NAMES, TRANSFORMS
@@ -55,7 +55,7 @@ def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
     cut = len(tokens) * 2 // 3
     found: dict[int, list[Stats]] = {index: [] for index in wanted}
     for part in (tokens[:cut], tokens[cut:]):
-        for run in walk_layers(source, part, "unit", 0):
+        for run in walk_blocks(source, part, "unit", 0):
             if run.index in found:
                 found[run.index].append(run.stats)
     return {index: (chosen, judged) for index, (chosen, judged) in found.items()}

@@ -216,7 +216,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
         "--block-steps",
         type=whole,
         metavar="N",
-        help="of learning a decoder layer's rounding by its output (default: the effort's)",
+        help="of learning a decoder block's rounding by its output (default: the effort's)",
     )
     group.add_argument(
         "--tune-steps",

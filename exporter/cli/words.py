@@ -104,7 +104,7 @@ OPTIONS = (  # the first row that fits tells
     Row(
         "--iters --iterations --n-iters --steps --max-steps --num-steps --epochs --num-epochs",
         "--block-steps",
-        "use --block-steps {number} (rounding learned by each decoder layer's output), or --effort best",
+        "use --block-steps {number} (rounding learned by each decoder block's output), or --effort best",
     ),
     Row(
         "--lr --learning-rate --minmax-lr --batch-size --batch -b --damp --damp-percent --percdamp --desc-act --act-order "

@@ -65,7 +65,7 @@ class _Split:
         return (self.scale, *zeros, *codes)
 
     def pieces(self, first: int, chunk: QuantizedTensor) -> Iterator[Span]:
-        """All bytes: a linear is never larger than a decoder layer, so it comes in one chunk (rows are input channels)."""
+        """All bytes: a linear is never larger than a decoder block, so it comes in one chunk (rows are input channels)."""
         assert first == 0 and chunk.codes.shape[0] == self.ic, self.name
         zero = chunk.params["zero_point"]
         yield self.scale.name, 0, np.ascontiguousarray(chunk.params["scale"].T).tobytes()

@@ -32,7 +32,7 @@ class ModelPlan:
 
     config: QuantizeConfig
     target: Target
-    layers: list[TensorPlan]
+    tensors: list[TensorPlan]
     budget: Mapping[str, Any] | None = None
     assets: Mapping[str, bytes] = field(default_factory=dict)
 

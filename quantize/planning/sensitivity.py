@@ -128,7 +128,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
 
     Raises CalibrationError, CheckpointError, and ConfigError for a source that is too large for this machine's memory.
     """
-    from quantize.source import walk_layers
+    from quantize.source import walk_blocks
 
     source = measured.source
     check_backward(source.specs, str(source.path))
@@ -148,7 +148,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))
 
-    for run in track(walk_layers(source, tokens, curvature, 0), "sensitivity", source.config.num_layers):
+    for run in track(walk_blocks(source, tokens, curvature, 0), "sensitivity", source.config.num_layers):
         poor += rank_poor(run.stats, run.sites)
         for name, stats in run.stats.items():
             measure(name, *_sample(source.read(name), stats))

@@ -30,7 +30,7 @@ def run_digest(job: Job) -> str:
             "dtype": plan.dtype,
             "note": plan.note,
         }
-        for plan in job.plan.layers
+        for plan in job.plan.tensors
     ]
     said = {
         "version": version("adadim-edge"),

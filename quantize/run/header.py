@@ -33,13 +33,13 @@ def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) 
         "blocks": _learned(reports, config.block_steps),
         "tuning": next((report["tuning"] for report in reports if "tuning" in report), None),
         "transforms": {name: _digits(reports, name, source.config.num_layers) for name in _transforms(job)},
-        "notes": plan_notes(job.plan.layers, config, job.target) + _slowdown_note(job, taken_back) + _window_note(job),
+        "notes": plan_notes(job.plan.tensors, config, job.target) + _slowdown_note(job, taken_back) + _window_note(job),
     }
 
 
 def _transforms(job: Job) -> list[str]:
     """Those that were asked for, and those of the methods of its linears: known before any block is."""
-    methods = [METHODS[name] for name in dict.fromkeys(plan.method for plan in job.plan.layers if plan.candidates)]
+    methods = [METHODS[name] for name in dict.fromkeys(plan.method for plan in job.plan.tensors if plan.candidates)]
     own = [step.name for method in methods for step in method.steps if isinstance(step, ChangeBasis | Correction)]
     return list(dict.fromkeys([*job.config.transforms, *own]))
 

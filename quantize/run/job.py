@@ -15,7 +15,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.methods import METHODS, ROUNDERS
-from quantize.model_config import EMBEDDING, HEAD, block_prefix, layer_index
+from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
 from quantize.planning.plan import ModelPlan
 from quantize.run.task import BlockTask, Result, run_block, run_chunks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
@@ -25,7 +25,7 @@ from quantize.steps.descent import weight_of
 from quantize.types import Curvature, InputStats, Need, Target, Tensor, TensorPlan
 
 if TYPE_CHECKING:
-    from quantize.source import LayerRun
+    from quantize.source import BlockRun
 
 BLOCKS = 1  # their place in model order
 TABLES = 3  # parts beside the blocks, at most: embedding, final norm, head
@@ -38,7 +38,7 @@ class Statistics:
     that it all rests on."""
 
     known: Mapping[str, InputStats] = field(default_factory=dict)
-    blocks: Iterator[LayerRun] | None = None
+    blocks: Iterator[BlockRun] | None = None
     coverage: Coverage | None = None
 
 
@@ -74,9 +74,9 @@ class Job:
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives."""
         wanted = bool(self.config.transforms) or self.config.block_steps > 0
-        return self.imatrix is None and (wanted or any(_needs_data(plan) for plan in self.plan.layers))
+        return self.imatrix is None and (wanted or any(_needs_data(plan) for plan in self.plan.tensors))
 
-    def kit(self, run: LayerRun | None) -> Kit:
+    def kit(self, run: BlockRun | None) -> Kit:
         """What steps may use."""
         config = self.config
         return Kit(
@@ -88,9 +88,9 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
     if plan.config.imatrix is None:
         return Job(source, plan)
-    for one in plan.layers:
+    for one in plan.tensors:
         method = METHODS[one.method]
-        if one.candidates and layer_index(one.name) is not None and method.needs > Need.IMPORTANCE:
+        if one.candidates and block_index(one.name) is not None and method.needs > Need.IMPORTANCE:
             raise ConfigError(
                 f"{asked('imatrix', str(plan.config.imatrix))}: {one.name} is to be rounded by {method.name}, for which "
                 "the source must run "
@@ -106,7 +106,7 @@ def open_statistics(job: Job, measured: Measured) -> Statistics:
     source, config = job.source, job.config
     if not job.runs_source:
         return Statistics(_of_imatrix(job))
-    from quantize.source import walk_layers
+    from quantize.source import walk_blocks
 
     tokens, coverage = calibration_data(config, job.assets, str(source.path))
     token_weight: str | Curvature = config.token_weight
@@ -115,11 +115,11 @@ def open_statistics(job: Job, measured: Measured) -> Statistics:
         token_weight = curvature = measured.curvature(tokens, config.seed)
         known = curvature.tables
     sequences = SCOPE_SEQUENCES if _by_scope(job) else 0
-    return Statistics(known, walk_layers(source, tokens, token_weight, sequences, config.block_steps > 0), coverage)
+    return Statistics(known, walk_blocks(source, tokens, token_weight, sequences, config.block_steps > 0), coverage)
 
 
 def _of_imatrix(job: Job) -> dict[str, InputStats]:
-    linears = [plan.name for plan in job.plan.layers if plan.candidates and layer_index(plan.name) is not None]
+    linears = [plan.name for plan in job.plan.tensors if plan.candidates and block_index(plan.name) is not None]
     return {} if job.imatrix is None else job.imatrix.for_model(job.source.specs, linears)
 
 
@@ -138,7 +138,7 @@ def results(job: Job, statistics: Statistics, made: Made) -> Iterator[Result | N
     """Every tensor, or chunk of its rows, in model order: of the embedding, of each decoder block, and the rest; None for what is
     made already."""
     done = len(made.done)
-    for index, ((place, _), group) in enumerate(groupby(sorted(job.plan.layers, key=place_of), place_of)):
+    for index, ((place, _), group) in enumerate(groupby(sorted(job.plan.tensors, key=place_of), place_of)):
         plans = tuple(group)
         if index < done:
             if place == BLOCKS:
@@ -160,7 +160,7 @@ def _pass_over(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics, 
 
 def place_of(plan: TensorPlan) -> tuple[int, int]:
     """Where a tensor comes in model order: embedding, decoder blocks, final norm, head."""
-    index = layer_index(plan.name)
+    index = block_index(plan.name)
     if index is not None:
         return BLOCKS, index
     return (0, 0) if plan.name == EMBEDDING else (2, int(plan.name == HEAD))
@@ -168,7 +168,7 @@ def place_of(plan: TensorPlan) -> tuple[int, int]:
 
 def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics) -> Result:
     run = None if statistics.blocks is None else next(statistics.blocks)
-    stats, config, index = statistics.known if run is None else run.stats, job.config, layer_index(plans[0].name)
+    stats, config, index = statistics.known if run is None else run.stats, job.config, block_index(plans[0].name)
     assert index is not None
     task = BlockTask(
         plans,
@@ -211,7 +211,7 @@ def _in_target_rows(job: Job, name: str, stats: InputStats) -> InputStats:
 
 
 def _by_scope(job: Job) -> bool:
-    return job.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in job.plan.layers)
+    return job.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in job.plan.tensors)
 
 
 def _needs_data(plan: TensorPlan) -> bool:

@@ -97,7 +97,7 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
         text = load_text(plan.config.calibration)
         coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
     with TemporaryDirectory() as folder:
-        records = [_planned_record(layer) for layer in sorted(plan.layers, key=place_of)]
+        records = [_planned_record(one) for one in sorted(plan.tensors, key=place_of)]
         write_headers(Path(folder), header(job, coverage), records, job.assets)
         yield QuantizedStore(Path(folder))
 

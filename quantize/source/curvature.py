@@ -78,11 +78,11 @@ class _Squares:
         self._rows: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, list[torch.Tensor]] = {}
         positions = model.model.rotary_emb(torch.zeros(1, 1), torch.arange(TOKENS)[None])
-        for index, layer in enumerate(model.model.layers):
-            for linears in anatomy_of(layer, model.config.hidden_size, positions).sites:
+        for index, block in enumerate(model.model.layers):
+            for linears in anatomy_of(block, model.config.hidden_size, positions).sites:
                 for linear in linears:
                     hook = self._add(f"model.layers.{index}.{linear}.weight", f"model.layers.{index}.{linears[0]}")
-                    layer.get_submodule(linear).register_full_backward_hook(hook)
+                    block.get_submodule(linear).register_full_backward_hook(hook)
 
     def _add(self, name: str, site: str) -> Callable[..., None]:
         def hook(_module: object, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:

@@ -19,7 +19,7 @@ from quantize.source.whole import LOGIT_ROWS, build_model, change, take_gradient
 from quantize.types import F32, I64
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
-FORGETFUL = 2  # one decoder layer in so many keeps only its input for the way back, and runs again there
+FORGETFUL = 2  # one decoder block in so many keeps only its input for the way back, and runs again there
 
 
 class ModelStudent:

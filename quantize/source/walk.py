@@ -1,4 +1,4 @@
-"""The source one decoder layer at a time: what its linears see, and what their errors do to the scope around them."""
+"""The source one decoder block at a time: what its linears see, and what their errors do to the scope around them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import nn
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
 from quantize.model_config import EMBEDDING
+from quantize.source.block_student import BlockStudent, output_costs
 from quantize.source.discover import Anatomy, anatomy_of
 from quantize.source.freed import return_freed
-from quantize.source.layer_student import LayerStudent, output_costs
 from quantize.source.whole import hidden_of, put, skeleton
 from quantize.types import F32, I64, Curvature, InputStats
 
-BATCH = 4  # sequences that go through a layer together
+BATCH = 4  # sequences that go through a block together
 
 
 @dataclass(eq=False)
-class LayerRun:
-    """One decoder layer of the source while calibration text passes through it."""
+class BlockRun:
+    """One decoder block of the source while calibration text passes through it."""
 
     index: int
     stats: dict[str, InputStats]  # by weight name; linears that share an input share the Hessian
     sites: tuple[tuple[str, ...], ...]  # weight names that see the same input
-    student: LayerStudent | None  # what it is left with at the end counts as this layer for the next one's
-    _layer: Any
+    student: BlockStudent | None  # what it is left with at the end counts as this block for the next one's
+    _block: Any
     _prefix: str
     _scopes: Mapping[str, str]
     _scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]  # inputs of attention, MLP, o and down
@@ -58,7 +58,7 @@ class LayerRun:
         self._linear(name).weight.data = torch.from_numpy(np.array(weight, np.float32))
 
     def _linear(self, name: str) -> nn.Linear:
-        linear: nn.Linear = self._layer.get_submodule(self._inner(name))
+        linear: nn.Linear = self._block.get_submodule(self._inner(name))
         return linear
 
     def _inner(self, name: str) -> str:
@@ -66,20 +66,20 @@ class LayerRun:
 
     def _scope_outputs(self, name: str) -> list[torch.Tensor]:
         scope = self._scopes[self._inner(name)]
-        module = self._layer.get_submodule(scope)
+        module = self._block.get_submodule(scope)
         outputs = [module(*args, **kwargs) for args, kwargs in self._scope_calls[scope]]
         return [hidden_of(output) for output in outputs]
 
 
-def walk_layers(
+def walk_blocks(
     source: Checkpoint, tokens: I64, token_weight: str | Curvature, scope_sequences: int, taught: bool = False
-) -> Iterator[LayerRun]:
-    """Pass I64[sequences, length] through the source, one decoder layer in memory at a time.
+) -> Iterator[BlockRun]:
+    """Pass I64[sequences, length] through the source, one decoder block in memory at a time.
 
-    Yields each layer after its statistics are complete; the stream between layers stays full precision. ``token_weight``:
+    Yields each block after its statistics are complete; the stream between blocks stays full precision. ``token_weight``:
     "unit" scales every token to unit norm before it enters a Hessian, so that a few massive tokens cannot own it; "none"
     takes it as it is; a Curvature of the same tokens weighs it by what its errors cost, and gives every linear its rows' weights.
-    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). ``taught``: each layer has a student.
+    ``scope_sequences``: how many sequences judge scope losses (0: no inputs are kept). ``taught``: each block has a student.
     Raises CalibrationError for tokens that the model does not have, and for activations that overflow.
     """
     return_freed()  # the whole model, if curvature was measured
@@ -88,23 +88,23 @@ def walk_layers(
     hidden = torch.from_numpy(_embed(source, tokens))
     positions = rotary(hidden[:1], torch.arange(tokens.shape[1])[None])
     changed = hidden if taught else None
-    for index, layer in enumerate(model.model.layers):
+    for index, block in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
-        anatomy = anatomy_of(layer, hidden.shape[-1], positions)
-        for name, parameter in list(layer.named_parameters()):
-            put(layer, name, source.read(prefix + name), parameter.shape)
-        layer.eval()
-        recorder = _Recorder(layer, prefix, token_weight, scope_sequences, anatomy)
+        anatomy = anatomy_of(block, hidden.shape[-1], positions)
+        for name, parameter in list(block.named_parameters()):
+            put(block, name, source.read(prefix + name), parameter.shape)
+        block.eval()
+        recorder = _Recorder(block, prefix, token_weight, scope_sequences, anatomy)
         hidden = recorder.run(hidden, positions)
         student = None
         if changed is not None:
             costs = output_costs(token_weight, prefix + anatomy.output, hidden)
-            student = LayerStudent(layer, prefix, positions, changed, hidden, costs)
+            student = BlockStudent(block, prefix, positions, changed, hidden, costs)
         sites = tuple(tuple(f"{prefix}{name}.weight" for name in names) for names in anatomy.sites)
-        yield LayerRun(index, recorder.stats(), sites, student, layer, prefix, anatomy.scopes, recorder.scope_calls)
+        yield BlockRun(index, recorder.stats(), sites, student, block, prefix, anatomy.scopes, recorder.scope_calls)
         if student is not None:
             changed = student.outputs()
-        model.model.layers[index] = nn.Identity()  # frees the layer's weights
+        model.model.layers[index] = nn.Identity()  # frees the block's weights
 
 
 def _embed(source: Checkpoint, tokens: I64) -> F32:
@@ -122,8 +122,8 @@ def _embed(source: Checkpoint, tokens: I64) -> F32:
 class _Recorder:
     """Hooks that gather second moments of each input site and the inputs of each scope."""
 
-    def __init__(self, layer: Any, prefix: str, token_weight: str | Curvature, wanted: int, anatomy: Anatomy) -> None:  # noqa: ANN401
-        self._layer, self._prefix, self._token_weight, self._wanted = layer, prefix, token_weight, wanted
+    def __init__(self, block: Any, prefix: str, token_weight: str | Curvature, wanted: int, anatomy: Anatomy) -> None:  # noqa: ANN401
+        self._block, self._prefix, self._token_weight, self._wanted = block, prefix, token_weight, wanted
         self._anatomy = anatomy
         self._moments: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
@@ -131,13 +131,13 @@ class _Recorder:
 
     @torch.inference_mode()
     def run(self, hidden: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The layer's output for F32[sequences, length, hidden]."""
+        """The block's output for F32[sequences, length, hidden]."""
         firsts = [names[0] for names in self._anatomy.sites]
-        hooks = [self._layer.get_submodule(site).register_forward_pre_hook(self._add_moment(site)) for site in firsts]
+        hooks = [self._block.get_submodule(site).register_forward_pre_hook(self._add_moment(site)) for site in firsts]
         outputs = []
         for start in range(0, len(hidden), BATCH):
             keep = self._keep_scopes() if start < self._wanted else []
-            outputs.append(hidden_of(self._layer(hidden[start : start + BATCH], position_embeddings=positions)))
+            outputs.append(hidden_of(self._block(hidden[start : start + BATCH], position_embeddings=positions)))
             for hook in keep:
                 hook.remove()
         for hook in hooks:
@@ -181,7 +181,7 @@ class _Recorder:
         hooks = []
         for scope in dict.fromkeys(self._anatomy.scopes.values()):
             calls = self.scope_calls.setdefault(scope, [])
-            module = self._layer.get_submodule(scope)
+            module = self._block.get_submodule(scope)
             hooks.append(
                 module.register_forward_pre_hook(
                     lambda _module, args, kwargs, calls=calls: calls.append((args, kwargs)), with_kwargs=True

@@ -93,7 +93,7 @@ def rotary_tables(config: ModelConfig, positions: int) -> tuple[F32, F32]:
 
 
 def hidden_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """What a decoder layer or a part of it gives to the next one; attention gives its weights beside it."""
+    """What a decoder block or a part of it gives to the next one; attention gives its weights beside it."""
     return output[0] if isinstance(output, tuple) else output
 
 

@@ -110,13 +110,13 @@ def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: b
 
     The same inputs give the same bytes. Raises CalibrationError and OutputError.
     """
-    from quantize.source import walk_layers
+    from quantize.source import walk_blocks
 
     with new_file(out, force) as file:
         tokens, coverage = calibration_data(config, source.assets(), str(source.path))
         sums: dict[str, F32] = {}
         poor = list[str]()
-        for run in track(walk_layers(source, tokens, "none", scope_sequences=0), "measuring"):
+        for run in track(walk_blocks(source, tokens, "none", scope_sequences=0), "measuring"):
             poor += rank_poor(run.stats, run.sites)
             for name, stats in run.stats.items():
                 sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)

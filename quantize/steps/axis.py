@@ -95,9 +95,9 @@ def choose_axis(loss: Mapping[Axis, float]) -> AxisChoice:
 def within_slowdown(
     choices: Mapping[str, AxisChoice], cost: Mapping[str, Mapping[Axis, float]], max_slowdown: float
 ) -> dict[str, AxisChoice]:
-    """Take back the PER_IC choices that buy least per second until one decoder layer's decode time fits.
+    """Take back the PER_IC choices that buy least per second until one decoder block's decode time fits.
 
-    ``cost``: estimated seconds per tensor and candidate axis. The bound is ``max_slowdown`` times the layer's time with
+    ``cost``: estimated seconds per tensor and candidate axis. The bound is ``max_slowdown`` times the block's time with
     every axis PER_OC that may be. Scope losses compare across tensors: each is the error of what attention or MLP adds
     to the residual stream. Output losses compare only roughly.
     """

@@ -1,9 +1,9 @@
-"""Rounding learned block by block: codes and scales of a decoder layer's linears, moved by what its output loses.
+"""Rounding learned block by block: codes and scales of a decoder block's linears, moved by what its output loses.
 
 After SignRound (arXiv 2309.05516): every weight has a latent position, its code is the nearest to that, and positions and
 scales take steps of a fixed size against the sign of the gradient of the block's output error, as if rounding were not there
 (the straight-through estimator). Here positions begin where GPTQ left the codes, so steps are small and few codes change,
-those that lie next to a border; and the layer's inputs are what the rounded layers before it give, so that it makes up for
+those that lie next to a border; and the block's inputs are what the rounded blocks before it give, so that it makes up for
 their errors too.
 """
 

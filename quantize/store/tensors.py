@@ -7,7 +7,7 @@
     STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values"
 
 plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
-A tensor that is larger than a decoder layer is cut into several files by stored rows, so nobody has to hold it whole.
+A tensor that is larger than a decoder block is cut into several files by stored rows, so nobody has to hold it whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Candidates for the sizes of a layer's channels, after AWQ (arXiv 2306.00978, section 3.2)."""
+"""Candidates for the sizes of a block's channels, after AWQ (arXiv 2306.00978, section 3.2)."""
 
 from __future__ import annotations
 

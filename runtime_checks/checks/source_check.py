@@ -13,7 +13,7 @@ import numpy as np
 
 from quantize.architecture.families import fold_sites
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig, block_prefix, layer_index
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig, block_index, block_prefix
 from quantize.types import F32
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import folded_layers, is_tuned
@@ -33,7 +33,7 @@ TUNING_TOLERANCE = 0.1  # of a vector's norm; tuning moves a value by a few perc
 def check_source(path: Path, source: Checkpoint) -> list[Check]:
     """Every tensor of the source is in the file once, and none besides; floats are equal, codes stand for nearly the same.
 
-    A tensor that is larger than a decoder layer is read by chunks of rows. Raises FileFormatError for a damaged file.
+    A tensor that is larger than a decoder block is read by chunks of rows. Raises FileFormatError for a damaged file.
     """
     weights, origin = open_exported(path).weights(source.config), {name: name for name in source.specs}
     folded, tuned = folded_layers(path), is_tuned(path)
@@ -54,7 +54,7 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
 
 
 def _is_folded(name: str, folded: Collection[int], config: ModelConfig) -> bool:
-    index = layer_index(name)
+    index = block_index(name)
     return index is not None and index in folded and name in fold_sites(config, block_prefix(index)).moved
 
 

@@ -12,7 +12,7 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
-from quantize.model_config import is_linear, layer_index
+from quantize.model_config import block_index, is_linear
 from quantize.progress import track
 from quantize.rounding.rtn import rtn
 from quantize.statistics.calibration import calibration_data
@@ -87,12 +87,12 @@ def _columns(weight: F32) -> F32:
 
 
 def _input_sizes(source: Checkpoint, text: str) -> dict[str, F32]:
-    """F32[IC] by weight name, over a few sequences of the text, one decoder layer in memory at a time."""
-    from quantize.source import walk_layers
+    """F32[IC] by weight name, over a few sequences of the text, one decoder block in memory at a time."""
+    from quantize.source import walk_blocks
 
     config = replace(QuantizeConfig(), calibration=text, calibration_tokens=CALIBRATION_TOKENS)
     tokens, _ = calibration_data(config, source.assets(), str(source.path))
-    runs = track(walk_layers(source, tokens, "none", 0), "activations", source.config.num_layers)
+    runs = track(walk_blocks(source, tokens, "none", 0), "activations", source.config.num_layers)
     return {name: np.sqrt(stats.importance) for run in runs for name, stats in run.stats.items()}
 
 
@@ -136,5 +136,5 @@ def _around(place: int, size: int, wanted: int, group: int) -> slice:
 
 
 def _folded(store: QuantizedStore, name: str) -> bool:
-    index = layer_index(name) or 0
+    index = block_index(name) or 0
     return any(digits[index] == "1" for digits in store.header.get("transforms", {}).values())

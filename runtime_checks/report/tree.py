@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantize.gguf.names import to_hf_name_or_own
-from quantize.model_config import layer_index
+from quantize.model_config import block_index
 from runtime_checks.report.charts import FONT_SIZE, NARROW, WIDE, Spec, both_shapes
 from runtime_checks.report.maps import bits_shade, bits_text
 from runtime_checks.report.page import Chart, Number, Table
@@ -102,7 +102,7 @@ def _names(data: str, text: str, ink: str | None, height: int) -> Spec:
 
 
 def _layer(item: Json) -> int | None:
-    return layer_index(to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight")))
+    return block_index(to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight")))
 
 
 def _short(name: str) -> str:

@@ -62,7 +62,7 @@ def check_same_model(path: Path, config: ModelConfig) -> None:
 
 
 def folded_layers(path: Path) -> frozenset[int]:
-    """Decoder layers that, as the file says, were scaled or reordered before rounding. Raises FileFormatError."""
+    """Decoder blocks that, as the file says, were scaled or reordered before rounding. Raises FileFormatError."""
     text = open_exported(path).metadata.get(FOLDS, "{}")
     where = f"{path}: {FOLDS} in its metadata"
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""

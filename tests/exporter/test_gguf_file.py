@@ -111,7 +111,7 @@ def test_the_same_store_gives_the_same_bytes(tmp_path):
 
 
 def test_chunks_are_poured_one_after_another(tmp_path):
-    """The embedding here is larger than a decoder layer, so the store holds it in pieces."""
+    """The embedding here is larger than a decoder block, so the store holds it in pieces."""
     store = rtn_store(make_tiny_model(tmp_path / "m", hidden=32, ffn=32, vocab=2000), tmp_path / "s")
     assert store.records["model.embed_tokens.weight"].chunks > 1
     out = write_gguf(store, tmp_path / "m.gguf")

@@ -17,7 +17,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import CalibrationError, ConfigError
 from quantize.methods import ROUNDERS
-from quantize.source import build_model, measure_curvature, walk_layers
+from quantize.source import build_model, measure_curvature, walk_blocks
 from quantize.steps import learn_codes as block_rounding
 from quantize.steps.learn_codes import LearnCodes, learn_rounding
 from quantize.types import Axis, RowOrder, TensorPlan
@@ -44,7 +44,7 @@ def kit_of(source, steps, order=RowOrder.HF, run=None):
 
 
 def runs(source, tokens, kind):
-    return walk_layers(source, tokens, measure_curvature(source, tokens, 0) if kind == "gradient" else kind, 0, taught=True)
+    return walk_blocks(source, tokens, measure_curvature(source, tokens, 0) if kind == "gradient" else kind, 0, taught=True)
 
 
 def hidden(source, tokens, changed, layers):

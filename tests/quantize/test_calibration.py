@@ -10,7 +10,7 @@ from quantize.architecture.families import LINEARS
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CalibrationError
 from quantize.model_config import EMBEDDING
-from quantize.source import build_model, greedy, logits, measure_curvature, walk_layers
+from quantize.source import build_model, greedy, logits, measure_curvature, walk_blocks
 from quantize.statistics.calibration import (
     SEQUENCE,
     choose_sequences,
@@ -91,7 +91,7 @@ def test_a_walked_layer_has_four_sites(token_weight, tmp_path):
     source = open_checkpoint(make_tiny_model(tmp_path))
     tokens = np.arange(16).reshape(1, 16)  # fewer than channels: every site is poor
     weights = measure_curvature(source, tokens, 0) if token_weight == "curvature" else token_weight
-    poor = [line for run in walk_layers(source, tokens, weights, 0) for line in rank_poor(run.stats, run.sites)]
+    poor = [line for run in walk_blocks(source, tokens, weights, 0) for line in rank_poor(run.stats, run.sites)]
     firsts = LINEARS[0], LINEARS[3], LINEARS[4], LINEARS[6]
     assert [line.partition(":")[0] for line in poor] == [f"model.layers.{i}.{site}.weight" for i in range(2) for site in firsts]
 
@@ -124,7 +124,7 @@ def test_the_walk_sees_what_the_whole_model_sees(source, tokens):
             module.register_forward_pre_hook(remember(seen, NAME.format(index, site)))
     logits(model, tokens)
     for token_weight in ("unit", "none"):
-        for run in walk_layers(source, tokens, token_weight, 0):
+        for run in walk_blocks(source, tokens, token_weight, 0):
             for name in (NAME.format(run.index, site) for site in ("self_attn.k_proj", "mlp.down_proj")):
                 x = seen[name] / (np.linalg.norm(seen[name], axis=1, keepdims=True) if token_weight == "unit" else 1)
                 np.testing.assert_allclose(run.stats[name].hessian, x.T @ x / len(x), rtol=2e-3, atol=1e-5)
@@ -148,7 +148,7 @@ class OnlyRows:
 
 def test_only_the_rows_of_the_tokens_are_read_of_the_embedding(source, tokens):
     careful = OnlyRows(source)
-    run, plain = (next(walk_layers(item, tokens, "none", 0)) for item in (careful, source))
+    run, plain = (next(walk_blocks(item, tokens, "none", 0)) for item in (careful, source))
     assert careful.rows == len(np.unique(tokens))
     name = NAME.format(0, "mlp.down_proj")
     assert np.array_equal(run.stats[name].hessian, plain.stats[name].hessian)
@@ -156,17 +156,17 @@ def test_only_the_rows_of_the_tokens_are_read_of_the_embedding(source, tokens):
 
 def test_a_token_without_a_row_is_refused(source, tokens):
     with pytest.raises(CalibrationError, match="token 320 has no row in the embedding of 320; the tokenizer is another model's"):
-        next(walk_layers(source, np.where(tokens == tokens[0, 0], 320, tokens), "none", 0))
+        next(walk_blocks(source, np.where(tokens == tokens[0, 0], 320, tokens), "none", 0))
 
 
 def test_scope_losses(source, tokens):
     """Zero for the weight itself; the layer's own squared error for down; siblings count once they are committed."""
-    run = next(walk_layers(source, tokens, "none", 4))
+    run = next(walk_blocks(source, tokens, "none", 4))
     q, o, down = (NAME.format(0, site) for site in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"))
     weight, changed = source.read(down), source.read(down) * np.float32(1.01)
     assert run.scope_loss(down, [weight]) == [0.0]
     error = weight - changed
-    four = next(walk_layers(source, tokens[:4], "none", 0)).stats[down]
+    four = next(walk_blocks(source, tokens[:4], "none", 0)).stats[down]
     expected = float(np.sum(error @ four.hessian * error) / len(error))
     assert run.scope_loss(down, [changed])[0] == pytest.approx(expected, rel=1e-3)
     before = run.scope_loss(q, [source.read(q) * np.float32(0.5)])

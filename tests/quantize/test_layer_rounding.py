@@ -1,4 +1,4 @@
-"""A decoder layer's linears rounded together, stacked or side by side, become what each becomes alone."""
+"""A decoder block's linears rounded together, stacked or side by side, become what each becomes alone."""
 
 from __future__ import annotations
 

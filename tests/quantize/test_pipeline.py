@@ -297,8 +297,8 @@ def test_stores_that_are_made_together_walk_once_and_are_those_that_are_made_alo
     }
     alone = {name: quantize_planned(Measured(source), {tmp_path / "alone" / name: plan})[0] for name, plan in wanted.items()}
     walks = list[str]()
-    walked = source_model.walk_layers
-    monkeypatch.setattr(source_model, "walk_layers", lambda *args: walks.append(args[2]) or walked(*args))
+    walked = source_model.walk_blocks
+    monkeypatch.setattr(source_model, "walk_blocks", lambda *args: walks.append(args[2]) or walked(*args))
     stores = quantize_planned(Measured(source), {tmp_path / "together" / name: plan for name, plan in wanted.items()})
     assert len(walks) == 5  # ggml, onnx and head share one
     for (name, expected), store in zip(alone.items(), stores, strict=True):

@@ -53,11 +53,11 @@ def test_every_tensor_that_may_be_quantized_has_its_options(source):
 
 
 def test_the_loss_is_that_of_rounding_the_tensor(source):
-    from quantize.source import measure_curvature, walk_layers
+    from quantize.source import measure_curvature, walk_blocks
 
     found = losses(measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"]), Q)
     tokens, _ = calibration_data(CONFIG, source.assets(), "model")
-    runs = walk_layers(source, tokens, measure_curvature(source, tokens, CONFIG.seed), 0)
+    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.seed), 0)
     stats = next(run.stats[Q] for run in runs if Q in run.stats)
     for (name, bits, axis), loss in found.items():
         grid = sensitivity.make_grid(name, bits, 32)

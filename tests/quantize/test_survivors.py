@@ -22,7 +22,7 @@ from quantize.rounding import Rounder
 from quantize.rounding.gptq import gptq
 from quantize.rounding.polish import polish
 from quantize.rounding.rtn import rtn
-from quantize.source import build_model, curvature, measure_curvature, walk_layers
+from quantize.source import build_model, curvature, measure_curvature, walk_blocks
 from quantize.source.walk import BATCH
 from quantize.steps.descent import JUDGES, Schedule, descend
 from quantize.steps.round import Linear
@@ -46,7 +46,7 @@ def test_every_batch_is_weighed_by_its_own_tokens(source):
     def hessian(batches, *weights: float):
         tensor = np.repeat(np.array(weights, np.float32), half)
         given = Curvature(dict.fromkeys(measured.tokens, tensor), measured.rows, measured.tables)
-        return next(iter(walk_layers(source, batches, given, 0))).stats[GATE].hessian
+        return next(iter(walk_blocks(source, batches, given, 0))).stats[GATE].hessian
 
     for place, weights in enumerate([(1, 0), (0, 1)]):
         alone = hessian(tokens[place * BATCH :][:BATCH], 1)

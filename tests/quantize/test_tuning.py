@@ -13,7 +13,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, per_block, per_weight, shares, with_floats
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
-from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_layers
+from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_blocks
 from quantize.statistics.measured import Measured
 from quantize.steps import learn_floats as tuning
 from quantize.steps.descent import weight_of as weight_of_tensor
@@ -151,7 +151,7 @@ def test_a_token_weighs_the_length_of_its_gradient(source, tokens):
 def test_curvature_predicts_the_divergence(source, tokens):
     measured = measure_curvature(source, tokens, seed=0)
     rng = np.random.default_rng(5)
-    stats = {name: stat for run in walk_layers(source, tokens, measured, 0) for name, stat in run.stats.items()} | dict(
+    stats = {name: stat for run in walk_blocks(source, tokens, measured, 0) for name, stat in run.stats.items()} | dict(
         measured.tables
     )
     names = [name for name in stats if source.specs[name].shape == stats[name].row_weight.shape + stats[name].importance.shape]

@@ -142,7 +142,7 @@ def test_another_shape(model, tmp_path):
 
 @pytest.mark.parametrize("form", ["llama.cpp", "onnx-oc"])
 def test_a_large_embedding_goes_by_rows(tmp_path, monkeypatch, form):
-    """No more of it is read at a time, on either side, than a decoder layer takes."""
+    """No more of it is read at a time, on either side, than a decoder block takes."""
     item = make_from(open_checkpoint(make_tiny_model(tmp_path / "model", vocab=4000, layers=1)), tmp_path, form)
     whole = check_source(item.file, item.source)
     layer = sum(spec.size for name, spec in item.source.specs.items() if name.startswith(LAYER))

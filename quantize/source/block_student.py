@@ -1,4 +1,4 @@
-"""One decoder layer with other weights in it, and how far its output is from the source's."""
+"""One decoder block with other weights in it, and how far its output is from the source's."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from quantize.source.freed import return_freed
 from quantize.source.whole import change, hidden_of, take_gradients
 from quantize.types import F32, Curvature
 
-BATCH = 2  # sequences that go through the layer together
+BATCH = 2  # sequences that go through the block together
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a squared error of a decoder layer's output costs: F32[tokens] by F32[hidden]."""
+    """What a squared error of a decoder block's output costs: F32[tokens] by F32[hidden]."""
 
     tokens: torch.Tensor
     channels: torch.Tensor
 
 
 def output_costs(token_weight: str | Curvature, linear: str, outputs: torch.Tensor) -> Costs:
-    """Of the layer whose last is ``linear``, with those F32[sequences, length, hidden], for the token weights of ``walk_layers``.
+    """Of the block whose last is ``linear``, with those F32[sequences, length, hidden], for the token weights of ``walk_blocks``.
 
     In nats per token where a Curvature tells them; else the mean over channels of the squared error, for "unit" by the mean
     square of the token's output.
@@ -41,14 +41,14 @@ def output_costs(token_weight: str | Curvature, linear: str, outputs: torch.Tens
 
 
 @dataclass(eq=False)
-class LayerStudent:
-    """A layer of the source, into which other weights are put; its ``Student`` is that of ``quantize.steps.descent``.
+class BlockStudent:
+    """A block of the source, into which other weights are put; its ``Student`` is that of ``quantize.steps.descent``.
 
-    ``_inputs`` F32[sequences, length, hidden] is what the layers before it give with other weights in them, ``_taught`` what the
-    layer gives in the source.
+    ``_inputs`` F32[sequences, length, hidden] is what the blocks before it give with other weights in them, ``_taught`` what the
+    block gives in the source.
     """
 
-    _layer: Any
+    _block: Any
     _prefix: str
     _positions: tuple[torch.Tensor, torch.Tensor]  # rotary cosines and sines
     _inputs: torch.Tensor
@@ -62,7 +62,7 @@ class LayerStudent:
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
-        change(self._layer.get_parameter(name.removeprefix(self._prefix)), weight, learns)
+        change(self._block.get_parameter(name.removeprefix(self._prefix)), weight, learns)
 
     def loss(self, sequences: NDArray[np.intp]) -> float:
         """Mean over those sequences, in nats per token where curvature is known."""
@@ -73,11 +73,11 @@ class LayerStudent:
         """Of the mean loss over those sequences, for every weight that learns."""
         for part in self._losses(sequences):
             part.backward()  # type: ignore[no-untyped-call]
-        return take_gradients((self._prefix + name, parameter) for name, parameter in self._layer.named_parameters())
+        return take_gradients((self._prefix + name, parameter) for name, parameter in self._block.named_parameters())
 
     @torch.no_grad()
     def outputs(self) -> torch.Tensor:
-        """What the next layer gets, F32[sequences, length, hidden]."""
+        """What the next block gets, F32[sequences, length, hidden]."""
         return torch.cat([self._run(self._inputs[start : start + BATCH]) for start in range(0, self.sequences, BATCH)])
 
     def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:
@@ -91,4 +91,4 @@ class LayerStudent:
         return_freed()
 
     def _run(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden_of(self._layer(hidden, position_embeddings=self._positions))
+        return hidden_of(self._block(hidden, position_embeddings=self._positions))
