@@ -17,7 +17,9 @@ Options in it are marked (``asked``): a Python caller reads ``group_size=64``, t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from reprlib import Repr
 
 SHOWN = 300  # characters of one value in a message
@@ -46,9 +48,22 @@ def spelled(text: str, spell: Spell) -> str:
     return MARKED.sub(lambda found: spell(found[1], found[2], found[3]), text)
 
 
+@contextmanager
+def spelling(spell: Spell) -> Iterator[None]:
+    """In the block errors, as text, have their options as ``spell`` writes them, wherever they are made a text."""
+    before = _spelling.set(spell)
+    try:
+        yield
+    finally:
+        _spelling.reset(before)
+
+
 def as_python(option: str, word: str | None, value: str | None) -> str:
     """``group_size=64``."""
     return option if value is None else f"{option}={value}"
+
+
+_spelling: ContextVar[Spell] = ContextVar("spelling", default=as_python)
 
 
 def printable(text: str, most: int = LINE) -> str:
@@ -75,7 +90,7 @@ class AdaDimError(Exception):
     """Base of every error that is the user's to mend; as text it is one clean line, whatever its message was made of."""
 
     def __str__(self) -> str:
-        return self.told(as_python)
+        return self.told(_spelling.get())
 
     def told(self, spell: Spell) -> str:
         """The line with its options as ``spell`` writes them."""

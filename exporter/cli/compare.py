@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
-from exporter.cli.spelling import as_option
 from exporter.cli.values import file_path, positive, text_path
 from quantize.errors import CalibrationError, ConfigError
 from quantize.statistics.calibration import BUILTIN, CalibrationText, held_out_text, load_text
@@ -71,7 +70,7 @@ def naming(text: CalibrationText) -> Iterator[None]:
     try:
         yield
     except CalibrationError as error:
-        raise CalibrationError(f"{text.name}: {error.told(as_option)}") from error
+        raise CalibrationError(f"{text.name}: {error}") from error
 
 
 def check_compare(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn, TextIO
 
 from exporter.cli.doctor import EXTRAS
 from exporter.cli.spelling import as_option
-from quantize.errors import AdaDimError, printable
+from quantize.errors import AdaDimError, printable, spelling
 
 ENDING = ("SIGTERM", "SIGHUP")
 SILENT = {"TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "PYTHONWARNINGS": "ignore"}
@@ -100,7 +100,7 @@ def complain(message: str) -> None:
 def guarded(command: Callable[[Namespace], int], args: Namespace) -> int:
     """The exit code of a command; what is the user's to mend is one line."""
     try:
-        with ending_cleanly():
+        with ending_cleanly(), spelling(as_option):
             return command(args)
     except AdaDimError as error:
         return _fail(error.told(as_option))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.cli.spelling import as_option
-from quantize.errors import LINE, SHOWN, AdaDimError, CheckpointError, ConfigError, asked, shown
+from quantize.errors import LINE, SHOWN, AdaDimError, CheckpointError, ConfigError, asked, shown, spelling
 
 HOSTILE = {
     "colour": ("\x1b[31mred", "\\x1b[31mred"),
@@ -57,7 +57,10 @@ def test_a_value_that_is_no_text_reads_as_python_writes_it():
 def test_an_option_is_spelled_for_whoever_reads_it(marked, python, option):
     error = ConfigError(f"m: no; give {marked}, or not")
     assert str(error) == f"m: no; give {python}, or not"
-    assert error.told(as_option) == f"m: no; give {option}, or not"
+    with spelling(as_option):
+        assert str(error) == f"m: no; give {option}, or not"
+        assert f"{ConfigError(f'n: {error}')}" == f"n: m: no; give {option}, or not"
+    assert str(error) == f"m: no; give {python}, or not"
 
 
 def test_the_library_spells_no_option_of_the_command_line():
