@@ -94,10 +94,10 @@ class Allocator:
 
     def _options(self) -> dict[str, list[TensorRecord]]:
         """What each tensor may become, floats of the source among them."""
-        asked = {EMBEDDING: self.config.embedding, HEAD: self.config.head}
+        given = {EMBEDDING: self.config.embedding, HEAD: self.config.head}
         axes, out = read_word(self.config.method).axes, {}
         for name, spec in self.source.specs.items():
-            if len(spec.shape) == 2 and asked.get(name) is None:
+            if len(spec.shape) == 2 and given.get(name) is None:
                 known = self.sensitivity.options.get(name, [])  # none where no grid fits
                 held = [
                     record

@@ -35,8 +35,7 @@ Spell = Callable[[str, str | None, str | None], str]  # (option, its value as a 
 
 
 def asked(option: str, value: object = NOTHING, word: str | None = None) -> str:
-    """An option in a message, by its Python name, maybe with a value; ``word``: the value on the command line, if that "
-    "differs."""
+    """An option in a message, by its Python name, maybe with a value; ``word``: that on the command line, if it differs."""
     if value is NOTHING:
         return f"{BEGIN}{option}{END}"
     text = "" if value is True else printable(str(value), SHOWN)

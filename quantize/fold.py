@@ -107,7 +107,7 @@ class Fold:
                 key = id(self.read[name]), id(value.hessian)
                 if key not in hessians:
                     hessians[key] = self.read[name].moment(value.hessian)
-                value = replace(value, hessian=hessians[key])
+                value = replace(value, hessian=hessians[key], visit=None)
             if name in self.made and value.row_weight is not None:
                 value = replace(value, row_weight=self.made[name].cost(value.row_weight))
             out[name] = value

@@ -6,14 +6,16 @@ Shapes are written as ``F32[OC, IC]``: a numpy array of that dtype, OC output ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple, Protocol
+from threading import Lock
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -69,19 +71,34 @@ class Visit(NamedTuple):
     factor: F32
 
 
+class Once(Generic[T]):
+    """A value that is made when it is first asked for, by whichever thread, and kept."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._made, self._lock = make, list[T](), Lock()
+
+    @property
+    def value(self) -> T:
+        """Made by now."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+        return self._made[0]
+
+
 @dataclass(frozen=True, eq=False)
 class InputStats:
     """Second moment of a linear's input: ``hessian`` F32[IC, IC] = E[x xT], tokens weighted; ``n_tokens`` seen.
 
     Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC]. ``row_weight`` F32[OC]:
     what a unit of squared output error costs at the model's output, in nats per token; None if that is not known.
-    ``visit``: what GPTQ makes of this Hessian, where it was made already for all that share it.
+    ``visit``: what GPTQ makes of this Hessian, once for all that share it.
     """
 
     hessian: F32
     n_tokens: int
     row_weight: F32 | None = None
-    visit: Visit | None = None
+    visit: Once[Visit] | None = None
 
     @property
     def importance(self) -> F32:

@@ -12,7 +12,7 @@ from exporter.targets import TARGETS
 from quantize import QuantizeConfig, build_plan
 from quantize.errors import ConfigError
 from quantize.methods import METHODS, WORDS, Method
-from quantize.methods.extras import EXTRAS
+from quantize.methods.added import ADDED
 from quantize.steps.round import Round
 from quantize.transforms import NAMES
 from quantize.types import Need, TensorSpec
@@ -54,4 +54,4 @@ def test_what_a_method_needs_is_the_most_that_a_step_needs():
 
 
 def test_every_transform_is_among_the_options():
-    assert tuple(extra.word for extra in EXTRAS if extra.option == "transforms") == NAMES
+    assert tuple(extra.word for extra in ADDED if extra.option == "transforms") == NAMES

@@ -11,7 +11,7 @@ from exporter.cli.summary import table
 from exporter.targets import TARGETS
 from quantize.grids import GRIDS, make_grid
 from quantize.methods import WORDS, read_word
-from quantize.methods.extras import EXTRAS
+from quantize.methods.added import ADDED
 from quantize.types import Axis, Need, Target
 
 NEEDS = {
@@ -19,7 +19,7 @@ NEEDS = {
     Need.IMPORTANCE: "a text or an imatrix",
     Need.HESSIAN: "a text",
     Need.BLOCK: "a text",
-    Need.MODEL: "a text, the model in memory four times",
+    Need.MODEL: "a text, the model in memory about four times",
 }
 
 
@@ -43,7 +43,7 @@ def methods_report() -> dict[str, list[dict[str, Any]]]:
         methods.append({"name": word, "kind": kind, "paper": paper, "needs": NEEDS[needs], "targets": targets})
     options = [
         {"name": as_option(extra.option, extra.word, None), "kind": extra.kind, "paper": extra.paper, "needs": NEEDS[extra.needs]}
-        for extra in EXTRAS
+        for extra in ADDED
     ]
     return {"methods": methods, "options": options}
 

@@ -1,7 +1,7 @@
 """The families of decoders that are known by name: the one place that says what their tensors are called.
 
-What can be found is not written here: linears are the matrices of a decoder block (``is_linear``), and which of them share an
-input, the source's own modules tell (``quantize.source.discover``).
+It checks headers, names tensors of files, and folds. Whoever runs the source or plans it finds what there is: linears are the
+matrices of a decoder block (``is_linear``), and its own modules tell which share an input (``quantize.source.discover``).
 """
 
 from __future__ import annotations

@@ -46,16 +46,42 @@ def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
     return f"{method.name}-{next(word for word, known in AXES.items() if known == axes)}"
 
 
-def before(transforms: Collection[str], by_scope: bool) -> list[Step]:
+class Around(NamedTuple):
+    """What options add to every method: transforms by name, axes by scope losses, learned rounding."""
+
+    transforms: tuple[str, ...] = ()
+    by_scope: bool = False
+    learns: bool = False
+
+
+def before(around: Around) -> list[Step]:
     """What comes before any method's own steps."""
-    steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in transforms]
-    return [*steps, ChooseByScope()] if by_scope else steps
+    steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in around.transforms]
+    return [*steps, ChooseByScope()] if around.by_scope else steps
 
 
-def after(transforms: Collection[str], learns: bool) -> list[Step]:
+def after(around: Around) -> list[Step]:
     """What comes after all methods' own steps."""
-    steps: list[Step] = [ChooseAxis(), *(Correction(name) for name in CORRECTIONS if name in transforms)]
-    return [*steps, LearnCodes()] if learns else steps
+    steps: list[Step] = [ChooseAxis(), *(Correction(name) for name in CORRECTIONS if name in around.transforms)]
+    return [*steps, LearnCodes()] if around.learns else steps
 
 
-__all__ = ["AXES", "METHODS", "ROUNDERS", "WORDS", "Asked", "Method", "after", "before", "read_word", "word_of"]
+def steps_of(methods: Collection[str], around: Around) -> list[Step]:
+    """All that a block of linears of these methods may go through."""
+    return [*before(around), *(step for name in methods for step in METHODS[name].steps), *after(around)]
+
+
+__all__ = [
+    "AXES",
+    "METHODS",
+    "ROUNDERS",
+    "WORDS",
+    "Around",
+    "Asked",
+    "Method",
+    "after",
+    "before",
+    "read_word",
+    "steps_of",
+    "word_of",
+]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import block_importance
-from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor, Visit
+from quantize.types import F32, Array, Axis, Grid, InputStats, Once, Params, QuantizedTensor, Visit
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 FITTED_TOGETHER = 8  # channels: one by one is exact, eight times as slow, and .3 % better
@@ -49,7 +50,7 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
     Static groups are those of ``nearest``, the weight rounded so.
     """
     grid, axis = nearest.grid, nearest.axis
-    order, factor = stats.visit or visit_of(stats.hessian)
+    order, factor = visit_of(stats.hessian) if stats.visit is None else stats.visit.value
     groups: _Groups
     if axis is Axis.PER_OC:
         groups = _StaticGroups(grid, nearest.params, weight.shape[1])
@@ -72,13 +73,13 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
 
 
 def with_visits(stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
-    """Each with its ``visit``, made once for all that share a Hessian."""
-    made, out = list[tuple[F32, Visit]](), {}
+    """Each with a ``visit``, which all that share a Hessian share: it is made when the first of them is rounded."""
+    shared, out = list[tuple[F32, Once[Visit]]](), {}
     for name, one in stats.items():
-        visit = next((visit for hessian, visit in made if hessian is one.hessian), None)
+        visit = one.visit or next((visit for hessian, visit in shared if hessian is one.hessian), None)
         if visit is None:
-            visit = visit_of(one.hessian)
-            made.append((one.hessian, visit))
+            visit = Once(partial(visit_of, one.hessian))
+            shared.append((one.hessian, visit))
         out[name] = replace(one, visit=visit)
     return out
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from quantize.grids import grid_to_json
 from quantize.run.job import Job
@@ -12,7 +14,7 @@ from quantize.statistics.calibration import load_text, reads_once
 
 
 def run_digest(job: Job) -> str:
-    """Hex digits of all that the store's bytes follow from; "" where the text can be read but once.
+    """Hex digits of all that the store's bytes follow from, but for the machine; "" where the text can be read but once.
 
     Raises CalibrationError for a text that cannot be read.
     """
@@ -33,7 +35,7 @@ def run_digest(job: Job) -> str:
         for plan in job.plan.tensors
     ]
     said = {
-        "version": version("adadim-edge"),
+        "code": _code(),
         "source": job.source.sha256,
         "target": job.target.name,
         "config": job.config.to_json(),
@@ -43,3 +45,15 @@ def run_digest(job: Job) -> str:
         "plans": plans,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _code() -> dict[str, str]:
+    """Of this package's files, and versions of what it computes with."""
+    found, room = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(room.rglob("*.py")):
+        found.update(path.relative_to(room).as_posix().encode() + path.read_bytes())
+    versions = {}
+    for package in ("adadim-edge", "numpy", "torch", "transformers"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {**versions, "quantize": found.hexdigest()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -12,8 +12,7 @@ from quantize.planning.plan import plan_notes
 from quantize.run.job import Job
 from quantize.statistics.calibration import Coverage
 from quantize.steps.fold import ChangeBasis, Correction
-
-Report = Mapping[str, Any]
+from quantize.store.writer import Report
 
 
 def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) -> dict[str, Any]:
@@ -66,4 +65,4 @@ def _window_note(job: Job) -> list[str]:
 
 def _slowdown_note(job: Job, count: int) -> list[str]:
     bound = job.config.max_slowdown
-    return [f"max_slowdown {bound:g} keeps {count} tensors per_oc whose per_ic loss is lower"] if count else []
+    return [f"the bound on slowdown, {bound:g}, keeps {count} tensors per_oc whose per_ic loss is lower"] if count else []

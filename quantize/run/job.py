@@ -14,21 +14,23 @@ from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
-from quantize.methods import METHODS, ROUNDERS
+from quantize.methods import METHODS, ROUNDERS, Around, steps_of
 from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
 from quantize.planning.plan import ModelPlan
+from quantize.rounding.gptq import with_visits
 from quantize.run.task import BlockTask, Result, run_block, run_chunks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.imatrix import Imatrix, read_imatrix
 from quantize.statistics.measured import Measured
 from quantize.steps.descent import weight_of
-from quantize.types import Curvature, InputStats, Need, Target, Tensor, TensorPlan
+from quantize.types import I64, Curvature, InputStats, Need, Target, Tensor, TensorPlan
 
 if TYPE_CHECKING:
     from quantize.source import BlockRun
 
+Text = tuple[I64, Coverage]
 BLOCKS = 1  # their place in model order
-TABLES = 3  # parts beside the blocks, at most: embedding, final norm, head
+OTHER_PARTS = 3  # parts beside the blocks, at most: embedding, final norm, head
 SCOPE_SEQUENCES = 4  # 2,048 tokens judge a scope loss; the paper uses all, at 14 more passes through the block
 
 
@@ -72,9 +74,21 @@ class Job:
 
     @property
     def runs_source(self) -> bool:
-        """Whether statistics are needed that no importance matrix gives."""
-        wanted = bool(self.config.transforms) or self.config.block_steps > 0
-        return self.imatrix is None and (wanted or any(_needs_data(plan) for plan in self.plan.tensors))
+        """Whether statistics are needed that no importance matrix gives: some step needs them, or the choice of an axis does."""
+        methods = {plan.method for plan in self.plan.tensors if plan.candidates}
+        wanted = steps_of(methods, self.around._replace(by_scope=False))
+        return self.imatrix is None and (self.chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether some linear may have more than one axis."""
+        return any(len(plan.candidates) > 1 for plan in self.plan.tensors)
+
+    @property
+    def around(self) -> Around:
+        """What options add to the methods."""
+        config = self.config
+        return Around(config.transforms, config.selection == "scope", config.block_steps > 0)
 
     def kit(self, run: BlockRun | None) -> Kit:
         """What steps may use."""
@@ -101,21 +115,28 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     return job
 
 
-def open_statistics(job: Job, measured: Measured) -> Statistics:
+def calibration_text(job: Job) -> Text | None:
+    """What statistics are measured on, if any are. Raises CalibrationError."""
+    return calibration_data(job.config, job.assets, str(job.source.path)) if job.runs_source else None
+
+
+def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statistics:
     """The source in torch is imported only where it is needed: RTN without calibration never is."""
     source, config = job.source, job.config
-    if not job.runs_source:
+    if text is None:
         return Statistics(_of_imatrix(job))
     from quantize.source import walk_blocks
 
-    tokens, coverage = calibration_data(config, job.assets, str(source.path))
+    tokens, coverage = text
     token_weight: str | Curvature = config.token_weight
     known: Mapping[str, InputStats] = {}
     if token_weight == "gradient":
         token_weight = curvature = measured.curvature(tokens, config.seed)
         known = curvature.tables
-    sequences = SCOPE_SEQUENCES if _by_scope(job) else 0
-    return Statistics(known, walk_blocks(source, tokens, token_weight, sequences, config.block_steps > 0), coverage)
+    sequences = SCOPE_SEQUENCES if job.around.by_scope and job.chooses else 0
+    walk = walk_blocks(source, tokens, token_weight, sequences, config.block_steps > 0)
+    # Stores that are made together share what GPTQ makes of a Hessian.
+    return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in walk), coverage)
 
 
 def _of_imatrix(job: Job) -> dict[str, InputStats]:
@@ -138,7 +159,7 @@ def results(job: Job, statistics: Statistics, made: Made) -> Iterator[Result | N
     """Every tensor, or chunk of its rows, in model order: of the embedding, of each decoder block, and the rest; None for what is
     made already."""
     done = len(made.done)
-    for index, ((place, _), group) in enumerate(groupby(sorted(job.plan.tensors, key=place_of), place_of)):
+    for index, ((place, _), group) in enumerate(groupby(sorted(job.plan.tensors, key=order_of), order_of)):
         plans = tuple(group)
         if index < done:
             if place == BLOCKS:
@@ -158,7 +179,7 @@ def _pass_over(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics, 
             run.student.put(plan.name, job.orders.to_source(plan.name, weight_of(made.read(plan.name))), learns=False)
 
 
-def place_of(plan: TensorPlan) -> tuple[int, int]:
+def order_of(plan: TensorPlan) -> tuple[int, int]:
     """Where a tensor comes in model order: embedding, decoder blocks, final norm, head."""
     index = block_index(plan.name)
     if index is not None:
@@ -168,7 +189,7 @@ def place_of(plan: TensorPlan) -> tuple[int, int]:
 
 def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics) -> Result:
     run = None if statistics.blocks is None else next(statistics.blocks)
-    stats, config, index = statistics.known if run is None else run.stats, job.config, block_index(plans[0].name)
+    stats, index = statistics.known if run is None else run.stats, block_index(plans[0].name)
     assert index is not None
     task = BlockTask(
         plans,
@@ -177,9 +198,7 @@ def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistic
         () if run is None else run.sites,
         fold_sites(job.source.config, block_prefix(index)),
         index,
-        config.transforms,
-        run is not None and config.selection == "scope",
-        run is not None and run.student is not None,
+        Around() if run is None else job.around,
     )
     result = run_block(task, job.kit(run))
     if run is None:
@@ -208,11 +227,3 @@ def _of_rows(stats: InputStats, start: int, step: int) -> InputStats:
 
 def _in_target_rows(job: Job, name: str, stats: InputStats) -> InputStats:
     return stats if stats.row_weight is None else replace(stats, row_weight=job.orders.to_target(name, stats.row_weight))
-
-
-def _by_scope(job: Job) -> bool:
-    return job.config.selection == "scope" and any(len(plan.candidates) > 1 for plan in job.plan.tensors)
-
-
-def _needs_data(plan: TensorPlan) -> bool:
-    return bool(plan.candidates) and (METHODS[plan.method].needs > Need.WEIGHTS or len(plan.candidates) > 1)

@@ -19,7 +19,7 @@ from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
 from quantize.run.digest import run_digest
 from quantize.run.header import header
-from quantize.run.job import TABLES, Job, Statistics, make_job, open_statistics, place_of, results
+from quantize.run.job import OTHER_PARTS, Job, Statistics, Text, calibration_text, make_job, open_statistics, order_of, results
 from quantize.run.tuning import tuned, tuning_tokens
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
 from quantize.statistics.measured import Measured
@@ -49,28 +49,30 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
     for job in jobs:
         if job.runs_source or job.config.tune_steps:
             check_memory(source.specs, job.config, str(source.path))
+    tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]  # a bad text is refused before any work,
+    texts = [calibration_text(job) for job in jobs]  # and before what an interrupted run left is looked at
     with ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(out, force, run_digest(job))) for out, job in zip(planned, jobs, strict=True)]
-        tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]  # a bad text is refused before any work
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-            known = _statistics(jobs, measured)
+            known = _statistics(jobs, texts, measured)
             made = [results(job, own, writer) for job, own, writer in zip(jobs, known, writers, strict=True)]
-            for parts in track(zip_longest(*made), "quantizing", source.config.num_layers + TABLES):
+            for parts in track(zip_longest(*made), "quantizing", source.config.num_layers + OTHER_PARTS):
                 for writer, part in zip(writers, parts, strict=True):
                     if part is not None:
                         writer.add(part.pieces, part.reports)
-            for job, own, writer, text in zip(jobs, known, writers, tokens, strict=True):
-                reports = list(chain.from_iterable(writer.done))
+            reports = [list(chain.from_iterable(writer.done)) for writer in writers]
+            for job, writer, told, text in zip(jobs, writers, reports, tokens, strict=True):
                 if text is not None:
                     pieces, report = tuned(job, list(writer.pieces()), text)
                     writer.rewrite(pieces)
-                    reports.append(report)
-                writer.finish(header(job, own.coverage, reports), job.assets)
+                    told.append(report)
+        for job, own, writer, told in zip(jobs, known, writers, reports, strict=True):
+            writer.finish(header(job, own.coverage, told), job.assets)
     return [QuantizedStore(out) for out in planned]
 
 
-def _statistics(jobs: list[Job], measured: Measured) -> list[Statistics]:
+def _statistics(jobs: list[Job], texts: list[Text | None], measured: Measured) -> list[Statistics]:
     """One walk for all that would see the same of it; rounding that learns changes what the next block sees."""
     alike: dict[object, list[int]] = {}
     for index, job in enumerate(jobs):
@@ -80,7 +82,7 @@ def _statistics(jobs: list[Job], measured: Measured) -> list[Statistics]:
         alike.setdefault(seen if shares else index, []).append(index)
     found = dict[int, Statistics]()
     for indices in alike.values():
-        opened = open_statistics(jobs[indices[0]], measured)
+        opened = open_statistics(jobs[indices[0]], texts[indices[0]], measured)
         walks = (opened.blocks,) if opened.blocks is None or len(indices) == 1 else tee(opened.blocks, len(indices))
         found |= {index: replace(opened, blocks=walk) for index, walk in zip(indices, walks, strict=True)}
     return [found[index] for index in range(len(jobs))]
@@ -97,7 +99,7 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
         text = load_text(plan.config.calibration)
         coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
     with TemporaryDirectory() as folder:
-        records = [_planned_record(one) for one in sorted(plan.tensors, key=place_of)]
+        records = [_planned_record(one) for one in sorted(plan.tensors, key=order_of)]
         write_headers(Path(folder), header(job, coverage), records, job.assets)
         yield QuantizedStore(Path(folder))
 

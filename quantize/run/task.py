@@ -9,7 +9,7 @@ from typing import Any
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
 from quantize.checkpoint.floats import from_f32
-from quantize.methods import METHODS, after, before
+from quantize.methods import METHODS, Around, after, before
 from quantize.store.tensors import Piece, TensorRecord
 from quantize.types import F32, InputStats, PlainTensor, TensorPlan
 
@@ -28,9 +28,7 @@ class BlockTask:
     sites: tuple[tuple[str, ...], ...] = ()
     fold_sites: FoldSites | None = None
     index: int | None = None
-    transforms: tuple[str, ...] = ()
-    by_scope: bool = False
-    learns: bool = False
+    around: Around = field(default_factory=Around)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +43,13 @@ def run_block(task: BlockTask, kit: Kit) -> Result:
     """Raises PlanError for scales that overflow the file's dtype, CalibrationError for losses that do."""
     plans = {plan.name: plan for plan in task.plans if plan.candidates}
     block = Block(plans, task.tensors, task.stats, task.sites, task.fold_sites)
-    for step in before(task.transforms, task.by_scope):
+    for step in before(task.around):
         block = step(block, list(plans), kit)
     for method in METHODS.values():
         names = [name for name, plan in plans.items() if plan.method == method.name]
         for step in method.steps if names else ():
             block = step(block, names, kit)
-    for step in after(task.transforms, task.learns):
+    for step in after(task.around):
         block = step(block, list(plans), kit)
     return Result([_piece(block, plan) for plan in task.plans], ({"index": task.index, **block.report},))
 

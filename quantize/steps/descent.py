@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quantize.block import Student
 from quantize.blocks import dequantize
+from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
 from quantize.progress import track
@@ -116,8 +117,8 @@ def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def weight_of(tensor: Tensor) -> F32:
-    """What a tensor stands for, F32[OC, IC], or F32[n] of a norm or bias: these come in float32."""
-    return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else tensor.values
+    """What a tensor stands for, F32[OC, IC], or F32[n] of a norm or bias."""
+    return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)
 
 
 class _Tensors:

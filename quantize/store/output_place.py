@@ -73,14 +73,16 @@ class Lock:
         self._file: int | None = None
         self._left = False  # what a dead run left is there still
 
-    def take(self, unfinished: str) -> None:
+    def take(self, unfinished: str) -> bool:
         """Lock the output and note that ``unfinished``, a name beside it, is ours; clears what a dead run left under another one.
 
-        Raises OutputError if another run holds it, OSError where nothing can be written.
+        False where there are no locks. Raises OutputError if another run holds it, OSError where nothing can be written.
         """
-        if fcntl is not None and self._locked(os.O_CREAT, unfinished):
-            assert self._file is not None
-            os.pwrite(self._file, unfinished.encode("utf-8", "surrogateescape"), 0)
+        if fcntl is None or not self._locked(os.O_CREAT, unfinished):
+            return False
+        assert self._file is not None
+        os.pwrite(self._file, unfinished.encode("utf-8", "surrogateescape"), 0)
+        return True
 
     def clear(self) -> None:
         """Remove what a dead run left, but for what may be gone on with. Raises OutputError if a run is alive, OSError."""

@@ -25,6 +25,7 @@ from quantize.store.output_place import Lock, descriptor_of, exchange, hidden_na
 
 Foreign = Callable[[Path], str | None]
 MEANWHILE = "was put there while this was made"
+GOES_ON = "the same command goes on from here; what is whole lies beside the output, in a hidden folder .NAME.*.adadim"
 EXISTS = f"exists already; name another {asked('out')} or pass {asked('force', True)}"
 
 
@@ -67,7 +68,7 @@ class Rule:
 
 
 class Unfinished:
-    """An empty file or folder ``path`` under a name beside ``out`` that nobody had; a context manager.
+    """A file or folder ``path`` under a hidden name beside ``out``, empty but for what is gone on with; a context manager.
 
     ``key``: digits of what is made; a run that makes the same goes on with what an interrupted one left (``resumable``). Else, if
     the block ends without ``finish``, it is removed with all that was made for it. Raises OutputError for what must not be
@@ -82,14 +83,16 @@ class Unfinished:
         self._lock = Lock(self._target)
         self._made = [parent for parent in self._target.parents if not parent.exists()]
         self._was: tuple[int, int] | None = None
+        self._ours = False  # whether ``path`` is to be removed
 
     def __enter__(self) -> Self:
         try:
             self._check_home()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.take(self.path.name)
+            if not self._lock.take(self.path.name):
+                self.key, self.path = "", hidden_name(self._target)  # nobody knows who else writes there
             _check(self.out, self._target, self._rule)
-            self._was = _identity(self._target)
+            self._was, self._ours = _identity(self._target), True
             self.path.mkdir(exist_ok=bool(self.key)) if self._rule.folder else self.path.touch(exist_ok=False)
         except OSError as error:
             self._clean()
@@ -104,7 +107,7 @@ class Unfinished:
         if self.resumable and kind is not None and not issubclass(kind, Exception):  # interrupted, or told to end
             self._lock.release(left=True)
             assert error is not None
-            error.add_note(f"the same command goes on from here; what there is of {self.out} is in {self.path.name}")
+            error.add_note(GOES_ON)
             return
         self._clean()
         if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(self.path))):
@@ -163,7 +166,8 @@ class Unfinished:
             raise OutputError(f"{self.out}: would be in a new folder named ~, or be one; write out the home folder's path")
 
     def _clean(self) -> None:
-        remove(self.path)
+        if self._ours:
+            remove(self.path)
         self._lock.release()
         for parent in self._made:
             with suppress(OSError):

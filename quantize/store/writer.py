@@ -61,29 +61,37 @@ class StoreWriter:
         self.path, self._records = path, dict[str, TensorRecord]()
         self.done = list[Sequence[Report]]()
         self._unfinished = Unfinished(path, True, force, _foreign, run)
-        self._folder = self._unfinished.path
+
+    @property
+    def _folder(self) -> Path:
+        return self._unfinished.path
 
     def __enter__(self) -> StoreWriter:
         self._unfinished.__enter__()
-        for name in (TENSORS, PARTS):
-            (self._folder / name).mkdir(exist_ok=True)
-        for part in self._left():
-            self._records |= {record.name: record for record in map(_record, part.tensors)}
-            self._reported(part.reports)
+        try:
+            for name in (TENSORS, PARTS):
+                (self._folder / name).mkdir(exist_ok=True)
+            self._unfinished.resumable = bool(self._unfinished.key)
+            for part in self._left():
+                self._records |= {record.name: record for record in map(_record, part.tensors)}
+                self.done.append(part.reports)
+        except BaseException as error:
+            self._unfinished.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._unfinished.__exit__(kind, error, trace)
 
     def add(self, pieces: Iterable[Piece], reports: Sequence[Report] = ()) -> None:
-        """The next part: tensors, each whole or in chunks of its rows, and what it has to say. It is kept whatever comes."""
+        """The next part: tensors, each whole or in chunks of its rows, and what it has to say. An interruption leaves it."""
         names = list(dict.fromkeys(self.append(tensor, record) for tensor, record in pieces))
         part = {"tensors": [self._records[name].to_json() for name in names], "reports": list(reports)}
         path = self._part(len(self.done))
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(part), encoding="utf-8")
         unfinished.replace(path)
-        self._reported(reports)
+        self.done.append(reports)
 
     def append(self, tensor: Tensor, record: TensorRecord) -> str:
         """Add a tensor, or the next chunk of rows of the one that was added last (same name), which is returned."""
@@ -110,8 +118,8 @@ class StoreWriter:
 
     def rewrite(self, pieces: Iterable[Piece]) -> None:
         """All tensors anew. From now on an interrupted run begins again."""
-        shutil.rmtree(self._folder / PARTS)
         self._unfinished.resumable = False
+        shutil.rmtree(self._folder / PARTS)
         old, self._records = self._records, {}
         for tensor, record in pieces:
             self.append(tensor, record)
@@ -121,13 +129,10 @@ class StoreWriter:
 
     def finish(self, header: Mapping[str, Any], assets: Mapping[str, bytes]) -> None:
         """Write the assets and plan.json, then give the store its name."""
+        self._unfinished.resumable = False
         shutil.rmtree(self._folder / PARTS, ignore_errors=True)
         write_headers(self._folder, header, self._records.values(), assets)
         self._unfinished.finish()
-
-    def _reported(self, reports: Sequence[Report]) -> None:
-        self.done.append(reports)
-        self._unfinished.resumable = bool(self._unfinished.key)
 
     def _part(self, number: int) -> Path:
         return self._folder / PARTS / f"{number:05d}.json"

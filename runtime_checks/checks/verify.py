@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -92,7 +94,8 @@ def verify_all(files: Mapping[Path, QuantizedStore | None], source: Checkpoint) 
             return _checked(name, path, source, files[path], lane)
 
     with ThreadPoolExecutor(lanes) as pool:
-        found = dict(zip(tasks, track(pool.map(one, tasks), "verifying", len(tasks)), strict=True))
+        runs = [partial(copy_context().run, one, task) for task in tasks]  # errors are spelled there as here
+        found = dict(zip(tasks, track(pool.map(lambda run: run(), runs), "verifying", len(tasks)), strict=True))
     return [[check for name in steps[path] for check in found[path, name]] for path in files]
 
 

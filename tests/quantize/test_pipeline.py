@@ -110,7 +110,7 @@ def test_a_slowdown_of_one_leaves_no_split_layer(source, tmp_path):
     store = run(source, tmp_path / "s", "onnxruntime", method="rtn-ada", max_slowdown=1.0)
     assert all(record.axis is Axis.PER_OC for record in store.records.values())
     lower = [r for r in store.records.values() if len(r.loss) == 2 and r.loss["per_ic"] < r.loss["per_oc"]]
-    assert lower and f"max_slowdown 1 keeps {len(lower)} tensors per_oc" in store.header["notes"][-1]
+    assert lower and f"the bound on slowdown, 1, keeps {len(lower)} tensors per_oc" in store.header["notes"][-1]
 
 
 def test_rtn_without_calibration_never_imports_torch(source, tmp_path):

@@ -1,5 +1,4 @@
-"""A run that was interrupted goes on where it stopped, to the bytes that it would have written; another run never "
-"takes its parts."""
+"""A run that was interrupted goes on where it stopped, to the bytes of a run in one go; another run never takes its parts."""
 
 from __future__ import annotations
 
@@ -12,10 +11,15 @@ import pytest
 
 from exporter.targets import TARGETS
 from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
-from quantize.errors import OutputError
+from quantize.errors import CalibrationError, OutputError
+from quantize.planning.plan import ModelPlan, build_plan
 from quantize.run import job
+from quantize.run.pipeline import quantize_planned
 from quantize.run.task import run_block
+from quantize.statistics.measured import Measured
+from quantize.store import output_place
 from quantize.store.output_place import PARTS
+from quantize.store.outputs import GOES_ON, Unfinished
 from quantize.store.writer import StoreWriter
 from tests.tiny import make_tiny_model
 
@@ -40,6 +44,66 @@ def quantized(source, out, **config):
 
 def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_linear_that_stays_in_floats_is_what_the_next_block_sees(tmp_path, monkeypatch):
+    """BF16 is stored as its bits."""
+    folder = make_tiny_model(tmp_path / "m", layers=3, ffn=80, dtype="BF16")  # 80 is no multiple of 32
+    source, config = open_checkpoint(folder), {"allow_fallback": True, "method": "gptq-oc", **CONFIGS["learned"]}
+    whole = quantized(source, tmp_path / "whole", **config)
+    assert whole.records["model.layers.0.mlp.down_proj.weight"].dtype == "BF16"
+    interrupted(source, tmp_path / "out", monkeypatch, 2, **config)
+    assert files(quantized(source, tmp_path / "out", **config).path) == files(whole.path)
+
+
+def test_a_run_that_may_not_write_removes_nothing(source, tmp_path, monkeypatch):
+    """Its hidden folder would have the same name as that of the run that is alive."""
+    with StoreWriter(tmp_path / "out", run="0123456789") as writer:
+        writer.add([])
+        for _ in range(2):
+            with (
+                pytest.raises(OutputError, match="another adadim is writing it"),
+                Unfinished(tmp_path / "out", True, key="0123456789"),
+            ):
+                pass
+        assert (tmp_path / ".out.01234567.adadim" / PARTS / "00000.json").is_file()
+
+
+def test_where_there_are_no_locks_nothing_is_shared(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(output_place, "fcntl", None)
+    interrupted(source, tmp_path / "out", monkeypatch, 2, method="rtn-oc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_run_takes_nothing_from_an_interrupted_one(source, tmp_path, monkeypatch):
+    interrupted(source, tmp_path / "out", monkeypatch, 2, method="rtn-oc")
+    for config in ({"tune_steps": 1}, {"token_weight": "unit"}):
+        with pytest.raises(CalibrationError, match=r"tokens, but|sequences, but"):
+            quantized(source, tmp_path / "out", calibration_tokens=10**8, **config)
+    again = Stopping(5)
+    monkeypatch.setattr(job, "run_block", again)
+    quantized(source, tmp_path / "out", method="rtn-oc")
+    assert again.ran == [2]
+
+
+def test_a_store_that_is_finished_is_not_gone_on_with(source, tmp_path, monkeypatch):
+    """Stopped while the second of two is finished: the first is there, and nothing hidden is left of it."""
+    plans = {}
+    for name in ("a", "b"):
+        config = QuantizeConfig("rtn-oc")
+        plans[tmp_path / name] = ModelPlan(config, TARGETS["llama.cpp"], build_plan(source.specs, config, TARGETS["llama.cpp"]))
+    finish = StoreWriter.finish
+
+    def stopped(self, *args):
+        if self.path.name == "b":
+            raise Stopped
+        finish(self, *args)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(StoreWriter, "finish", stopped)
+        quantize_planned(Measured(source), plans)
+    names = sorted(item.name.replace(".adadim", "") for item in tmp_path.iterdir())
+    assert names[-1] == "a" and len(names) == 3 and all(name.startswith(".b") for name in names[:2])
 
 
 class Stopped(BaseException):
@@ -74,8 +138,7 @@ def test_the_same_bytes_and_no_block_twice(source, tmp_path, monkeypatch, config
     out = tmp_path / "out"
     error = interrupted(source, out, monkeypatch, 2, **config)
     assert not out.exists()
-    (left,) = tmp_path.glob(".out.*.adadim")
-    assert f"the same command goes on from here; what there is of {out} is in {left.name}" in error.__notes__
+    assert error.__notes__ == [GOES_ON]
     again = Stopping(5)
     monkeypatch.setattr(job, "run_block", again)
     store = quantized(source, out, **config)

@@ -17,7 +17,7 @@ class Extra(NamedTuple):
     needs: Need
 
 
-EXTRAS = (
+ADDED = (
     Extra("transforms", "norm-scales", "channels scaled into a norm", "after AWQ, arXiv 2306.00978", Need.HESSIAN),
     Extra("transforms", "ffn-scales", "channels scaled between up and down", "after AWQ, arXiv 2306.00978", Need.HESSIAN),
     Extra("transforms", "value-scales", "channels scaled between v and o", "after AWQ, arXiv 2306.00978", Need.HESSIAN),
