@@ -60,7 +60,7 @@ def test_all_is_there():
         ),
         (
             {"numpy": "1.26"},
-            "export gguf, bundle FILE.gguf, bundle verify, inspect, completion",
+            "export gguf, bundle FILE.gguf, bundle verify, inspect, methods, completion",
             "needs numpy; pip install adadim-edge",
         ),
         ({"mobius_onnx": None}, "onnxruntime", "needs mobius-onnx; pip install 'adadim-edge[onnx]'"),

@@ -188,13 +188,13 @@ def test_blocks_keep_the_rows_and_fill_with_zeros(rows, size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nf4", 4, 32), "--grid nf4: unknown"),
-        (("q4_0", 5, 32), "stores 4 bits, but --bits 5"),
+        (("nf4", 4, 32), "grid='nf4': unknown"),
+        (("q4_0", 5, 32), "stores 4 bits, but bits=5"),
         (("q4_0", 4, 64), "has groups of 32, not 64"),
         (("q4_1", 4, 32, True), "not symmetric; choose q4_0 or iq4_nl or "),
-        (("q2_k", 2, 16, True), "q2_k is not symmetric; choose tq2_0, or drop --symmetric"),
-        (("q4_0", 4, 32, True, "float32"), "--grid q4_0 has scales of its own; drop --scale-dtype float32"),
-        (("int", 4, 32, True, "bfloat16"), "--scale-dtype bfloat16: choose one of float16, float32"),
+        (("q2_k", 2, 16, True), "is not symmetric; choose tq2_0, or drop symmetric"),
+        (("q4_0", 4, 32, True, "float32"), "grid='q4_0' has scales of its own; drop scale_dtype='float32'"),
+        (("int", 4, 32, True, "bfloat16"), "scale_dtype='bfloat16': choose one of float16, float32"),
         (("int", 5, 32), "the int grid stores 2, 3, 4, 8 bits"),
         (("int", 4, 48), "group size 48: must be a power of two of at least 16"),
     ],

@@ -177,8 +177,8 @@ def test_another_vocabulary_under_names_that_nobody_knows():
 @pytest.mark.parametrize(
     ("text", "prompt", "options", "error", "part"),
     [
-        (TEXT, "", OPTIONS, ConfigError, "--prompt: has 0 tokens, --context 48 takes 1 to 47"),
-        (TEXT, TEXT, OPTIONS, ConfigError, "--prompt: has [0-9]+ tokens"),
+        (TEXT, "", OPTIONS, ConfigError, "prompt: has 0 tokens, context=48 takes 1 to 47"),
+        (TEXT, TEXT, OPTIONS, ConfigError, "prompt: has [0-9]+ tokens"),
         ("short", "The", OPTIONS, CalibrationError, "one chunk takes 48"),
         (TEXT, "The", replace(OPTIONS, context=4096), ConfigError, "holds 512 tokens at most"),
     ],

@@ -91,7 +91,7 @@ def onnx(tmp_path_factory) -> Made:
     ("options", "error", "message"),
     [
         (EvalOptions(512), CalibrationError, "the text has .* tokens, but one chunk takes 512"),
-        (EvalOptions(1024), ConfigError, "--context 1024: .*model holds 512 tokens at most"),
+        (EvalOptions(1024), ConfigError, "context=1024: .*model holds 512 tokens at most"),
     ],
 )
 def test_a_text_too_short_or_a_context_too_long(onnx, options, error, message):

@@ -203,7 +203,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, model, capsys):
         (
             Paths([store]),
             Closeup(model, layer="model.layers.9.mlp.up_proj"),
-            "--layer model.layers.9.mlp.up_proj: is no quantized linear",
+            "layer='model.layers.9.mlp.up_proj': is no quantized linear",
         ),
         (Paths([store]), Closeup(tmp_path / "none"), "none"),
         (Paths([store]), Closeup(model, text=str(tmp_path / "none.txt")), "none.txt: cannot be read"),

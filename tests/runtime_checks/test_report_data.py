@@ -54,7 +54,7 @@ ROW = row("a", 5, 0.1)
         ("comparisons", '{"source": "\\ud800", "files": []}', "half of a surrogate pair"),
         ("comparisons", {"source": "m"}, "missing required field files"),
         ("comparisons", {"source": "m", "files": [{}] * 201}, "Expected array of length <= 200"),
-        ("comparisons", {"source": None, "files": []}, "without --source"),
+        ("comparisons", {"source": None, "files": []}, "without source"),
         ("comparisons", comparison({"error": "x"}), "files[0]: Object missing required field name"),
         ("comparisons", comparison({"name": "a", "error": 3}), "files[0]: error is 3"),
         ("comparisons", comparison(ROW | {"name": ""}), "files[0]: name is '': Expected str matching regex"),
@@ -99,7 +99,7 @@ def test_what_is_missing_or_contradicts_itself(tmp_path):
     for error, paths, words in (
         (ConfigError, Paths(), "nothing to report on"),
         (ConfigError, Paths([store, store]), "given twice"),
-        (ConfigError, Paths(comparisons=[compared], references=["y"]), "--reference y: is none of a/x, b/x"),
+        (ConfigError, Paths(comparisons=[compared], references=["y"]), "reference='y': is none of a/x, b/x"),
         (ConfigError, Paths(comparisons=[compared], references=["x"]), "x: may be any of a/x, b/x"),
         (FileFormatError, Paths(comparisons=[tmp_path / "none.json"]), "none.json: cannot be read"),
         (FileFormatError, Paths([tmp_path / "none.gguf"]), "none.gguf: not there"),
