@@ -106,9 +106,8 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
         method = METHODS[one.method]
         if one.candidates and block_index(one.name) is not None and method.needs > Need.IMPORTANCE:
             raise ConfigError(
-                f"{asked('imatrix', str(plan.config.imatrix))}: {one.name} is to be rounded by {method.name}, for which "
-                "the source must run "
-                f"over a text; choose {asked('method', 'rtn-oc')}, rtn-ic or rtn-ada, or drop {asked('imatrix')}"
+                f"{asked('imatrix', str(plan.config.imatrix))}: {one.name} is to be rounded by {method.name}, for which the "
+                f"source must run over a text; choose {asked('method', 'rtn-oc')}, rtn-ic or rtn-ada, or drop {asked('imatrix')}"
             )
     job = Job(source, plan, read_imatrix(plan.config.imatrix))
     _of_imatrix(job)  # what does not fit the model is refused before any work

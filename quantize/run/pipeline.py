@@ -49,8 +49,9 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
     for job in jobs:
         if job.runs_source or job.config.tune_steps:
             check_memory(source.specs, job.config, str(source.path))
-    tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]  # a bad text is refused before any work,
-    texts = [calibration_text(job) for job in jobs]  # and before what an interrupted run left is looked at
+    # A bad text is refused before any work, and before anything is done to what an interrupted run left.
+    tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]
+    texts = [calibration_text(job) for job in jobs]
     with ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(out, force, run_digest(job))) for out, job in zip(planned, jobs, strict=True)]
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from quantize.planning.allocation import Cost, allocate, smallest
+from quantize.planning.allocation import Cost, _hull, allocate, smallest
 
 
 def random_options(rng, tensors, most, top):
@@ -68,3 +68,10 @@ def test_room_for_everything_takes_the_least_loss_of_each_and_no_byte_more():
     assert allocate(options, 100) == [2, 0]
     assert allocate(options, 11) == [2, 0]
     assert allocate(options, 10) == [1, 0]
+
+
+def test_a_step_that_gains_less_than_the_next_is_no_corner():
+    """What the first guess is made of; the search would mend it, at length."""
+    costs = [Cost(1, 10.0), Cost(2, 9.5), Cost(3, 0.0), Cost(9, -1.0)]
+    assert _hull(costs, [0, 1, 2, 3]) == [0, 2, 3]
+    assert _hull(costs, [0, 1, 2]) == [0, 2]

@@ -15,7 +15,7 @@ from exporter.writers import writer_of
 from quantize import QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError
 from quantize.transforms import NAMES
-from runtime_checks.checks.fold_check import check_folds
+from runtime_checks.checks.fold_check import _compare, check_folds
 from runtime_checks.checks.source_check import check_source
 from runtime_checks.checks.verify import verify
 from runtime_checks.runtimes.decoded import folded_layers
@@ -115,3 +115,14 @@ def test_damaged_metadata_is_an_error(model, tmp_path):
     (path / "model.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(FileFormatError, match=r"adadim\.transforms in its metadata: not JSON"):
         folded_layers(path)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.2, 0.9, 1.5])
+def test_an_error_is_a_share_of_what_was_expected(off):
+    """Of the part that is worst: every part counts by itself."""
+    expected = np.random.default_rng(0).standard_normal((3, 40, 16)).astype(np.float32)
+    held = expected.copy()
+    held[1] *= np.float32(1 + off)
+    error, slope = _compare(held, expected)
+    assert error == pytest.approx(off, rel=1e-5, abs=1e-6)
+    assert slope == pytest.approx(off, rel=1e-5, abs=1e-6)
