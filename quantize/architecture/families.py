@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig, block_prefix
 
 LINEARS = (
     "self_attn.q_proj",
@@ -74,7 +74,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     hidden = config.hidden_size
     out: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for index in range(config.num_layers):
-        out |= {f"model.layers.{index}.{name}": shape for name, shape in _block_shapes(config).items()}
+        out |= {block_prefix(index) + name: shape for name, shape in _block_shapes(config).items()}
     return out | {FINAL_NORM: (hidden,), HEAD: (config.vocab_size, hidden)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,14 +25,7 @@ def run_digest(job: Job) -> str:
             return ""
         text = load_text(job.config.calibration).sha256
     plans = [
-        {
-            "name": plan.name,
-            "shape": plan.shape,
-            "grids": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()},
-            "method": plan.method,
-            "dtype": plan.dtype,
-            "note": plan.note,
-        }
+        vars(plan) | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
         for plan in job.plan.tensors
     ]
     said = {
@@ -47,6 +41,7 @@ def run_digest(job: Job) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def _code() -> dict[str, str]:
     """Of this package's files, and versions of what it computes with."""
     found, room = hashlib.sha256(), Path(__file__).parents[1]

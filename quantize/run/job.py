@@ -46,11 +46,12 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One model on its way into one store."""
+    """One model on its way into one store. ``known``: what the importance matrix says, by weight name."""
 
     source: Checkpoint
     plan: ModelPlan
     imatrix: Imatrix | None = None
+    known: Mapping[str, InputStats] = field(default_factory=dict)
 
     @property
     def config(self) -> QuantizeConfig:
@@ -109,9 +110,9 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
                 f"{asked('imatrix', str(plan.config.imatrix))}: {one.name} is to be rounded by {method.name}, for which the "
                 f"source must run over a text; choose {asked('method', 'rtn-oc')}, rtn-ic or rtn-ada, or drop {asked('imatrix')}"
             )
-    job = Job(source, plan, read_imatrix(plan.config.imatrix))
-    _of_imatrix(job)  # what does not fit the model is refused before any work
-    return job
+    imatrix = read_imatrix(plan.config.imatrix)
+    linears = [one.name for one in plan.tensors if one.candidates and block_index(one.name) is not None]
+    return Job(source, plan, imatrix, imatrix.for_model(source.specs, linears))
 
 
 def calibration_text(job: Job) -> Text | None:
@@ -123,7 +124,7 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
     """The source in torch is imported only where it is needed: RTN without calibration never is."""
     source, config = job.source, job.config
     if text is None:
-        return Statistics(_of_imatrix(job))
+        return Statistics(job.known)
     from quantize.source import walk_blocks
 
     tokens, coverage = text
@@ -136,11 +137,6 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
     walk = walk_blocks(source, tokens, token_weight, sequences, config.block_steps > 0)
     # Stores that are made together share what GPTQ makes of a Hessian.
     return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in walk), coverage)
-
-
-def _of_imatrix(job: Job) -> dict[str, InputStats]:
-    linears = [plan.name for plan in job.plan.tensors if plan.candidates and block_index(plan.name) is not None]
-    return {} if job.imatrix is None else job.imatrix.for_model(job.source.specs, linears)
 
 
 class Made(Protocol):

@@ -19,7 +19,7 @@ from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
 from quantize.run.digest import run_digest
 from quantize.run.header import header
-from quantize.run.job import OTHER_PARTS, Job, Statistics, Text, calibration_text, make_job, open_statistics, order_of, results
+from quantize.run.job import OTHER_PARTS, Job, Statistics, calibration_text, make_job, open_statistics, order_of, results
 from quantize.run.tuning import tuned, tuning_tokens
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
 from quantize.statistics.measured import Measured
@@ -51,12 +51,14 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
             check_memory(source.specs, job.config, str(source.path))
     # A bad text is refused before any work, and before anything is done to what an interrupted run left.
     tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]
-    texts = [calibration_text(job) for job in jobs]
+    groups = _alike(jobs)
+    texts = [calibration_text(jobs[first]) for first, *_ in groups]
     with ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(out, force, run_digest(job))) for out, job in zip(planned, jobs, strict=True)]
         # numpy's matrices are small: more threads only wait for one another. What overflows is refused by name, not warned of.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-            known = _statistics(jobs, texts, measured)
+            shared = [open_statistics(jobs[first], text, measured) for (first, *_), text in zip(groups, texts, strict=True)]
+            known = _dealt_out(groups, shared)
             made = [results(job, own, writer) for job, own, writer in zip(jobs, known, writers, strict=True)]
             for parts in track(zip_longest(*made), "quantizing", source.config.num_layers + OTHER_PARTS):
                 for writer, part in zip(writers, parts, strict=True):
@@ -73,20 +75,24 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
     return [QuantizedStore(out) for out in planned]
 
 
-def _statistics(jobs: list[Job], texts: list[Text | None], measured: Measured) -> list[Statistics]:
-    """One walk for all that would see the same of it; rounding that learns changes what the next block sees."""
+def _alike(jobs: list[Job]) -> list[list[int]]:
+    """Indices of those that see the same of one walk, and so share it; rounding that learns changes what the next block sees."""
     alike: dict[object, list[int]] = {}
     for index, job in enumerate(jobs):
         config = job.config
         shares = job.runs_source and config.selection == "hessian" and not (config.block_steps or config.tune_steps)
         seen = config.calibration, config.calibration_tokens, config.seed, config.token_weight
         alike.setdefault(seen if shares else index, []).append(index)
+    return list(alike.values())
+
+
+def _dealt_out(groups: list[list[int]], shared: list[Statistics]) -> list[Statistics]:
+    """Those of each group's jobs, in the order of the jobs: all walk through the blocks that are run once."""
     found = dict[int, Statistics]()
-    for indices in alike.values():
-        opened = open_statistics(jobs[indices[0]], texts[indices[0]], measured)
-        walks = (opened.blocks,) if opened.blocks is None or len(indices) == 1 else tee(opened.blocks, len(indices))
+    for indices, opened in zip(groups, shared, strict=True):
+        walks = (opened.blocks,) if len(indices) == 1 or opened.blocks is None else tee(opened.blocks, len(indices))
         found |= {index: replace(opened, blocks=walk) for index, walk in zip(indices, walks, strict=True)}
-    return [found[index] for index in range(len(jobs))]
+    return [found[index] for index in range(len(found))]
 
 
 @contextmanager

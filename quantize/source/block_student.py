@@ -42,7 +42,7 @@ def output_costs(token_weight: str | Curvature, linear: str, outputs: torch.Tens
 
 @dataclass(eq=False)
 class BlockStudent:
-    """A block of the source, into which other weights are put; its ``Student`` is that of ``quantize.steps.descent``.
+    """A block of the source, into which other weights are put; a ``Student`` of ``quantize.block``.
 
     ``_inputs`` F32[sequences, length, hidden] is what the blocks before it give with other weights in them, ``_taught`` what the
     block gives in the source.

@@ -17,7 +17,7 @@ import torch
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING, HEAD
+from quantize.model_config import EMBEDDING, HEAD, block_prefix
 from quantize.progress import track
 from quantize.source.discover import TOKENS, anatomy_of
 from quantize.source.freed import return_freed
@@ -81,7 +81,7 @@ class _Squares:
         for index, block in enumerate(model.model.layers):
             for linears in anatomy_of(block, model.config.hidden_size, positions).sites:
                 for linear in linears:
-                    hook = self._add(f"model.layers.{index}.{linear}.weight", f"model.layers.{index}.{linears[0]}")
+                    hook = self._add(f"{block_prefix(index)}{linear}.weight", block_prefix(index) + linears[0])
                     block.get_submodule(linear).register_full_backward_hook(hook)
 
     def _add(self, name: str, site: str) -> Callable[..., None]:

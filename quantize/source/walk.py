@@ -12,7 +12,7 @@ from torch import nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING
+from quantize.model_config import EMBEDDING, block_prefix
 from quantize.source.block_student import BlockStudent, output_costs
 from quantize.source.discover import Anatomy, anatomy_of
 from quantize.source.freed import return_freed
@@ -89,7 +89,7 @@ def walk_blocks(
     positions = rotary(hidden[:1], torch.arange(tokens.shape[1])[None])
     changed = hidden if taught else None
     for index, block in enumerate(model.model.layers):
-        prefix = f"model.layers.{index}."
+        prefix = block_prefix(index)
         anatomy = anatomy_of(block, hidden.shape[-1], positions)
         for name, parameter in list(block.named_parameters()):
             put(block, name, source.read(prefix + name), parameter.shape)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
+from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
 from quantize.blocks import dequantize
 from quantize.fold import Fold
 from quantize.loss import output_loss
 from quantize.rounding import NEAREST
 from quantize.rounding.gptq import with_visits
-from quantize.transforms import CORRECTIONS, TRANSFORMS, Propose
+from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Need
 
 AS_IS = Fold()
@@ -26,11 +27,9 @@ class ChangeBasis:
     needs: Need = Need.HESSIAN
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
-        """See Step. Where a linear stays in floats no fold helps it, and its values would move."""
-        if block.fold_sites is None or not whole(block):
-            return block
-        propose: Propose = TRANSFORMS[self.name]
-        found = [best_fold(block, candidates, kit) for candidates in propose(block, block.fold_sites)]
+        """See Step."""
+        at = foldable(block)
+        found = [] if at is None else [best_fold(block, candidates, kit) for candidates in TRANSFORMS[self.name](block, at)]
         folds = [fold for fold in found if fold is not None]
         for fold in folds:
             block = block.folded(fold)
@@ -46,16 +45,15 @@ class Correction:
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step."""
-        if block.fold_sites is None or not whole(block):
-            return block
-        gains = CORRECTIONS[self.name](block, block.fold_sites)
-        block = replace(block, tensors={**block.tensors, **gains})
-        return block.reporting(APPLIED, self.name) if gains else block
+        at = foldable(block)
+        gains = {} if at is None else CORRECTIONS[self.name](block, at)
+        return replace(block, tensors={**block.tensors, **gains}).reporting(APPLIED, self.name) if gains else block
 
 
-def whole(block: Block) -> bool:
-    """Whether all linears are quantized."""
-    return all(name in block.plans for name, value in block.tensors.items() if value.ndim > 1)
+def foldable(block: Block) -> FoldSites | None:
+    """Where its basis may change. Nowhere if a linear stays in floats: no fold helps it, and its values would move."""
+    whole = all(name in block.plans for name, value in block.tensors.items() if value.ndim > 1)
+    return block.fold_sites if whole else None
 
 
 def best_fold(block: Block, candidates: Iterable[Fold], kit: Kit) -> Fold | None:

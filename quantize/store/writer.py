@@ -145,12 +145,17 @@ class StoreWriter:
                 return
             try:
                 part = PART_DOOR.load(path, PartJson)
-                for record in map(_record, part.tensors):
-                    for index in range(record.chunks):
-                        read_chunk(self._folder, record, index)
-            except StoreError:
+                whole = all(map(self._holds, map(_record, part.tensors)))
+            except (StoreError, OSError):
+                return
+            if not whole:
                 return
             yield part
+
+    def _holds(self, record: TensorRecord) -> bool:
+        """Whether every chunk is as it was written. Raises OSError for one that is missing."""
+        paths = [self._folder / TENSORS / file_name(record.name, index) for index in range(record.chunks)]
+        return record.sha256 == tuple(map(sha256_of, paths))
 
 
 def write_headers(folder: Path, header: Mapping[str, Any], records: Iterable[TensorRecord], assets: Mapping[str, bytes]) -> None:

@@ -60,7 +60,7 @@ def _is_folded(name: str, folded: Collection[int], config: ModelConfig) -> bool:
 
 def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Check:
     shape = source.specs[origin].shape
-    layer = sum(spec.size for other, spec in source.specs.items() if other.startswith("model.layers.0."))
+    layer = sum(spec.size for other, spec in source.specs.items() if other.startswith(block_prefix(0)))
     moved, distance, norm = 0, 0.0, 0.0
     widths = set[int]()
     for rows in row_chunks(shape[0], math.prod(shape[1:]), max(layer, CHUNK_WEIGHTS)):

@@ -244,7 +244,7 @@ def test_learned_stores_differ_in_linears_alone_and_lose_less_in_every_layer(sou
 
 
 def test_a_text_too_short_to_tune_on_is_refused_before_any_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_statistics", None)
+    monkeypatch.setattr(pipeline, "open_statistics", None)
     text = tmp_path / "short.txt"
     text.write_text(load_text("builtin").text[:5000])
     with pytest.raises(CalibrationError, match=r"7 sequences, but tune_steps needs 8 to judge by and 2 to learn from"):
