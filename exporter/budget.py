@@ -7,12 +7,12 @@ what the rest of the smallest file leaves, plan that file exactly, correct by wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from exporter.onnx_cost import gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
 from quantize.checkpoint import Checkpoint
-from quantize.config import QuantizeConfig
+from quantize.config import GridSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.gguf.container import padded
 from quantize.methods import read_word
@@ -34,9 +34,10 @@ FileSize = Callable[[ModelPlan], int]
 
 def check_free(config: QuantizeConfig) -> None:
     """Raises ConfigError for options that say already what the linears become."""
-    for key in ("bits", "grid", "group_size", "symmetric", "scale_dtype", "recipe"):
-        if getattr(config, key) != getattr(QuantizeConfig, key):
-            raise ConfigError(f"{asked(key)}: a target size chooses the grid of every tensor; drop one of the two")
+    free = GridSpec()
+    said = [f"grid.{item.name}" for item in fields(GridSpec) if getattr(config.grid, item.name) != getattr(free, item.name)]
+    for option in [*said, *(["recipe"] if config.recipe is not None else [])]:
+        raise ConfigError(f"{asked(option)}: a target size chooses the grid of every tensor; drop one of the two")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import quantize.telemetry  # noqa: F401 - switches off what other libraries report, before one is loaded
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint, open_checkpoint
-from quantize.config import QuantizeConfig
+from quantize.config import DataSpec, GridSpec, QuantizeConfig
 from quantize.errors import AdaDimError
 from quantize.grids import GRIDS, make_grid
-from quantize.methods import METHODS, ROUNDERS
+from quantize.methods import METHODS, ROUNDERS, Around
 from quantize.planning.plan import build_plan
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.store.tensors import QuantizedStore
@@ -19,8 +19,11 @@ __all__ = [
     "METHODS",
     "ROUNDERS",
     "AdaDimError",
+    "Around",
     "Axis",
     "Checkpoint",
+    "DataSpec",
+    "GridSpec",
     "PlainTensor",
     "QuantizeConfig",
     "QuantizedStore",

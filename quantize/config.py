@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from quantize import methods, transforms
-from quantize.effort import DEFAULT
+from quantize import methods
 from quantize.errors import SHOWN, ConfigError, asked, shown
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.kinds import readable
+from quantize.methods import Around
 from quantize.outside import MIB, Door, Size
 
 WHOLE_CHANNEL = 0  # as a group size
@@ -30,65 +30,97 @@ _GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or c
 
 
 @dataclass(frozen=True)
-class QuantizeConfig:
-    """Everything that a user can ask of ``quantize``. None means the target's default; ``bits``: the grid's own, or 4.
+class GridSpec:
+    """A grid as it is asked for. None: the target's default; ``bits``: the grid's own, or 4. ``name``: a key of GRIDS."""
 
-    ``embedding`` is "source" or a grid ("q8_0", "int8", "int4", ...); ``head`` may also be "tied".
-    """
-
-    method: str = DEFAULT.method
+    name: str | None = None
     bits: int | None = None
-    grid: str | None = None
     group_size: int | None = None
     symmetric: bool = False
     scale_dtype: str = SCALE_DTYPES[0]
-    embedding: str | None = None
-    head: str | None = None
-    selection: str = DEFAULT.selection
-    token_weight: str = DEFAULT.token_weight
-    calibration: str = "builtin"
-    calibration_tokens: int = DEFAULT.calibration_tokens
-    imatrix: Path | None = None
-    recipe: Path | None = None
-    seed: int = 0
-    allow_fallback: bool = False
-    max_slowdown: float = 1.5
-    transforms: tuple[str, ...] = ()
-    block_steps: int = DEFAULT.block_steps
-    tune_steps: int = DEFAULT.tune_steps
 
     def __post_init__(self) -> None:
-        for key, allowed in (("method", methods.WORDS), ("selection", ("scope", "hessian")), ("token_weight", TOKEN_WEIGHTS)):
-            if getattr(self, key) not in allowed:
-                raise ConfigError(f"{asked(key, getattr(self, key))}: choose one of {', '.join(allowed)}")
-        for name in self.transforms:
-            if name not in transforms.NAMES:
-                raise ConfigError(
-                    f"{asked('transforms', (name,), name)}: choose none, all or some of {', '.join(transforms.NAMES)}"
-                )
+        if self.group_size not in (None, *GROUP_SIZES):
+            raise ConfigError(f"{asked('group_size', self.group_size)}: {_GROUP_SIZE_WORDS}")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What statistics come from: ``tokens`` of a ``text`` (a file, or "builtin"), drawn by ``seed``; or an importance matrix.
+
+    ``token_weight`` "gradient" needs the whole source in memory once, in float32.
+    """
+
+    text: str = "builtin"
+    tokens: int = 16384
+    seed: int = 0
+    token_weight: str = TOKEN_WEIGHTS[0]
+    imatrix: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.token_weight not in TOKEN_WEIGHTS:
+            raise ConfigError(f"{asked('token_weight', self.token_weight)}: choose one of {', '.join(TOKEN_WEIGHTS)}")
+        if self.tokens < 1:
+            raise ConfigError(f"{asked('data.tokens', self.tokens)}: must be positive")
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"{asked('seed', self.seed)}: must be a whole number from 0, of 64 bits")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Everything that a user can ask of ``quantize``.
+
+    ``embedding`` is "source" or a grid ("q8_0", "int8", "int4", ...); ``head`` may also be "tied"; None means the target's
+    default. ``around``: what is done beside the method.
+    """
+
+    method: str = "gptq-ada"
+    grid: GridSpec = field(default_factory=GridSpec)
+    embedding: str | None = None
+    head: str | None = None
+    recipe: Path | None = None
+    data: DataSpec = field(default_factory=DataSpec)
+    around: Around = field(default_factory=Around)
+    allow_fallback: bool = False
+    max_slowdown: float = 1.5
+
+    def __post_init__(self) -> None:
+        if self.method not in methods.WORDS:
+            raise ConfigError(f"{asked('method', self.method)}: choose one of {', '.join(methods.WORDS)}")
         for option, none in (("transforms", asked("transforms", (), "none")), ("block_steps", asked("block_steps", 0))):
-            if getattr(self, option) and self.imatrix is not None:
+            if getattr(self.around, option) and self.data.imatrix is not None:
                 raise ConfigError(
                     f"{asked(option)}: need the source run over a text, not {asked('imatrix')}; give {none}, "
                     f"or drop {asked('imatrix')}"
                 )
-        if self.calibration_tokens < 1:
-            raise ConfigError(f"{asked('calibration_tokens', self.calibration_tokens)}: must be positive")
-        for option in ("block_steps", "tune_steps"):
-            if getattr(self, option) < 0:
-                raise ConfigError(f"{asked(option, getattr(self, option))}: must not be negative")
         if not self.max_slowdown >= 1:
             raise ConfigError(f"{asked('max_slowdown', self.max_slowdown)}: must be at least 1")
-        if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"{asked('seed', self.seed)}: must be a whole number from 0, of 64 bits")
-        if self.group_size not in (None, *GROUP_SIZES):
-            raise ConfigError(f"{asked('group_size', self.group_size)}: {_GROUP_SIZE_WORDS}")
 
     def to_json(self) -> dict[str, Any]:
-        """For the store's header; a recipe by its content, not by its path."""
-        recipe = None if self.recipe is None else read_recipe(self.recipe)
-        imatrix = None if self.imatrix is None else readable(self.imatrix.name)
-        return {**asdict(self), "calibration": readable(Path(self.calibration).name), "imatrix": imatrix, "recipe": recipe}
+        """For the store's header, under the options' names; a recipe by its content, not by its path."""
+        grid, data, around = self.grid, self.data, self.around
+        return {
+            "method": self.method,
+            "bits": grid.bits,
+            "grid": grid.name,
+            "group_size": grid.group_size,
+            "symmetric": grid.symmetric,
+            "scale_dtype": grid.scale_dtype,
+            "embedding": self.embedding,
+            "head": self.head,
+            "selection": around.selection,
+            "token_weight": data.token_weight,
+            "calibration": readable(Path(data.text).name),
+            "calibration_tokens": data.tokens,
+            "imatrix": None if data.imatrix is None else readable(data.imatrix.name),
+            "recipe": None if self.recipe is None else msgspec.to_builtins(read_recipe(self.recipe)),
+            "seed": data.seed,
+            "allow_fallback": self.allow_fallback,
+            "max_slowdown": self.max_slowdown,
+            "transforms": around.transforms,
+            "block_steps": around.block_steps,
+            "tune_steps": around.tune_steps,
+        }
 
 
 class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -111,6 +143,13 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
             if getattr(self, key) not in (None, *known):
                 raise ValueError(f"{key} '{shown(getattr(self, key))}'; choose one of {', '.join(known)}")
 
+    def over(self, spec: GridSpec) -> GridSpec:
+        """``spec`` with this on top; a rule that changes one of bits and grid does not inherit the other."""
+        if self.bits is not None or self.grid is not None:
+            spec = replace(spec, name=self.grid, bits=self.bits)
+        said = {item.name: getattr(self, item.name, None) for item in fields(GridSpec)}
+        return replace(spec, **{key: value for key, value in said.items() if value is not None})
+
 
 class Recipe(msgspec.Struct, forbid_unknown_fields=True):
     """``[[rule]]`` tables and nothing else."""
@@ -118,6 +157,6 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True):
     rule: Annotated[list[Rule], msgspec.Meta(max_length=MOST_RULES)] = msgspec.field(default_factory=list)
 
 
-def read_recipe(path: Path) -> list[dict[str, Any]]:
-    """The rules, as what they change. Raises ConfigError."""
-    return [msgspec.to_builtins(rule) for rule in RECIPE_DOOR.toml(path, Recipe).rule]
+def read_recipe(path: Path) -> list[Rule]:
+    """Raises ConfigError."""
+    return RECIPE_DOOR.toml(path, Recipe).rule

@@ -29,7 +29,7 @@ _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = SHOWN
 
 
 BEGIN, BETWEEN, END = "\ue000", "\ue001", "\ue002"  # around an option; nothing from outside has them, which ``printable`` escapes
-MARKED = re.compile(f"{BEGIN}(\\w+)(?:{BETWEEN}([^{END}]*){BETWEEN}([^{END}]*))?{END}")
+MARKED = re.compile(f"{BEGIN}([\\w.]+)(?:{BETWEEN}([^{END}]*){BETWEEN}([^{END}]*))?{END}")
 NOTHING = object()
 Spell = Callable[[str, str | None, str | None], str]  # (option, its value as a word and as Python writes it, if there is one)
 

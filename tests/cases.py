@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import numpy as np
 
+from exporter.cli.options import quantize_config
+from quantize.config import QuantizeConfig
 from quantize.grids import make_grid
 from quantize.types import Axis, Grid, InputStats
 
@@ -36,6 +40,13 @@ SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in SEARCHED
 GRIDS = MIN_MAX_GRIDS + SEARCHED_GRIDS
 AXES = list(Axis)
 SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)
+
+
+def config_of(method: str = QuantizeConfig.method, **options) -> QuantizeConfig:
+    """A config by what its options are called on the command line, in Python's spelling."""
+    config = quantize_config(Namespace(method=method, **options))
+    assert options.keys() <= config.to_json().keys(), options
+    return config
 
 
 def grid_id(grid: Grid) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
-from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
+from quantize import DataSpec, open_checkpoint, quantize_checkpoint
 from quantize.methods import WORDS
 from quantize.statistics.imatrix import make_imatrix
+from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
 TEXT = 2048  # tokens
@@ -35,7 +36,7 @@ method = "search-ada"
 
 
 def cases(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A word and fields of QuantizeConfig."""
+    """A word and options."""
     imatrix, recipe = folder / "imatrix.gguf", folder / "recipe.toml"
     recipe.write_text(RECIPE)
     for method in WORDS:
@@ -65,7 +66,7 @@ def line(source: Path, folder: Path, target: str, config: dict[str, Any]) -> str
     out, named = folder / "store", TARGETS[target]
     given = {"calibration_tokens": TEXT, **config}
     try:
-        store = quantize_checkpoint(open_checkpoint(source), out, QuantizeConfig(**given), named, force=True)
+        store = quantize_checkpoint(open_checkpoint(source), out, config_of(**given), named, force=True)
         plan = json.loads((out / "plan.json").read_text())
         del plan["config"], plan["sha256"]
         file = writer_of(target).write(store, folder / f"file-{target}", force=True)
@@ -85,7 +86,7 @@ def main() -> None:
             "qwen3": make_tiny_model(folder / "qwen3", "qwen3", hidden=64, ffn=160),
         }
         for model, source in models.items():
-            make_imatrix(open_checkpoint(source), folder / "imatrix.gguf", QuantizeConfig(calibration_tokens=TEXT), force=True)
+            make_imatrix(open_checkpoint(source), folder / "imatrix.gguf", DataSpec(tokens=TEXT), force=True)
             for word, config in cases(folder):
                 for target in TARGETS:
                     print(model, word, target, line(source, folder, target, config), flush=True)

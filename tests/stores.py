@@ -13,16 +13,16 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.row_order import hf_row_index
-from quantize.config import QuantizeConfig
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.store.seal import OPEN, closed
 from quantize.store.tensors import QuantizedStore
 from quantize.types import QuantizedTensor, RowOrder
+from tests.cases import config_of
 
 
 def rtn_store(source: Path, out: Path, target: str = "llama.cpp", method: str = "rtn-oc", **config) -> QuantizedStore:
-    """Quantize the model at ``source``; ``config``: fields of QuantizeConfig."""
-    return quantize_checkpoint(open_checkpoint(source), out, QuantizeConfig(method=method, **config), TARGETS[target])
+    """Quantize the model at ``source``; ``config``: options."""
+    return quantize_checkpoint(open_checkpoint(source), out, config_of(method=method, **config), TARGETS[target])
 
 
 def stored_weight(store: QuantizedStore, name: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from runtime_checks.checks.onnx_check import check_onnx
 from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.report.data import Paths, read_inputs
+from tests.cases import config_of
 from tests.exporter.bundles import reseal
 from tests.mutations import mutate_bytes, mutate_json
 from tests.runtime_checks.reports import check, comparison, measured, row
@@ -51,7 +52,7 @@ def base(tmp_path_factory) -> Base:
     folder = tmp_path_factory.mktemp("mutations")
     sizes = {"hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 32, "layers": 1}
     source = open_checkpoint(make_tiny_model(folder / "model", **sizes))
-    config = QuantizeConfig(method="rtn-oc", group_size=32)
+    config = config_of(method="rtn-oc", group_size=32)
     store = quantize_checkpoint(source, folder / "store", config, TARGETS["onnxruntime"])
     write_onnx(store, folder / "onnx")
     assert main(["bundle", str(folder / "onnx"), "--platform", "web", "--out", str(folder / "bundle"), "--quiet"]) == 0

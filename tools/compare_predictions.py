@@ -23,7 +23,7 @@ from exporter.budget import Allocator
 from exporter.cli.values import file_size, positive
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
-from quantize import QuantizeConfig, dequantize, open_checkpoint
+from quantize import DataSpec, QuantizeConfig, dequantize, open_checkpoint
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.methods import ROUNDERS
@@ -122,10 +122,10 @@ def planned_size(source: Checkpoint, plan: ModelPlan) -> int:
         return writer_of(plan.target.name).size(store)
 
 
-def statistics(source: Checkpoint, config: QuantizeConfig) -> Mapping[str, InputStats]:
+def statistics(source: Checkpoint, data: DataSpec) -> Mapping[str, InputStats]:
     """Of every tensor, once for all plans; of the second moments only the diagonals, which are all that rounding asks for."""
-    tokens, _ = calibration_data(config, source.assets(), str(source.path))
-    curvature = measure_curvature(source, tokens, config.seed)
+    tokens, _ = calibration_data(data, source.assets(), str(source.path))
+    curvature = measure_curvature(source, tokens, data.seed)
     found = {name: replace(stats, hessian=stats.importance.copy()) for name, stats in curvature.tables.items()}
     for run in track(walk_blocks(source, tokens, curvature, 0), "statistics", source.config.num_layers):
         found |= {name: replace(stats, hessian=stats.importance.copy()) for name, stats in run.stats.items()}
@@ -196,12 +196,12 @@ def scatter(cases: Sequence[Case], measured: Sequence[float]) -> str:
 def main(args: argparse.Namespace) -> None:
     """Print the table, and draw it."""
     source, target = open_checkpoint(args.model), TARGETS[args.target]
-    config = QuantizeConfig("search-ada", calibration=args.calibration, calibration_tokens=args.calibration_tokens)
+    config = QuantizeConfig("search-ada", data=DataSpec(args.calibration, args.calibration_tokens))
     chunks = text_chunks(source, load_text(args.text).text, EvalOptions(chunks=args.chunks))
     sensitivity = read_sensitivity(args.sensitivity, source, target)
     allocator = Allocator(source, config, target, sensitivity, lambda plan: planned_size(source, plan))
     cases = Planner(source, allocator).cases(args.target_size, args.plans)
-    known, runner = statistics(source, config), source_runner(source)
+    known, runner = statistics(source, config.data), source_runner(source)
     base = [predictions(runner, tokens) for tokens in chunks]
     runner.close()
     print("| plan | MB | predicted | measured |\n|---|---|---|---|", flush=True)
@@ -227,8 +227,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target-size", type=file_size, required=True, metavar="SIZE", help="as 90MB")
     parser.add_argument("--plans", type=positive, default=14, metavar="N")
     parser.add_argument("--chunks", type=positive, default=4, metavar="N", help="of 512 tokens")
-    parser.add_argument("--calibration", default=QuantizeConfig.calibration, metavar="FILE")
-    parser.add_argument("--calibration-tokens", type=positive, default=QuantizeConfig.calibration_tokens, metavar="N")
+    parser.add_argument("--calibration", default=DataSpec.text, metavar="FILE")
+    parser.add_argument("--calibration-tokens", type=positive, default=DataSpec.tokens, metavar="N")
     parser.add_argument("--svg", type=Path, metavar="OUT.svg")
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, build_plan, dequantize, open_checkpoint
+from quantize import DataSpec, GridSpec, QuantizeConfig, build_plan, dequantize, open_checkpoint
 from quantize.architecture.families import fold_sites
 from quantize.block import Block, Kit, Rounded
 from quantize.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ Stats = Mapping[str, InputStats]
 def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
     """Of some blocks, spread over the model: to choose by, and to judge by; by name."""
     wanted = sorted({round(i * (source.config.num_layers - 1) / (LAYERS - 1)) for i in range(LAYERS)})
-    tokens, _ = calibration_data(QuantizeConfig(calibration=text, calibration_tokens=TOKENS), source.assets(), str(source.path))
+    tokens, _ = calibration_data(DataSpec(text, TOKENS), source.assets(), str(source.path))
     cut = len(tokens) * 2 // 3
     found: dict[int, list[Stats]] = {index: [] for index in wanted}
     for part in (tokens[:cut], tokens[cut:]):
@@ -103,7 +103,7 @@ def changed(name: str, block: Block) -> list[str]:
 def compare(source: Checkpoint, case: str, rounder: str, statistics: Mapping[int, tuple[Stats, Stats]]) -> str:
     """One line of the table."""
     target, grid, bits, group, axis = CASES[case]
-    config = QuantizeConfig(f"{rounder}-{axis}", bits, grid, group, allow_fallback=True)
+    config = QuantizeConfig(f"{rounder}-{axis}", GridSpec(grid, bits, group), allow_fallback=True)
     plans = {plan.name: plan for plan in build_plan(source.specs, config, TARGETS[target])}
     kit = Kit(TARGETS[target], RowOrders(source.config, RowOrder.HF), ROUNDERS, config.max_slowdown)
     logs: dict[str, list[float]] = {name: [] for name in (*NAMES, "all")}

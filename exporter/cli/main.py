@@ -189,7 +189,7 @@ def _imatrix(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.statistics.imatrix import make_imatrix
 
-    coverage = make_imatrix(open_checkpoint(args.source), args.out, quantize_config(args), args.force)
+    coverage = make_imatrix(open_checkpoint(args.source), args.out, quantize_config(args).data, args.force)
     say(table(str(args.out), calibration_rows(coverage.to_json())))
     return 0
 

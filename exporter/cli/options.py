@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 from exporter.cli.advice import grid_named, target_named
 from exporter.cli.bench import add_bench
@@ -16,6 +17,7 @@ from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
+from exporter.cli.spelling import option_of
 from exporter.cli.values import BITS, file_path, group_size, positive, text_path, transform_names, whole, widths
 from exporter.cli.words import START
 from exporter.targets import TARGETS
@@ -25,7 +27,9 @@ from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
+from quantize.methods.around import SELECTIONS
 
+Spec = TypeVar("Spec", bound=Any)  # a frozen dataclass
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
@@ -62,13 +66,18 @@ def build_parser() -> OneLineParser:
 
 
 def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
-    """A command's options as a config: they are named alike. What is not asked for is the effort's, or the default.
+    """A command's options as a config. What is not asked for is the effort's, or the default. Raises ConfigError."""
+    return _with_options(EFFORTS[getattr(args, "effort", "default")], args)
 
-    Raises ConfigError.
-    """
-    asked = {item.name: getattr(args, item.name) for item in fields(QuantizeConfig) if hasattr(args, item.name)}
-    effort = asdict(EFFORTS[getattr(args, "effort", "default")])
-    return QuantizeConfig(**asked | {key: value for key, value in effort.items() if asked.get(key) is None})
+
+def _with_options(spec: Spec, args: argparse.Namespace, within: str = "") -> Spec:
+    """``spec`` with what ``args`` have for its fields, and for those of specs in it."""
+    asked = {}
+    for item in fields(spec):
+        value, name = getattr(spec, item.name), f"{within}{item.name}"
+        said = getattr(args, option_of(name), None)
+        asked[item.name] = _with_options(value, args, f"{name}.") if is_dataclass(value) else value if said is None else said
+    return replace(spec, **asked)
 
 
 def _add_quantize(commands: Subparsers) -> None:
@@ -137,7 +146,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
     else:
-        group.add_argument("--bits", type=int, choices=BITS, default=DEFAULTS.bits, help=told)
+        group.add_argument("--bits", type=int, choices=BITS, default=DEFAULTS.grid.bits, help=told)
     group.add_argument(
         "--grid", type=grid_named, metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)"
     )
@@ -145,18 +154,21 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         "--group-size",
         type=group_size,
         metavar="N",
-        default=DEFAULTS.group_size,
+        default=DEFAULTS.grid.group_size,
         help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX)",
     )
     group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
     group.add_argument(
-        "--scale-dtype", choices=SCALE_DTYPES, default=DEFAULTS.scale_dtype, help="scales of the int grid (default: %(default)s)"
+        "--scale-dtype",
+        choices=SCALE_DTYPES,
+        default=DEFAULTS.grid.scale_dtype,
+        help="scales of the int grid (default: %(default)s)",
     )
     group.add_argument(
         "--transforms",
         type=transform_names,
         metavar="none|all|NAME,...",
-        default=DEFAULTS.transforms,
+        default=DEFAULTS.around.transforms,
         help=f"changes of basis before rounding, where they pay: {', '.join(transforms.NAMES)} (default: none)",
     )
 
@@ -206,7 +218,7 @@ def _add_data_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--selection",
-        choices=("scope", "hessian"),
+        choices=SELECTIONS,
         help="AdaDim's loss: of the attention's or MLP's output, or by the layer's statistics (default: the effort's)",
     )
     group.add_argument(
@@ -242,11 +254,11 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
         "--calibration",
         type=text_path,
         metavar="FILE|builtin",
-        default=DEFAULTS.calibration,
+        default=DEFAULTS.data.text,
         help="UTF-8 text (default: %(default)s)",
     )
     group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
-    group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.seed, help="(default: %(default)s)")
+    group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.data.seed, help="(default: %(default)s)")
 
 
 def _add_export(commands: Subparsers) -> None:

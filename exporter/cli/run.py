@@ -103,7 +103,10 @@ def _plans(args: Namespace, measured: Measured, rungs: Sequence[Rung]) -> list[M
             sizes = [rung.size for rung in own if rung.size is not None]
             plans |= zip(own, size_plans(args, config, measured, target, sizes), strict=True)
         else:
-            plans |= {rung: model_plan(args, replace(config, bits=rung.bits), measured, target) for rung in own}
+            plans |= {
+                rung: model_plan(args, replace(config, grid=replace(config.grid, bits=rung.bits)), measured, target)
+                for rung in own
+            }
     return [plans[rung] for rung in rungs]
 
 

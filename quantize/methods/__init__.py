@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from quantize.block import Step
 from quantize.methods import gptq, rtn, search
+from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.steps.axis import ChooseAxis, ChooseByScope
 from quantize.steps.fold import ChangeBasis, Correction
@@ -46,14 +47,6 @@ def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
     return f"{method.name}-{next(word for word, known in AXES.items() if known == axes)}"
 
 
-class Around(NamedTuple):
-    """What options add to every method: transforms by name, axes by scope losses, learned rounding."""
-
-    transforms: tuple[str, ...] = ()
-    by_scope: bool = False
-    learns: bool = False
-
-
 def before(around: Around) -> list[Step]:
     """What comes before any method's own steps."""
     steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in around.transforms]
@@ -63,7 +56,7 @@ def before(around: Around) -> list[Step]:
 def after(around: Around) -> list[Step]:
     """What comes after all methods' own steps."""
     steps: list[Step] = [ChooseAxis(), *(Correction(name) for name in CORRECTIONS if name in around.transforms)]
-    return [*steps, LearnCodes()] if around.learns else steps
+    return [*steps, LearnCodes()] if around.block_steps else steps
 
 
 def steps_of(methods: Collection[str], around: Around) -> list[Step]:

@@ -15,9 +15,9 @@ GIB = 2**30
 
 def check_memory(specs: Mapping[str, TensorSpec], config: QuantizeConfig, where: str) -> None:
     """Raises ConfigError if ``config`` needs the source ``where`` whole in more memory than there is."""
-    if config.tune_steps:
+    if config.around.tune_steps:
         times, mend = TUNED, f"give {asked('tune_steps', 0)}"
-    elif config.token_weight == "gradient":
+    elif config.data.token_weight == "gradient":
         times, mend = WHOLE, f"give {asked('token_weight', 'unit')}"
     else:
         return

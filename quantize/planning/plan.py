@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantize.config import (
     DEFAULT_BITS,
@@ -13,7 +13,9 @@ from quantize.config import (
     GROUP_SIZES,
     TABLE_BITS,
     WHOLE_CHANNEL,
+    GridSpec,
     QuantizeConfig,
+    Rule,
     read_recipe,
 )
 from quantize.errors import ConfigError, PlanError, asked, shown
@@ -37,16 +39,11 @@ class ModelPlan:
     assets: Mapping[str, bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What was asked for one tensor: the config with a recipe's rule on top."""
+class _Choice(NamedTuple):
+    """What was asked for one linear: the config with a recipe's rule on top."""
 
     method: str
-    bits: int | None
-    grid: str | None
-    group_size: int | None
-    symmetric: bool
-    scale_dtype: str
+    grid: GridSpec
 
 
 def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: Target) -> list[TensorPlan]:
@@ -67,9 +64,7 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
         else:
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
-        raise ConfigError(
-            f"{config.recipe}: rule[{index}], match '{shown(rules[index]['match'])}', names no linear of this model"
-        )
+        raise ConfigError(f"{config.recipe}: rule[{index}], match '{shown(rules[index].match)}', names no linear of this model")
     return plans
 
 
@@ -102,7 +97,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Ten
     option = "embedding" if spec.name == EMBEDDING else "head"
     if wanted == "source":
         return as_floats(spec)
-    grid = _table_grid(wanted, option, config.scale_dtype, target)
+    grid = _table_grid(wanted, option, config.grid.scale_dtype, target)
     lack = target.lacks(grid, Axis.PER_OC)
     if lack is not None:
         raise ConfigError(f"{asked(option, wanted)}: {lack}; drop {asked(option)}")
@@ -117,7 +112,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Ten
 def table_method(grid: Grid, config: QuantizeConfig) -> str:
     """A second-order method for an embedding or a head too where it is coarse, and where gradients say what its errors cost."""
     method = read_word(config.method).method
-    careful = method.needs >= Need.HESSIAN and config.token_weight == "gradient" and grid.bits < FINE_BITS
+    careful = method.needs >= Need.HESSIAN and config.data.token_weight == "gradient" and grid.bits < FINE_BITS
     return method.name if careful else "rtn"
 
 
@@ -140,22 +135,19 @@ def _table_grid(wanted: str | None, option: str, scale_dtype: str, target: Targe
     return grid
 
 
-def _choose(name: str, config: QuantizeConfig, rules: list[dict[str, Any]]) -> tuple[_Choice, set[int]]:
+def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choice, set[int]]:
     """The first rule that matches wins; returns it and which rules matched."""
-    choice = _Choice(config.method, config.bits, config.grid, config.group_size, config.symmetric, config.scale_dtype)
-    matching = [i for i, rule in enumerate(rules) if fnmatchcase(name.removesuffix(".weight"), rule["match"])]
+    matching = [i for i, rule in enumerate(rules) if fnmatchcase(name.removesuffix(".weight"), rule.match)]
     if not matching:
-        return choice, set()
-    rule = {key: value for key, value in rules[matching[0]].items() if key != "match"}
-    if rule.keys() & {"bits", "grid"}:  # a rule that changes one of the two must not inherit the other
-        choice = replace(choice, grid=None, bits=None)
-    return replace(choice, **rule), set(matching)
+        return _Choice(config.method, config.grid), set()
+    first = rules[matching[0]]
+    return _Choice(first.method or config.method, first.over(config.grid)), set(matching)
 
 
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
     shape = (spec.shape[0], spec.shape[1])
     method, axes = read_word(choice.method)
-    grids = {axis: _linear_grid(choice, axis, shape, target) for axis in Axis}
+    grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
     held = [axis for axis in axes if target.lacks(grids[axis], axis) is None]
     reasons = {axis: target.refuses(grids[axis], axis, shape) for axis in held}
@@ -182,21 +174,21 @@ def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], t
     """Raises ConfigError for a grid or an axis that the target holds in no shape: no fallback mends that."""
     lack = target.lacks(grids[Axis.PER_OC], Axis.PER_OC)
     if lack is not None:
-        raise ConfigError(f"{spec.name}: {lack}; drop {asked('grid', choice.grid)}")
+        raise ConfigError(f"{spec.name}: {lack}; drop {asked('grid', choice.grid.name)}")
     method, axes = read_word(choice.method)
     lack = target.lacks(grids[Axis.PER_IC], Axis.PER_IC)
     if lack is not None and Axis.PER_OC not in axes:
         raise ConfigError(f"{asked('method', choice.method)}: {spec.name}: {lack}; choose {method.name}-oc or {method.name}-ada")
 
 
-def _linear_grid(choice: _Choice, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:
-    bits, group = choice.bits, choice.group_size
-    name = choice.grid or target.grid_name(bits or DEFAULT_BITS)
+def _linear_grid(spec: GridSpec, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:
+    bits, group = spec.bits, spec.group_size
+    name = spec.name or target.grid_name(bits or DEFAULT_BITS)
     own = GRIDS.get(name)
     if own is not None and not isinstance(own, type):
-        return make_grid(name, bits or own.bits, own.group_size if group is None else group, choice.symmetric, choice.scale_dtype)
+        return make_grid(name, bits or own.bits, own.group_size if group is None else group, spec.symmetric, spec.scale_dtype)
     if group is None:
         group = target.default_group_size
     if group == WHOLE_CHANNEL:  # one ragged group: the next power of two holds the channel
         group = max(GROUP_SIZES[0], 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length())
-    return make_grid(name, bits or DEFAULT_BITS, group, choice.symmetric, choice.scale_dtype)
+    return make_grid(name, bits or DEFAULT_BITS, group, spec.symmetric, spec.scale_dtype)

@@ -132,8 +132,8 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
 
     source = measured.source
     check_backward(source.specs, str(source.path))
-    tokens, coverage = calibration_data(config, source.assets(), str(source.path))
-    curvature = measured.curvature(tokens, config.seed)
+    tokens, coverage = calibration_data(config.data, source.assets(), str(source.path))
+    curvature = measured.curvature(tokens, config.data.seed)
     poor = list[str]()
     options: dict[str, list[TensorRecord]] = {}
 

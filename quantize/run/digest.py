@@ -20,10 +20,10 @@ def run_digest(job: Job) -> str:
     Raises CalibrationError for a text that cannot be read.
     """
     text = None
-    if job.runs_source or job.config.tune_steps:
-        if reads_once(job.config.calibration):
+    if job.runs_source or job.config.around.tune_steps:
+        if reads_once(job.config.data.text):
             return ""
-        text = load_text(job.config.calibration).sha256
+        text = load_text(job.config.data.text).sha256
     plans = [
         vars(plan) | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
         for plan in job.plan.tensors

@@ -29,7 +29,7 @@ def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) 
         "config": config.to_json(),
         "calibration": None if coverage is None else {**coverage.to_json(), "rank_poor": poor},
         "imatrix": None if job.imatrix is None else job.imatrix.to_json(),
-        "blocks": _learned(reports, config.block_steps),
+        "blocks": _learned(reports, config.around.block_steps),
         "tuning": next((report["tuning"] for report in reports if "tuning" in report), None),
         "transforms": {name: _digits(reports, name, source.config.num_layers) for name in _transforms(job)},
         "notes": plan_notes(job.plan.tensors, config, job.target) + _slowdown_note(job, taken_back) + _window_note(job),
@@ -40,7 +40,7 @@ def _transforms(job: Job) -> list[str]:
     """Those that were asked for, and those of the methods of its linears: known before any block is."""
     methods = [METHODS[name] for name in dict.fromkeys(plan.method for plan in job.plan.tensors if plan.candidates)]
     own = [step.name for method in methods for step in method.steps if isinstance(step, ChangeBasis | Correction)]
-    return list(dict.fromkeys([*job.config.transforms, *own]))
+    return list(dict.fromkeys([*job.config.around.transforms, *own]))
 
 
 def _digits(reports: list[Report], name: str, blocks: int) -> str:

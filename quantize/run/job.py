@@ -15,6 +15,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.methods import METHODS, ROUNDERS, Around, steps_of
+from quantize.methods.around import SELECTIONS
 from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
 from quantize.planning.plan import ModelPlan
 from quantize.rounding.gptq import with_visits
@@ -77,7 +78,7 @@ class Job:
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives: some step needs them, or the choice of an axis does."""
         methods = {plan.method for plan in self.plan.tensors if plan.candidates}
-        wanted = steps_of(methods, self.around._replace(by_scope=False))
+        wanted = steps_of(methods, replace(self.config.around, selection=SELECTIONS[-1]))
         return self.imatrix is None and (self.chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
 
     @property
@@ -85,39 +86,32 @@ class Job:
         """Whether some linear may have more than one axis."""
         return any(len(plan.candidates) > 1 for plan in self.plan.tensors)
 
-    @property
-    def around(self) -> Around:
-        """What options add to the methods."""
-        config = self.config
-        return Around(config.transforms, config.selection == "scope", config.block_steps > 0)
-
     def kit(self, run: BlockRun | None) -> Kit:
         """What steps may use."""
-        config = self.config
-        return Kit(
-            self.target, self.orders, ROUNDERS, config.max_slowdown, config.seed, config.block_steps, config.calibration, run
-        )
+        config, data = self.config, self.config.data
+        return Kit(self.target, self.orders, ROUNDERS, config.max_slowdown, data.seed, config.around.block_steps, data.text, run)
 
 
 def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
-    if plan.config.imatrix is None:
+    path = plan.config.data.imatrix
+    if path is None:
         return Job(source, plan)
     for one in plan.tensors:
         method = METHODS[one.method]
         if one.candidates and block_index(one.name) is not None and method.needs > Need.IMPORTANCE:
             raise ConfigError(
-                f"{asked('imatrix', str(plan.config.imatrix))}: {one.name} is to be rounded by {method.name}, for which the "
+                f"{asked('imatrix', str(path))}: {one.name} is to be rounded by {method.name}, for which the "
                 f"source must run over a text; choose {asked('method', 'rtn-oc')}, rtn-ic or rtn-ada, or drop {asked('imatrix')}"
             )
-    imatrix = read_imatrix(plan.config.imatrix)
+    imatrix = read_imatrix(path)
     linears = [one.name for one in plan.tensors if one.candidates and block_index(one.name) is not None]
     return Job(source, plan, imatrix, imatrix.for_model(source.specs, linears))
 
 
 def calibration_text(job: Job) -> Text | None:
     """What statistics are measured on, if any are. Raises CalibrationError."""
-    return calibration_data(job.config, job.assets, str(job.source.path)) if job.runs_source else None
+    return calibration_data(job.config.data, job.assets, str(job.source.path)) if job.runs_source else None
 
 
 def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statistics:
@@ -128,13 +122,13 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
     from quantize.source import walk_blocks
 
     tokens, coverage = text
-    token_weight: str | Curvature = config.token_weight
+    token_weight: str | Curvature = config.data.token_weight
     known: Mapping[str, InputStats] = {}
     if token_weight == "gradient":
-        token_weight = curvature = measured.curvature(tokens, config.seed)
+        token_weight = curvature = measured.curvature(tokens, config.data.seed)
         known = curvature.tables
-    sequences = SCOPE_SEQUENCES if job.around.by_scope and job.chooses else 0
-    walk = walk_blocks(source, tokens, token_weight, sequences, config.block_steps > 0)
+    sequences = SCOPE_SEQUENCES if config.around.by_scope and job.chooses else 0
+    walk = walk_blocks(source, tokens, token_weight, sequences, config.around.block_steps > 0)
     # Stores that are made together share what GPTQ makes of a Hessian.
     return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in walk), coverage)
 
@@ -193,7 +187,7 @@ def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistic
         () if run is None else run.sites,
         fold_sites(job.source.config, block_prefix(index)),
         index,
-        Around() if run is None else job.around,
+        Around() if run is None else job.config.around,
     )
     result = run_block(task, job.kit(run))
     if run is None:

@@ -47,10 +47,10 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
     source = measured.source
     jobs = [make_job(source, plan) for plan in planned.values()]
     for job in jobs:
-        if job.runs_source or job.config.tune_steps:
+        if job.runs_source or job.config.around.tune_steps:
             check_memory(source.specs, job.config, str(source.path))
     # A bad text is refused before any work, and before anything is done to what an interrupted run left.
-    tokens = [tuning_tokens(job) if job.config.tune_steps else None for job in jobs]
+    tokens = [tuning_tokens(job) if job.config.around.tune_steps else None for job in jobs]
     groups = _alike(jobs)
     texts = [calibration_text(jobs[first]) for first, *_ in groups]
     with ExitStack() as stack:
@@ -79,10 +79,9 @@ def _alike(jobs: list[Job]) -> list[list[int]]:
     """Indices of those that see the same of one walk, and so share it; rounding that learns changes what the next block sees."""
     alike: dict[object, list[int]] = {}
     for index, job in enumerate(jobs):
-        config = job.config
-        shares = job.runs_source and config.selection == "hessian" and not (config.block_steps or config.tune_steps)
-        seen = config.calibration, config.calibration_tokens, config.seed, config.token_weight
-        alike.setdefault(seen if shares else index, []).append(index)
+        around = job.config.around
+        shares = job.runs_source and not (around.by_scope or around.block_steps or around.tune_steps)
+        alike.setdefault(job.config.data if shares else index, []).append(index)
     return list(alike.values())
 
 
@@ -103,8 +102,9 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
     """
     job, coverage = make_job(source, plan), None
     if job.runs_source:
-        text = load_text(plan.config.calibration)
-        coverage = Coverage(text.name, text.sha256, sequence_count(plan.config.calibration_tokens) * SEQUENCE, SEQUENCE)
+        data = plan.config.data
+        text = load_text(data.text)
+        coverage = Coverage(text.name, text.sha256, sequence_count(data.tokens) * SEQUENCE, SEQUENCE)
     with TemporaryDirectory() as folder:
         records = [_planned_record(one) for one in sorted(plan.tensors, key=order_of)]
         write_headers(Path(folder), header(job, coverage), records, job.assets)

@@ -16,9 +16,9 @@ def tuning_tokens(job: Job) -> I64:
 
     Raises CalibrationError for a text that cannot be read or is too short.
     """
-    config, schedule = job.config, tuning_schedule(job.config.tune_steps, job.config.seed)
-    tokens = other_data(config, job.assets, str(job.source.path), schedule.wanted)
-    schedule.check(len(tokens), config.calibration, "tune_steps", "give a longer text")
+    data, schedule = job.config.data, tuning_schedule(job.config.around.tune_steps, job.config.data.seed)
+    tokens = other_data(data, job.assets, str(job.source.path), schedule.wanted)
+    schedule.check(len(tokens), data.text, "tune_steps", "give a longer text")
     return tokens
 
 
@@ -27,8 +27,8 @@ def tuned(job: Job, pieces: list[Piece], tokens: I64) -> tuple[list[Piece], dict
     from quantize.source import ModelStudent
 
     chosen = [index for index, (tensor, _) in enumerate(pieces) if isinstance(tensor, QuantizedTensor) or tensor.values.ndim == 1]
-    student, steps = ModelStudent(job.source, tokens), job.config.tune_steps
-    found = tune([pieces[index][0] for index in chosen], student, job.orders, tuning_schedule(steps, job.config.seed))
+    student, steps = ModelStudent(job.source, tokens), job.config.around.tune_steps
+    found = tune([pieces[index][0] for index in chosen], student, job.orders, tuning_schedule(steps, job.config.data.seed))
     moved = dict(zip(chosen, found.tensors, strict=True))
     report = {"tuning": {"steps": steps, "before": found.before, "after": found.after}}
     return [(moved.get(index, tensor), record) for index, (tensor, record) in enumerate(pieces)], report

@@ -20,7 +20,7 @@ from quantize.kinds import readable
 from quantize.types import InputStats
 
 if TYPE_CHECKING:
-    from quantize.config import QuantizeConfig
+    from quantize.config import DataSpec
 
 BUILTIN = "builtin"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
@@ -136,7 +136,7 @@ def choose_sequences(ids: NDArray[np.int64], tokens: int, seed: int, where: str)
     if available < wanted:
         raise CalibrationError(
             f"{where}: {len(ids)} tokens, but {wanted} sequences of {SEQUENCE} are needed; give a longer text"
-            + (f", or {asked('calibration_tokens', available * SEQUENCE)}" if available else "")
+            + (f", or {asked('data.tokens', available * SEQUENCE)}" if available else "")
         )
     return _drawn(ids, seed, np.arange(wanted))
 
@@ -157,26 +157,26 @@ def _drawn(ids: NDArray[np.int64], seed: int, places: NDArray[np.intp]) -> NDArr
     return ids[: available * SEQUENCE].reshape(available, SEQUENCE)[chosen]
 
 
-def calibration_data(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> tuple[NDArray[np.int64], Coverage]:
-    """The text that ``config`` names as I64[sequences, SEQUENCE], by the tokenizer among a source's assets, and its description.
+def calibration_data(data: DataSpec, assets: Mapping[str, bytes], where: str) -> tuple[NDArray[np.int64], Coverage]:
+    """The text that ``data`` names as I64[sequences, SEQUENCE], by the tokenizer among a source's assets, and its description.
 
     ``where`` names the model in errors. Raises CalibrationError.
     """
-    text, ids = _tokenized(config, assets, where)
-    tokens = choose_sequences(ids, config.calibration_tokens, config.seed, text.name)
+    text, ids = _tokenized(data, assets, where)
+    tokens = choose_sequences(ids, data.tokens, data.seed, text.name)
     return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
 
 
-def other_data(config: QuantizeConfig, assets: Mapping[str, bytes], where: str, count: int) -> NDArray[np.int64]:
+def other_data(data: DataSpec, assets: Mapping[str, bytes], where: str, count: int) -> NDArray[np.int64]:
     """``count`` sequences of that text that ``calibration_data`` leaves out, as far as there are (``other_sequences``).
 
     Raises CalibrationError as it does, but for the text's length.
     """
-    return other_sequences(_tokenized(config, assets, where)[1], config.calibration_tokens, config.seed, count)
+    return other_sequences(_tokenized(data, assets, where)[1], data.tokens, data.seed, count)
 
 
-def _tokenized(config: QuantizeConfig, assets: Mapping[str, bytes], where: str) -> tuple[CalibrationText, NDArray[np.int64]]:
-    text = load_text(config.calibration)
+def _tokenized(data: DataSpec, assets: Mapping[str, bytes], where: str) -> tuple[CalibrationText, NDArray[np.int64]]:
+    text = load_text(data.text)
     if "tokenizer.json" not in assets:
         raise CalibrationError(
             f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "

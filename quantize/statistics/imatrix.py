@@ -27,7 +27,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from quantize.checkpoint import Checkpoint
-from quantize.config import QuantizeConfig
+from quantize.config import DataSpec
 from quantize.errors import CalibrationError
 from quantize.gguf.container import (
     DEFAULT_ALIGNMENT,
@@ -105,7 +105,7 @@ def read_imatrix(path: Path) -> Imatrix:
     return Imatrix(path, hashlib.sha256(data).hexdigest(), entries, datasets, chunks)
 
 
-def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: bool = False) -> Coverage:
+def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = False) -> Coverage:
     """Run ``source`` over the calibration text of ``config`` and write what llama-quantize reads; returns what was run over.
 
     The same inputs give the same bytes. Raises CalibrationError and OutputError.
@@ -113,7 +113,7 @@ def make_imatrix(source: Checkpoint, out: Path, config: QuantizeConfig, force: b
     from quantize.source import walk_blocks
 
     with new_file(out, force) as file:
-        tokens, coverage = calibration_data(config, source.assets(), str(source.path))
+        tokens, coverage = calibration_data(data, source.assets(), str(source.path))
         sums: dict[str, F32] = {}
         poor = list[str]()
         for run in track(walk_blocks(source, tokens, "none", scope_sequences=0), "measuring"):

@@ -61,7 +61,7 @@ def learn_rounding(rounded: Iterable[tuple[QuantizedTensor, F32]], student: Stud
     Raises CalibrationError for too short a text.
     """
     schedule = Schedule("rounding a block", kit.steps, SEQUENCES, SPAN, kit.seed, lambda _: 1.0)
-    schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('calibration_tokens')}")
+    schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('data.tokens')}")
     return descend([_Positions(*pair) for pair in rounded], student, kit.orders, schedule)
 
 

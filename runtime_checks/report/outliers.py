@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from quantize.blocks import dequantize
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
-from quantize.config import QuantizeConfig
+from quantize.config import DataSpec
 from quantize.errors import ConfigError, asked
 from quantize.model_config import block_index, is_linear
 from quantize.progress import track
@@ -90,8 +90,7 @@ def _input_sizes(source: Checkpoint, text: str) -> dict[str, F32]:
     """F32[IC] by weight name, over a few sequences of the text, one decoder block in memory at a time."""
     from quantize.source import walk_blocks
 
-    config = replace(QuantizeConfig(), calibration=text, calibration_tokens=CALIBRATION_TOKENS)
-    tokens, _ = calibration_data(config, source.assets(), str(source.path))
+    tokens, _ = calibration_data(DataSpec(text, CALIBRATION_TOKENS), source.assets(), str(source.path))
     runs = track(walk_blocks(source, tokens, "none", 0), "activations", source.config.num_layers)
     return {name: np.sqrt(stats.importance) for run in runs for name, stats in run.stats.items()}
 

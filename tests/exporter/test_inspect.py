@@ -17,9 +17,10 @@ from exporter.gguf.file import write_gguf
 from exporter.inspect import inspect
 from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
+from quantize import open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError, StoreError
 from quantize.gguf import names as gguf_names
+from tests.cases import config_of
 from tests.mutations import GgufParts, text
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import make_tiny_model
@@ -103,7 +104,7 @@ def to_gguf_name(name: str, axis: str | None) -> str:
 @pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime"])
 def test_an_embedding_that_stays_as_it_was(tmp_path, target):
     source = open_checkpoint(make_tiny_model(tmp_path / "model", layers=1, dtype="F16"))
-    config = QuantizeConfig(method="rtn-oc", group_size=32, embedding="source")
+    config = config_of(method="rtn-oc", group_size=32, embedding="source")
     store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS[target])
     file = (write_gguf if target == "llama.cpp" else write_onnx)(store, tmp_path / "file")
     for path in (store.path, file):
@@ -115,7 +116,7 @@ def test_an_embedding_that_stays_as_it_was(tmp_path, target):
 
 def test_the_choice_and_its_losses_are_shown(tmp_path):
     source = open_checkpoint(make_tiny_model(tmp_path / "model", layers=1))
-    config = QuantizeConfig(method="rtn-ada", selection="hessian", calibration_tokens=512)
+    config = config_of(method="rtn-ada", selection="hessian", calibration_tokens=512)
     quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime+adadim"])
     shown = [tensor for tensor in inspect(tmp_path / "store")["tensors"] if tensor.get("loss")]
     assert len(shown) == 7

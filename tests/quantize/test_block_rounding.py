@@ -14,14 +14,13 @@ from quantize.block import Block, Kit, Rounded
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
-from quantize.config import QuantizeConfig
 from quantize.errors import CalibrationError, ConfigError
 from quantize.methods import ROUNDERS
 from quantize.source import build_model, measure_curvature, walk_blocks
 from quantize.steps import learn_codes as block_rounding
 from quantize.steps.learn_codes import LearnCodes, learn_rounding
 from quantize.types import Axis, RowOrder, TensorPlan
-from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
+from tests.cases import AXES, GRIDS, config_of, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -193,6 +192,6 @@ def test_a_text_too_short_to_learn_from_is_refused(source, tokens):
 
 def test_an_importance_matrix_has_no_layers_to_learn_by(tmp_path):
     with pytest.raises(ConfigError, match="block_steps: need the source run over a text, not imatrix; give block_steps=0, or"):
-        QuantizeConfig(imatrix=tmp_path / "m.gguf", block_steps=1)
+        config_of(imatrix=tmp_path / "m.gguf", block_steps=1)
     with pytest.raises(ConfigError, match="block_steps=-1: must not be negative"):
-        QuantizeConfig(block_steps=-1)
+        config_of(block_steps=-1)

@@ -66,7 +66,7 @@ def test_a_text_without_a_whole_sequence_has_no_others():
 
 
 def test_a_text_too_short_says_how_long_it_is():
-    with pytest.raises(CalibrationError, match=r"t: 1100 tokens, but 4 sequences of 512 are needed.*calibration_tokens=1024"):
+    with pytest.raises(CalibrationError, match=r"t: 1100 tokens, but 4 sequences of 512 are needed.*data.tokens=1024"):
         choose_sequences(np.arange(1100), 2048, 0, "t")
     with pytest.raises(CalibrationError, match="t: 5 tokens, but 1 sequences"):
         choose_sequences(np.arange(5), 100, 0, "t")

@@ -15,10 +15,11 @@ from gguf import GGUFReader, GGUFWriter
 from exporter.cli.main import main
 from exporter.inspect import inspect
 from exporter.targets import TARGETS
-from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
+from quantize import Axis, DataSpec, dequantize, open_checkpoint, quantize_checkpoint
 from quantize.errors import CalibrationError, ConfigError
 from quantize.gguf.names import to_gguf_name
 from quantize.statistics.imatrix import CHUNKS, DATASETS, make_imatrix, read_imatrix
+from tests.cases import config_of
 from tests.mutations import GgufParts, mutate_bytes, mutate_gguf
 from tests.tiny import make_tiny_model
 
@@ -81,7 +82,7 @@ def written(tmp_path_factory):
 
 
 def quantized(source, out, imatrix, target="onnxruntime+adadim", **config):
-    return quantize_checkpoint(source, out, QuantizeConfig(imatrix=imatrix, **config), TARGETS[target])
+    return quantize_checkpoint(source, out, config_of(imatrix=imatrix, **config), TARGETS[target])
 
 
 @pytest.mark.parametrize("tail", [True, False], ids=["with the text's name", "of the oldest kind"])
@@ -284,7 +285,7 @@ def test_neither_torch_nor_a_tokenizer_is_needed_and_the_store_says_what_was_use
 
 def test_what_we_write_is_the_sum_of_squares_and_is_read_by_gguf_py_and_by_us(source, tmp_path):
     path = tmp_path / "imatrix.gguf"
-    coverage = make_imatrix(source, path, QuantizeConfig(calibration_tokens=TOKENS))
+    coverage = make_imatrix(source, path, DataSpec(tokens=TOKENS))
     stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     assert len(stored) == 2 * 7 * LAYERS
     first = stored[f"{Q}.in_sum2"].data

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, methods, open_checkpoint, quantize_checkpoint
+from quantize import methods, open_checkpoint, quantize_checkpoint
 from quantize.blocks import dequantize
 from quantize.checkpoint.row_order import RowOrders
 from quantize.loss import output_loss
@@ -17,7 +17,7 @@ from quantize.run.task import BlockTask, run_block
 from quantize.steps.fold import ChangeBasis
 from quantize.steps.round import Linear, Round
 from quantize.types import Axis, Need, RowOrder, TensorPlan
-from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
+from tests.cases import AXES, GRIDS, config_of, grid_id, stats_of, weight_of
 from tests.tiny import make_tiny_model
 
 ALIKE = 1e-3  # a search without importance and with an even one may end at different params
@@ -69,7 +69,7 @@ def scaled(monkeypatch):
 def test_a_new_method_is_a_row(scaled, tmp_path, target):
     """Planned, run over a text because its steps need one, its folds in the header for ``verify``."""
     source = open_checkpoint(make_tiny_model(tmp_path / "m"))
-    config = QuantizeConfig("scaled-ada", calibration_tokens=1024)
+    config = config_of("scaled-ada", calibration_tokens=1024)
     store = quantize_checkpoint(source, tmp_path / "s", config, TARGETS[target])
     assert store.header["calibration"]["tokens"] == 1024
     assert list(store.header["transforms"]) == ["norm-scales", "ffn-scales"]

@@ -13,7 +13,7 @@ import pytest
 from exporter.cli.summary import store_summary
 from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
-from quantize import Axis, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
+from quantize import Axis, dequantize, open_checkpoint, quantize_checkpoint
 from quantize import source as source_model
 from quantize.block import Block, Kit
 from quantize.checkpoint.row_order import ggml_row_index
@@ -31,6 +31,7 @@ from quantize.steps.axis import ChooseAxis
 from quantize.steps.round import Round
 from quantize.store.writer import StoreWriter
 from quantize.types import InputStats, PlainTensor, QuantizedTensor, TensorPlan
+from tests.cases import config_of
 from tests.tiny import Sizes, make_tiny_model, tiny_weights, write_weights
 
 QUICK = {"calibration_tokens": 1024}
@@ -43,7 +44,7 @@ def source(tmp_path_factory):
 
 
 def run(source, out, target, **config):
-    return quantize_checkpoint(source, out, QuantizeConfig(**QUICK | config), TARGETS[target])
+    return quantize_checkpoint(source, out, config_of(**QUICK | config), TARGETS[target])
 
 
 @pytest.mark.parametrize("method", WORDS)
@@ -279,7 +280,7 @@ def test_ada_keeps_the_axis_on_which_the_planned_rounder_loses_less():
 
 
 def planned(source, target, **options) -> ModelPlan:
-    config = QuantizeConfig(**QUICK | options)
+    config = config_of(**QUICK | options)
     return ModelPlan(config, TARGETS[target], build_plan(source.specs, config, TARGETS[target]))
 
 

@@ -15,6 +15,7 @@ from quantize.planning import memory
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import build_plan, plan_notes
 from quantize.types import Axis, TensorSpec
+from tests.cases import config_of
 
 Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -26,7 +27,7 @@ def specs_of(q=(64, 64), down=(64, 96), head=False):
 
 
 def plan_of(target, specs=None, **config):
-    plans = build_plan(specs or specs_of(), QuantizeConfig(**config), TARGETS[target])
+    plans = build_plan(specs or specs_of(), config_of(**config), TARGETS[target])
     return {plan.name: plan for plan in plans}
 
 
@@ -114,7 +115,7 @@ def test_floats_of_a_fallback_hold_what_the_source_holds(dtype, kept):
 
 
 def test_a_super_block_that_does_not_fit_becomes_a_block_that_does():
-    config, target = QuantizeConfig(grid="q4_k", allow_fallback=True), TARGETS["llama.cpp"]
+    config, target = config_of(grid="q4_k", allow_fallback=True), TARGETS["llama.cpp"]
     plans = build_plan(specs_of(), config, target)
     assert next(plan for plan in plans if plan.name == Q).candidates[Axis.PER_OC].name == "q5_0"
     assert any(Q in note and "block of 256" in note and "stored as q5_0" in note for note in plan_notes(plans, config, target))
@@ -238,7 +239,7 @@ def test_contradictions(config, message):
 )
 def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, options, fits, mend):
     specs = {"w": TensorSpec("w", "F16", (1 << 15, 1 << 15))}  # 4 GiB in float32
-    config = QuantizeConfig(**options)
+    config = config_of(**options)
     monkeypatch.setattr(memory, "_physical", lambda: 32 << 30)
     check_memory(specs, config, "model")
     monkeypatch.setattr(memory, "_physical", lambda: int(fits * (4 << 30)))
@@ -249,4 +250,4 @@ def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, opt
 
 def test_transforms_need_more_than_an_importance_matrix():
     with pytest.raises(ConfigError, match=r"transforms: need the source run over a text, not imatrix; give transforms=\(\), or"):
-        QuantizeConfig(method="rtn-oc", imatrix=Path("i.gguf"), transforms=("norm-gains",))
+        config_of(method="rtn-oc", imatrix=Path("i.gguf"), transforms=("norm-gains",))

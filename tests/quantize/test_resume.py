@@ -21,6 +21,7 @@ from quantize.store import output_place
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import GOES_ON, Unfinished
 from quantize.store.writer import StoreWriter
+from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
 TOKENS = {"calibration_tokens": 8192}
@@ -39,7 +40,7 @@ def source(tmp_path_factory):
 
 
 def quantized(source, out, **config):
-    return quantize_checkpoint(source, out, QuantizeConfig(**config), TARGETS["gguf-adadim"])
+    return quantize_checkpoint(source, out, config_of(**config), TARGETS["gguf-adadim"])
 
 
 def files(folder):

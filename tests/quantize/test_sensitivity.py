@@ -20,9 +20,10 @@ from quantize.planning.sensitivity import measure_sensitivity, options_of, read_
 from quantize.statistics.calibration import calibration_data
 from quantize.statistics.measured import Measured
 from quantize.types import Axis
+from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
-CONFIG = QuantizeConfig(calibration_tokens=512)
+CONFIG = config_of(calibration_tokens=512)
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -56,8 +57,8 @@ def test_the_loss_is_that_of_rounding_the_tensor(source):
     from quantize.source import measure_curvature, walk_blocks
 
     found = losses(measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"]), Q)
-    tokens, _ = calibration_data(CONFIG, source.assets(), "model")
-    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.seed), 0)
+    tokens, _ = calibration_data(CONFIG.data, source.assets(), "model")
+    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
     stats = next(run.stats[Q] for run in runs if Q in run.stats)
     for (name, bits, axis), loss in found.items():
         grid = sensitivity.make_grid(name, bits, 32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, quantize_checkpoint
+from quantize import quantize_checkpoint
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.grids import make_grid
@@ -27,7 +27,7 @@ from quantize.source.walk import BATCH
 from quantize.steps.descent import JUDGES, Schedule, descend
 from quantize.steps.round import Linear
 from quantize.types import Axis, Curvature
-from tests.cases import stats_of, weight_of
+from tests.cases import config_of, stats_of, weight_of
 from tests.tiny import make_tiny_model
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -103,7 +103,7 @@ def test_a_table_of_several_chunks_is_weighed_row_by_row(tmp_path, method):
     source = open_checkpoint(make_tiny_model(tmp_path / "m", vocab=1600, hidden=32, ffn=32, heads=2, kv_heads=2, layers=1))
     rows, step = source.specs[EMBEDDING].shape[0], 4 * (32 + 32)
     assert rows > step
-    config = QuantizeConfig(method, calibration_tokens=1024, embedding="q4_0")
+    config = config_of(method, calibration_tokens=1024, embedding="q4_0")
     store = quantize_checkpoint(source, tmp_path / "s", config, TARGETS["llama.cpp"])
     assert store.read(EMBEDDING).shape == source.specs[EMBEDDING].shape
 

@@ -11,16 +11,16 @@ import onnx
 
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
-from quantize import Checkpoint, QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
+from quantize import Checkpoint, GridSpec, QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
 from runtime_checks.reference.decode import BLOCK_BYTES
 from tests.tiny import make_tiny_model
 
 FORMS = {  # what the files can hold, with the cheapest method that gives it
     "llama.cpp": ("llama.cpp", QuantizeConfig(method="rtn-oc")),
     "gguf-adadim": ("gguf-adadim", QuantizeConfig(method="rtn-ic")),
-    "onnx-oc": ("onnxruntime", QuantizeConfig(method="rtn-oc", group_size=32)),
-    "onnx-split": ("onnxruntime", QuantizeConfig(method="rtn-ic", group_size=32)),
-    "onnx-adadim": ("onnxruntime+adadim", QuantizeConfig(method="rtn-ic", bits=3, group_size=32)),
+    "onnx-oc": ("onnxruntime", QuantizeConfig("rtn-oc", GridSpec(group_size=32))),
+    "onnx-split": ("onnxruntime", QuantizeConfig("rtn-ic", GridSpec(group_size=32))),
+    "onnx-adadim": ("onnxruntime+adadim", QuantizeConfig("rtn-ic", GridSpec(bits=3, group_size=32))),
 }
 
 

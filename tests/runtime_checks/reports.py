@@ -9,9 +9,10 @@ from typing import Any
 
 from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
+from quantize import open_checkpoint, quantize_checkpoint
 from runtime_checks.report.data import Paths
 from runtime_checks.report.write import Closeup, write_report
+from tests.cases import config_of
 from tests.tiny import TEXT, make_tiny_model
 
 MARKUP = '<img src=x onerror=alert("x")>'  # what a name or a text may hold
@@ -75,7 +76,7 @@ def give(folder: Path) -> Given:
     text = folder / "calibration.txt"
     text.write_text(TEXT * 12, encoding="utf-8")
     source = open_checkpoint(make_tiny_model(folder / "model"))
-    config = QuantizeConfig(
+    config = config_of(
         method="rtn-ada",
         bits=3,
         group_size=32,

@@ -12,13 +12,14 @@ from exporter.cli.summary import store_summary
 from exporter.inspect import inspect
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
-from quantize import QuantizeConfig, QuantizedStore, open_checkpoint, quantize_checkpoint
+from quantize import QuantizedStore, open_checkpoint, quantize_checkpoint
 from quantize.errors import FileFormatError
 from quantize.transforms import NAMES
 from runtime_checks.checks.fold_check import _compare, check_folds
 from runtime_checks.checks.source_check import check_source
 from runtime_checks.checks.verify import verify
 from runtime_checks.runtimes.decoded import folded_layers
+from tests.cases import config_of
 from tests.runtime_checks.made import tensor
 from tests.tiny import make_tiny_model
 
@@ -39,7 +40,7 @@ def model(tmp_path_factory) -> Path:
 
 def written(model: Path, folder: Path, target: str, transforms: tuple[str, ...] = NAMES) -> tuple[Path, QuantizedStore]:
     method, bits = FORMS[target]
-    config = QuantizeConfig(method, bits, group_size=32, calibration_tokens=512, transforms=transforms)
+    config = config_of(method, bits=bits, group_size=32, calibration_tokens=512, transforms=transforms)
     store = quantize_checkpoint(open_checkpoint(model), folder / "store", config, TARGETS[target])
     return writer_of(target).write(store, folder / "file"), store
 

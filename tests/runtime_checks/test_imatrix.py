@@ -8,7 +8,7 @@ from ctypes import c_bool, c_char_p, c_int64, c_size_t, c_void_p
 import numpy as np
 import pytest
 
-from quantize import QuantizeConfig, open_checkpoint
+from quantize import DataSpec, open_checkpoint
 from quantize.statistics.imatrix import make_imatrix, read_imatrix
 from runtime_checks.runtimes.llama_library import library
 from tests.tiny import make_tiny_model
@@ -32,7 +32,7 @@ def bind(name, result, *arguments):
 def opened(tmp_path):
     """The file's bytes, and llama.cpp's handle of it."""
     path = tmp_path / "imatrix.gguf"
-    make_imatrix(open_checkpoint(make_tiny_model(tmp_path / "m")), path, QuantizeConfig(calibration_tokens=512))
+    make_imatrix(open_checkpoint(make_tiny_model(tmp_path / "m")), path, DataSpec(tokens=512))
     handle = bind("gguf_init_from_file", c_void_p, c_char_p, InitParams)(str(path).encode(), InitParams(True, None))
     assert handle
     yield path, handle

@@ -17,6 +17,7 @@ from runtime_checks.checks.onnx_check import SPLIT_TOLERANCE, check_onnx
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.runtimes.weights import row_chunks
+from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
 WHOLE_CHANNEL = 128  # more than any length here, none of which is a power of two: one ragged group in every row
@@ -40,7 +41,7 @@ def source(tmp_path_factory):
 
 @pytest.mark.parametrize(("target", "method", "bits", "group", "symmetric"), CASES)
 def test_all_forms(source, tmp_path, target, method, bits, group, symmetric):
-    config = QuantizeConfig(method=method, bits=bits, group_size=group, symmetric=symmetric)
+    config = config_of(method=method, bits=bits, group_size=group, symmetric=symmetric)
     store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS[target])
     folder = write_onnx(store, tmp_path / "onnx")
     checks = check_onnx(folder, store)
@@ -53,7 +54,7 @@ def test_all_forms(source, tmp_path, target, method, bits, group, symmetric):
 
 def test_the_split_forms_tolerance_is_far_below_one_code(source, tmp_path):
     """Float16 scales times 8-bit codes need no rounding in float32; float32 scales do."""
-    config = QuantizeConfig(method="rtn-ic", bits=8, group_size=16, scale_dtype="float32")
+    config = config_of(method="rtn-ic", bits=8, group_size=16, scale_dtype="float32")
     folder = write_onnx(quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime"]), tmp_path / "onnx")
     errors = [check.error for check in check_onnx(folder) if check.tolerance == SPLIT_TOLERANCE]
     assert 0 < max(errors) <= SPLIT_TOLERANCE < 1e-3

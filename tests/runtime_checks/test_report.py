@@ -11,7 +11,7 @@ import pytest
 
 from exporter.cli.main import main
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, open_checkpoint, quantize_checkpoint
+from quantize import open_checkpoint, quantize_checkpoint
 from quantize.blocks import dequantize
 from quantize.errors import AdaDimError
 from quantize.rounding.rtn import rtn
@@ -24,6 +24,7 @@ from runtime_checks.report.pareto import Point, _spec, pareto_chart, pareto_fron
 from runtime_checks.report.slices import _edges, _runs, outlier_charts
 from runtime_checks.report.tree import tree_chart
 from runtime_checks.report.write import Closeup, write_report
+from tests.cases import config_of
 from tests.runtime_checks.reports import check, comparison, row, written
 from tests.stores import rtn_store, stored_weight
 from tests.tiny import make_tiny_model
@@ -176,7 +177,7 @@ def test_the_closeup_knows_what_comes_in(tmp_path, model):
 def test_a_folded_layer_has_no_after(tmp_path, model):
     text = tmp_path / "text.txt"
     text.write_text("The sea is wide and the sky is high. " * 400, encoding="utf-8")
-    config = QuantizeConfig(
+    config = config_of(
         method="search-oc", bits=3, transforms=("norm-gains",), calibration=str(text), calibration_tokens=512, token_weight="unit"
     )
     store = quantize_checkpoint(open_checkpoint(model), tmp_path / "store", config, TARGETS["onnxruntime"])
