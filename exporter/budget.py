@@ -36,7 +36,9 @@ def check_free(config: QuantizeConfig) -> None:
     """Raises ConfigError for options that say already what the linears become."""
     free = GridSpec()
     said = [f"grid.{item.name}" for item in fields(GridSpec) if getattr(config.grid, item.name) != getattr(free, item.name)]
-    for option in [*said, *(["recipe"] if config.recipe is not None else [])]:
+    said += ["recipe"] if config.recipe is not None else []
+    said += ["float_columns"] if config.around.float_columns else []
+    for option in said:
         raise ConfigError(f"{asked(option)}: a target size chooses the grid of every tensor; drop one of the two")
 
 

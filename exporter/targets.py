@@ -61,6 +61,11 @@ class GgufTarget:
             return f"target {self.name} cannot hold per-IC groups: every ggml block runs along IC; gguf-adadim can"
         return None
 
+    @property
+    def lacks_parts(self) -> str:
+        """A tensor of a GGUF is a whole weight."""
+        return f"target {self.name} stores a weight as one tensor, to which nothing is added; onnxruntime can"
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
         """None, or why a weight (OC, IC) does not fit."""
         length, side = (shape[1], "IC") if axis is Axis.PER_OC else (shape[0], "OC")
@@ -109,6 +114,10 @@ class OnnxTarget:
         """None, or why no weight at all can be stored so."""
         return None if grid.name == "int" else f"target {self.name} stores the int grid, not ggml's {grid.name}"
 
+    @property
+    def lacks_parts(self) -> None:
+        """A graph adds what its nodes give."""
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
         """None: a ragged last group is legal."""
         return None
@@ -150,6 +159,8 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         told = f"target '{shown(store.target)}' in plan.json is not one of {', '.join(TARGETS)}"
         raise StoreError(f"{store.path}: {told}; quantize again")
     for record in store.records.values():
+        if record.inputs and target.lacks_parts is not None:
+            raise StoreError(f"{store.path}: {record.name}: {target.lacks_parts}; plan.json is damaged, quantize again")
         if record.grid is not None:
             reason = target.lacks(record.grid, record.axis)
             reason = reason or target.refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))

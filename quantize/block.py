@@ -16,7 +16,8 @@ from quantize.architecture.families import FoldSites
 from quantize.checkpoint.row_order import RowOrders
 from quantize.fold import Fold
 from quantize.rounding import Rounder
-from quantize.types import F32, Axis, AxisChoice, InputStats, Need, QuantizedTensor, Target, TensorPlan
+from quantize.types import F32, Axis, AxisChoice, InputStats, Need, QuantizedTensor, Target, Tensor, TensorPlan
+from quantize.weight import Part, StoredWeight, weight_of
 
 
 class Rounded(NamedTuple):
@@ -32,7 +33,8 @@ class Block:
     """All by name. ``plans``: of what is quantized. ``tensors``: every one, F32, rows in the target's order, in model order.
 
     ``sites``: names that see the same input. ``fold_sites``: None where no basis can change. ``folds``: those that were applied,
-    one after the other. ``tried``, ``choices`` and ``rounded`` come with the steps; ``report`` is what the store says of it.
+    one after the other. ``tried``, ``choices`` and ``rounded`` come with the steps, ``beside`` with parts that are added to a
+    rounded weight; ``report`` is what the store says of it.
     """
 
     plans: Mapping[str, TensorPlan]
@@ -44,6 +46,7 @@ class Block:
     tried: Mapping[str, Mapping[Axis, Rounded]] = field(default_factory=dict)
     choices: Mapping[str, AxisChoice] = field(default_factory=dict)
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
+    beside: Mapping[str, Beside] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def folded(self, fold: Fold) -> Block:
@@ -51,15 +54,28 @@ class Block:
         tensors = {name: fold.tensor(name, value) for name, value in self.tensors.items()}
         return replace(self, tensors=tensors, stats=fold.stats(self.stats), folds=(*self.folds, fold))
 
-    def in_source_basis(self, name: str, weight: F32) -> F32:
-        """F32[OC, IC] in this block's basis -> what stands in for the source's weight in the source's model."""
+    def in_source_basis(self, name: str, rounded: Tensor) -> F32:
+        """F32[OC, IC] that stands in for the source's weight in the source's model, of one rounded in this block's basis."""
+        weight = self.stored(name, rounded).dense()
         for fold in reversed(self.folds):
             weight = fold.back(name, weight)
         return weight
 
+    def stored(self, name: str, rounded: Tensor) -> StoredWeight:
+        """A rounded weight with what stands beside it."""
+        first, beside = Part(rounded), self.beside.get(name)
+        return StoredWeight((first,) if beside is None else (first, beside.part(name, weight_of(rounded))))
+
     def reporting(self, key: str, *entries: Any) -> Block:  # noqa: ANN401 - whatever JSON holds
         """The same, ``entries`` after those of ``key`` so far."""
         return replace(self, report={**self.report, key: [*self.report.get(key, []), *entries]})
+
+
+class Beside(Protocol):
+    """What a step keeps of a weight beside the rounded one."""
+
+    def part(self, name: str, rounded: F32) -> Part:
+        """To be added to F32[OC, IC]."""
 
 
 class Student(Protocol):

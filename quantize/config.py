@@ -87,7 +87,11 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.method not in methods.WORDS:
             raise ConfigError(f"{asked('method', self.method)}: choose one of {', '.join(methods.WORDS)}")
-        for option, none in (("transforms", asked("transforms", (), "none")), ("block_steps", asked("block_steps", 0))):
+        for option, none in (
+            ("transforms", asked("transforms", (), "none")),
+            ("block_steps", asked("block_steps", 0)),
+            ("float_columns", asked("float_columns", 0)),
+        ):
             if getattr(self.around, option) and self.data.imatrix is not None:
                 raise ConfigError(
                     f"{asked(option)}: need the source run over a text, not {asked('imatrix')}; give {none}, "
@@ -120,6 +124,7 @@ class QuantizeConfig:
             "transforms": around.transforms,
             "block_steps": around.block_steps,
             "tune_steps": around.tune_steps,
+            **({"float_columns": around.float_columns} if around.float_columns else {}),
         }
 
 

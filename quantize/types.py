@@ -198,7 +198,7 @@ class TensorPlan:
     """What was decided for one tensor from its header alone.
 
     ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of
-    ``dtype``. ``method`` is a key of METHODS.
+    ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes.
     """
 
     name: str
@@ -207,6 +207,7 @@ class TensorPlan:
     method: str = "rtn"
     dtype: str = "F32"
     note: str = ""
+    float_columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,10 @@ class Target(Protocol):
 
     def lacks(self, grid: Grid, axis: Axis) -> str | None:
         """None if weights can be stored so, whatever their shape, else the reason."""
+
+    @property
+    def lacks_parts(self) -> str | None:
+        """None if a weight may be a sum of several parts, else the reason."""
 
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
         """None if a weight (OC, IC) fits where nothing is lacking, else the reason with the numbers and what would fit."""

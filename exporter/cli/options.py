@@ -165,6 +165,13 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         help="scales of the int grid (default: %(default)s)",
     )
     group.add_argument(
+        "--float-columns",
+        type=whole,
+        metavar="N",
+        default=DEFAULTS.around.float_columns,
+        help="outlier input channels of each linear in float16, as many times more as its input is wider; ONNX (default: 0)",
+    )
+    group.add_argument(
         "--transforms",
         type=transform_names,
         metavar="none|all|NAME,...",

@@ -18,6 +18,7 @@ from exporter.onnx.genai import GENAI_FILE, write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.onnx.graph import exported_context
 from exporter.onnx.library import LIBRARY
+from exporter.onnx.parts import reads_of
 from exporter.onnx.plan import DATA_FILE, DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
 from exporter.onnx.preflight import check_onnx
 from exporter.onnx.reader import MODEL_FILE, parse_model
@@ -104,6 +105,10 @@ def _pour(plan: OnnxPlan, store: QuantizedStore, file: BinaryIO) -> None:
                 file.seek(plan.offsets[initializer] + offset)
                 written += file.write(data)
             row += len(chunk.values if isinstance(chunk, PlainTensor) else chunk.codes)
+        reads = store.reads(name)
+        if reads is not None:
+            file.seek(plan.offsets[reads_of(store.records[name]).name])
+            written += file.write(reads.astype("<i4").tobytes())
     for name, value in plan.constants.items():
         file.seek(plan.offsets[name])
         written += file.write(value.tobytes())

@@ -15,13 +15,14 @@ from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_ada
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
 from exporter.onnx.graph import HOLE, Decoder, build_decoder
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
+from exporter.onnx.parts import Summand, summed
 from exporter.onnx.split import split_form
 from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.store.seal import OPEN
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
 
 DATA_FILE = "model.onnx.data"
@@ -56,9 +57,12 @@ def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxP
             nodes.append(node)
             continue
         record = store.records[node.input[1]]
-        form = _form(store, record, node, accuracy_level)
-        forms[record.name].append(form)
-        nodes += form.nodes
+        parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0]))
+        for part in parts:
+            form = part.form(_form(store, part, node.op_type == "MatMul", accuracy_level))
+            forms[part.record.name].append(form)
+            nodes += form.nodes
+        nodes += added
     for name, found in forms.items():
         if not found:
             found.append(vector(store.records[name]))
@@ -66,9 +70,9 @@ def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxP
     return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, described)
 
 
-def _form(store: QuantizedStore, record: TensorRecord, hole: NodeProto, accuracy_level: int) -> Form:
-    wire = Wire(hole.input[0], hole.output[0])
-    floats, head = record.grid is None, hole.op_type == "MatMul"
+def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int) -> Form:
+    record, wire = part.record, part.wire
+    floats = record.grid is None
     if record.name == EMBEDDING and not head:
         return float_embedding(record, wire) if floats else embedding(record, wire)
     if record.name == EMBEDDING:
@@ -86,7 +90,8 @@ def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
     foreign = next((record for record in store.records.values() if record.grid is not None and record.grid.name != "int"), None)
     if foreign is not None:
         raise ExportError(f"{store.path}: {foreign.name}: only the int grid has an ONNX form; quantize again")
-    missing, unused = sorted(decoder.weights - set(store.records)), sorted(set(store.records) - decoder.weights)
+    whole = {name for name, record in store.records.items() if not record.inputs}
+    missing, unused = sorted(decoder.weights - whole), sorted(whole - decoder.weights)
     if missing or unused:
         names = f"lacks {missing[0]}" if missing else f"holds {unused[0]}, which the model's graph does not use"
         raise ExportError(f"{store.path}: the store {names}; does its config.json belong to these weights?")

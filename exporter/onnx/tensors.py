@@ -19,6 +19,7 @@ from quantize.types import U8, Array
 
 ITEM_BITS: dict[int, int] = {
     TensorProto.INT64: 64,
+    TensorProto.INT32: 32,
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16,

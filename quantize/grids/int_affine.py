@@ -98,12 +98,13 @@ class IntAffine:
         return {"scale": self._stored(scale), "zero_point": np.full(scale.shape, self._middle, np.uint8)}
 
     def _stored(self, scale: Array) -> Array:
-        """As the file has it. A group of zeros gets scale 1, another one at least the least scale: nothing divides by zero.
+        """As the file has it. Every group gets at least the least scale, even one of zeros: nothing divides by zero, and the
+        split form, which multiplies activations by scales, does not make such a channel the loudest.
 
         What overflows becomes infinite, and the pipeline refuses that by name.
         """
         least = np.float32(LEAST_SCALE[self.scale_dtype])
-        kept = np.where(scale == 0, np.float32(1), np.copysign(np.maximum(np.abs(scale), least), scale))
+        kept = np.copysign(np.maximum(np.abs(scale), least), scale)
         with np.errstate(over="ignore"):
             return kept.astype(self.scale_dtype)
 

@@ -13,6 +13,7 @@ from quantize.methods import gptq, rtn, search
 from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.steps.axis import ChooseAxis, ChooseByScope
+from quantize.steps.columns import FloatColumns
 from quantize.steps.fold import ChangeBasis, Correction
 from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
@@ -50,6 +51,7 @@ def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
 def before(around: Around) -> list[Step]:
     """What comes before any method's own steps."""
     steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in around.transforms]
+    steps += [FloatColumns()] if around.float_columns else []
     return [*steps, ChooseByScope()] if around.by_scope else steps
 
 

@@ -14,13 +14,15 @@ SELECTIONS = ("scope", "hessian")
 class Around:
     """Transforms by name; what AdaDim's choice of an axis weighs; steps of learning, per block and of the whole model.
 
-    ``tune_steps`` need the whole source in memory, in float32, about four times.
+    ``float_columns``: input channels that float16 keeps, of a linear that reads the residual stream; as many times more of one
+    whose input is wider. ``tune_steps`` need the whole source in memory, in float32, about four times.
     """
 
     transforms: tuple[str, ...] = ()
     selection: str = SELECTIONS[-1]
     block_steps: int = 0
     tune_steps: int = 0
+    float_columns: int = 0
 
     def __post_init__(self) -> None:
         for name in self.transforms:
@@ -30,9 +32,22 @@ class Around:
                 )
         if self.selection not in SELECTIONS:
             raise ConfigError(f"{asked('selection', self.selection)}: choose one of {', '.join(SELECTIONS)}")
-        for option in ("block_steps", "tune_steps"):
+        for option in ("block_steps", "tune_steps", "float_columns"):
             if getattr(self, option) < 0:
                 raise ConfigError(f"{asked(option, getattr(self, option))}: must not be negative")
+        if self.float_columns:
+            self._check_learns_nothing()
+
+    def _check_learns_nothing(self) -> None:
+        """Raises ConfigError for what moves rounded weights afterwards, and knows of no part beside them."""
+        corrections = tuple(name for name in self.transforms if name in transforms.CORRECTIONS)
+        for option, value in (("block_steps", self.block_steps), ("tune_steps", self.tune_steps), ("transforms", corrections)):
+            if value:
+                word = ",".join(value) if isinstance(value, tuple) else str(value)
+                raise ConfigError(
+                    f"{asked(option, value, word)}: moves weights after rounding, which {asked('float_columns')} does not allow; "
+                    "drop one of the two"
+                )
 
     @property
     def by_scope(self) -> bool:

@@ -52,7 +52,7 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
     Raises ConfigError for contradictions, PlanError for a shape that fits no allowed grid.
     """
     rules = [] if config.recipe is None else read_recipe(config.recipe)
-    unused = set(range(len(rules)))
+    unused, hidden = set(range(len(rules))), specs[EMBEDDING].shape[1]
     plans = []
     for name, spec in _with_head(specs, config).items():
         if name in (EMBEDDING, HEAD):
@@ -60,7 +60,8 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
         elif is_linear(name, spec.shape):
             choice, used = _choose(spec.name, config, rules)
             unused -= used
-            plans.append(_plan_linear(spec, choice, config.allow_fallback, target))
+            plan = _plan_linear(spec, choice, config.allow_fallback, target)
+            plans.append(replace(plan, float_columns=_float_columns(spec, hidden, config, target)) if plan.candidates else plan)
         else:
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
@@ -168,6 +169,22 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
     return TensorPlan(
         spec.name, spec.shape, {Axis.PER_OC: grid}, method.name, note=f"{told}; stored as {grid.name} {Axis.PER_OC}"
     )
+
+
+def _float_columns(spec: TensorSpec, hidden: int, config: QuantizeConfig, target: Target) -> int:
+    """How many input channels float16 keeps. Raises ConfigError where the target adds no parts, or all would be kept."""
+    wanted = config.around.float_columns
+    if not wanted:
+        return 0
+    if target.lacks_parts is not None:
+        raise ConfigError(f"{asked('float_columns', wanted)}: {target.lacks_parts}")
+    count = wanted * max(1, spec.shape[1] // hidden)
+    if count >= spec.shape[1]:
+        raise ConfigError(
+            f"{asked('float_columns', wanted)}: {spec.name} has {spec.shape[1]} input channels, {count} of which would be kept; "
+            "keep fewer"
+        )
+    return count
 
 
 def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], target: Target) -> None:

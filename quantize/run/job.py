@@ -23,8 +23,8 @@ from quantize.run.task import BlockTask, Result, run_block, run_chunks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.imatrix import Imatrix, read_imatrix
 from quantize.statistics.measured import Measured
-from quantize.steps.descent import weight_of
-from quantize.types import I64, Curvature, InputStats, Need, Target, Tensor, TensorPlan
+from quantize.types import I64, Curvature, InputStats, Need, Target, TensorPlan
+from quantize.weight import StoredWeight
 
 if TYPE_CHECKING:
     from quantize.source import BlockRun
@@ -140,8 +140,8 @@ class Made(Protocol):
     def done(self) -> Sequence[object]:
         """One for each, in their order."""
 
-    def read(self, name: str) -> Tensor:
-        """A tensor of theirs."""
+    def weight(self, name: str) -> StoredWeight:
+        """Of theirs."""
 
 
 def results(job: Job, statistics: Statistics, made: Made) -> Iterator[Result | None]:
@@ -165,7 +165,7 @@ def _pass_over(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics, 
     run = None if statistics.blocks is None else next(statistics.blocks)
     if run is not None and run.student is not None:
         for plan in plans:
-            run.student.put(plan.name, job.orders.to_source(plan.name, weight_of(made.read(plan.name))), learns=False)
+            run.student.put(plan.name, job.orders.to_source(plan.name, made.weight(plan.name).dense()), learns=False)
 
 
 def order_of(plan: TensorPlan) -> tuple[int, int]:

@@ -20,12 +20,14 @@ from quantize.progress import track
 from quantize.run.digest import run_digest
 from quantize.run.header import header
 from quantize.run.job import OTHER_PARTS, Job, Statistics, calibration_text, make_job, open_statistics, order_of, results
+from quantize.run.task import float_record
 from quantize.run.tuning import tuned, tuning_tokens
 from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
 from quantize.statistics.measured import Measured
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.store.writer import StoreWriter, write_headers
 from quantize.types import Axis, Target, TensorPlan
+from quantize.weight import part_name
 
 
 def quantize_checkpoint(
@@ -106,11 +108,12 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
         text = load_text(data.text)
         coverage = Coverage(text.name, text.sha256, sequence_count(data.tokens) * SEQUENCE, SEQUENCE)
     with TemporaryDirectory() as folder:
-        records = [_planned_record(one) for one in sorted(plan.tensors, key=order_of)]
+        records = [record for one in sorted(plan.tensors, key=order_of) for record in _planned_records(one)]
         write_headers(Path(folder), header(job, coverage), records, job.assets)
         yield QuantizedStore(Path(folder))
 
 
-def _planned_record(plan: TensorPlan) -> TensorRecord:
+def _planned_records(plan: TensorPlan) -> list[TensorRecord]:
     axis, grid = next(iter(plan.candidates.items()), (Axis.PER_OC, None))
-    return TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note)
+    beside = [float_record(part_name(plan.name, 1), plan)] if plan.float_columns else []
+    return [TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note), *beside]

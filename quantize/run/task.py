@@ -12,6 +12,7 @@ from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
 from quantize.store.tensors import Piece, TensorRecord
 from quantize.types import F32, InputStats, PlainTensor, TensorPlan
+from quantize.weight import Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,23 +52,30 @@ def run_block(task: BlockTask, kit: Kit) -> Result:
             block = step(block, names, kit)
     for step in after(task.around):
         block = step(block, list(plans), kit)
-    return Result([_piece(block, plan) for plan in task.plans], ({"index": task.index, **block.report},))
+    pieces = [piece for plan in task.plans for piece in _pieces(block, plan)]
+    return Result(pieces, ({"index": task.index, **block.report},))
 
 
 def run_chunks(chunks: Iterable[BlockTask], kit: Kit) -> Iterator[Piece]:
     """Of a tensor in chunks of its rows, whose losses are not the tensor's."""
     for task in chunks:
-        for tensor, record in run_block(task, kit).pieces:
-            yield tensor, record.without_loss()
+        for part, record in run_block(task, kit).pieces:
+            yield part, record.without_loss()
 
 
-def _piece(block: Block, plan: TensorPlan) -> Piece:
+def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
+    """A tensor as it is stored, in one part or several."""
     if plan.name not in block.rounded:
         tensor = PlainTensor(plan.name, from_f32(block.tensors[plan.name], plan.dtype), plan.dtype)
-        return tensor, TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note)
+        return [(Part(tensor), TensorRecord(plan.name, plan.shape, dtype=plan.dtype, note=plan.note))]
     rounded, choice = block.rounded[plan.name], block.choices[plan.name]
     loss = {str(axis): value for axis, value in choice.loss.items()}
     grid, axis = rounded.tensor.grid, rounded.tensor.axis
-    return rounded.tensor, TensorRecord(
-        plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss
-    )
+    record = TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss)
+    first, *beside = block.stored(plan.name, rounded.tensor).parts
+    return [(first, record), *((part, float_record(part.weight.name, plan)) for part in beside)]
+
+
+def float_record(name: str, plan: TensorPlan) -> TensorRecord:
+    """Of the input channels of a linear that float16 keeps."""
+    return TensorRecord(name, (plan.shape[0], plan.float_columns), dtype="F16", inputs=plan.shape[1])

@@ -9,6 +9,7 @@ from quantize.statistics.calibration import other_data
 from quantize.steps.learn_floats import tune, tuning_schedule
 from quantize.store.tensors import Piece
 from quantize.types import I64, QuantizedTensor
+from quantize.weight import Part
 
 
 def tuning_tokens(job: Job) -> I64:
@@ -26,9 +27,10 @@ def tuned(job: Job, pieces: list[Piece], tokens: I64) -> tuple[list[Piece], dict
     """The ``pieces`` of a store, every tensor whole, with other floats; and what the store's header has to know of it."""
     from quantize.source import ModelStudent
 
-    chosen = [index for index, (tensor, _) in enumerate(pieces) if isinstance(tensor, QuantizedTensor) or tensor.values.ndim == 1]
+    tensors = [part.weight for part, _ in pieces]
+    chosen = [index for index, one in enumerate(tensors) if isinstance(one, QuantizedTensor) or one.values.ndim == 1]
     student, steps = ModelStudent(job.source, tokens), job.config.around.tune_steps
-    found = tune([pieces[index][0] for index in chosen], student, job.orders, tuning_schedule(steps, job.config.data.seed))
+    found = tune([tensors[index] for index in chosen], student, job.orders, tuning_schedule(steps, job.config.data.seed))
     moved = dict(zip(chosen, found.tensors, strict=True))
     report = {"tuning": {"steps": steps, "before": found.before, "after": found.after}}
-    return [(moved.get(index, tensor), record) for index, (tensor, record) in enumerate(pieces)], report
+    return [(Part(moved.get(index, part.weight)), record) for index, (part, record) in enumerate(pieces)], report

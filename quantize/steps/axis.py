@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quantize.block import Block, Kit
-from quantize.blocks import dequantize
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.rounding import NEAREST
@@ -43,7 +42,7 @@ class ChooseByScope:
         for axis, grid in grids.items():
             tensor = nearest(name, block.tensors[name], grid, axis, block.stats.get(name))
             check_params(tensor)
-            values[axis] = kit.orders.to_source(name, block.in_source_basis(name, dequantize(tensor)))
+            values[axis] = kit.orders.to_source(name, block.in_source_basis(name, tensor))
         losses = dict(zip(grids, kit.run.scope_loss(name, list(values.values())), strict=True))
         kit.run.commit(name, values[choose_axis(losses).axis])
         return losses

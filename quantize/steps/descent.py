@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.block import Student
-from quantize.blocks import dequantize
-from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
 from quantize.progress import track
-from quantize.types import F32, QuantizedTensor, Tensor
+from quantize.types import F32, Tensor
+from quantize.weight import weight_of
 from quantize.workers import in_threads
 
 JUDGES = 8  # sequences that no step sees, spread over the text: its end may be of another kind than its beginning
@@ -114,11 +113,6 @@ def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Those that judge, and those that steps take."""
     judges = np.arange(JUDGES) * sequences // JUDGES
     return judges, np.setdiff1d(np.arange(sequences), judges)
-
-
-def weight_of(tensor: Tensor) -> F32:
-    """What a tensor stands for, F32[OC, IC], or F32[n] of a norm or bias."""
-    return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)
 
 
 class _Tensors:

@@ -111,8 +111,9 @@ def _alike(linears: list[Linear], axis: Axis) -> list[list[int]]:
         grid = linear.grids.get(axis)
         if grid is not None:
             whole = axis is Axis.PER_OC or len(linear.weight) % grid.block_size == 0
-            weighed = linear.stats is not None and linear.stats.row_weight is not None
-            key = (grid, weighed) if whole and linear.in_turn else index
+            stats = linear.stats
+            seen = None if stats is None else (stats.row_weight is not None, id(stats.hessian))
+            key = (grid, seen) if whole and linear.in_turn else index
             stacks.setdefault(key, []).append(index)
     return list(stacks.values())
 

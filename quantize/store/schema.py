@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,6 +32,7 @@ Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Finite = Annotated[float, msgspec.Meta(gt=-3.5e38, lt=3.5e38)]
 Shape = Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=2)]
 Dtype = Literal["F32", "F16", "BF16"]
+READS = "reads"  # of a part
 Layout = tuple[np.dtype[Any], tuple[int, ...]]  # of an array
 
 
@@ -44,9 +45,11 @@ class PlainJson(msgspec.Struct):
     dtype: Dtype
     note: str = ""
     sha256: list[Sha256] = msgspec.field(default_factory=list)
+    inputs: Count = 0
 
     def __post_init__(self) -> None:
         _check_chunks(self.chunks, self.shape[0])
+        _check_part(self.inputs, self.shape, self.chunks)
 
 
 class QuantizedJson(GridJson, kw_only=True):
@@ -60,9 +63,11 @@ class QuantizedJson(GridJson, kw_only=True):
     loss: dict[Axis, Finite]
     note: str = ""
     sha256: list[Sha256] = msgspec.field(default_factory=list)
+    inputs: Count = 0
 
     def __post_init__(self) -> None:
         grid = self.make()
+        _check_part(self.inputs, self.shape, self.chunks)
         if len(self.shape) != 2:
             raise ValueError(f"shape {self.shape} on the grid {self.grid}, where two lengths are needed")
         rows, cols = self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
@@ -74,6 +79,11 @@ class QuantizedJson(GridJson, kw_only=True):
 def _check_chunks(chunks: int, rows: int) -> None:
     if chunks > rows:
         raise ValueError(f"chunks is {chunks}, but there are {rows} rows to cut")
+
+
+def _check_part(inputs: int, shape: tuple[int, ...], chunks: int) -> None:
+    if inputs and (len(shape) != 2 or shape[1] > inputs or chunks > 1):
+        raise ValueError(f"shape {shape} in {chunks} chunks for a part of {inputs} input channels")
 
 
 class SourceJson(msgspec.Struct):
@@ -172,30 +182,50 @@ def read_record(raw: object, door: Door, where: str) -> PlainJson | QuantizedJso
     return door.convert(raw, where, PlainJson)
 
 
-def load_arrays(path: Path, grid: Grid | None, dtype: str, shape: tuple[int, ...]) -> dict[str, Array]:
-    """Some stored rows of a tensor whose ``shape`` as stored is that: each array as the grid has it, and no other.
+class Held(NamedTuple):
+    """What plan.json says of a tensor's arrays. ``shape``: as stored. ``reads``: of a part, how many of how many channels."""
+
+    grid: Grid | None
+    dtype: str
+    shape: tuple[int, ...]
+    reads: tuple[int, int] | None = None
+
+
+def load_arrays(path: Path, held: Held) -> dict[str, Array]:
+    """Some stored rows of a tensor: each array as the grid has it, and no other; of a part READS, I32[n].
 
     Raises OSError and ValueError.
     """
-    expected: dict[str, Layout] = _expected(grid, shape) if grid is not None else {"values": (ELEMENTS[dtype], shape)}
-    most = MOST_HEADER + sum(kind.itemsize * int(np.prod(size, dtype=object)) for kind, size in expected.values())
+    grid = held.grid
+    expected: dict[str, Layout] = {"values": (ELEMENTS[held.dtype], held.shape)} if grid is None else _expected(grid, held.shape)
+    beside: dict[str, Layout] = {} if held.reads is None else {READS: (np.dtype(np.int32), held.reads[:1])}
+    layouts = {**expected, **beside}.values()
+    most = MOST_HEADER + sum(kind.itemsize * int(np.prod(size, dtype=object)) for kind, size in layouts)
     with open_regular(path) as file:
         size = file.seek(0, 2)
     if size > most:
         raise ValueError(f"{size:,} bytes, where plan.json makes {most:,} the most")
     arrays: dict[str, Array] = load_file(path)
-    if arrays.keys() != expected.keys():
-        raise ValueError(f"has {sorted(arrays)[:5]}, where {sorted(expected)} should be")
+    if arrays.keys() != expected.keys() | beside.keys():
+        raise ValueError(f"has {sorted(arrays)[:5]}, where {sorted({**expected, **beside})} should be")
+    if held.reads is not None:
+        _check_reads(arrays[READS], *held.reads)
     for key, (kind, size_of) in expected.items():
         found = arrays[key]
         if (found.dtype, found.shape[1:]) != (kind, size_of[1:]) or not 0 < len(found) <= size_of[0]:
             raise ValueError(f"{key} is {found.dtype}{list(found.shape)}, not of the {kind}{list(size_of)} of plan.json")
         if grid is not None:
             _check_values(grid, key, found)
-    rows = {len(array) for array in arrays.values()}
+    rows = {len(arrays[key]) for key in expected}
     if len(rows) != 1:
         raise ValueError(f"its arrays have {sorted(rows)} rows, where all have as many")
     return arrays
+
+
+def _check_reads(reads: Array, count: int, inputs: int) -> None:
+    """Raises ValueError for what does not say which input channels a part reads, in rising order."""
+    if reads.dtype != np.int32 or reads.shape != (count,) or (np.diff(reads) <= 0).any() or reads[0] < 0 or reads[-1] >= inputs:
+        raise ValueError(f"{READS} is {reads.dtype}{list(reads.shape)}, not {count} rising numbers below {inputs}")
 
 
 def _expected(grid: Grid, shape: tuple[int, ...]) -> dict[str, Layout]:

@@ -4,7 +4,8 @@
 
     STORE/plan.json                         header and one record per tensor, in model order
     STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
-    STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values"
+    STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values";
+                                            of a part also "reads" I32[n]
 
 plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
 A tensor that is larger than a decoder block is cut into several files by stored rows, so nobody has to hold it whole.
@@ -27,9 +28,10 @@ from quantize.errors import StoreError, shown
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import ModelConfig
-from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
+from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.store.seal import holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
+from quantize.weight import Index, Part, StoredWeight, weight_name
 
 FORMAT = 1
 TENSORS = "tensors"  # the folder of their files
@@ -41,7 +43,8 @@ STRANGE = "is no part of the store"
 @dataclass(frozen=True)
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
-    of each chunk's file; none in stores of before there were any."""
+    of each chunk's file; none in stores of before there were any. ``inputs``: of a part beside a weight's first, how many input
+    channels the weight has, of which it reads ``shape[1]``; else 0."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,6 +56,7 @@ class TensorRecord:
     note: str = ""
     chunks: int = 0
     sha256: tuple[str, ...] = ()
+    inputs: int = 0
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -78,12 +82,13 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        return out | ({"note": self.note} if self.note else {}) | ({"sha256": list(self.sha256)} if self.sha256 else {})
+        rest = {"inputs": self.inputs, "note": self.note, "sha256": list(self.sha256)}
+        return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
     def from_json(cls, raw: PlainJson | QuantizedJson) -> TensorRecord:
         """The inverse of ``to_json``, of what ``read_record`` read."""
-        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks, sha256=tuple(raw.sha256))
+        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks, sha256=tuple(raw.sha256), inputs=raw.inputs)
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
         return replace(
@@ -91,7 +96,7 @@ class TensorRecord:
         )
 
 
-Piece = tuple[Tensor, TensorRecord]
+Piece = tuple[Part, TensorRecord]
 
 
 class QuantizedStore:
@@ -113,6 +118,10 @@ class QuantizedStore:
         raws = enumerate(self.header.pop("tensors"))
         records = [TensorRecord.from_json(read_record(raw, PLAN_DOOR, f"{where}: tensors[{index}]")) for index, raw in raws]
         self.records = {record.name: record for record in records}
+        self._beside: dict[str, list[TensorRecord]] = {}
+        for record in records:
+            if record.inputs:
+                self._beside.setdefault(weight_name(record.name), []).append(record)
         asset = str(path / "assets" / "config.json")
         self.config = ModelConfig.from_hf(ASSET_DOOR.json(self.asset("config.json"), asset, dict[str, Any]), asset)
         problem = _disagreement(plan, records, self.config)
@@ -151,7 +160,7 @@ class QuantizedStore:
         """The tensor's stored rows, a chunk at a time. Raises StoreError if a file is missing or damaged."""
         record, rows = self.records[name], 0
         for index in range(record.chunks):
-            chunk = self._chunk(record, index)
+            chunk = read_chunk(self.path, record, index).weight
             rows += len(chunk.values if isinstance(chunk, PlainTensor) else chunk.codes)
             if rows > record.stored_shape[0]:  # before anybody writes them somewhere
                 raise self._misfit(name)
@@ -160,11 +169,21 @@ class QuantizedStore:
             raise self._misfit(name)
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor."""
+        """The whole tensor, or part."""
         return joined(list(self.chunks(name)))
 
-    def _chunk(self, record: TensorRecord, index: int) -> Tensor:
-        return read_chunk(self.path, record, index)
+    def beside(self, name: str) -> list[TensorRecord]:
+        """Of the parts of a weight after its first."""
+        return self._beside.get(name, [])
+
+    def reads(self, name: str) -> Index | None:
+        """The input channels that a part reads, None for all. Raises StoreError."""
+        record = self.records[name]
+        return read_chunk(self.path, record, 0).reads if record.inputs else None
+
+    def weight(self, name: str) -> StoredWeight:
+        """All parts of a weight. Raises StoreError."""
+        return StoredWeight((Part(self.read(name)), *(read_chunk(self.path, record, 0) for record in self.beside(name))))
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
@@ -190,7 +209,13 @@ def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConf
     if config.num_layers > len(records):  # before anything is made for each of them
         return f"it has {len(records)} tensors, config.json says {config.num_layers} layers"
     expected = expected_shapes(config)
+    shapes = {record.name: record.shape for record in records}
     for record in records:
+        whole = shapes.get(weight_name(record.name))
+        if bool(record.inputs) != (weight_name(record.name) != record.name) or (
+            record.inputs and whole != (record.shape[0], record.inputs)
+        ):
+            return f"{record.name} is a part of {record.inputs} input channels beside a weight of shape {whole}"
         if record.shape != expected.get(record.name, record.shape):
             return f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}"
     for name, digits in plan.transforms.items():
@@ -199,16 +224,18 @@ def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConf
     return None
 
 
-def read_chunk(store: Path, record: TensorRecord, index: int) -> Tensor:
-    """Some of a tensor's rows. Raises StoreError if the file is missing, damaged or has changed."""
+def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:
+    """Some of a tensor's rows, or a part. Raises StoreError if the file is missing, damaged or has changed."""
     path = store / TENSORS / file_name(record.name, index)
     try:
         if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
             raise ValueError(CHANGED)
-        arrays = load_arrays(path, record.grid, record.dtype, record.stored_shape)
+        columns = (record.shape[1], record.inputs) if record.inputs else None
+        arrays = load_arrays(path, Held(record.grid, record.dtype, record.stored_shape, columns))
+        reads = arrays.pop(READS).astype(np.intp) if columns else None
         if record.grid is None:
-            return PlainTensor(record.name, arrays["values"], record.dtype)
-        return QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
+            return Part(PlainTensor(record.name, arrays["values"], record.dtype), reads)
+        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
 

@@ -31,10 +31,11 @@ from quantize.kinds import STORE_MARK, is_store
 from quantize.outside import LARGEST, Door
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import Unfinished, check_folder
-from quantize.store.schema import read_record
+from quantize.store.schema import READS, read_record
 from quantize.store.seal import OPEN, closed, sha256_of
 from quantize.store.tensors import FORMAT, SEAL, TENSORS, Piece, TensorRecord, file_name, joined, read_chunk
-from quantize.types import PlainTensor, Tensor
+from quantize.types import PlainTensor
+from quantize.weight import Part, StoredWeight, weight_name
 
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
 PART_DOOR = Door(StoreError, "remove it", LARGEST)
@@ -85,7 +86,7 @@ class StoreWriter:
 
     def add(self, pieces: Iterable[Piece], reports: Sequence[Report] = ()) -> None:
         """The next part: tensors, each whole or in chunks of its rows, and what it has to say. An interruption leaves it."""
-        names = list(dict.fromkeys(self.append(tensor, record) for tensor, record in pieces))
+        names = list(dict.fromkeys(self.append(part, record) for part, record in pieces))
         part = {"tensors": [self._records[name].to_json() for name in names], "reports": list(reports)}
         path = self._part(len(self.done))
         unfinished = path.with_suffix(".tmp")
@@ -93,10 +94,12 @@ class StoreWriter:
         unfinished.replace(path)
         self.done.append(reports)
 
-    def append(self, tensor: Tensor, record: TensorRecord) -> str:
+    def append(self, part: Part, record: TensorRecord) -> str:
         """Add a tensor, or the next chunk of rows of the one that was added last (same name), which is returned."""
-        known = self._records.get(record.name, record)
+        known, tensor = self._records.get(record.name, record), part.weight
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
+        if part.reads is not None:
+            arrays |= {READS: part.reads.astype(np.int32)}
         contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         path = self._folder / TENSORS / file_name(record.name, known.chunks)
         try:
@@ -106,23 +109,26 @@ class StoreWriter:
         self._records[record.name] = known.longer(sha256_of(path))
         return record.name
 
-    def read(self, name: str) -> Tensor:
-        """A whole tensor that was added."""
-        record = self._records[name]
-        return joined([read_chunk(self._folder, record, index) for index in range(record.chunks)])
+    def weight(self, name: str) -> StoredWeight:
+        """A weight that was added, with all its parts."""
+        return StoredWeight(tuple(self._part_of(record) for part, record in self._records.items() if weight_name(part) == name))
+
+    def _part_of(self, record: TensorRecord) -> Part:
+        chunks = [read_chunk(self._folder, record, index) for index in range(record.chunks)]
+        return Part(joined([chunk.weight for chunk in chunks]), chunks[0].reads)
 
     def pieces(self) -> Iterator[Piece]:
         """All that was added so far, every tensor whole, with its record as it was before it was cut."""
-        for name, record in self._records.items():
-            yield self.read(name), record.uncut()
+        for record in self._records.values():
+            yield self._part_of(record), record.uncut()
 
     def rewrite(self, pieces: Iterable[Piece]) -> None:
         """All tensors anew. From now on an interrupted run begins again."""
         self._unfinished.resumable = False
         shutil.rmtree(self._folder / PARTS)
         old, self._records = self._records, {}
-        for tensor, record in pieces:
-            self.append(tensor, record)
+        for part, record in pieces:
+            self.append(part, record)
         for record in old.values():
             for index in range(self._records[record.name].chunks, record.chunks):
                 (self._folder / TENSORS / file_name(record.name, index)).unlink()

@@ -14,7 +14,7 @@ from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.measure.results import Check, within
-from runtime_checks.reference.onnx import OnnxCodes, OnnxTensor
+from runtime_checks.reference.onnx import OnnxCodes, OnnxTensor, OnnxWeight, whole_weights
 from runtime_checks.runtimes.weights import open_onnx, row_chunks
 
 # An identity matrix through MatMulNBits at level 0, GatherBlockQuantized or MatMulAdaDim gives (q - z) * s, rounded once, plus
@@ -43,6 +43,9 @@ def check_onnx(folder: Path, store: QuantizedStore | None = None) -> list[Check]
             checks += _check_decoders(tensor, held, parts, sites)
         if store is not None and name in store.records:
             checks += _compare(tensor, held, store)
+    for name, weight in whole_weights(tensors).items():
+        if weight.beside:
+            checks += _check_sum(name, weight, parts, store)
     unused = parts.unused()
     checks.append(within("initializers that no output needs", ", ".join(unused[:3]) or "all", len(unused), EXACT))
     return checks + [within("bytes after the last tensor", name, count, EXACT) for name, count in parts.trailing_bytes().items()]
@@ -69,6 +72,27 @@ def _check_decoders(tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts, sites
             error, tolerance = _linear_error(name, tensor, held, parts), EXACT
         checks.append(within("onnxruntime = reference", name, error, tolerance))
     return checks
+
+
+def _check_sum(name: str, weight: OnnxWeight, parts: OnnxParts, store: QuantizedStore | None) -> list[Check]:
+    """A weight of several parts: what onnxruntime makes of all of them, and which input channels each reads."""
+    expected = weight.plus_beside(weight.first.decode())
+    shape, sites = weight.first.shape, [name, *(part.name for part in weight.beside), f"{name.removesuffix('.weight')}.sum"]
+    step = np.abs(weight.first.codes().scale).max() if weight.first.read_floats is None else 1.0
+    error = 0.0
+    for start, rows in parts.linear(name, shape, sites):
+        error = np.maximum(
+            error, np.abs(rows.T - expected[:, start : start + len(rows)]).max() / step
+        )  # unlike max(), keeps a nan
+    tolerance = SPLIT_TOLERANCE if weight.first.form == SPLIT else EXACT
+    checks = [within("onnxruntime = reference, all parts", name, float(error), tolerance)]
+    return checks if store is None else [*checks, *(_check_reads(part, shape[1], store) for part in weight.beside)]
+
+
+def _check_reads(part: OnnxTensor, inputs: int, store: QuantizedStore) -> Check:
+    reads = store.reads(part.name) if part.name in store.records else None
+    same = reads is not None and np.array_equal(reads, part.channels(inputs))
+    return within("input channels = store's", part.name, float(not same), EXACT)
 
 
 def _grid_error(held: OnnxCodes) -> float:

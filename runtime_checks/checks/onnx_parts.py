@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,13 @@ class OnnxParts:
             ends[place.location] = max(place.offset + place.length, ends.get(place.location, 0))
         return {name: (self._folder / name).stat().st_size - end for name, end in ends.items()}
 
-    def linear(self, name: str, shape: tuple[int, ...]) -> Iterator[tuple[int, F32]]:
+    def linear(self, name: str, shape: tuple[int, ...], parts: Sequence[str] = ()) -> Iterator[tuple[int, F32]]:
         """What the weight's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
 
-        Yields (first input channel, F32[count, OC]). Raises FileFormatError if onnxruntime refuses the nodes.
+        ``parts``: names whose nodes are cut out together, if not the weight's alone. Yields (first input channel,
+        F32[count, OC]). Raises FileFormatError if onnxruntime refuses the nodes.
         """
-        session, given, wanted = self._cut(_site(name), TensorProto.FLOAT)
+        session, given, wanted = self._cut([_site(part) for part in parts or [name]], TensorProto.FLOAT)
         oc, ic = shape
         step = max(1, CHUNK_BYTES // (4 * oc))
         for start in range(0, ic, step):
@@ -71,7 +72,7 @@ class OnnxParts:
 
     def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
         """What the weight's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
-        session, given, wanted = self._cut(_site(name), TensorProto.INT64)
+        session, given, wanted = self._cut([_site(name)], TensorProto.INT64)
         for start in range(0, vocabulary, CHUNK_ROWS):
             ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
             yield start, self._run(session, wanted, {given: ids[None]})
@@ -87,10 +88,10 @@ class OnnxParts:
         first: F32 = out[0]
         return first
 
-    def _cut(self, site: str, kind: int) -> tuple[ort.InferenceSession, str, str]:
-        """A session on the site's nodes and whatever constants they need; the value they read and the one that others read."""
+    def _cut(self, sites: Sequence[str], kind: int) -> tuple[ort.InferenceSession, str, str]:
+        """A session on the sites' nodes and whatever constants they need; the value they read and the one that others read."""
         model, graph = self._model, self._model.graph
-        mine = sorted(self._with_constants(self._sites[site]))
+        mine = sorted(self._with_constants([index for site in sites for index in self._sites[site]]))
         made = {name for index in mine for name in graph.node[index].output}
         read = {name for index in mine for name in graph.node[index].input if name} - made
         given = sorted(read - self._initializers.keys())
@@ -98,11 +99,12 @@ class OnnxParts:
         wanted = sorted(name for name in outside if name not in self._constant_nodes)
         if len(given) != 1 or len(wanted) != 1:
             raise FileFormatError(
-                f"{self._folder}: nodes {shown(site)}/... read {listed(given)} and make {listed(wanted)}, expected one value each"
+                f"{self._folder}: nodes {shown(sites[0])}/... read {listed(given)} and make {listed(wanted)}, "
+                "expected one value each"
             )
         part = helper.make_graph(
             [graph.node[index] for index in mine],
-            site,
+            sites[0],
             [helper.make_tensor_value_info(given[0], kind, None)],
             [helper.make_tensor_value_info(wanted[0], TensorProto.FLOAT, None)],
             [self._initializers[name] for name in sorted(read & self._initializers.keys())],

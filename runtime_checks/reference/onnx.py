@@ -6,6 +6,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
                           zero points packed U8[N, ceil(n_blocks * bits / 8)], or absent: 2**(bits - 1)
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
     MatMulAdaDim          docs/reference/matmul-adadim.md
+    Gather                of a part beside a weight, NAME.part1: the input channels that it reads
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
                           [groups, 1, 1, K] multiplies its input; zero_point U4 or U8 of the same shape
 
@@ -15,13 +16,15 @@ MatMulAdaDim's 3-bit ones cross bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from runtime_checks.reference.adadim import LAYOUTS
 from runtime_checks.reference.decode import F32, U8, Array, DamagedFileError, decode_affine, decode_floats, unpack
@@ -29,6 +32,8 @@ from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
 
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
 ALL = slice(None)
+PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +64,20 @@ class OnnxTensor:
     shape: tuple[int, ...]
     read_codes: Callable[[slice], OnnxCodes] | None = None
     read_floats: Callable[[], Array] | None = None
+    read_channels: Callable[[], I64] | None = None  # of a part: the input channels of its columns
 
     def codes(self, rows: slice = ALL) -> OnnxCodes:
         """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
         assert self.read_codes is not None, f"{self.name} is stored as floats"
         return self.read_codes(rows)
+
+    def channels(self, inputs: int) -> I64:
+        """I64[n] below ``inputs``, rising: which input channels a part reads. Raises DamagedFileError for others."""
+        assert self.read_channels is not None, f"{self.name} reads all"
+        found = self.read_channels().astype(np.int64)
+        if found.shape != self.shape[1:] or (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= inputs:
+            raise DamagedFileError(f"{self.name} reads no {self.shape[1]} of {inputs} input channels")
+        return found
 
     def values(self) -> Array:
         """The stored floats of a float tensor (BF16 as uint16 bits)."""
@@ -71,15 +85,44 @@ class OnnxTensor:
         return self.read_floats()
 
     def decode(self, rows: slice = ALL) -> F32:
-        """The weight as F32[OC, IC] (or F32[n]); of a float tensor some ``rows``."""
+        """The weight as F32[OC, IC] (or F32[n]), or some ``rows``."""
         if self.read_floats is None:
-            return self.codes().decode()
+            return self.codes().decode(rows)
         stored = self.values()[rows]
         return decode_floats(self.dtype, stored.reshape(-1).view(np.uint8)).reshape(stored.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class OnnxWeight:
+    """``first`` reads all input channels; the parts beside it, which read some, are added to it."""
+
+    first: OnnxTensor
+    beside: tuple[OnnxTensor, ...]
+
+    def plus_beside(self, values: F32, rows: slice = ALL) -> F32:
+        """F32[OC, IC] of the first part, or some output channels of it, and the others added. Raises DamagedFileError."""
+        total = values.copy() if self.beside else values
+        for part in self.beside:
+            total[:, part.channels(total.shape[1])] += part.decode(rows)
+        return total
+
+
+def whole_weights(tensors: Mapping[str, OnnxTensor]) -> dict[str, OnnxWeight]:
+    """By name, each with all its parts."""
+    beside: dict[str, list[OnnxTensor]] = {}
+    for name, tensor in tensors.items():
+        if tensor.read_channels is not None:
+            beside.setdefault(_weight_name(name), []).append(tensor)
+    return {
+        name: OnnxWeight(tensor, tuple(beside.get(name, ()))) for name, tensor in tensors.items() if tensor.read_channels is None
+    }
+
+
 def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
-    """Every weight of DIR/model.onnx by its Hugging Face name; a tied head is none. Raises DamagedFileError."""
+    """Every weight of DIR/model.onnx by its Hugging Face name, and every part of one; a tied head is none.
+
+    Raises DamagedFileError.
+    """
     graph = Graph(folder)
     tensors: dict[str, OnnxTensor] = {}
     for name, tensor in graph.initializers.items():
@@ -96,7 +139,24 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
             raise DamagedFileError(f"{graph.path}: {name} is there as floats and as codes")
         form = "split" if _is_slice(nodes[0]) else FORMS[nodes[0].op_type]
         tensors[name] = OnnxTensor(name, form, "U8", _shape(graph, nodes), read_codes=partial(READERS[form], graph, nodes))
+    for name, tensor in tensors.items():
+        if _weight_name(name) != name:
+            tensors[name] = replace(tensor, read_channels=partial(_channels, graph, name.removesuffix(".weight")))
     return tensors
+
+
+def _channels(graph: Graph, stem: str) -> Array:
+    """What the Gather before a part takes."""
+    gathers = graph.named[f"{stem}/Gather"]
+    if len(gathers) != 1 or len(gathers[0].input) != 2:
+        raise graph.damaged(f"{stem[:80]} is a part, and no node takes the input channels that it reads")
+    return graph.read(gathers[0].input[1])
+
+
+def _weight_name(part: str) -> str:
+    """The weight that NAME.part1.weight is a part of; of another its own name."""
+    found = PART.fullmatch(part)
+    return part if found is None else f"{found[1]}.weight"
 
 
 def _linears(graph: Graph) -> dict[str, list[onnx.NodeProto]]:

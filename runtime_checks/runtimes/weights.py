@@ -17,7 +17,7 @@ from quantize.model_config import ModelConfig
 from quantize.types import F32, Grid
 from runtime_checks.reference.decode import FLOAT_BYTES, DamagedFileError
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
-from runtime_checks.reference.onnx import ALL, OnnxTensor, read_onnx
+from runtime_checks.reference.onnx import ALL, OnnxTensor, read_onnx, whole_weights
 
 TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
 ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
@@ -79,22 +79,23 @@ class OnnxWeights:
     """An ONNX folder's tensors."""
 
     def __init__(self, folder: Path) -> None:
-        self._tensors = open_onnx(folder)
+        self._weights = whole_weights(open_onnx(folder))
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See Weights."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
+        return {name: weight.first.shape for name, weight in self._weights.items()}
 
     def part(self, name: str, rows: slice = ALL) -> Part:
         """See Weights. The width of codes is that of the largest, because 3 bits ride in nodes of 4."""
-        tensor = self._tensors[name]
+        weight = self._weights[name]
+        tensor = weight.first
         try:
             if tensor.read_floats is not None:
-                return Part(tensor.decode(rows), tensor.dtype)
+                return Part(weight.plus_beside(tensor.decode(rows), rows), tensor.dtype)
             whole = rows == ALL or (rows.start, rows.stop) == (0, tensor.shape[0])
             held = tensor.codes(ALL if whole else rows)
-            values = held.decode() if whole or held.per_oc else tensor.codes().decode(rows)
+            values = weight.plus_beside(held.decode() if whole or held.per_oc else tensor.codes().decode(rows), rows)
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
         return Part(values, None, int(held.codes.max()).bit_length())

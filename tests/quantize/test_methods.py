@@ -49,8 +49,9 @@ def test_a_result_follows_from_its_task(tmp_path):
     assert [record.name for _, record in first.pieces] == ["norm", "a", "b"]
     assert [record.rounder for _, record in first.pieces] == ["", "gptq", "rtn"]
     assert first.reports == second.reports == ({"index": 3, "taken_back": []},)
-    for (tensor, record), (other, again) in zip(first.pieces[1:], second.pieces[1:], strict=True):
+    for (part, record), (twin, again) in zip(first.pieces[1:], second.pieces[1:], strict=True):
         assert record == again and set(record.loss) == {"per_oc", "per_ic"}
+        tensor, other = part.weight, twin.weight
         assert np.array_equal(tensor.codes, other.codes)
 
 

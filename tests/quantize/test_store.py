@@ -16,6 +16,7 @@ from quantize.store.schema import PLAN_DOOR, read_record
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.store.writer import StoreWriter
 from quantize.types import Axis, PlainTensor, QuantizedTensor
+from quantize.weight import Part
 from tests.cases import AXES, GRIDS, grid_id, weight_of
 from tests.tiny import Sizes, tiny_config
 
@@ -31,7 +32,7 @@ HEADER = {
 def write(path, pieces, force=False):
     with StoreWriter(path, force) as writer:
         for tensor, record in pieces:
-            writer.append(tensor, record)
+            writer.append(Part(tensor), record)
         writer.finish(HEADER, {"config.json": CONFIG})
     return QuantizedStore(path)
 
@@ -81,7 +82,8 @@ def norm():
 
 def test_an_interrupted_store_leaves_no_trace(tmp_path):
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s") as writer:
-        writer.append(*norm())
+        tensor, record = norm()
+        writer.append(Part(tensor), record)
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -152,7 +154,7 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "s"
     with StoreWriter(path) as writer:
         for tensor, record in [*pieces, norm()]:
-            writer.append(tensor, record)
+            writer.append(Part(tensor), record)
         writer.finish(HEADER, {"config.json": CONFIG, "tokenizer.json": b'{"model": {"type": "BPE"}}'})
     return path
 

@@ -1,0 +1,64 @@
+"""What a file stores of a weight: the sum of parts, each of which reads all input channels or some.
+
+::
+
+    y = W x = (the first part) x + (the second) x[reads] + ...
+
+The first part is named like the weight, those beside it NAME.part1.weight, NAME.part2.weight, ...
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantize.blocks import dequantize
+from quantize.checkpoint.floats import to_f32
+from quantize.types import F32, QuantizedTensor, Tensor
+
+Index = NDArray[np.intp]
+PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """``weight`` [OC, n], or some of its rows; ``reads`` intp[n]: the input channels of its columns; None: all."""
+
+    weight: Tensor
+    reads: Index | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWeight:
+    """All parts of a weight; the first reads all of its input."""
+
+    parts: tuple[Part, ...]
+
+    def dense(self) -> F32:
+        """F32[OC, IC]: what the parts stand for together; F32[n] of a norm or bias."""
+        first, *others = self.parts
+        total = weight_of(first.weight)
+        if others:
+            total = total.copy()
+        for part in others:
+            total[:, part.reads] += weight_of(part.weight)
+        return total
+
+
+def weight_of(tensor: Tensor) -> F32:
+    """What a tensor stands for, F32[OC, n], or F32[n] of a norm or bias."""
+    return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)
+
+
+def part_name(weight: str, number: int) -> str:
+    """Of a part beside the first, from 1 on."""
+    return f"{weight.removesuffix('.weight')}.part{number}.weight"
+
+
+def weight_name(part: str) -> str:
+    """The weight that a part is of: of the first its own name."""
+    found = PART.fullmatch(part)
+    return part if found is None else f"{found[1]}.weight"
