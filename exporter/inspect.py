@@ -34,6 +34,7 @@ from quantize.outside import Size
 from quantize.store.schema import Dtype, Shape, TensorName
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
+from quantize.weight import weight_name
 
 if TYPE_CHECKING:
     from exporter.onnx.reader import OnnxGraph
@@ -63,14 +64,19 @@ def inspect(path: Path) -> Report:
 
 def _report(tensors: list[Report], total_bytes: int) -> Report:
     linears = [item for item in tensors if item["linear"]]
-    weights = sum(_size(item) for item in linears)
+    weights = sum(_weights(item) for item in linears)
     bits = 8 * sum(item["bytes"] for item in linears) / weights if weights else 0.0
-    totals = {"bytes": total_bytes, "weights": sum(_size(item) for item in tensors), "bits_per_weight": bits}
+    totals = {"bytes": total_bytes, "weights": sum(_weights(item) for item in tensors), "bits_per_weight": bits}
     return {"totals": totals, "tensors": [{key: value for key, value in item.items() if key != "linear"} for item in tensors]}
 
 
 def _size(item: Report) -> int:
     return math.prod(item["shape"])
+
+
+def _weights(item: Report) -> int:
+    """Of the model: a part that stands beside a weight adds bytes, and no weights."""
+    return _size(item) if weight_name(item["name"]) == item["name"] else 0
 
 
 def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:

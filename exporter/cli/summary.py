@@ -43,7 +43,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
         for record in store.records.values()
         if record.grid is not None and is_linear(record.name, record.shape)
     ]
-    rows += _linear_rows(linears, store.target) + _loss_rows(store)
+    rows += _linear_rows(linears, store.target, _beside_bytes(store)) + _loss_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
     for name in (EMBEDDING, HEAD):
         if name in store.records:
@@ -126,17 +126,24 @@ def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any]
     return [("calibration", f"{calibration['text']}, {calibration['tokens']:,} tokens"), *poor]
 
 
-def _linear_rows(linears: Sequence[LinearCost], target_name: str) -> list[Row]:
+def _beside_bytes(store: QuantizedStore) -> int:
+    """Of input channels in float16."""
+    return sum(2 * record.shape[0] * record.shape[1] for record in store.records.values() if record.inputs)
+
+
+def _linear_rows(linears: Sequence[LinearCost], target_name: str, beside: int) -> list[Row]:
     if not linears:
         return [("linears", "none quantized")]
     target = TARGETS[target_name]
     weights = sum(shape[0] * shape[1] for _, _, shape in linears)
-    bits = 8 * sum(target.stored_bytes(*linear) for linear in linears) / weights
+    bits = 8 * (beside + sum(target.stored_bytes(*linear) for linear in linears)) / weights
     rows = [
         ("linears", f"{len(linears)} tensors, {weights:,} weights at {bits:.3f} bits a weight"),
         ("grids", _counts(_grid_name(linear.grid) for linear in linears)),
         ("axes", _counts(str(linear.axis) for linear in linears)),
     ]
+    if beside:
+        rows.append(("float16", f"input channels in {beside:,} bytes of it"))
     if target_name == "onnxruntime" and any(linear.grid.bits == 3 for linear in linears):
         rows.append(("note", "3-bit codes ride in 4-bit nodes: MatMulNBits has no 3 bits"))
     return rows + _cost_rows(linears, target_name)

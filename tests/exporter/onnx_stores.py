@@ -15,6 +15,7 @@ from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.store.tensors import TensorRecord
 from quantize.store.writer import StoreWriter
 from quantize.types import F32, Grid
+from quantize.weight import Part
 from tests.tiny import make_tiny_model
 
 EMBEDDING_ROWS = 100  # a chunk: the last one is shorter
@@ -57,16 +58,16 @@ def make_store(source: Path, out: Path, recipe: Recipe) -> tuple[QuantizedStore,
             values = checkpoint.read(name)
             grid = recipe.embedding if name in (EMBEDDING, HEAD) else recipe.grid
             if values.ndim == 1:
-                writer.append(PlainTensor(name, values, "F32"), TensorRecord(name, spec.shape))
+                writer.append(Part(PlainTensor(name, values, "F32")), TensorRecord(name, spec.shape))
             elif grid is None:
                 plain = checkpoint.raw(name)
-                writer.append(plain, TensorRecord(name, spec.shape, dtype=plain.dtype))
+                writer.append(Part(plain), TensorRecord(name, spec.shape, dtype=plain.dtype))
             else:
                 axis = Axis.PER_OC if name in (EMBEDDING, HEAD) else recipe.axis_of(name)
                 q = rtn(name, values, grid, axis)
                 rows = EMBEDDING_ROWS if name in (EMBEDDING, HEAD) else len(q.codes)
                 for start in range(0, len(q.codes), rows):
-                    writer.append(stored_rows(q, start, start + rows), TensorRecord(name, spec.shape, grid, axis=axis))
+                    writer.append(Part(stored_rows(q, start, start + rows)), TensorRecord(name, spec.shape, grid, axis=axis))
                 values = dequantize(q)
             weights[name] = values
         header = {"target": recipe.target, "row_order": "hf", **ABOUT}

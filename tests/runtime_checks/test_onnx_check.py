@@ -16,6 +16,7 @@ from runtime_checks.checks import onnx_check, onnx_parts
 from runtime_checks.checks.onnx_check import SPLIT_TOLERANCE, check_onnx
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.reference.onnx import read_onnx
+from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.weights import row_chunks
 from tests.cases import config_of
 from tests.tiny import make_tiny_model
@@ -159,3 +160,77 @@ def test_chunks_change_nothing(source, tmp_path, monkeypatch, method):
     monkeypatch.setattr(onnx_check, "row_chunks", lambda rows, cols: row_chunks(rows, cols, 7 * cols))
     monkeypatch.setattr(onnx_parts, "CHUNK_BYTES", 1 << 12)
     assert check_onnx(folder, store) == whole
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(params=["rtn-oc", "rtn-ic"])
+def columns(request, source, tmp_path):
+    """A weight in two parts, the first as one node or split."""
+    config = config_of(method=request.param, bits=4, group_size=16, float_columns=3, calibration_tokens=512)
+    return write_onnx(quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime"]), tmp_path / "onnx")
+
+
+def misses_of(folder) -> set[tuple[str, str]]:
+    found = check_onnx(folder, QuantizedStore(folder.with_name("store")))
+    return {(check.name, check.tensor) for check in found if not check.ok}
+
+
+def test_parts_are_added_as_they_are_stored(columns):
+    assert not misses_of(columns)
+    found = {check.name for check in check_onnx(columns, QuantizedStore(columns.with_name("store")))}
+    assert {"onnxruntime = reference, all parts", "input channels = store's"} <= found
+
+
+def test_a_part_that_reads_other_channels_is_seen(columns):
+    """As the reference reads them from the same place as onnxruntime, only the store can tell."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        gathers = [node for node in graph.node if node.name.endswith("q_proj.part1/Gather")]
+        (other,) = [node for node in graph.node if node.name.endswith("o_proj.part1/Gather")]
+        gathers[0].input[1] = other.input[1]
+
+    edit(columns, change)
+    assert ("input channels = store's", f"{Q}.part1.weight") in misses_of(columns)
+
+
+def test_a_part_that_is_not_added_is_seen(columns):
+    def change(graph: onnx.GraphProto) -> None:
+        (total,) = [node for node in graph.node if node.name == f"{Q}.sum/Sum"]
+        total.input[1] = total.input[0]
+
+    edit(columns, change)
+    assert ("onnxruntime = reference, all parts", f"{Q}.weight") in misses_of(columns)
+
+
+def test_parts_that_change_places_are_seen(columns):
+    """The floats of v are added to k, and the other way round; both are as large, and named as they should be."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        casts = {node.name: node for node in graph.node}
+        k, v = (casts[f"model.layers.0.self_attn.{name}_proj.part1/Cast"] for name in "kv")
+        k.input[0], v.input[0] = v.input[0], k.input[0]
+
+    edit(columns, change)
+    wrong = {("onnxruntime = reference, all parts", f"model.layers.0.self_attn.{name}_proj.weight") for name in "kv"}
+    assert misses_of(columns) == wrong
+
+
+def test_a_sum_of_something_else_is_seen(columns):
+    def change(graph: onnx.GraphProto) -> None:
+        (total,) = [node for node in graph.node if node.name == f"{Q}.sum/Sum"]
+        total.op_type = "Max"
+
+    edit(columns, change)
+    assert ("onnxruntime = reference, all parts", f"{Q}.weight") in misses_of(columns)
+
+
+def test_a_part_without_channels_is_damaged(columns):
+    def change(graph: onnx.GraphProto) -> None:
+        (gather,) = [node for node in graph.node if node.name == f"{Q}.part1/Gather"]
+        gather.name = f"{Q}.part1/Other"
+
+    edit(columns, change)
+    with pytest.raises(FileFormatError, match="is a part, and no node takes the input channels"):
+        list(open_exported(columns).weights(QuantizedStore(columns.with_name("store")).config).part(f"{Q}.weight").values)
