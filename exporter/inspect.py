@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
+from exporter.writers import writer_at
 from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
@@ -55,7 +56,7 @@ def inspect(path: Path) -> Report:
     """
     if is_store(path):
         return _inspect_store(path)
-    if path.is_dir():
+    if writer_at(path) == "onnx":
         return _inspect_onnx(path)
     if not path.is_file():
         raise FileFormatError(mistaken(path, Wanted.FILE))

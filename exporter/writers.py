@@ -41,6 +41,11 @@ class Writer(Protocol):
         """``out``, written. Raises ExportError, OutputError."""
 
 
+def writer_at(path: Path) -> str:
+    """The key in WRITERS of what makes something like ``path``: a folder is ONNX, anything else a GGUF. Nothing is read."""
+    return "onnx" if path.is_dir() else "gguf"
+
+
 class _Gguf:
     word, file_name = "gguf", "model.gguf"
     options: tuple[str, ...] = ("tokenizer_pre",)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import quantize.telemetry  # noqa: F401 - before onnxruntime-genai, which would report to its maker
+from exporter.writers import writer_at
 
 QUESTION = "Write one sentence about the sea."
 TOKENS = 48
@@ -51,7 +52,7 @@ def with_genai(path: Path, question: str) -> str:
 
 def main(path: Path, question: str = QUESTION) -> None:
     """Print the answer as one line."""
-    answer = (with_genai if path.is_dir() else with_llama_cpp)(path, question)
+    answer = {"gguf": with_llama_cpp, "onnx": with_genai}[writer_at(path)](path, question)
     print(" ".join(answer.split()))
 
 

@@ -15,6 +15,7 @@ from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import DecoderJson, read_genai
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.targets import GGUF_TARGETS
+from exporter.writers import writer_at
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
 from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, asked, shown
@@ -111,7 +112,7 @@ def read_facts(path: Path) -> Facts:
     if is_store(path):
         raise ExportError(mistaken(path, Wanted.FILE))
     report = inspect(path)
-    if path.is_dir():
+    if writer_at(path) == "onnx":
         return _onnx_facts(path, report)
     try:
         return _gguf_facts(path, report)

@@ -1,13 +1,14 @@
-"""A file or folder that was exported: the only place that asks which of the two it is. A new format is one class here."""
+"""A file or folder that was exported, and what is known of it. A new format is one class and one row here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.inspect import inspect
 from exporter.onnx.reader import MODEL_FILE, read_graph
+from exporter.writers import writer_at
 from quantize.errors import FileFormatError, asked
 from quantize.model_config import ModelConfig
 from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
@@ -122,9 +123,12 @@ class _OnnxFolder:
         return OnnxRunner(self.path, accuracy_level=0)
 
 
+EXPORTED: dict[str, Callable[[Path], Exported]] = {"gguf": _Gguf, "onnx": _OnnxFolder}  # by writer
+
+
 def open_exported(path: Path) -> Exported:
-    """A folder is ONNX, anything else a GGUF; nothing is read yet."""
-    return _OnnxFolder(path) if path.is_dir() else _Gguf(path)
+    """What ``writer_at`` tells; nothing is read yet."""
+    return EXPORTED[writer_at(path)](path)
 
 
 def exported_runner(path: Path, context: int) -> Runner:
