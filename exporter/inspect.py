@@ -26,7 +26,8 @@ from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import FileFormatError, listed, shown
-from quantize.gguf.container import GgufHeader, TensorInfo, map_file, parse_header
+from quantize.gguf.container import TensorInfo
+from quantize.gguf.files import GgufFiles, open_files
 from quantize.gguf.names import WEIGHT_IC, to_hf_name_or_own
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
@@ -108,16 +109,16 @@ def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report
 
 
 def _inspect_gguf(path: Path) -> Report:
-    header = read_gguf_header(path)
-    return _report([_gguf_item(tensor) for tensor in header.tensors.values()], path.stat().st_size)
+    files = read_gguf_files(path)
+    return _report([_gguf_item(tensor) for tensor in files.tensors.values()], files.nbytes)
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of a file that llama.cpp's own reader would take. Raises FileFormatError."""
+def read_gguf_files(path: Path) -> GgufFiles:
+    """What llama.cpp's own reader would take, split or not. Raises FileFormatError."""
     try:
         if kind_of(path) is not Kind.GGUF:
             raise FileFormatError(mistaken(path, Wanted.FILE))
-        return parse_header(map_file(path))
+        return open_files(path)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}); name a file that can") from error
     except ValueError as error:
@@ -131,14 +132,14 @@ def check_loads(path: Path) -> None:
     """
     if kind_of(path) is not Kind.GGUF:
         return
-    header = read_gguf_header(path)
-    values = GgufValues(header.metadata, str(path))
+    files = read_gguf_files(path)
+    values = GgufValues(files.metadata, str(path))
     kind, arch = values.get("general.type"), values.get("general.architecture")
     known = arch in ARCHITECTURES or (arch is None and kind == "model")
-    part = values.get("split.count", 1) > 1 or kind not in (None, "model") or not header.tensors
-    transposed = any(name.endswith(WEIGHT_IC) for name in header.tensors)
-    if known and not part and not transposed:
-        check_gguf_model(header, values, str(path))
+    other = kind not in (None, "model") or not files.tensors
+    transposed = any(name.endswith(WEIGHT_IC) for name in files.tensors)
+    if known and not other and not transposed:
+        check_gguf_model(files.tensors, values, str(path))
 
 
 def _gguf_item(tensor: TensorInfo) -> Report:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from exporter.inspect import Report, inspect, read_gguf_header
+from exporter.inspect import Report, inspect, read_gguf_files
 from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import DecoderJson, read_genai
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
@@ -19,7 +19,7 @@ from exporter.writers import writer_at
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
 from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, asked, shown
-from quantize.gguf.container import GgufHeader
+from quantize.gguf.files import GgufFiles
 from quantize.gguf.names import to_hf_name_or_own
 from quantize.kinds import Wanted, is_store, mistaken, readable
 from quantize.outside import Count, Door
@@ -127,9 +127,9 @@ def _tensors(report: Report) -> list[Report]:
 
 
 def _gguf_facts(path: Path, report: Report) -> Facts:
-    header = read_gguf_header(path)
-    values = GgufValues(header.metadata, str(path))
-    _check_gguf(path, header, values)
+    files = read_gguf_files(path)
+    values = GgufValues(files.metadata, str(path))
+    _check_gguf(files, values)
     ours = {key.removeprefix("adadim."): values[key] for key in values if key.startswith("adadim.")}
     DOOR.convert(ours, f"{path}: adadim.* in its metadata", _GgufMade)
     arch = f"{values['general.architecture']}."
@@ -162,17 +162,17 @@ def _kv_channels(values: GgufValues, arch: str) -> int:
     return width * (sum(kv_heads) if len(kv_heads) > 1 else layers * kv_heads[0])
 
 
-def _check_gguf(path: Path, header: GgufHeader, values: GgufValues) -> None:
+def _check_gguf(files: GgufFiles, values: GgufValues) -> None:
     """Raises ExportError."""
-    target = header.metadata.get("adadim.target")
-    if any(name.endswith(".weight_ic") for name in header.tensors):
+    path, target = files.paths[0], files.metadata.get("adadim.target")
+    if any(name.endswith(".weight_ic") for name in files.tensors):
         known = ", ".join(name for name in GGUF_TARGETS if name != "gguf-adadim")
         raise ExportError(f"{path}: holds tensors that no runtime reads ({target and target.decode()}); quantize for {known}")
-    if values.get("split.count", 1) > 1:
+    if len(files.paths) > 1:
         raise ExportError(f"{path}: one of several files; join them with llama-gguf-split --merge")
     if f"{TOKENIZER}model" not in values or f"{TOKENIZER}tokens" not in values:
         raise ExportError(f"{path}: holds no tokenizer; export it from a model that has one")
-    check_gguf_model(header, values, str(path))
+    check_gguf_model(files.tensors, values, str(path))
 
 
 def _onnx_facts(path: Path, report: Report) -> Facts:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ from quantize.checkpoint.gguf_values import TOKENIZER, GgufValues
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import CheckpointError
 from quantize.foreign import foreign_gguf
-from quantize.gguf.container import GgufHeader, TensorInfo, encode_header, map_file, parse_header
+from quantize.gguf.container import TensorInfo, encode_header
+from quantize.gguf.files import GgufFiles, open_files
 from quantize.gguf.names import WEIGHT_IC, to_hf_name
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.types import F32, U8, Array, PlainTensor, TensorSpec
@@ -35,17 +34,15 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data, self._header, values = _open(path)
+        self._files, values = _open(path)
         self._metadata = values
-        if values.get("split.count", 1) > 1:
-            raise CheckpointError(f"{path}: one part of a split file; join the parts first: llama-gguf-split --merge FIRST OUT")
         other = foreign_gguf(path, values)
         if other is not None:
             raise CheckpointError(other)
-        transposed = next((name for name in self._header.tensors if name.endswith(WEIGHT_IC)), None)
+        transposed = next((name for name in self._files.tensors if name.endswith(WEIGHT_IC)), None)
         if transposed is not None:
             raise CheckpointError(f"{path}: {transposed} lies transposed (a gguf-adadim file); use the model it was made from")
-        self._infos = _by_hf_name(self._header, str(path))
+        self._infos = _by_hf_name(self._files.tensors, str(path))
         self.config, self.specs = _config_and_specs(self._infos, values, self._rope_factors(), str(path))
         self.tied = HEAD not in self._infos or self._same(HEAD, EMBEDDING)
         self.specs = {name: spec for name, spec in self.specs.items() if not (self.tied and name == HEAD)}
@@ -78,20 +75,16 @@ class GgufCheckpoint:
     def assets(self) -> dict[str, bytes]:
         """All key-values verbatim in a GGUF without tensors, and the Hugging Face files that they amount to."""
         config = json.dumps(dict(self.config.raw), indent=2) + "\n"
-        kept = {METADATA_ASSET: encode_header(self._header.metadata, []), "config.json": config.encode()}
+        kept = {METADATA_ASSET: encode_header(self._files.metadata, []), "config.json": config.encode()}
         return kept | tokenizer_assets(self._metadata, str(self.path))
 
-    @cached_property
+    @property
     def sha256(self) -> str:
-        """Digest of the file."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        """Digest of the file, or of its files."""
+        return self._files.sha256
 
     def _rope_factors(self) -> F32 | None:
-        info = self._header.tensors.get(ROPE_FREQS)
+        info = self._files.tensors.get(ROPE_FREQS)
         if info is None:
             return None
         if info.type.name != "F32" or len(info.shape) != 1:
@@ -100,19 +93,15 @@ class GgufCheckpoint:
             )
         return self._floats(info)
 
-    def _bytes(self, info: TensorInfo) -> U8:
-        start = self._header.data_start + info.offset
-        return self._data[start : start + info.nbytes]
-
     def _rows(self, name: str, start: int, stop: int) -> U8:
         """Block bytes U8[stop - start, row bytes] in Hugging Face order."""
-        rows = self._bytes(self._infos[name]).reshape(self._infos[name].shape[0], -1)
+        rows = self._files.bytes_of(self._infos[name]).reshape(self._infos[name].shape[0], -1)
         heads = rotary_heads(self.config, name)
         return rows[start:stop] if heads is None else rows[hf_row_index(len(rows), heads)[start:stop]]
 
     def _floats(self, info: TensorInfo) -> F32:
         """A one-dimensional tensor in Hugging Face order."""
-        values = self._dequantize(info, self._bytes(info))
+        values = self._dequantize(info, self._files.bytes_of(info))
         heads = rotary_heads(self.config, to_hf_name(info.name)) if info.name.endswith(".bias") else None
         return values if heads is None else values[hf_row_index(len(values), heads)]
 
@@ -140,26 +129,25 @@ class GgufCheckpoint:
 def other_gguf(path: Path) -> str | None:
     """What to say of a GGUF that is sound, but no language model; None for any other file."""
     try:
-        return foreign_gguf(path, _open(path)[2])
+        return foreign_gguf(path, _open(path)[1])
     except CheckpointError:
         return None
 
 
-def _open(path: Path) -> tuple[U8, GgufHeader, GgufValues]:
+def _open(path: Path) -> tuple[GgufFiles, GgufValues]:
     try:
-        data = map_file(path)
-        header = parse_header(data)
-        return np.frombuffer(data, np.uint8), header, GgufValues(header.metadata, str(path))
+        files = open_files(path)
+        return files, GgufValues(files.metadata, str(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; download it again") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _by_hf_name(header: GgufHeader, where: str) -> dict[str, TensorInfo]:
+def _by_hf_name(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
     """Every tensor but the rotary factors. Raises CheckpointError for one that no decoder here has."""
     out = {}
-    for name, info in header.tensors.items():
+    for name, info in tensors.items():
         try:
             if name != ROPE_FREQS:
                 out[to_hf_name(name)] = info
@@ -182,7 +170,7 @@ def _config_and_specs(
     )
 
 
-def check_gguf_model(header: GgufHeader, values: GgufValues, where: str) -> None:
+def check_gguf_model(tensors: Mapping[str, TensorInfo], values: GgufValues, where: str) -> None:
     """Whether the tensors are those that the metadata promise, in a dense model of an architecture that is known here.
 
     llama.cpp refuses any other tensor, any other shape, and a file without a word on its tokenizer. Raises CheckpointError.
@@ -191,13 +179,13 @@ def check_gguf_model(header: GgufHeader, values: GgufValues, where: str) -> None
         raise values.wrong("metadata key 'general.architecture' is missing")
     arch = values["general.architecture"]
     layers = values.size(f"{arch}.block_count")
-    if layers > len(header.tensors):
-        raise values.wrong(f"{arch}.block_count is {layers}, where {len(header.tensors)} tensors are")
+    if layers > len(tensors):
+        raise values.wrong(f"{arch}.block_count is {layers}, where {len(tensors)} tensors are")
     if f"{TOKENIZER}model" not in values:
         raise values.wrong(f"metadata key '{TOKENIZER}model' is missing")
     values.check_tokenizer()
     if arch in ARCHITECTURES and not values.get(f"{arch}.expert_count"):
-        _config_and_specs(_by_hf_name(header, where), values, None, where)
+        _config_and_specs(_by_hf_name(tensors, where), values, None, where)
 
 
 def _vocab_size(infos: Mapping[str, TensorInfo], values: GgufValues, where: str) -> int:

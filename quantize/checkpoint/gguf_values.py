@@ -12,7 +12,7 @@ from quantize.errors import CheckpointError, shown
 from quantize.gguf.container import Value, ValueType
 
 TOKENIZER = "tokenizer.ggml."
-U16, U32, F32, BOOL, STRING = ValueType.U16, ValueType.U32, ValueType.F32, ValueType.BOOL, ValueType.STRING
+U32, F32, BOOL, STRING = ValueType.U32, ValueType.F32, ValueType.BOOL, ValueType.STRING
 # llama.cpp takes no other type for these keys (llama_model_loader::get_key). {} is the architecture.
 TYPES: dict[str, ValueType] = {
     **dict.fromkeys(("general.architecture", "general.name", "general.type"), STRING),
@@ -22,7 +22,6 @@ TYPES: dict[str, ValueType] = {
     **dict.fromkeys(("{}.rope.dimension_count", "{}.rope.scaling.original_context_length"), U32),
     **dict.fromkeys(("{}.attention.layer_norm_rms_epsilon", "{}.attention.layer_norm_epsilon", "{}.rope.freq_base"), F32),
     **dict.fromkeys(("{}.rope.scaling.factor", "{}.rope.scale_linear", "{}.rope.scaling.attn_factor"), F32),
-    **dict.fromkeys(("split.count", "split.no"), U16),
     **dict.fromkeys((f"{TOKENIZER}model", f"{TOKENIZER}pre"), STRING),
     **dict.fromkeys((f"{TOKENIZER}add_{word}" for word in ("bos_token", "eos_token", "sep_token", "space_prefix")), BOOL),
 }
