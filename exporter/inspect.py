@@ -27,7 +27,7 @@ from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import FileFormatError, listed, shown
 from quantize.gguf.container import TensorInfo
-from quantize.gguf.files import GgufFiles, open_files
+from quantize.gguf.files import GgufFiles, Misplaced, open_files
 from quantize.gguf.names import WEIGHT_IC, to_hf_name_or_own
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
@@ -121,6 +121,8 @@ def read_gguf_files(path: Path) -> GgufFiles:
         return open_files(path)
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read ({error.strerror}); name a file that can") from error
+    except Misplaced as error:
+        raise FileFormatError(f"{path}: {error}") from error
     except ValueError as error:
         raise FileFormatError(f"{path}: a damaged GGUF ({error}); export it again") from error
 

@@ -20,7 +20,7 @@ from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import CheckpointError
 from quantize.foreign import foreign_gguf
 from quantize.gguf.container import TensorInfo, encode_header
-from quantize.gguf.files import GgufFiles, open_files
+from quantize.gguf.files import GgufFiles, Misplaced, open_files
 from quantize.gguf.names import WEIGHT_IC, to_hf_name
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
 from quantize.types import F32, U8, Array, PlainTensor, TensorSpec
@@ -138,6 +138,8 @@ def _open(path: Path) -> tuple[GgufFiles, GgufValues]:
     try:
         files = open_files(path)
         return files, GgufValues(files.metadata, str(path))
+    except Misplaced as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; download it again") from error
     except OSError as error:

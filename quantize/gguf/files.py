@@ -26,6 +26,10 @@ NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 TYPES = {NUMBER: ValueType.U16, COUNT: ValueType.U16, TENSORS: ValueType.I32}
 
 
+class Misplaced(ValueError):
+    """A file of a split GGUF that is sound, and not where the others look for it, or not the first; says what to do."""
+
+
 @dataclass(frozen=True, eq=False)
 class GgufFiles:
     """``metadata``: without what only says how it is split. ``tensors``: of all files; each file's are in ``_of``."""
@@ -58,7 +62,7 @@ class GgufFiles:
 
 
 def open_files(path: Path) -> GgufFiles:
-    """``path`` with all that is split off it. Raises OSError, and ValueError that says what is wrong."""
+    """``path`` with all that is split off it. Raises OSError, Misplaced, and ValueError that says what is wrong."""
     first = map_file(path)
     header = parse_header(first)
     count = _number(header, COUNT, 0)
@@ -84,16 +88,14 @@ def _paths(path: Path, number: int, count: int) -> list[Path]:
     """Of all files, of which ``path`` has to be the first."""
     found = NAME.fullmatch(path.name)
     if found is None or int(found[2]) != number + 1 or int(found[3]) != count:
-        raise ValueError(
-            f"is file {number + 1} of {count} of a split GGUF, but not called so: its name should end in "
-            f"-{number + 1:05d}-of-{count:05d}.gguf"
-        )
+        ending = f"-{number + 1:05d}-of-{count:05d}.gguf"
+        raise Misplaced(f"is file {number + 1} of {count} of a split GGUF, but not called so; let its name end in {ending}")
     paths = [path.with_name(f"{found[1]}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
     if number:
-        raise ValueError(f"is file {number + 1} of {count} of a split GGUF; name the first: {paths[0].name}")
+        raise Misplaced(f"is file {number + 1} of {count} of a split GGUF; name the first: {paths[0].name}")
     missing = [other.name for other in paths if not other.is_file()]
     if missing:
-        raise ValueError(f"is split into {count} files, and {missing[0]} is not beside it ({len(missing)} missing)")
+        raise Misplaced(f"is split into {count} files, {len(missing)} of which are missing; put {missing[0]} beside it")
     return paths
 
 

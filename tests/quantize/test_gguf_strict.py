@@ -232,7 +232,7 @@ MODEL = {
     "equal tokens": (twice, "has two tokens"),
     "no merges": (drop("tokenizer.ggml.merges"), "merges' is missing"),
     "no text": (pair("tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", 8, 320) + text(b"\xff") * 320), "tokens is not UTF-8"),
-    "split": (scalar("split.count", T.U16, 2), "llama-gguf-split --merge"),
+    "split": (scalar("split.count", T.U16, 2), "let its name end in -00001-of-00002.gguf"),
     "split u32": (scalar("split.count", U32, 2), "split.count is of type u32, not u16"),
 }
 SOURCE = {
