@@ -5,11 +5,13 @@ A writer's own libraries are imported when it is first used: each needs some tha
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.targets import TARGETS
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.floats import FLOATS
 from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates, ids_without_rows
 from quantize.store.outputs import check_file
 from quantize.store.tensors import QuantizedStore
@@ -117,7 +119,22 @@ def source_notes(source: Checkpoint, target: str) -> list[str]:
     rows = source.config.vocab_size
     strange = ids_without_rows(source.assets(), rows, source.path)
     ids = [f"{source.path}: {', '.join(strange[:3])}: left out, the embedding has {rows} rows"] if strange else []
-    return ids + _template_notes(source, writer_of(target))
+    return _rounded_notes(source) + ids + _template_notes(source, writer_of(target))
+
+
+def _rounded_notes(source: Checkpoint) -> list[str]:
+    """Of a source that is quantized itself: what it lost is lost, and no measure against it shows that."""
+    rounded = Counter[str]()
+    for spec in source.specs.values():
+        rounded[spec.dtype] += spec.size if spec.dtype not in FLOATS else 0
+    kinds = [kind for kind, size in rounded.most_common() if size]
+    if not kinds:
+        return []
+    share = rounded.total() / sum(spec.size for spec in source.specs.values())
+    return [
+        f"{source.path}: {100 * share:.0f} % of its weights are quantized already ({', '.join(kinds)}); what is lost now is lost "
+        "on top of that, and is measured against it: start from the original where there is one"
+    ]
 
 
 def _template_notes(source: Checkpoint, writer: Writer) -> list[str]:

@@ -56,9 +56,10 @@ def run(args: Namespace) -> int:
         each.check(args.force)
     ladder = Ladder(args, out) if len({rung.name for rung in rungs}) > 1 else None
     _check_measured(args, ladder)
-    for target in dict.fromkeys(rung.target for rung in rungs):
+    targets = dict.fromkeys(rung.target for rung in rungs)
+    for target in targets:
         writer_of(target).check(source, args.tokenizer_pre)
-        warn(source_notes(source, target))
+    warn(dict.fromkeys(note for target in targets for note in source_notes(source, target)))
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
     if args.sizes:  # known before their plans, which take long to make
         _check_disk(source, out, len(absent), lambda: sum(rungs[index].size or 0 for index in absent))

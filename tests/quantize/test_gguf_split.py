@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from exporter.bundle.facts import read_facts
+from exporter.cli.main import main
 from exporter.gguf.file import write_gguf
 from exporter.inspect import check_loads, inspect
 from quantize.checkpoint import open_checkpoint
@@ -148,3 +149,13 @@ def test_the_others_are_found_by_name(first):
     other = first.rename(first.with_name("model.gguf"))
     with pytest.raises(CheckpointError, match=r"but not called so; let its name end in -00001-of-00004.gguf$"):
         open_checkpoint(other)
+
+
+def test_a_source_that_is_quantized_already_is_said_to_be(whole, tmp_path, capsys):
+    """Once, however many targets there are; a source in floats is not."""
+    words = [str(whole), "--out", str(tmp_path / "out"), "--method", "rtn-oc"]
+    assert main(["run", *words, "--target", "llama.cpp", "--target", "onnxruntime"]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert note.startswith(f"adadim: warning: {whole}: 100 % of its weights are quantized already (Q4_0, Q8_0); what is lost now")
+    assert main(["quantize", str(whole.parent / "model"), "--out", str(tmp_path / "s"), "--method", "rtn-oc"]) == 0
+    assert "warning" not in capsys.readouterr().err
