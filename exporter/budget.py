@@ -38,8 +38,8 @@ def check_free(config: QuantizeConfig) -> None:
     said = [f"grid.{item.name}" for item in fields(GridSpec) if getattr(config.grid, item.name) != getattr(free, item.name)]
     said += ["recipe"] if config.recipe is not None else []
     said += ["float_columns"] if config.around.float_columns else []
-    for option in said:
-        raise ConfigError(f"{asked(option)}: a target size chooses the grid of every tensor; drop one of the two")
+    if said:
+        raise ConfigError(f"{asked(said[0])}: a target size chooses the grid of every tensor; drop one of the two")
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,11 @@ from quantize.gguf.files import GgufFiles, Misplaced, open_files
 from quantize.gguf.names import WEIGHT_IC, to_hf_name_or_own
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
-from quantize.model_config import is_linear
+from quantize.model_config import is_linear, weight_name
 from quantize.outside import Size
 from quantize.store.schema import Dtype, Shape, TensorName
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
-from quantize.weight import weight_name
 
 if TYPE_CHECKING:
     from exporter.onnx.reader import OnnxGraph
@@ -84,7 +83,7 @@ def _weights(item: Report) -> int:
 def _item(name: str, hf_name: str, shape: Iterable[int], stored: int) -> Report:
     """A tensor of floats until its grid is filled in; ``linear`` is taken out by ``_report``."""
     keys, sizes = {"grid": None, "bits": None, "group_size": None, "axis": None}, list(shape)
-    return {"name": name, **keys, "shape": sizes, "bytes": stored, "linear": is_linear(hf_name, sizes)}
+    return {"name": name, **keys, "shape": sizes, "bytes": stored, "linear": is_linear(weight_name(hf_name), sizes)}
 
 
 def _inspect_store(path: Path) -> Report:
@@ -226,7 +225,7 @@ def _described_items(graph: OnnxGraph, described: list[_Floats | _Codes]) -> lis
     if missing:
         raise DOOR.refused(graph.folder / MODEL_FILE, f"has no tensor for {listed(missing)} of adadim.tensors in its metadata")
     for node in graph.model.graph.node:  # the split form's nodes are part of what a weight costs
-        stored[node.name.rpartition("/")[0] + ".weight"] += node.ByteSize()
+        stored[node.name.rpartition("/")[0].removesuffix(".sum") + ".weight"] += node.ByteSize()
     return [_described_item(item, stored[item.name]) for item in described]
 
 

@@ -50,13 +50,13 @@ class Block:
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def folded(self, fold: Fold) -> Block:
-        """In the new basis."""
+        """In the new basis; what stands beside a weight is chosen in the last one."""
+        assert not self.beside, "a basis is changed before columns are kept"
         tensors = {name: fold.tensor(name, value) for name, value in self.tensors.items()}
         return replace(self, tensors=tensors, stats=fold.stats(self.stats), folds=(*self.folds, fold))
 
-    def in_source_basis(self, name: str, rounded: Tensor) -> F32:
-        """F32[OC, IC] that stands in for the source's weight in the source's model, of one rounded in this block's basis."""
-        weight = self.stored(name, rounded).dense()
+    def in_source_basis(self, name: str, weight: F32) -> F32:
+        """F32[OC, IC] in this block's basis -> what stands in for the source's weight in the source's model."""
         for fold in reversed(self.folds):
             weight = fold.back(name, weight)
         return weight
@@ -76,6 +76,9 @@ class Beside(Protocol):
 
     def part(self, name: str, rounded: F32) -> Part:
         """To be added to F32[OC, IC]."""
+
+    def loss(self, stored: F32) -> float:
+        """Of F32[OC, IC], all parts together."""
 
 
 class Student(Protocol):

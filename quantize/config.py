@@ -85,6 +85,9 @@ class QuantizeConfig:
     max_slowdown: float = 1.5
 
     def __post_init__(self) -> None:
+        for key, kind in (("grid", GridSpec), ("data", DataSpec), ("around", Around)):
+            if not isinstance(getattr(self, key), kind):
+                raise ConfigError(f"{asked(key, getattr(self, key))}: is not a {kind.__name__}, which holds what it is made of")
         if self.method not in methods.WORDS:
             raise ConfigError(f"{asked('method', self.method)}: choose one of {', '.join(methods.WORDS)}")
         for option, none in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from quantize.rotary import Base, Rope, read_rope
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
 
 CONFIG = Door(CheckpointError, "compare it with the original model's config.json")
 Epsilon = Annotated[float, msgspec.Meta(gt=1e-30, lt=1)]
@@ -184,6 +186,17 @@ def block_prefix(index: int) -> str:
     return f"model.layers.{index}."
 
 
+def part_name(weight: str, number: int) -> str:
+    """Of what is stored beside a weight, from 1 on."""
+    return f"{weight.removesuffix('.weight')}.part{number}.weight"
+
+
+def weight_name(part: str) -> str:
+    """The weight that a part is of; of what is no part its own name."""
+    found = PART.fullmatch(part)
+    return part if found is None else f"{found[1]}.weight"
+
+
 def is_linear(name: str, shape: Collection[int]) -> bool:
-    """Whether it is a matrix of a decoder block."""
-    return len(shape) == 2 and block_index(name) is not None
+    """Whether it is a matrix of a decoder block, and no part of one."""
+    return len(shape) == 2 and block_index(name) is not None and weight_name(name) == name

@@ -4,12 +4,11 @@
 
     y = W x = (the first part) x + (the second) x[reads] + ...
 
-The first part is named like the weight, those beside it NAME.part1.weight, NAME.part2.weight, ...
+The first part is named like the weight, those beside it NAME.part1.weight, NAME.part2.weight, ... (``part_name``).
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,6 @@ from quantize.checkpoint.floats import to_f32
 from quantize.types import F32, QuantizedTensor, Tensor
 
 Index = NDArray[np.intp]
-PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +49,3 @@ class StoredWeight:
 def weight_of(tensor: Tensor) -> F32:
     """What a tensor stands for, F32[OC, n], or F32[n] of a norm or bias."""
     return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)
-
-
-def part_name(weight: str, number: int) -> str:
-    """Of a part beside the first, from 1 on."""
-    return f"{weight.removesuffix('.weight')}.part{number}.weight"
-
-
-def weight_name(part: str) -> str:
-    """The weight that a part is of: of the first its own name."""
-    found = PART.fullmatch(part)
-    return part if found is None else f"{found[1]}.weight"

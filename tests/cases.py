@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import numpy as np
 
-from exporter.cli.options import quantize_config
+from exporter.cli.spelling import quantize_config
 from quantize.config import QuantizeConfig
 from quantize.grids import make_grid
 from quantize.types import Axis, Grid, InputStats

@@ -30,7 +30,7 @@ from quantize.source import walk_blocks
 from quantize.statistics.calibration import calibration_data
 from quantize.steps.fold import ChangeBasis, Correction, touched
 from quantize.transforms import CORRECTIONS, NAMES, TRANSFORMS
-from quantize.types import InputStats, PlainTensor, RowOrder, TensorPlan
+from quantize.types import InputStats, RowOrder, TensorPlan
 
 TOKENS = 12288  # in all
 LAYERS = 5
@@ -86,10 +86,8 @@ def losses(block: Block, judged: Stats, names: tuple[str, ...], kit: Kit) -> dic
     for norm, linears in corrected.fold_sites.norms.items() if corrected.fold_sites else ():
         for name in linears:
             values[name] = values[name] * (corrected.tensors[norm] / block.tensors[norm])
-    as_floats = {name: PlainTensor(name, value, "F32") for name, value in values.items()}
     return {
-        name: output_loss(plain.tensors[name], block.in_source_basis(name, value), judged[name])
-        for name, value in as_floats.items()
+        name: output_loss(plain.tensors[name], block.in_source_basis(name, value), judged[name]) for name, value in values.items()
     }
 
 

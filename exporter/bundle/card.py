@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from quantize.gguf.names import to_hf_name_or_own
-from quantize.model_config import is_linear
+from quantize.model_config import is_linear, weight_name
 
 UNKNOWN = "not stated"
 EVALUATED = {  # key of `adadim eval --json` -> what it is called
@@ -80,10 +80,12 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def _quantized(quantization: Mapping[str, Any]) -> dict[str, Any]:
-    linears, others = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
+    linears, others, beside = list[Mapping[str, Any]](), list[Mapping[str, Any]](), 0
     for item in quantization["tensors"]:
         name = to_hf_name_or_own(item["name"]).removesuffix("_ic")
-        if len(item["shape"]) == 2:
+        if weight_name(name) != name:
+            beside += item["shape"][1]
+        elif len(item["shape"]) == 2:
             (linears if is_linear(name, item["shape"]) else others).append(item)
     return {
         "made for": quantization["target"],
@@ -93,6 +95,7 @@ def _quantized(quantization: Mapping[str, Any]) -> dict[str, Any]:
         "axes of groups": _counts(
             {"per_oc": "per output channel", "per_ic": "per input channel"}.get(item["axis"], "none") for item in linears
         ),
+        **({"input channels kept in float16": f"{beside:,}, of all linears together"} if beside else {}),
         "embedding and head": ", ".join(f"{item['name']}: {_grid(item)}" for item in others) or "none",
     }
 

@@ -17,10 +17,11 @@ from exporter.cli.bundle import VERIFY, bundle, verified_bundle
 from exporter.cli.completion import completion
 from exporter.cli.doctor import doctor, requirements
 from exporter.cli.methods import methods_report, methods_table
-from exporter.cli.options import build_parser, quantize_config
+from exporter.cli.options import build_parser
 from exporter.cli.process import finished, guarded, prepare_streams, quiet_libraries, say, warn
 from exporter.cli.reports import json_output, page_of
 from exporter.cli.size import has_target_size, model_plan
+from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.cli.text import kept_texts
 from exporter.cli.values import check_whole

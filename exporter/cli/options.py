@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
-from typing import Any, TypeVar
 
 from exporter.cli.advice import grid_named, target_named
 from exporter.cli.bench import add_bench
@@ -17,7 +15,6 @@ from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
-from exporter.cli.spelling import option_of
 from exporter.cli.values import BITS, file_path, group_size, positive, text_path, transform_names, whole, widths
 from exporter.cli.words import START
 from exporter.targets import TARGETS
@@ -29,7 +26,6 @@ from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
 from quantize.methods.around import SELECTIONS
 
-Spec = TypeVar("Spec", bound=Any)  # a frozen dataclass
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
@@ -63,21 +59,6 @@ def build_parser() -> OneLineParser:
     for add in (*adders, add_bench, add_bundle, add_methods, add_doctor, add_completion):
         add(commands)
     return parser
-
-
-def quantize_config(args: argparse.Namespace) -> QuantizeConfig:
-    """A command's options as a config. What is not asked for is the effort's, or the default. Raises ConfigError."""
-    return _with_options(EFFORTS[getattr(args, "effort", "default")], args)
-
-
-def _with_options(spec: Spec, args: argparse.Namespace, within: str = "") -> Spec:
-    """``spec`` with what ``args`` have for its fields, and for those of specs in it."""
-    asked = {}
-    for item in fields(spec):
-        value, name = getattr(spec, item.name), f"{within}{item.name}"
-        said = getattr(args, option_of(name), None)
-        asked[item.name] = _with_options(value, args, f"{name}.") if is_dataclass(value) else value if said is None else said
-    return replace(spec, **asked)
 
 
 def _add_quantize(commands: Subparsers) -> None:
@@ -169,7 +150,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         type=whole,
         metavar="N",
         default=DEFAULTS.around.float_columns,
-        help="outlier input channels of each linear in float16, as many times more as its input is wider; ONNX (default: 0)",
+        help="input channels of each linear that stay in float16, twice as many if it has twice the channels; ONNX (default: 0)",
     )
     group.add_argument(
         "--transforms",

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from exporter.cli.compare import measuring_text, naming
 from exporter.cli.export import Made, RunOutputs, found, write
-from exporter.cli.options import DEFAULT_RUN_TARGETS, quantize_config
+from exporter.cli.options import DEFAULT_RUN_TARGETS
 from exporter.cli.process import say, warn
 from exporter.cli.reports import json_bytes, page_of, report_of
 from exporter.cli.size import model_plan, planned_size, size_plans
+from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from quantize.config import QuantizeConfig
+from quantize.effort import EFFORTS
+
+Spec = TypeVar("Spec", bound=Any)  # a frozen dataclass
+
 # Fields of a config whose options are not called like them.
 RENAMED = {"grid.name": "grid", "data.text": "calibration", "data.tokens": "calibration_tokens"}
 
@@ -15,3 +24,21 @@ def as_option(option: str, word: str | None, value: str | None) -> str:
     """``--group-size 64``; a flag has no value."""
     name = f"--{option_of(option).replace('_', '-')}"
     return f"{name} {word}" if word else name
+
+
+def quantize_config(args: Namespace) -> QuantizeConfig:
+    """A command's options as a config. What is not asked for is the effort's, or the default. Raises ConfigError."""
+    return _with_options(EFFORTS[getattr(args, "effort", "default")], args)
+
+
+def _with_options(spec: Spec, args: Namespace, within: str = "") -> Spec:
+    """``spec`` with what ``args`` have for its fields, and for those of specs in it."""
+    asked = {}
+    for item in fields(spec):
+        value, name = getattr(spec, item.name), f"{within}{item.name}"
+        said = getattr(args, option_of(name), None)
+        if is_dataclass(value):
+            asked[item.name] = _with_options(value, args, f"{name}.")
+        elif said is not None:
+            asked[item.name] = said
+    return replace(spec, **asked)

@@ -143,7 +143,7 @@ def _linear_rows(linears: Sequence[LinearCost], target_name: str, beside: int) -
         ("axes", _counts(str(linear.axis) for linear in linears)),
     ]
     if beside:
-        rows.append(("float16", f"input channels in {beside:,} bytes of it"))
+        rows.append(("float16", f"input channels in {beside:,} bytes of it, whose nodes are not in the estimates below"))
     if target_name == "onnxruntime" and any(linear.grid.bits == 3 for linear in linears):
         rows.append(("note", "3-bit codes ride in 4-bit nodes: MatMulNBits has no 3 bits"))
     return rows + _cost_rows(linears, target_name)

@@ -8,6 +8,7 @@ from quantize import transforms
 from quantize.errors import ConfigError, asked
 
 SELECTIONS = ("scope", "hessian")
+BY_SCOPE, BY_HESSIAN = SELECTIONS
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Around:
     """
 
     transforms: tuple[str, ...] = ()
-    selection: str = SELECTIONS[-1]
+    selection: str = BY_HESSIAN
     block_steps: int = 0
     tune_steps: int = 0
     float_columns: int = 0
@@ -40,16 +41,17 @@ class Around:
 
     def _check_learns_nothing(self) -> None:
         """Raises ConfigError for what moves rounded weights afterwards, and knows of no part beside them."""
-        corrections = tuple(name for name in self.transforms if name in transforms.CORRECTIONS)
-        for option, value in (("block_steps", self.block_steps), ("tune_steps", self.tune_steps), ("transforms", corrections)):
-            if value:
-                word = ",".join(value) if isinstance(value, tuple) else str(value)
-                raise ConfigError(
-                    f"{asked(option, value, word)}: moves weights after rounding, which {asked('float_columns')} does not allow; "
-                    "drop one of the two"
-                )
+        mends = [asked(option, 0) for option in ("block_steps", "tune_steps") if getattr(self, option)]
+        kept = tuple(name for name in self.transforms if name not in transforms.CORRECTIONS)
+        if kept != self.transforms:
+            mends.append(asked("transforms", kept, ",".join(kept) or "none"))
+        if mends:
+            raise ConfigError(
+                f"{asked('float_columns', self.float_columns)}: goes with nothing that moves weights after rounding; give "
+                f"{', '.join(mends)}, or drop {asked('float_columns')}"
+            )
 
     @property
     def by_scope(self) -> bool:
         """Whether axes are chosen by the outputs of attention and MLP."""
-        return self.selection == "scope"
+        return self.selection == BY_SCOPE

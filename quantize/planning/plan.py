@@ -191,7 +191,7 @@ def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], t
     """Raises ConfigError for a grid or an axis that the target holds in no shape: no fallback mends that."""
     lack = target.lacks(grids[Axis.PER_OC], Axis.PER_OC)
     if lack is not None:
-        raise ConfigError(f"{spec.name}: {lack}; drop {asked('grid', choice.grid.name)}")
+        raise ConfigError(f"{spec.name}: {lack}; drop {asked('grid.name', choice.grid.name)}")
     method, axes = read_word(choice.method)
     lack = target.lacks(grids[Axis.PER_IC], Axis.PER_IC)
     if lack is not None and Axis.PER_OC not in axes:

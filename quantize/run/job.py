@@ -15,7 +15,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.methods import METHODS, ROUNDERS, Around, steps_of
-from quantize.methods.around import SELECTIONS
+from quantize.methods.around import BY_HESSIAN
 from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
 from quantize.planning.plan import ModelPlan
 from quantize.rounding.gptq import with_visits
@@ -78,7 +78,7 @@ class Job:
     def runs_source(self) -> bool:
         """Whether statistics are needed that no importance matrix gives: some step needs them, or the choice of an axis does."""
         methods = {plan.method for plan in self.plan.tensors if plan.candidates}
-        wanted = steps_of(methods, replace(self.config.around, selection=SELECTIONS[-1]))
+        wanted = steps_of(methods, replace(self.config.around, selection=BY_HESSIAN))
         return self.imatrix is None and (self.chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
 
     @property

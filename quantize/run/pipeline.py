@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from quantize.checkpoint import Checkpoint
 from quantize.config import QuantizeConfig
+from quantize.model_config import part_name
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
@@ -27,7 +28,6 @@ from quantize.statistics.measured import Measured
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.store.writer import StoreWriter, write_headers
 from quantize.types import Axis, Target, TensorPlan
-from quantize.weight import part_name
 
 
 def quantize_checkpoint(

@@ -71,8 +71,11 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
     rounded, choice = block.rounded[plan.name], block.choices[plan.name]
     loss = {str(axis): value for axis, value in choice.loss.items()}
     grid, axis = rounded.tensor.grid, rounded.tensor.axis
+    stored = block.stored(plan.name, rounded.tensor)
+    if plan.name in block.beside:
+        loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
     record = TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss)
-    first, *beside = block.stored(plan.name, rounded.tensor).parts
+    first, *beside = stored.parts
     return [(first, record), *((part, float_record(part.weight.name, plan)) for part in beside)]
 
 

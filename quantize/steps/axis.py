@@ -42,7 +42,7 @@ class ChooseByScope:
         for axis, grid in grids.items():
             tensor = nearest(name, block.tensors[name], grid, axis, block.stats.get(name))
             check_params(tensor)
-            values[axis] = kit.orders.to_source(name, block.in_source_basis(name, tensor))
+            values[axis] = kit.orders.to_source(name, block.in_source_basis(name, block.stored(name, tensor).dense()))
         losses = dict(zip(grids, kit.run.scope_loss(name, list(values.values())), strict=True))
         kit.run.commit(name, values[choose_axis(losses).axis])
         return losses

@@ -17,18 +17,21 @@ import numpy as np
 
 from quantize.block import Block, Kit
 from quantize.blocks import dequantize
-from quantize.errors import PlanError
+from quantize.errors import PlanError, asked
+from quantize.loss import output_loss
+from quantize.model_config import part_name
 from quantize.rounding import NEAREST
 from quantize.rounding.gptq import DAMPING
 from quantize.types import F32, InputStats, Need, PlainTensor
-from quantize.weight import Index, Part, part_name
+from quantize.weight import Index, Part
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
-    """``weight`` F32[OC, IC] before rounding; ``columns`` intp[n] in float16; ``absorb`` F32[IC, n]."""
+class Kept:
+    """``weight`` F32[OC, IC] before rounding and its ``stats``; ``columns`` intp[n] in float16; ``absorb`` F32[IC, n]."""
 
     weight: F32
+    stats: InputStats
     columns: Index
     absorb: F32
 
@@ -36,8 +39,14 @@ class Beside:
         """What stands beside F32[OC, IC]. Raises PlanError for what float16 does not hold."""
         values = ((self.weight - rounded) @ self.absorb).astype(np.float16)
         if not np.isfinite(values).all():
-            raise PlanError(f"{name}: input channels of it overflow float16, in which they would be kept; keep none")
+            raise PlanError(
+                f"{name}: input channels of it overflow float16, which would keep them; give {asked('float_columns', 0)}"
+            )
         return Part(PlainTensor(part_name(name, 1), values, "F16"), self.columns)
+
+    def loss(self, stored: F32) -> float:
+        """See Beside; it knows what float16 has rounded, which no rounder was told."""
+        return output_loss(self.weight, stored, self.stats)
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,12 @@ class FloatColumns:
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step."""
-        tensors, stats, beside = dict(block.tensors), dict(block.stats), dict[str, Beside]()
+        tensors, stats, beside = dict(block.tensors), dict(block.stats), dict[str, Kept]()
         for site in _sites(block, names):
             columns, first = _loudest(block, site, kit), block.stats[site[0]]
             absorb, rest = _absorbed(first, columns)
             for name in site:
-                beside[name] = Beside(block.tensors[name], columns, absorb)
+                beside[name] = Kept(block.tensors[name], block.stats[name], columns, absorb)
                 tensors[name] = block.tensors[name].copy()
                 tensors[name][:, columns] = 0
                 stats[name] = replace(block.stats[name], hessian=rest, visit=None)

@@ -45,6 +45,7 @@ class Correction:
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step."""
+        assert not block.beside, "gains are refitted for whole weights"
         at = foldable(block)
         gains = {} if at is None else CORRECTIONS[self.name](block, at)
         return replace(block, tensors={**block.tensors, **gains}).reporting(APPLIED, self.name) if gains else block

@@ -27,11 +27,11 @@ from quantize.architecture.families import expected_shapes
 from quantize.errors import StoreError, shown
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelConfig, is_linear, weight_name
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.store.seal import holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
-from quantize.weight import Index, Part, StoredWeight, weight_name
+from quantize.weight import Index, Part, StoredWeight
 
 FORMAT = 1
 TENSORS = "tensors"  # the folder of their files
@@ -211,11 +211,12 @@ def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConf
     expected = expected_shapes(config)
     shapes = {record.name: record.shape for record in records}
     for record in records:
-        whole = shapes.get(weight_name(record.name))
-        if bool(record.inputs) != (weight_name(record.name) != record.name) or (
-            record.inputs and whole != (record.shape[0], record.inputs)
+        whole = weight_name(record.name)
+        named = whole != record.name
+        if named != bool(record.inputs) or (
+            named and not (is_linear(whole, record.shape) and shapes.get(whole) == (record.shape[0], record.inputs))
         ):
-            return f"{record.name} is a part of {record.inputs} input channels beside a weight of shape {whole}"
+            return f"{record.name} is a part of {record.inputs} input channels beside {whole} of shape {shapes.get(whole)}"
         if record.shape != expected.get(record.name, record.shape):
             return f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}"
     for name, digits in plan.transforms.items():

@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 
 from quantize.errors import OutputError, StoreError
 from quantize.kinds import STORE_MARK, is_store
+from quantize.model_config import weight_name
 from quantize.outside import LARGEST, Door
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import Unfinished, check_folder
@@ -35,7 +36,7 @@ from quantize.store.schema import READS, read_record
 from quantize.store.seal import OPEN, closed, sha256_of
 from quantize.store.tensors import FORMAT, SEAL, TENSORS, Piece, TensorRecord, file_name, joined, read_chunk
 from quantize.types import PlainTensor
-from quantize.weight import Part, StoredWeight, weight_name
+from quantize.weight import Part, StoredWeight
 
 OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
 PART_DOOR = Door(StoreError, "remove it", LARGEST)

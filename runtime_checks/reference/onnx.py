@@ -16,8 +16,7 @@ MatMulAdaDim's 3-bit ones cross bytes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +28,10 @@ from numpy.typing import NDArray
 from runtime_checks.reference.adadim import LAYOUTS
 from runtime_checks.reference.decode import F32, U8, Array, DamagedFileError, decode_affine, decode_floats, unpack
 from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
+from runtime_checks.reference.parts import channels_of, check_part, weight_name
 
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
 ALL = slice(None)
-PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
 I64 = NDArray[np.int64]
 
 
@@ -92,32 +91,6 @@ class OnnxTensor:
         return decode_floats(self.dtype, stored.reshape(-1).view(np.uint8)).reshape(stored.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class OnnxWeight:
-    """``first`` reads all input channels; the parts beside it, which read some, are added to it."""
-
-    first: OnnxTensor
-    beside: tuple[OnnxTensor, ...]
-
-    def plus_beside(self, values: F32, rows: slice = ALL) -> F32:
-        """F32[OC, IC] of the first part, or some output channels of it, and the others added. Raises DamagedFileError."""
-        total = values.copy() if self.beside else values
-        for part in self.beside:
-            total[:, part.channels(total.shape[1])] += part.decode(rows)
-        return total
-
-
-def whole_weights(tensors: Mapping[str, OnnxTensor]) -> dict[str, OnnxWeight]:
-    """By name, each with all its parts."""
-    beside: dict[str, list[OnnxTensor]] = {}
-    for name, tensor in tensors.items():
-        if tensor.read_channels is not None:
-            beside.setdefault(_weight_name(name), []).append(tensor)
-    return {
-        name: OnnxWeight(tensor, tuple(beside.get(name, ()))) for name, tensor in tensors.items() if tensor.read_channels is None
-    }
-
-
 def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
     """Every weight of DIR/model.onnx by its Hugging Face name, and every part of one; a tied head is none.
 
@@ -140,23 +113,10 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
         form = "split" if _is_slice(nodes[0]) else FORMS[nodes[0].op_type]
         tensors[name] = OnnxTensor(name, form, "U8", _shape(graph, nodes), read_codes=partial(READERS[form], graph, nodes))
     for name, tensor in tensors.items():
-        if _weight_name(name) != name:
-            tensors[name] = replace(tensor, read_channels=partial(_channels, graph, name.removesuffix(".weight")))
+        if weight_name(name) != name:
+            check_part(graph, tensor, tensors.get(weight_name(name)))
+            tensors[name] = replace(tensor, read_channels=partial(channels_of, graph, name.removesuffix(".weight")))
     return tensors
-
-
-def _channels(graph: Graph, stem: str) -> Array:
-    """What the Gather before a part takes."""
-    gathers = graph.named[f"{stem}/Gather"]
-    if len(gathers) != 1 or len(gathers[0].input) != 2:
-        raise graph.damaged(f"{stem[:80]} is a part, and no node takes the input channels that it reads")
-    return graph.read(gathers[0].input[1])
-
-
-def _weight_name(part: str) -> str:
-    """The weight that NAME.part1.weight is a part of; of another its own name."""
-    found = PART.fullmatch(part)
-    return part if found is None else f"{found[1]}.weight"
 
 
 def _linears(graph: Graph) -> dict[str, list[onnx.NodeProto]]:

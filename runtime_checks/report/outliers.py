@@ -17,7 +17,7 @@ from quantize.progress import track
 from quantize.rounding.rtn import rtn
 from quantize.statistics.calibration import calibration_data
 from quantize.store.tensors import QuantizedStore, TensorRecord
-from quantize.types import F32, Axis, Grid, QuantizedTensor
+from quantize.types import F32, Axis, Grid
 
 CALIBRATION_TOKENS = 2048  # what an outlier channel is shows in a few sentences; a Hessian would need more
 SLICE = (32, 96)  # output and input channels that are shown one by one
@@ -101,9 +101,7 @@ def _outliers(store: QuantizedStore, record: TensorRecord, weight: F32, inputs: 
     columns = _columns(weight)
     channel = int(np.argmax(columns if inputs is None else inputs))
     rows, cols = _window(weight, channel, grid)
-    stored = store.read(name)
-    assert isinstance(stored, QuantizedTensor), name
-    after = RowOrders(store.config, store.row_order).to_source(name, dequantize(stored))
+    after = RowOrders(store.config, store.row_order).to_source(name, store.weight(name).dense())
     errors = {axis: weight - dequantize(rtn(name, weight, grid, axis)) for axis in Axis}
     return Outliers(
         name,

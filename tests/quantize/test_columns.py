@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from exporter.bundle.card import _quantized
 from exporter.gguf.file import write_gguf
+from exporter.inspect import inspect
 from exporter.onnx.file import onnx_size, write_onnx
 from exporter.targets import TARGETS
-from quantize import dequantize, open_checkpoint, quantize_checkpoint
+from quantize import Around, DataSpec, GridSpec, QuantizeConfig, dequantize, open_checkpoint, quantize_checkpoint
 from quantize.block import Block, Kit
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import ConfigError, StoreError
+from quantize.fold import Fold
 from quantize.grids import make_grid
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
+from quantize.model_config import is_linear, part_name, weight_name
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.run.pipeline import planned_store
 from quantize.steps.columns import FloatColumns
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.store.writer import StoreWriter
 from quantize.types import Axis, InputStats, PlainTensor, RowOrder, TensorPlan
-from quantize.weight import Part, part_name, weight_name, weight_of
+from quantize.weight import Part, weight_of
 from runtime_checks.checks.verify import verify
+from runtime_checks.report.maps import layer_charts
+from runtime_checks.report.outliers import find_outliers
 from tests.cases import AXES, config_of, stats_of
 from tests.cases import weight_of as a_weight
 from tests.stores import reseal, unseal
@@ -178,15 +185,92 @@ def test_a_part_needs_the_weight_that_it_is_of(source, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "shape", "inputs"),
+    [("model.embed_tokens", (320, 2), 64), ("model.norm", (64, 2), 64), ("model.layers.0.self_attn.q_proj.part1", (64, 2), 3)],
+)
+def test_only_a_linear_has_parts(source, tmp_path, name, shape, inputs):
+    """Of a store that another tool may have made."""
+    store = made(source, tmp_path / "s", float_columns=KEPT)
+    beside = PlainTensor(f"{name}.part1.weight", np.ones(shape, np.float16), "F16")
+    with StoreWriter(tmp_path / "t") as writer:
+        for record in store.records.values():
+            writer.append(Part(store.read(record.name), store.reads(record.name)), record.uncut())
+        writer.append(Part(beside, np.array([0, 1])), TensorRecord(beside.name, shape, dtype="F16", inputs=inputs))
+        writer.finish({key: value for key, value in store.header.items() if key != "format"}, source.assets())
+    with pytest.raises(StoreError, match=r"part1\.weight is a part of \d+ input channels beside"):
+        QuantizedStore(tmp_path / "t")
+
+
+def test_the_loss_that_is_recorded_knows_what_float16_rounds(kit):
+    """Of a channel so loud that half a unit of float16's last place costs more than 8 bits do elsewhere."""
+    block = block_of(rows=None)
+    hessian = block.stats["a"].hessian.copy()
+    hessian[5] *= 1e4
+    hessian[:, 5] *= 1e4
+    loud = InputStats(hessian, 99)
+    kept = FloatColumns()(Block(block.plans, block.tensors, {"a": loud, "b": loud}, (("a", "b"),)), ["a", "b"], kit)
+    rounded = ROUNDERS["rtn"]("a", kept.tensors["a"], make_grid("int", 8, 16), Axis.PER_OC, kept.stats["a"])
+    told = output_loss(kept.tensors["a"], dequantize(rounded), kept.stats["a"])
+    assert kept.beside["a"].loss(kept.stored("a", rounded).dense()) > 2 * told
+
+
+def test_a_basis_is_not_changed_under_columns(kit):
+    kept = FloatColumns()(block_of(), ["a", "b", "c"], kit)
+    with pytest.raises(AssertionError, match="before columns are kept"):
+        kept.folded(Fold())
+
+
+def test_everything_that_is_asked_for_is_in_the_header():
+    """A run goes on with what another left if their configs are one JSON."""
+    asked = {item.name for kind in (GridSpec, DataSpec, Around, QuantizeConfig) for item in fields(kind)}
+    told = config_of(float_columns=1).to_json().keys()
+    renamed = {"name": "grid", "text": "calibration", "tokens": "calibration_tokens"}
+    assert {renamed.get(name, name) for name in asked - {"data", "around"}} == told
+
+
+@pytest.mark.parametrize("key", ["grid", "data", "around"])
+def test_a_word_is_no_spec(key):
+    with pytest.raises(ConfigError, match=rf"{key}='q4_0': is not a \w+, which holds what it is made of"):
+        QuantizeConfig(**{key: "q4_0"})
+
+
+def test_reports_and_cards_count_weights_and_draw_them_whole(source, tmp_path):
+    store = made(source, tmp_path / "s", float_columns=KEPT)
+    folder = write_onnx(store, tmp_path / "onnx")
+    linears = [name for name, record in store.records.items() if is_linear(name, record.shape)]
+    report = inspect(folder)
+    assert report["totals"]["weights"] == sum(spec.size for spec in source.specs.values())
+    assert report["totals"]["bits_per_weight"] > 3 + 2 * 16 * KEPT / 96  # bytes of parts count
+    charts = [chart for each in (report, inspect(store.path)) for chart in layer_charts(each, "x")]
+    assert charts and not [chart for chart in charts if "part1" in str(chart) or f"{2 * len(linears)} linears" in str(chart)]
+    card = _quantized({**report, "target": "onnxruntime", **report["totals"]})
+    assert card["linear layers"].startswith(f"{len(linears)}, at") and "f16" not in card["grids"]
+    assert card["input channels kept in float16"] == f"{len(linears) * KEPT}, of all linears together"
+    outliers = find_outliers(store, source, None, linears[0])
+    rows, cols = outliers.corner
+    window = outliers.before.shape
+    whole = store.weight(linears[0]).dense()[rows : rows + window[0], cols : cols + window[1]]
+    np.testing.assert_array_equal(outliers.after, np.abs(whole))
+
+
+@pytest.mark.parametrize(
     ("target", "options", "words"),
     [
         ("llama.cpp", {"float_columns": 1}, "float_columns=1: target llama.cpp stores a weight as one tensor"),
         ("gguf-adadim", {"float_columns": 1}, "float_columns=1: target gguf-adadim stores"),
         ("onnxruntime", {"float_columns": 64}, "has 64 input channels, 64 of which would be kept; keep fewer"),
         ("onnxruntime", {"float_columns": -1}, "float_columns=-1: must not be negative"),
-        ("onnxruntime", {"float_columns": 1, "tune_steps": 2}, "tune_steps=2: moves weights after rounding, which float_columns"),
-        ("onnxruntime", {"float_columns": 1, "block_steps": 2}, "block_steps=2: moves weights after rounding"),
-        ("onnxruntime", {"float_columns": 1, "transforms": ("norm-gains",)}, "norm-gains.*moves weights after rounding"),
+        (
+            "onnxruntime",
+            {"float_columns": 1, "tune_steps": 2},
+            "float_columns=1: goes with nothing that moves .* give tune_steps=0, or drop float",
+        ),
+        ("onnxruntime", {"float_columns": 1, "block_steps": 2}, "give block_steps=0, or drop float_columns"),
+        (
+            "onnxruntime",
+            {"float_columns": 1, "transforms": ("ffn-order", "norm-gains"), "tune_steps": 1},
+            r"give tune_steps=0, transforms=\('ffn-order',\), or",
+        ),
         ("onnxruntime", {"float_columns": 1, "imatrix": Path("i.gguf")}, "float_columns: need the source run over a text"),
     ],
 )

@@ -30,6 +30,7 @@ CONFIGS = {
     "rtn": {"method": "rtn-oc"},
     "learned": {"block_steps": 10, **TOKENS},
     "tuned": {"tune_steps": 2, "embedding": "q4_0", "calibration_tokens": 6144},
+    "columns": {"float_columns": 3, "selection": "scope", "calibration_tokens": 1024},
     "folded": {"transforms": ("norm-gains", "ffn-order"), "selection": "scope", "calibration_tokens": 1024},
 }
 
@@ -40,7 +41,8 @@ def source(tmp_path_factory):
 
 
 def quantized(source, out, **config):
-    return quantize_checkpoint(source, out, config_of(**config), TARGETS["gguf-adadim"])
+    target = "onnxruntime" if "float_columns" in config else "gguf-adadim"
+    return quantize_checkpoint(source, out, config_of(**config), TARGETS[target])
 
 
 def files(folder):

@@ -15,6 +15,7 @@ from quantize.errors import FileFormatError
 from runtime_checks.checks import onnx_check, onnx_parts
 from runtime_checks.checks.onnx_check import SPLIT_TOLERANCE, check_onnx
 from runtime_checks.checks.onnx_parts import OnnxParts
+from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.weights import row_chunks
@@ -234,3 +235,57 @@ def test_a_part_without_channels_is_damaged(columns):
     edit(columns, change)
     with pytest.raises(FileFormatError, match="is a part, and no node takes the input channels"):
         list(open_exported(columns).weights(QuantizedStore(columns.with_name("store")).config).part(f"{Q}.weight").values)
+
+
+def initializer(graph: onnx.GraphProto, name: str, value: np.ndarray) -> None:
+    """In place of the one of that name, in the graph itself."""
+    (tensor,) = [tensor for tensor in graph.initializer if tensor.name == name]
+    tensor.CopyFrom(onnx.numpy_helper.from_array(value, name))
+
+
+def renamed(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for named in (*graph.initializer, *graph.node):
+        named.name = named.name.replace(old, new)
+    for node in graph.node:
+        node.input[:] = [name.replace(old, new) for name in node.input]
+        node.output[:] = [name.replace(old, new) for name in node.output]
+
+
+PART, READS = f"{Q}.part1.weight", f"{Q}.part1.weight.reads"
+HOSTILE = {
+    "rows that are fewer": (lambda graph: initializer(graph, PART, np.ones((5, 3), np.float16)), "is no part of a weight"),
+    "one row": (lambda graph: initializer(graph, PART, np.ones((1, 3), np.float16)), "is no part of a weight"),
+    "no matrix": (lambda graph: initializer(graph, PART, np.ones(96, np.float16)), "is no part of a weight"),
+    "no columns": (lambda graph: initializer(graph, PART, np.ones((96, 0), np.float16)), "is no part of a weight"),
+    "more than there are": (lambda graph: initializer(graph, PART, np.ones((96, 97), np.float16)), "is no part of a weight"),
+    "of a norm": (lambda graph: renamed(graph, f"{Q}.part1", "model.norm.part1"), "is no part of a weight"),
+    "of the embedding": (lambda graph: renamed(graph, f"{Q}.part1", "model.embed_tokens.part1"), "is no part of a weight"),
+    "of a part": (lambda graph: renamed(graph, f"{Q}.part1", f"{Q}.part1.part1"), "is no part of a weight"),
+    "of nothing": (lambda graph: renamed(graph, f"{Q}.part1", "model.other.part1"), "is no part of a weight of shape None"),
+    "a scalar": (lambda graph: initializer(graph, READS, np.array(1, np.int32)), "reads no 3 of 96 input channels"),
+    "channels in floats": (lambda graph: initializer(graph, READS, np.ones(3, np.float32)), "that are no whole numbers"),
+    "a channel that is none": (lambda graph: initializer(graph, READS, np.array([1, 2, 96], np.int32)), "reads no 3 of 96"),
+    "a channel below": (lambda graph: initializer(graph, READS, np.array([-1, 2, 6], np.int32)), "reads no 3 of 96"),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_parts_that_are_none_are_one_line(columns, hostile):
+    change, words = HOSTILE[hostile]
+    edit(columns, change)
+    config = QuantizedStore(columns.with_name("store")).config
+    with pytest.raises((FileFormatError, DamagedFileError), match=words):
+        check_onnx(columns)
+    with pytest.raises(FileFormatError, match=words):
+        weights = open_exported(columns).weights(config)
+        [weights.part(name) for name in weights.shapes]
+
+
+def test_a_sum_of_another_shape_is_a_miss(columns):
+    def change(graph: onnx.GraphProto) -> None:
+        (total,) = [node for node in graph.node if node.name == f"{Q}.sum/Sum"]
+        total.op_type = "Concat"
+        total.attribute.append(onnx.helper.make_attribute("axis", -1))
+
+    edit(columns, change)
+    assert ("onnxruntime = reference, all parts", f"{Q}.weight") in misses_of(columns)
