@@ -109,6 +109,7 @@ def _add_config_options(parser: OneLineParser, several: bool = False) -> None:
     """``several``: more than one width, or size, may be asked for, as a ladder of files."""
     weights = parser.add_argument_group("what the weights become")
     _add_grid_options(weights, several)
+    _add_other_weights(weights)
     _add_table_options(weights)
     add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"), several)
     _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
@@ -140,11 +141,12 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
     )
     group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
     group.add_argument(
-        "--scale-dtype",
-        choices=SCALE_DTYPES,
-        default=DEFAULTS.grid.scale_dtype,
-        help="scales of the int grid (default: %(default)s)",
+        "--scale-dtype", choices=SCALE_DTYPES, default=SCALE_DTYPES[0], help="scales of the int grid (default: %(default)s)"
     )
+
+
+def _add_other_weights(group: argparse._ArgumentGroup) -> None:
+    """What is done beside rounding."""
     group.add_argument(
         "--float-columns",
         type=whole,

@@ -94,7 +94,7 @@ def test_a_fallback_is_listed():
 
 @pytest.mark.parametrize(("target", "grid"), [("llama.cpp", "int"), ("onnxruntime", "q4_0")])
 def test_a_grid_of_another_runtime_is_an_error_that_no_fallback_mends(target, grid):
-    with pytest.raises(ConfigError, match=rf"{target} stores .*; drop grid='{grid}'$"):
+    with pytest.raises(ConfigError, match=rf"{target} stores .*; drop grid.name='{grid}'$"):
         plan_of(target, grid=grid, allow_fallback=True)
 
 
