@@ -207,6 +207,10 @@ def _check_node(node: NodeProto, domains: Mapping[str, int]) -> None:
         raise Problem(f"node {name}: ONNX has no operator '{shown(node.op_type)}' in opset {domains[domain]}") from error
     if not schema.min_input <= len(node.input) <= schema.max_input:
         raise Problem(f"node {name} of {node.op_type} has {len(node.input)} inputs")
+    for index, value in enumerate(node.input):  # onnxruntime ends with some that are left out of a Sum
+        wanted = schema.inputs[min(index, len(schema.inputs) - 1)]
+        if not value and wanted.option != defs.OpSchema.FormalParameterOption.Optional:
+            raise Problem(f"node {name} of {node.op_type} has no input {index + 1}")
     for key, known in schema.attributes.items():
         item = held.get(key)
         if (item is None and known.required) or (

@@ -108,6 +108,7 @@ MODELS: dict[str, tuple[Edit, str]] = {
     "a dead reference": (lambda m: node_of(m, "Mul").input.__setitem__(0, "\x1b[31m"), r"reads \\x1b\[31m, which nothing"),
     "a circle": (loop, "which nothing before it makes"),
     "no inputs": (lambda m: m.graph.node[4].ClearField("input"), "inputs"),
+    "an input left out": (lambda m: node_of(m, "Mul").input.__setitem__(1, ""), "of Mul has no input 2"),
     "no graph": (lambda m: m.ClearField("graph"), "graph is empty"),
     "no such operator": (lambda m: setattr(node_of(m, "Sigmoid"), "op_type", "Nope"), "ONNX has no operator 'Nope'"),
     "no such domain": (lambda m: setattr(node_of(m, "Sigmoid"), "domain", "x.y"), "of the domain 'x.y'"),
