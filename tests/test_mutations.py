@@ -24,7 +24,7 @@ from quantize.store.tensors import QuantizedStore
 from runtime_checks.checks.onnx_check import check_onnx
 from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.reference.onnx import read_onnx
-from runtime_checks.reference.parts import whole_weights
+from runtime_checks.reference.onnx_sum import whole_weights
 from runtime_checks.report.data import Paths, read_inputs
 from tests.cases import config_of
 from tests.exporter.bundles import reseal

@@ -15,8 +15,8 @@ from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_ada
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
 from exporter.onnx.graph import HOLE, Decoder, build_decoder
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
-from exporter.onnx.parts import Summand, summed
 from exporter.onnx.split import split_form
+from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json

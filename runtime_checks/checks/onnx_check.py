@@ -14,8 +14,8 @@ from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.measure.results import Check, within
-from runtime_checks.reference.onnx import OnnxCodes, OnnxTensor
-from runtime_checks.reference.parts import OnnxWeight, whole_weights
+from runtime_checks.reference.onnx_sum import OnnxWeight, whole_weights
+from runtime_checks.reference.onnx_tensor import OnnxCodes, OnnxTensor
 from runtime_checks.runtimes.weights import open_onnx, row_chunks
 
 # An identity matrix through MatMulNBits at level 0, GatherBlockQuantized or MatMulAdaDim gives (q - z) * s, rounded once, plus

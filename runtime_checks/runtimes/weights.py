@@ -17,8 +17,9 @@ from quantize.model_config import ModelConfig
 from quantize.types import F32, Grid
 from runtime_checks.reference.decode import FLOAT_BYTES, DamagedFileError
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
-from runtime_checks.reference.onnx import ALL, OnnxTensor, read_onnx
-from runtime_checks.reference.parts import whole_weights
+from runtime_checks.reference.onnx import read_onnx
+from runtime_checks.reference.onnx_sum import whole_weights
+from runtime_checks.reference.onnx_tensor import ALL, OnnxTensor
 
 TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
 ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight

@@ -11,16 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from runtime_checks.reference.decode import F32, Array
 from runtime_checks.reference.graph import Graph
-
-if TYPE_CHECKING:
-    from runtime_checks.reference.onnx import OnnxTensor
+from runtime_checks.reference.onnx_tensor import ALL, OnnxTensor
 
 PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
-ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
