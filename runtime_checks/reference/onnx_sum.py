@@ -4,6 +4,8 @@
 
     NAME.weight           as any weight
     NAME.part1.weight     beside it; NAME.part1/Gather says which input channels its columns are
+
+The names are spelled here again: the reference imports nothing of ours.
 """
 
 from __future__ import annotations
