@@ -159,13 +159,12 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         told = f"target '{shown(store.target)}' in plan.json is not one of {', '.join(TARGETS)}"
         raise StoreError(f"{store.path}: {told}; quantize again")
     for record in store.records.values():
-        if record.inputs and target.lacks_parts is not None:
-            raise StoreError(f"{store.path}: {record.name}: {target.lacks_parts}; plan.json is damaged, quantize again")
+        reason = target.lacks_parts if record.inputs else None
         if record.grid is not None:
-            reason = target.lacks(record.grid, record.axis)
+            reason = reason or target.lacks(record.grid, record.axis)
             reason = reason or target.refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))
-            if reason is not None:
-                raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
+        if reason is not None:
+            raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
     return target
 
 

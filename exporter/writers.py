@@ -126,10 +126,11 @@ def _rounded_notes(source: Checkpoint) -> list[str]:
     """Of a source that is quantized itself: what it lost is lost, and no measure against it shows that."""
     rounded = Counter[str]()
     for spec in source.specs.values():
-        rounded[spec.dtype] += spec.size if spec.dtype not in FLOATS else 0
-    kinds = [kind for kind, size in rounded.most_common() if size]
-    if not kinds:
+        if spec.dtype not in FLOATS:
+            rounded[spec.dtype] += spec.size
+    if not rounded:
         return []
+    kinds = [kind for kind, _ in rounded.most_common()]
     share = rounded.total() / sum(spec.size for spec in source.specs.values())
     return [
         f"{source.path}: {100 * share:.0f} % of its weights are quantized already ({', '.join(kinds)}); what is lost now is lost "

@@ -56,8 +56,7 @@ class GgufFiles:
         digest = hashlib.sha256()
         for path in self.paths:
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
 

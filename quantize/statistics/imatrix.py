@@ -106,7 +106,7 @@ def read_imatrix(path: Path) -> Imatrix:
 
 
 def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = False) -> Coverage:
-    """Run ``source`` over the calibration text of ``config`` and write what llama-quantize reads; returns what was run over.
+    """Run ``source`` over the calibration text of ``data`` and write what llama-quantize reads; returns what was run over.
 
     The same inputs give the same bytes. Raises CalibrationError and OutputError.
     """

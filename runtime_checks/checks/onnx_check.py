@@ -77,9 +77,13 @@ def _check_decoders(tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts, sites
 
 def _check_sum(name: str, weight: OnnxWeight, parts: OnnxParts, store: QuantizedStore | None) -> list[Check]:
     """A weight of several parts: what onnxruntime makes of all of them, and which input channels each reads."""
-    expected = weight.plus_beside(weight.first.decode())
+    if weight.first.read_floats is None:
+        held = weight.first.codes()
+        first, step = held.decode(), np.abs(held.scale).max()
+    else:
+        first, step = weight.first.decode(), np.float32(1)
+    expected = weight.plus_beside(first)
     shape, sites = weight.first.shape, [name, *(part.name for part in weight.beside), f"{name.removesuffix('.weight')}.sum"]
-    step = np.abs(weight.first.codes().scale).max() if weight.first.read_floats is None else 1.0
     error = 0.0
     for start, rows in parts.linear(name, shape, sites):
         wanted = expected[:, start : start + len(rows)].T
