@@ -22,13 +22,14 @@ import msgspec
 
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
 from exporter.writers import writer_at
+from quantize.blocks import matrix
 from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import FileFormatError, listed, shown
 from quantize.gguf.container import TensorInfo
 from quantize.gguf.files import GgufFiles, Misplaced, open_files
-from quantize.gguf.names import WEIGHT_IC, to_hf_name_or_own
+from quantize.gguf.names import WEIGHT_IC, to_source_name
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear, weight_name
@@ -102,7 +103,7 @@ def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report
     if grid is None:
         bits = FLOAT_BITS[record.dtype]
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
-    stored = target.stored_bytes(grid, record.axis, (record.shape[0], record.shape[1]))
+    stored = target.stored_bytes(grid, record.axis, matrix(record.shape))
     item |= grid_to_json(grid) | {"axis": str(record.axis)}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
 
@@ -146,7 +147,7 @@ def check_loads(path: Path) -> None:
 def _gguf_item(tensor: TensorInfo) -> Report:
     name, kind, shape = tensor.name, str(tensor.type.name), tensor.shape
     transposed = name.endswith(WEIGHT_IC)
-    hf_name = to_hf_name_or_own(name)  # its own: rope_freqs.weight, or a tensor of another tool's model
+    hf_name = to_source_name(name)  # its own: rope_freqs.weight, or a tensor of another tool's model
     item = _item(name, hf_name, reversed(shape) if transposed else shape, tensor.nbytes)
     grid = GRIDS.get(kind.lower())
     if grid is None or isinstance(grid, type):

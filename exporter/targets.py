@@ -20,6 +20,7 @@ from exporter.onnx_cost import (
     linear_seconds,
     tile_bytes,
 )
+from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
 from quantize.store.tensors import QuantizedStore
@@ -162,7 +163,7 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         reason = target.lacks_parts if record.inputs else None
         if record.grid is not None:
             reason = reason or target.lacks(record.grid, record.axis)
-            reason = reason or target.refuses(record.grid, record.axis, (record.shape[0], record.shape[1]))
+            reason = reason or target.refuses(record.grid, record.axis, matrix(record.shape))
         if reason is not None:
             raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
     return target

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from quantize.types import F32, Array, Axis, QuantizedTensor
+
+
+def matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """(OC, IC) of a weight as it is stored: of a stack of experts [experts, OC, IC] one below the other."""
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def to_rows(weight: Array, axis: Axis) -> Array:

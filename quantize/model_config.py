@@ -72,27 +72,42 @@ _FAMILIES = {
 MODEL_TYPES = tuple(_FAMILIES)
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of a Llama-like decoder; ``window``: the longest distance that attention looks back in some layer; ``raw`` is the
-    whole config.json, without ids that no row of the embedding has (-1 stands for none)."""
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """What is to be known of any language model.
+
+    ``model_type``: config.json's word, or a GGUF's ``general.architecture``. ``window``: the longest distance that attention
+    looks back in some layer, where a runtime has to know it. ``raw`` is the whole config.json, without ids that no row of the
+    embedding has (-1 stands for none); of a GGUF without one the ids alone.
+    """
 
     model_type: str
     hidden_size: int
-    intermediate_size: int
     num_layers: int
+    vocab_size: int
+    max_position: int
+    window: int | None = None
+    raw: Mapping[str, Any]
+
+    @property
+    def context(self) -> int:
+        """The longest text that runs as in the source where a runtime knows no window: inside it there is none."""
+        return min(self.max_position, self.window or self.max_position)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelSizes):
+    """Of a decoder that is known by name: all that its tensors and its graph follow from."""
+
+    intermediate_size: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    vocab_size: int
     rms_norm_eps: float
     rope: Rope
-    max_position: int
-    window: int | None
     attention_bias: bool
     mlp_bias: bool
     tie_word_embeddings: bool
-    raw: Mapping[str, Any]
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
@@ -124,11 +139,6 @@ class ModelConfig:
         )
 
     @property
-    def context(self) -> int:
-        """The longest text that runs as in the source where a runtime knows no window: inside it there is none."""
-        return min(self.max_position, self.window or self.max_position)
-
-    @property
     def sizes(self) -> dict[str, int | float]:
         """What the shapes and norms follow from, in the words of config.json, defaults filled in."""
         return {
@@ -141,6 +151,15 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "rms_norm_eps": self.rms_norm_eps,
         }
+
+
+def named(config: ModelSizes, where: object = "this model") -> ModelConfig:
+    """Of a decoder that is known by name. Raises CheckpointError for another; ``where``: the source, for messages."""
+    if not isinstance(config, ModelConfig):
+        raise CheckpointError(
+            f"{where}: torch runs the families {', '.join(MODEL_TYPES)} here, not {shown(config.model_type)}; llama.cpp runs it"
+        )
+    return config
 
 
 def _first(given: int | Given | None, default: int | None) -> int | None:
@@ -198,5 +217,5 @@ def weight_name(part: str) -> str:
 
 
 def is_linear(name: str, shape: Collection[int]) -> bool:
-    """Whether it is a matrix of a decoder block, and no part of one."""
-    return len(shape) == 2 and block_index(name) is not None and weight_name(name) == name
+    """Whether it is a matrix of a decoder block, or a stack of them, one for each expert, and no part of one."""
+    return len(shape) in (2, 3) and block_index(name) is not None and weight_name(name) == name

@@ -6,16 +6,16 @@ Shapes are written as ``F32[OC, IC]``: a numpy array of that dtype, OC output ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from threading import Lock
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T")
+from quantize.workers import Once
+
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -51,11 +51,12 @@ class Need(IntEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a header says of a tensor, without reading it. ``dtype`` is the container's word: "BF16", "F16", "F32", "Q4_1"."""
+    """What a header says of a tensor: ``dtype``, a word as "BF16" or "Q4_1"; ``kept``, why it has to stay floats."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    kept: str = ""
 
     @property
     def size(self) -> int:
@@ -69,21 +70,6 @@ class Visit(NamedTuple):
 
     order: NDArray[np.intp]
     factor: F32
-
-
-class Once(Generic[T]):
-    """A value that is made when it is first asked for, by whichever thread, and kept."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make, self._made, self._lock = make, list[T](), Lock()
-
-    @property
-    def value(self) -> T:
-        """Made by now."""
-        with self._lock:
-            if not self._made:
-                self._made.append(self._make())
-        return self._made[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Work on all cores."""
+"""Work on all cores, and what they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TypeVar
+from threading import Lock
+from typing import Generic, TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -37,6 +38,21 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(pool.map(one, items))
 
 
+class Once(Generic[T]):
+    """A value that is made when it is first asked for, by whichever thread, and kept."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._made, self._lock = make, list[T](), Lock()
+
+    @property
+    def value(self) -> T:
+        """Made by now."""
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+        return self._made[0]
+
+
 @contextmanager
 def borrowed(idle: SimpleQueue[T]) -> Iterator[T]:
     """One of those that nobody uses, waited for, and given back at the end of the block."""
@@ -45,3 +61,8 @@ def borrowed(idle: SimpleQueue[T]) -> Iterator[T]:
         yield one
     finally:
         idle.put(one)
+
+
+def physical_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -39,7 +39,8 @@ from quantize.workers import in_threads
 from runtime_checks.measure.divergence import compare, join
 from runtime_checks.measure.evaluate import EvalOptions, predictions, text_chunks
 from runtime_checks.runtimes.decoded import DECODED
-from runtime_checks.runtimes.runners import Runner, TorchRunner, source_runner
+from runtime_checks.runtimes.isolated import source_runner
+from runtime_checks.runtimes.runners import Runner, TorchRunner
 
 NEAR = 0.1  # of the asked size: how far a plan's may lie from it
 SIZES = (0.92, 1.08)  # of the allocations
@@ -124,7 +125,7 @@ def planned_size(source: Checkpoint, plan: ModelPlan) -> int:
 
 def statistics(source: Checkpoint, data: DataSpec) -> Mapping[str, InputStats]:
     """Of every tensor, once for all plans; of the second moments only the diagonals, which are all that rounding asks for."""
-    tokens, _ = calibration_data(data, source.assets(), str(source.path))
+    tokens, _ = calibration_data(data, source)
     curvature = measure_curvature(source, tokens, data.seed)
     found = {name: replace(stats, hessian=stats.importance.copy()) for name, stats in curvature.tables.items()}
     for run in track(walk_blocks(source, tokens, curvature, 0), "statistics", source.config.num_layers):
@@ -201,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
     sensitivity = read_sensitivity(args.sensitivity, source, target)
     allocator = Allocator(source, config, target, sensitivity, lambda plan: planned_size(source, plan))
     cases = Planner(source, allocator).cases(args.target_size, args.plans)
-    known, runner = statistics(source, config.data), source_runner(source)
+    known, runner = statistics(source, config.data), source_runner(source, chunks.shape[1])
     base = [predictions(runner, tokens) for tokens in chunks]
     runner.close()
     print("| plan | MB | predicted | measured |\n|---|---|---|---|", flush=True)

@@ -51,7 +51,7 @@ Stats = Mapping[str, InputStats]
 def statistics(source: Checkpoint, text: str) -> dict[int, tuple[Stats, Stats]]:
     """Of some blocks, spread over the model: to choose by, and to judge by; by name."""
     wanted = sorted({round(i * (source.config.num_layers - 1) / (LAYERS - 1)) for i in range(LAYERS)})
-    tokens, _ = calibration_data(DataSpec(text, TOKENS), source.assets(), str(source.path))
+    tokens, _ = calibration_data(DataSpec(text, TOKENS), source)
     cut = len(tokens) * 2 // 3
     found: dict[int, list[Stats]] = {index: [] for index in wanted}
     for part in (tokens[:cut], tokens[cut:]):

@@ -21,8 +21,8 @@ TOKENS = 48
 
 def with_llama_cpp(path: Path, question: str) -> str:
     """llama.cpp's answer, through the C API that the xllamacpp wheel exports."""
+    from quantize.llama_cpp.model import LlamaModel
     from runtime_checks.checks.chat_template import render
-    from runtime_checks.runtimes.llama_cpp import LlamaModel
 
     with LlamaModel(path) as model:
         prompt = question

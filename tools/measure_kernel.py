@@ -49,7 +49,7 @@ def layer_inputs(folder: Path) -> Iterator[tuple[str, F32, F32]]:
         spec = source.specs.get(f"{name}.weight")
         if spec is not None and is_linear(spec.name, spec.shape):
             module.register_forward_hook(lambda _module, args, _out, name=name: seen.update({name: args[0][0].numpy()}))
-    logits(model, tokenize(held_out_text(), source.assets()["tokenizer.json"], "the text")[None, :TOKENS])
+    logits(model, tokenize(held_out_text(), source)[None, :TOKENS])
     for name, x in seen.items():
         yield name, source.read(f"{name}.weight"), np.ascontiguousarray(x, np.float32)
 

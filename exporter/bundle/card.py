@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from quantize.gguf.names import to_hf_name_or_own
+from quantize.gguf.names import to_source_name
 from quantize.model_config import is_linear, weight_name
 
 UNKNOWN = "not stated"
@@ -82,7 +82,7 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
 def _quantized(quantization: Mapping[str, Any]) -> dict[str, Any]:
     linears, others, beside = list[Mapping[str, Any]](), list[Mapping[str, Any]](), 0
     for item in quantization["tensors"]:
-        name = to_hf_name_or_own(item["name"]).removesuffix("_ic")
+        name = to_source_name(item["name"]).removesuffix("_ic")
         if weight_name(name) != name:
             beside += item["shape"][1]
         elif len(item["shape"]) == 2:

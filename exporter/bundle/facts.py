@@ -20,7 +20,7 @@ from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
 from quantize.errors import CheckpointError, ConfigError, ExportError, FileFormatError, asked, shown
 from quantize.gguf.files import GgufFiles
-from quantize.gguf.names import to_hf_name_or_own
+from quantize.gguf.names import to_source_name
 from quantize.kinds import Wanted, is_store, mistaken, readable
 from quantize.outside import Count, Door
 from quantize.store.schema import Sha256, Word
@@ -266,7 +266,7 @@ def with_losses(facts: Facts, store: Path) -> list[Report]:
         raise ConfigError(f"{asked('store', str(store))}: is not what this file was written from; drop it or give the right one")
     records, tensors = held.records, list[Report]()
     for item in facts.tensors:
-        record = records.get(to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight")))
+        record = records.get(to_source_name(item["name"].replace(".weight_ic", ".weight")))
         if record is None or record.grid is None or item["axis"] is None:
             tensors.append(item)
             continue

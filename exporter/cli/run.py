@@ -20,6 +20,7 @@ from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
+from quantize.model_config import ModelConfig
 from quantize.statistics.calibration import BUILTIN, CalibrationText
 from quantize.store.outputs import check_file, new_file
 
@@ -51,7 +52,7 @@ def run(args: Namespace) -> int:
     from quantize.statistics.measured import Measured
 
     source, out = open_checkpoint(args.source), args.out or default_out(args.source)
-    rungs = _rungs(args)
+    rungs = _rungs(args, source)
     outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
     for each in outputs:
         each.check(args.force)
@@ -78,14 +79,15 @@ def default_out(source: Path) -> Path:
     return Path(f"{source.resolve().with_suffix('').name if source.is_file() else source.resolve().name}-adadim")
 
 
-def _rungs(args: Namespace) -> list[Rung]:
+def _rungs(args: Namespace, source: Checkpoint) -> list[Rung]:
     """Raises ConfigError for options that say the size twice."""
     several = args.sizes or args.widths or ()
     if args.sizes and (args.target_size or args.target_bpw or args.widths):
         raise ConfigError("--sizes: says already how large the files are; drop --target-size, --target-bpw and --bits")
     steps = [Rung("", word, size=size) for word, size in args.sizes or ()]
     steps += [Rung("", f"{bits}bit" if len(several) > 1 else "", bits=bits) for bits in args.widths or ()]
-    targets = args.target or (LADDER_TARGETS if len(several) > 1 else DEFAULT_RUN_TARGETS)
+    one = len(several) > 1 or not isinstance(source.config, ModelConfig)  # of which there is no ONNX graph here
+    targets = args.target or (LADDER_TARGETS if one else DEFAULT_RUN_TARGETS)
     return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
 
 
@@ -97,7 +99,7 @@ def _check_measured(args: Namespace, ladder: Ladder | None) -> None:
 
 def _plans(args: Namespace, measured: Measured, rungs: Sequence[Rung]) -> list[ModelPlan]:
     """One for each, in their order; what a target's sizes rest on is measured once."""
-    config = quantize_config(args)
+    config = quantize_config(args, measured.source.config)
     plans: dict[Rung, ModelPlan] = {}
     for target in dict.fromkeys(rung.target for rung in rungs):
         own = [rung for rung in rungs if rung.target == target]

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from exporter.targets import TARGETS
+from quantize.blocks import matrix
 from quantize.grids import grid_from_json
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.model_config import EMBEDDING, HEAD, is_linear
@@ -39,7 +40,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     rows = [("target", f"{store.target}, method {header['config']['method']}"), *_budget_rows(header.get("budget"))]
     rows += calibration_rows(header.get("calibration"), header.get("imatrix"))
     linears = [
-        LinearCost(record.grid, record.axis, (record.shape[0], record.shape[1]))
+        LinearCost(record.grid, record.axis, matrix(record.shape))
         for record in store.records.values()
         if record.grid is not None and is_linear(record.name, record.shape)
     ]
@@ -74,7 +75,7 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
     if "target" in report:
         items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"], item["shape"])]
         grids = [grid_from_json(item) for item in items]
-        linears = [LinearCost(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
+        linears = [LinearCost(grid, Axis(item["axis"]), matrix(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
     return rows
 

@@ -37,7 +37,7 @@ def check_whole(*paths: Path, wanted: tuple[Wanted, ...] = (Wanted.FILE,)) -> No
 
     A GGUF that is no language model is one of these, but not where anything that can be looked at is wanted, as a store.
     """
-    from quantize.checkpoint.gguf_source import other_gguf
+    from quantize.checkpoint.gguf_tensors import other_gguf
 
     for path in paths:
         meant = folder_meant(path, *wanted) or (mistaken(path, Wanted.FILE) if foreign(path) else None)

@@ -22,7 +22,7 @@ from quantize.checkpoint.rope import llama3_factors
 from quantize.errors import ExportError
 from quantize.gguf.container import TensorInfo, Value, ValueType, alignment_of, encode_header, padded
 from quantize.gguf.names import WEIGHT_IC, to_gguf_name
-from quantize.model_config import HEAD, ModelConfig
+from quantize.model_config import HEAD, ModelConfig, named
 from quantize.progress import track
 from quantize.store.outputs import new_file
 from quantize.store.seal import OPEN, closed
@@ -67,14 +67,17 @@ class _Planned:
 
 def _forms(store: QuantizedStore) -> list[_Planned]:
     """Every tensor of the file, not laid out yet."""
-    expected = expected_shapes(store.config).keys()
+    config = store.config
+    if not isinstance(config, ModelConfig):
+        return [_Planned(_stored_form(store, record), record) for record in store.records.values()]
+    expected = expected_shapes(config).keys()
     strange = sorted(set(store.records) ^ expected - ({HEAD} if store.tied else set()))
     if strange:
         raise ExportError(f"{store.path}: {strange[0]} is in the store or in the model, but not in both; quantize again")
     forms = [_Planned(_stored_form(store, record), record) for record in store.records.values()]
-    if not _has_rope_freqs(store.config):
+    if config.rope.kind != "llama3":
         return forms
-    return [_Planned(TensorInfo(ROPE_FREQS, GGMLQuantizationType.F32, (store.config.head_dim // 2,), 0), None), *forms]
+    return [_Planned(TensorInfo(ROPE_FREQS, GGMLQuantizationType.F32, (config.head_dim // 2,), 0), None), *forms]
 
 
 def _lay_out(forms: list[_Planned], alignment: int) -> list[_Planned]:
@@ -103,10 +106,6 @@ def _stored_form(store: QuantizedStore, record: TensorRecord) -> TensorInfo:
     return TensorInfo(f"{name.rpartition('.')[0]}.{WEIGHT_IC}", kind, record.shape[::-1], 0)
 
 
-def _has_rope_freqs(config: ModelConfig) -> bool:
-    return config.rope.kind == "llama3"
-
-
 def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Value], file: BinaryIO) -> None:
     alignment = alignment_of(metadata)
     infos, digest = [item.info for item in plan], hashlib.sha256()
@@ -128,8 +127,8 @@ def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Va
 
 def _tensor_bytes(store: QuantizedStore, record: TensorRecord | None) -> Iterator[bytes]:
     if record is None:
-        rope = store.config.rope
-        yield llama3_factors(asdict(rope), store.config.head_dim, rope.theta).tobytes()
+        config = named(store.config, store.path)
+        yield llama3_factors(asdict(config.rope), config.head_dim, config.rope.theta).tobytes()
         return
     for chunk in store.chunks(record.name):
         if isinstance(chunk, QuantizedTensor):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from exporter.gguf.tokenizer import Metadata, tokenizer_metadata
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_source import METADATA_ASSET
+from quantize.checkpoint.gguf_sizes import METADATA_ASSET
 from quantize.errors import ExportError, StoreError, asked
 from quantize.gguf.container import Value, ValueType, parse_header
-from quantize.model_config import EMBEDDING, ModelConfig
+from quantize.model_config import EMBEDDING, ModelConfig, is_linear, named
 from quantize.rotary import BETAS, default_attention_factor
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis
@@ -47,9 +48,10 @@ def check_gguf_source(source: Checkpoint, tokenizer_pre: str | None) -> None:
     if METADATA_ASSET in source.assets():
         _check_kept(where, tokenizer_pre)
         return
+    known = named(config, where)
     arch = ARCHITECTURES[config.model_type]
     _check_biases(source.specs, arch, where)
-    _rope_scaling(config, arch, where)
+    _rope_scaling(known, arch, where)
     tokenizer_metadata(source.assets(), source.specs[EMBEDDING].shape[0], tokenizer_pre, where)
 
 
@@ -68,7 +70,7 @@ def _from_gguf(store: QuantizedStore, tokenizer_pre: str | None) -> Metadata:
 
 
 def _from_config(store: QuantizedStore) -> Metadata:
-    config = store.config
+    config = named(store.config, store.path)
     arch = ARCHITECTURES[config.model_type]
     _check_biases(store.records, arch, str(store.path))
     attention = f"{arch}.attention"
@@ -127,9 +129,9 @@ def _rope_scaling(config: ModelConfig, arch: str, where: str) -> Metadata:
 def _file_type(store: QuantizedStore) -> int:
     weights: dict[str, int] = {}
     for record in store.records.values():
-        if record.name.startswith("model.layers.") and len(record.shape) == 2:
+        if is_linear(record.name, record.shape):
             kind = record.dtype if record.grid is None else record.grid.name
-            weights[kind] = weights.get(kind, 0) + record.shape[0] * record.shape[1]
+            weights[kind] = weights.get(kind, 0) + prod(record.shape)
     return FILE_TYPES[max(weights, key=lambda kind: weights[kind])]
 
 

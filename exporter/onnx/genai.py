@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.onnx.genai_tokenizer import genai_tokenizer_files
 from quantize.checkpoint.tokenizer_files import special_ids
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelConfig, named
 from quantize.store.tensors import QuantizedStore
 
 MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
@@ -32,7 +32,7 @@ def genai_config(store: QuantizedStore, context: int) -> dict[str, Any]:
             "type": store.config.model_type,
             "vocab_size": store.config.vocab_size,
             "context_length": context,
-            "decoder": _decoder(store.config),
+            "decoder": _decoder(named(store.config, store.path)),
         },
         "search": {
             "do_sample": False,

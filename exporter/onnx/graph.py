@@ -18,7 +18,7 @@ from typing import Any
 from onnx import ModelProto, helper
 
 from quantize.errors import ExportError
-from quantize.model_config import EMBEDDING, ModelConfig
+from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes
 from quantize.types import Array
 
 PROVIDER = "adadim"
@@ -42,7 +42,7 @@ class Decoder:
     constants: Mapping[str, Array]
 
 
-def exported_context(config: ModelConfig, wanted: int) -> int:
+def exported_context(config: ModelSizes, wanted: int) -> int:
     """The context that is written: no longer than the model's own."""
     return min(wanted, config.context)
 

@@ -20,7 +20,7 @@ from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
-from quantize.model_config import EMBEDDING, HEAD
+from quantize.model_config import EMBEDDING, HEAD, named
 from quantize.store.seal import OPEN
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
@@ -48,7 +48,7 @@ class OnnxPlan:
 
 def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxPlan:
     """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid."""
-    decoder = build_decoder(store.config, store.tied, context)
+    decoder = build_decoder(named(store.config, store.path), store.tied, context)
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
     nodes: list[NodeProto] = []

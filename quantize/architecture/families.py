@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig, block_prefix
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, block_prefix
 
 LINEARS = (
     "self_attn.q_proj",
@@ -57,8 +57,10 @@ class FoldSites:
         return frozenset((*self.norms, *read, *made, self.down, self.output))
 
 
-def fold_sites(config: ModelConfig, prefix: str) -> FoldSites:
-    """Of the block ``model.layers.3.``."""
+def fold_sites(config: ModelSizes, prefix: str) -> FoldSites | None:
+    """Of the block ``model.layers.3.``; None where the decoder is not known by name."""
+    if not isinstance(config, ModelConfig):
+        return None
     q, k, v, o, gate, up, down = (f"{prefix}{linear}.weight" for linear in LINEARS)
     norms = {f"{prefix}input_layernorm.weight": (q, k, v), f"{prefix}post_attention_layernorm.weight": (gate, up)}
     return FoldSites(norms, gate, up, down, v, o, config.num_kv_heads, config.head_dim)
@@ -69,8 +71,10 @@ def bias_of(weight: str) -> str:
     return weight.removesuffix("weight") + "bias"
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the decoder in model order, an own head last."""
+def expected_shapes(config: ModelSizes) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the decoder in model order, an own head last; none where it is not known by name."""
+    if not isinstance(config, ModelConfig):
+        return {}
     hidden = config.hidden_size
     out: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for index in range(config.num_layers):
@@ -106,8 +110,8 @@ def _has_bias(config: ModelConfig, linear: str) -> bool:
     return config.attention_bias if linear.startswith("self_attn") else config.mlp_bias
 
 
-def rotary_heads(config: ModelConfig, name: str) -> int | None:
+def rotary_heads(config: ModelSizes, name: str) -> int | None:
     """Number of heads whose rows llama.cpp's llama interleaves in this tensor (q and k, weight or bias), else None."""
-    if config.model_type not in _INTERLEAVED:
+    if not isinstance(config, ModelConfig) or config.model_type not in _INTERLEAVED:
         return None
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.checkpoint.gguf_source import GgufCheckpoint
+from quantize.checkpoint.gguf_source import GgufCheckpoint, is_family
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.huggingface import HuggingFaceCheckpoint
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError
@@ -36,4 +38,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if magic != b"GGUF":
         raise CheckpointError(mistaken(path, Wanted.SOURCE))
-    return GgufCheckpoint(path)
+    files, values = open_language_model(path)
+    return (GgufCheckpoint if is_family(values) else GgufTemplate)(path, files, values)

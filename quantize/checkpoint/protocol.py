@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelSizes
 from quantize.types import F32, PlainTensor, TensorSpec
 
 
@@ -18,7 +18,7 @@ class Checkpoint(Protocol):
         """The directory or file."""
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelSizes:
         """Sizes; ``config.raw`` is a config.json."""
 
     @property

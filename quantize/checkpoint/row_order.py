@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.architecture.families import rotary_heads
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelSizes
 from quantize.types import F32, RowOrder
 
 Index = NDArray[np.intp]
@@ -35,7 +35,7 @@ def hf_row_index(rows: int, heads: int) -> Index:
 class RowOrders:
     """Between the source's rows and those in which ``target`` wants its weights: they differ for q and k, weights and biases."""
 
-    model: ModelConfig
+    model: ModelSizes
     target: RowOrder
 
     def to_target(self, name: str, values: F32) -> F32:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.types import TensorSpec
+from quantize.workers import physical_memory
 
 WHOLE, TUNED = 1.3, 4.5  # times the float32 weights: run backwards; with gradients for all, and all codes beside them
 GIB = 2**30
@@ -36,7 +36,7 @@ def check_backward(specs: Mapping[str, TensorSpec], where: str) -> None:
 
 
 def _check(specs: Mapping[str, TensorSpec], times: float, where: str, mend: str) -> None:
-    needed, there = _float32(specs) * times, _physical()
+    needed, there = _float32(specs) * times, physical_memory()
     if needed > there:
         raise ConfigError(
             f"{where}: takes about {needed / GIB:.0f} GiB of memory, and this machine has {there / GIB:.0f}; {mend}"
@@ -45,13 +45,9 @@ def _check(specs: Mapping[str, TensorSpec], times: float, where: str, mend: str)
 
 def fits(specs: Mapping[str, TensorSpec], times: float) -> bool:
     """Whether the source's float32 weights fit into this machine's memory that many times."""
-    return times * _float32(specs) <= _physical()
+    return times * _float32(specs) <= physical_memory()
 
 
 def _float32(specs: Mapping[str, TensorSpec]) -> int:
     """Bytes of all its weights."""
     return 4 * sum(spec.size for spec in specs.values())
-
-
-def _physical() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

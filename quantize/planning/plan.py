@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from quantize.blocks import matrix
 from quantize.config import (
     DEFAULT_BITS,
     EMBEDDING_GROUP,
@@ -57,6 +58,8 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
     for name, spec in _with_head(specs, config).items():
         if name in (EMBEDDING, HEAD):
             plans.append(_plan_table(spec, config, target))
+        elif spec.kept:
+            plans.append(as_floats(spec))
         elif is_linear(name, spec.shape):
             choice, used = _choose(spec.name, config, rules)
             unused -= used
@@ -146,11 +149,11 @@ def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choi
 
 
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
-    shape = (spec.shape[0], spec.shape[1])
+    shape = matrix(spec.shape)
     method, axes = read_word(choice.method)
     grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
-    held = [axis for axis in axes if target.lacks(grids[axis], axis) is None]
+    held = [axis for axis in _axes_of(spec, axes) if target.lacks(grids[axis], axis) is None]
     reasons = {axis: target.refuses(grids[axis], axis, shape) for axis in held}
     told = "; ".join(f"{axis} {reason}" for axis, reason in reasons.items() if reason is not None)
     fitting = {axis: grids[axis] for axis in held if reasons[axis] is None}
@@ -169,6 +172,11 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
     return TensorPlan(
         spec.name, spec.shape, {Axis.PER_OC: grid}, method.name, note=f"{told}; stored as {grid.name} {Axis.PER_OC}"
     )
+
+
+def _axes_of(spec: TensorSpec, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """Of a stack of experts no transposed form is known."""
+    return axes if len(spec.shape) == 2 else (Axis.PER_OC,)
 
 
 def _float_columns(spec: TensorSpec, hidden: int, config: QuantizeConfig, target: Target) -> int:

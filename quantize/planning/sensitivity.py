@@ -32,6 +32,7 @@ from quantize.outside import Door
 from quantize.planning.memory import check_backward
 from quantize.progress import track
 from quantize.rounding.rtn import rtn
+from quantize.statistics.by_llama import check_gradients
 from quantize.statistics.calibration import calibration_data, rank_poor
 from quantize.statistics.measured import Measured
 from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record
@@ -131,8 +132,9 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     from quantize.source import walk_blocks
 
     source = measured.source
+    check_gradients(source)
     check_backward(source.specs, str(source.path))
-    tokens, coverage = calibration_data(config.data, source.assets(), str(source.path))
+    tokens, coverage = calibration_data(config.data, source)
     curvature = measured.curvature(tokens, config.data.seed)
     poor = list[str]()
     options: dict[str, list[TensorRecord]] = {}

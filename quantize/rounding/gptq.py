@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import block_importance
-from quantize.types import F32, Array, Axis, Grid, InputStats, Once, Params, QuantizedTensor, Visit
+from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor, Visit
+from quantize.workers import Once
 
 DAMPING = 0.01  # of the mean diagonal, as the paper
 FITTED_TOGETHER = 8  # channels: one by one is exact, eight times as slow, and .3 % better

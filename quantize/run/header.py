@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
+from quantize.checkpoint import Checkpoint
 from quantize.kinds import readable
 from quantize.methods import METHODS
+from quantize.model_config import ModelSizes
 from quantize.planning.plan import plan_notes
 from quantize.run.job import Job
 from quantize.statistics.calibration import Coverage
@@ -32,7 +36,7 @@ def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) 
         "blocks": _learned(reports, config.around.block_steps),
         "tuning": next((report["tuning"] for report in reports if "tuning" in report), None),
         "transforms": {name: _digits(reports, name, source.config.num_layers) for name in _transforms(job)},
-        "notes": plan_notes(job.plan.tensors, config, job.target) + _slowdown_note(job, taken_back) + _window_note(job),
+        "notes": [*plan_notes(job.plan.tensors, config, job.target), *_slowdown_note(job, taken_back), *_notes_of(source)],
     }
 
 
@@ -56,11 +60,20 @@ def _learned(reports: list[Report], steps: int) -> dict[str, Any] | None:
     return {"steps": steps, "before": [before for before, _ in losses], "after": [after for _, after in losses]}
 
 
-def _window_note(job: Job) -> list[str]:
-    model = job.source.config
+def _notes_of(source: Checkpoint) -> list[str]:
+    return _window_note(source.config) + _kept_notes(source)
+
+
+def _window_note(model: ModelSizes) -> list[str]:
     if model.context == model.max_position:
         return []
     return [f"context cut from {model.max_position} to the sliding window of {model.context}: no runtime here slides one"]
+
+
+def _kept_notes(source: Checkpoint) -> list[str]:
+    """A line for what stays floats in every block for the same reason."""
+    alike = Counter((re.sub(r"\.\d+\.", ".*.", name, count=1), spec.kept) for name, spec in source.specs.items() if spec.kept)
+    return [f"{name}: {count} kept as floats: {reason}" for (name, reason), count in alike.items()]
 
 
 def _slowdown_note(job: Job, count: int) -> list[str]:

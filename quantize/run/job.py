@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Protocol
 from quantize.architecture.families import fold_sites
 from quantize.block import Kit
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.methods import METHODS, ROUNDERS, Around, steps_of
 from quantize.methods.around import BY_HESSIAN
-from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
+from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, block_index, block_prefix
 from quantize.planning.plan import ModelPlan
 from quantize.rounding.gptq import with_visits
 from quantize.run.task import BlockTask, Result, run_block, run_chunks
+from quantize.statistics.by_llama import LlamaRun, check_by_llama, llama_blocks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
+from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import Imatrix, read_imatrix
 from quantize.statistics.measured import Measured
 from quantize.types import I64, Curvature, InputStats, Need, Target, TensorPlan
@@ -40,8 +43,8 @@ class Statistics:
     """What is known of inputs: by weight name what is known at once, each decoder block of the source as it is run, and the text
     that it all rests on."""
 
-    known: Mapping[str, InputStats] = field(default_factory=dict)
-    blocks: Iterator[BlockRun] | None = None
+    known: Mapping[str, InputStats | ExpertStats] = field(default_factory=dict)
+    blocks: Iterator[BlockRun | LlamaRun] | None = None
     coverage: Coverage | None = None
 
 
@@ -52,7 +55,7 @@ class Job:
     source: Checkpoint
     plan: ModelPlan
     imatrix: Imatrix | None = None
-    known: Mapping[str, InputStats] = field(default_factory=dict)
+    known: Mapping[str, InputStats | ExpertStats] = field(default_factory=dict)
 
     @property
     def config(self) -> QuantizeConfig:
@@ -86,7 +89,7 @@ class Job:
         """Whether some linear may have more than one axis."""
         return any(len(plan.candidates) > 1 for plan in self.plan.tensors)
 
-    def kit(self, run: BlockRun | None) -> Kit:
+    def kit(self, run: BlockRun | LlamaRun | None) -> Kit:
         """What steps may use."""
         config, data = self.config, self.config.data
         return Kit(self.target, self.orders, ROUNDERS, config.max_slowdown, data.seed, config.around.block_steps, data.text, run)
@@ -94,9 +97,11 @@ class Job:
 
 def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
-    path = plan.config.data.imatrix
+    path, job = plan.config.data.imatrix, Job(source, plan)
+    if isinstance(source, GgufTemplate):
+        check_by_llama(source, plan.config, runs=path is None and job.runs_source)
     if path is None:
-        return Job(source, plan)
+        return job
     for one in plan.tensors:
         method = METHODS[one.method]
         if one.candidates and block_index(one.name) is not None and method.needs > Need.IMPORTANCE:
@@ -111,7 +116,7 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
 
 def calibration_text(job: Job) -> Text | None:
     """What statistics are measured on, if any are. Raises CalibrationError."""
-    return calibration_data(job.config.data, job.assets, str(job.source.path)) if job.runs_source else None
+    return calibration_data(job.config.data, job.source) if job.runs_source else None
 
 
 def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statistics:
@@ -119,9 +124,12 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
     source, config = job.source, job.config
     if text is None:
         return Statistics(job.known)
+    tokens, coverage = text
+    if isinstance(source, GgufTemplate):
+        runs = llama_blocks(source, tokens, config.data.token_weight == "unit")
+        return Statistics({}, (replace(run, stats=with_visits(run.stats)) for run in runs), coverage)
     from quantize.source import walk_blocks
 
-    tokens, coverage = text
     token_weight: str | Curvature = config.data.token_weight
     known: Mapping[str, InputStats] = {}
     if token_weight == "gradient":
@@ -178,22 +186,41 @@ def order_of(plan: TensorPlan) -> tuple[int, int]:
 
 def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics) -> Result:
     run = None if statistics.blocks is None else next(statistics.blocks)
-    stats, index = statistics.known if run is None else run.stats, block_index(plans[0].name)
+    stats, index = _of_weights(statistics.known) if run is None else run.stats, block_index(plans[0].name)
     assert index is not None
+    dense = tuple(plan for plan in plans if not plan.candidates or len(plan.shape) < 3)
     task = BlockTask(
-        plans,
-        {plan.name: job.orders.to_target(plan.name, job.source.read(plan.name)) for plan in plans},
-        {plan.name: _in_target_rows(job, plan.name, stats[plan.name]) for plan in plans if plan.name in stats},
+        dense,
+        {plan.name: job.orders.to_target(plan.name, job.source.read(plan.name)) for plan in dense},
+        {plan.name: _in_target_rows(job, plan.name, stats[plan.name]) for plan in dense if plan.name in stats},
         () if run is None else run.sites,
         fold_sites(job.source.config, block_prefix(index)),
         index,
         Around() if run is None else job.config.around,
     )
     result = run_block(task, job.kit(run))
+    experts = _of_stacks(statistics.known) if run is None else run.experts if isinstance(run, LlamaRun) else {}
+    stacks = [_expert_tasks(job, plan, experts.get(plan.name)) for plan in plans if plan not in dense]
+    pieces = chain(result.pieces, *(run_chunks(tasks, job.kit(None)) for tasks in stacks))
     if run is None:
-        return result
-    poor = rank_poor(run.stats, run.sites)
-    return replace(result, reports=tuple({**report, "rank_poor": poor} for report in result.reports))
+        return replace(result, pieces=pieces)
+    poor = rank_poor(run.stats, run.sites) + [line for name, own in experts.items() for line in own.rank_poor(name)]
+    return Result(pieces, tuple({**report, "rank_poor": poor} for report in result.reports))
+
+
+def _of_weights(known: Mapping[str, InputStats | ExpertStats]) -> dict[str, InputStats]:
+    return {name: stats for name, stats in known.items() if isinstance(stats, InputStats)}
+
+
+def _of_stacks(known: Mapping[str, InputStats | ExpertStats]) -> dict[str, ExpertStats]:
+    return {name: stats for name, stats in known.items() if isinstance(stats, ExpertStats)}
+
+
+def _expert_tasks(job: Job, plan: TensorPlan, known: ExpertStats | None) -> Iterator[BlockTask]:
+    """A stack [experts, OC, IC], one expert after the other: each is rounded by what it saw."""
+    for expert in range(plan.shape[0]):
+        weight = job.source.read_rows(plan.name, expert, expert + 1)[0]
+        yield BlockTask((plan,), {plan.name: weight}, {} if known is None else {plan.name: known.of(expert)})
 
 
 def _table_tasks(job: Job, plan: TensorPlan, statistics: Statistics) -> Iterator[BlockTask]:
@@ -203,11 +230,17 @@ def _table_tasks(job: Job, plan: TensorPlan, statistics: Statistics) -> Iterator
     if len(plan.shape) == 1:
         yield BlockTask((plan,), {plan.name: job.orders.to_target(plan.name, source.read(name))}, {})
         return
-    known = statistics.known.get(plan.name, statistics.known.get(name))
-    step = max(1, 4 * config.hidden_size * (config.hidden_size + config.intermediate_size) // plan.shape[1])
+    tables = _of_weights(statistics.known)
+    known = tables.get(plan.name, tables.get(name))
+    step = max(1, 4 * config.hidden_size * (config.hidden_size + _ffn(config)) // plan.shape[1])
     for start in range(0, plan.shape[0], step):
         rows = source.read_rows(name, start, min(start + step, plan.shape[0]))
         yield BlockTask((plan,), {plan.name: rows}, {} if known is None else {plan.name: _of_rows(known, start, step)})
+
+
+def _ffn(config: ModelSizes) -> int:
+    """Hidden channels of a block's MLP, or what most have."""
+    return config.intermediate_size if isinstance(config, ModelConfig) else 4 * config.hidden_size
 
 
 def _of_rows(stats: InputStats, start: int, step: int) -> InputStats:

@@ -18,7 +18,7 @@ def tuning_tokens(job: Job) -> I64:
     Raises CalibrationError for a text that cannot be read or is too short.
     """
     data, schedule = job.config.data, tuning_schedule(job.config.around.tune_steps, job.config.data.seed)
-    tokens = other_data(data, job.assets, str(job.source.path), schedule.wanted)
+    tokens = other_data(data, job.source, schedule.wanted)
     schedule.check(len(tokens), data.text, "tune_steps", "give a longer text")
     return tokens
 

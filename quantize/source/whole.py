@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantize.model_config import HEAD, ModelConfig
+from quantize.model_config import HEAD, ModelConfig, ModelSizes, named
 from quantize.rotary import ROPE_KEYS, rope_settings
 from quantize.types import F32, I64
 
@@ -17,7 +17,7 @@ Read = Callable[[str], F32]
 LOGIT_ROWS = 128  # tokens whose logits, a whole vocabulary each, are in memory at a time
 
 
-def build_model(config: ModelConfig, read: Read, tied: bool) -> nn.Module:
+def build_model(config: ModelSizes, read: Read, tied: bool) -> nn.Module:
     """The whole model in float32, in eval mode; ``read`` gives each tensor by its Hugging Face name and row order."""
     model = skeleton(config, tied)
     for name, parameter in list(model.named_parameters()):
@@ -49,9 +49,14 @@ def greedy(model: nn.Module, tokens: I64, count: int) -> list[int]:
     return out
 
 
-def skeleton(config: ModelConfig, tied: bool) -> Any:  # noqa: ANN401 - transformers has no types
-    """The transformers model without memory for its weights; tied as the tensors are, whatever config.json says."""
+def skeleton(sizes: ModelSizes, tied: bool) -> Any:  # noqa: ANN401 - transformers has no types
+    """The transformers model without memory for its weights; tied as the tensors are, whatever config.json says.
+
+    Raises CheckpointError for a decoder that is not known by name.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = named(sizes)
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.checkpoint.tokenizing import encode
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_sizes import METADATA_ASSET
+from quantize.checkpoint.tokenizing import TextTokenizer, encode
 from quantize.errors import CalibrationError, asked
 from quantize.foreign import tokenizer_mend
 from quantize.kinds import readable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from quantize.config import DataSpec
 
 BUILTIN = "builtin"
+TOKENIZER = "tokenizer.json"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
 LONGEST = 1 << 30  # bytes of a text; its tokens take many times as much
 PIECE = 1 << 20
@@ -114,12 +117,34 @@ def held_out_text() -> str:
     return _pydoc_topics()[-HELD_OUT_CHARACTERS:]
 
 
-def tokenize(text: str, tokenizer_json: bytes, where: str) -> NDArray[np.int64]:
-    """Token ids I64[n] of the whole text, with what the tokenizer puts around one. ``where`` names the model in errors.
+def tokenize(text: str, source: Checkpoint) -> NDArray[np.int64]:
+    """Token ids I64[n] of the whole text, with what the source's tokenizer puts around one.
 
-    Raises CalibrationError for a tokenizer.json that cannot be read, or not within ``quantize.checkpoint.tokenizing``'s limits.
+    By tokenizer.json; a GGUF's that is not known as one is llama.cpp's. Raises CalibrationError for a source without any, for one
+    that cannot be read, or not within ``quantize.checkpoint.tokenizing``'s limits.
     """
-    return encode(text, tokenizer_json, f"{where}: tokenizer.json", CalibrationError)
+    assets = source.assets()
+    if TOKENIZER in assets:
+        return encode(text, assets[TOKENIZER], f"{source.path}: {TOKENIZER}", CalibrationError)
+    if METADATA_ASSET in assets:
+        from quantize.llama_cpp import tokens
+
+        return tokens.tokenize(source.path, text)
+    raise CalibrationError(
+        f"{source.path}: no {TOKENIZER}, so no text can be tokenized; {tokenizer_mend(source.path)}, "
+        f"or quantize by rtn-oc, rtn-ic or {asked('imatrix')}"
+    )
+
+
+def detokenize(ids: Sequence[int], source: Checkpoint) -> str:
+    """The text, by the same tokenizer. Raises CheckpointError."""
+    assets = source.assets()
+    if TOKENIZER in assets:
+        with TextTokenizer(assets[TOKENIZER], f"{source.path}: {TOKENIZER}") as tokenizer:
+            return tokenizer.decode(ids)
+    from quantize.llama_cpp import tokens
+
+    return tokens.detokenize(source.path, ids)
 
 
 def sequence_count(tokens: int) -> int:
@@ -157,32 +182,23 @@ def _drawn(ids: NDArray[np.int64], seed: int, places: NDArray[np.intp]) -> NDArr
     return ids[: available * SEQUENCE].reshape(available, SEQUENCE)[chosen]
 
 
-def calibration_data(data: DataSpec, assets: Mapping[str, bytes], where: str) -> tuple[NDArray[np.int64], Coverage]:
-    """The text that ``data`` names as I64[sequences, SEQUENCE], by the tokenizer among a source's assets, and its description.
+def calibration_data(data: DataSpec, source: Checkpoint) -> tuple[NDArray[np.int64], Coverage]:
+    """The text that ``data`` names as I64[sequences, SEQUENCE], by the source's tokenizer, and its description.
 
-    ``where`` names the model in errors. Raises CalibrationError.
+    Raises CalibrationError.
     """
-    text, ids = _tokenized(data, assets, where)
+    text = load_text(data.text)
+    ids = tokenize(text.text, source)
     tokens = choose_sequences(ids, data.tokens, data.seed, text.name)
     return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
 
 
-def other_data(data: DataSpec, assets: Mapping[str, bytes], where: str, count: int) -> NDArray[np.int64]:
+def other_data(data: DataSpec, source: Checkpoint, count: int) -> NDArray[np.int64]:
     """``count`` sequences of that text that ``calibration_data`` leaves out, as far as there are (``other_sequences``).
 
     Raises CalibrationError as it does, but for the text's length.
     """
-    return other_sequences(_tokenized(data, assets, where)[1], data.tokens, data.seed, count)
-
-
-def _tokenized(data: DataSpec, assets: Mapping[str, bytes], where: str) -> tuple[CalibrationText, NDArray[np.int64]]:
-    text = load_text(data.text)
-    if "tokenizer.json" not in assets:
-        raise CalibrationError(
-            f"{where}: no tokenizer.json, nor a GGUF tokenizer that gives one, so no text can be tokenized; "
-            f"{tokenizer_mend(Path(where))}, or quantize by rtn-oc, rtn-ic or {asked('imatrix')}"
-        )
-    return text, tokenize(text.text, assets["tokenizer.json"], where)
+    return other_sequences(tokenize(load_text(data.text).text, source), data.tokens, data.seed, count)
 
 
 def _pydoc_topics() -> str:

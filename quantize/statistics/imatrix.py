@@ -21,12 +21,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
 
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.config import DataSpec
 from quantize.errors import CalibrationError
 from quantize.gguf.container import (
@@ -42,44 +43,63 @@ from quantize.gguf.container import (
     padded,
     parse_header,
 )
-from quantize.gguf.names import to_gguf_name, to_hf_name_or_own
+from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
+from quantize.statistics.by_llama import LlamaRun, llama_blocks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
+from quantize.statistics.experts import ExpertStats
 from quantize.store.outputs import new_file
-from quantize.types import F32, InputStats, TensorSpec
+from quantize.types import F32, I64, InputStats, TensorSpec
+
+if TYPE_CHECKING:
+    from quantize.source import BlockRun
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 
-_Found = tuple[dict[str, InputStats], list[str], int]  # entries, texts, chunks
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Of one weight: ``squares`` F32[channels], and ``tokens`` I64[1] or I64[experts] over which they are means."""
+
+    squares: F32
+    tokens: I64
+
+    def of(self, experts: int) -> ExpertStats:
+        """Of a stack."""
+        return ExpertStats(self.squares.reshape(experts, -1), np.broadcast_to(self.tokens, (experts,)))
+
+
+_Found = tuple[dict[str, Entry], list[str], int]  # entries, texts, chunks
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """What a file says: by GGUF name the mean squares, as InputStats of which only the diagonal is known."""
+    """What a file says: by GGUF name the mean squares F32[IC], of a stack F32[experts * IC], and the tokens of each."""
 
     path: Path
     sha256: str
-    entries: Mapping[str, InputStats]
+    entries: Mapping[str, Entry]
     datasets: list[str]
     chunks: int
 
-    def for_model(self, specs: Mapping[str, TensorSpec], wanted: Iterable[str]) -> dict[str, InputStats]:
+    def for_model(self, specs: Mapping[str, TensorSpec], wanted: Iterable[str]) -> dict[str, InputStats | ExpertStats]:
         """The statistics by weight name of a model.
 
         Raises CalibrationError for an entry that is not the model's and for one of ``wanted`` without any.
         """
-        found = {}
-        for name, stats in self.entries.items():
-            weight = to_hf_name_or_own(name)
+        found = dict[str, InputStats | ExpertStats]()
+        for name, entry in self.entries.items():
+            weight = to_source_name(name)
             spec = specs.get(EMBEDDING if weight == HEAD and HEAD not in specs else weight)
             if spec is None:
                 raise self._misfit(f"{name} is no weight of this model")
-            if spec.shape[-1] != len(stats.importance):
-                raise self._misfit(f"{name} has {len(stats.importance)} channels, this model's has {spec.shape[-1]}")
-            found[weight] = stats
+            experts = spec.shape[0] if len(spec.shape) == 3 else 1
+            if len(entry.squares) != experts * spec.shape[-1] or len(entry.tokens) not in (1, experts):
+                raise self._misfit(f"{name} has {len(entry.squares)} channels, this model's has {experts * spec.shape[-1]}")
+            found[weight] = entry.of(experts) if len(spec.shape) == 3 else InputStats(entry.squares, int(entry.tokens[0]))
         for name in wanted:
             if name not in found:
                 raise self._misfit(f"nothing in it on {to_gguf_name(name)}")
@@ -110,20 +130,30 @@ def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = Fa
 
     The same inputs give the same bytes. Raises CalibrationError and OutputError.
     """
-    from quantize.source import walk_blocks
-
     with new_file(out, force) as file:
-        tokens, coverage = calibration_data(data, source.assets(), str(source.path))
+        tokens, coverage = calibration_data(data, source)
         sums: dict[str, F32] = {}
         poor = list[str]()
-        for run in track(walk_blocks(source, tokens, "none", scope_sequences=0), "measuring"):
+        for run in track(_runs(source, tokens), "measuring"):
             poor += rank_poor(run.stats, run.sites)
             for name, stats in run.stats.items():
                 sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
                 sums[to_gguf_name(name) + COUNTS] = np.array([stats.n_tokens], np.float32)
+            for name, own in run.experts.items() if isinstance(run, LlamaRun) else ():
+                counts = own.tokens.astype(np.float32)
+                sums[to_gguf_name(name) + SUMS] = np.einsum("eii->ei", own.squares) * counts[:, None]
+                sums[to_gguf_name(name) + COUNTS] = counts
         for part in _encode(sums, coverage):
             file.write(part)
     return replace(coverage, rank_poor=tuple(poor))
+
+
+def _runs(source: Checkpoint, tokens: I64) -> Iterator[BlockRun | LlamaRun]:
+    if isinstance(source, GgufTemplate):
+        return llama_blocks(source, tokens, unit=False)
+    from quantize.source import walk_blocks
+
+    return walk_blocks(source, tokens, "none", scope_sequences=0)
 
 
 def _parse_gguf(data: memoryview) -> _Found:
@@ -152,7 +182,7 @@ def _floats(data: memoryview, header: GgufHeader, name: str) -> F32:
 
 def _parse_binary(data: memoryview) -> _Found:
     cursor = Cursor(data, 0)
-    entries: dict[str, InputStats] = {}
+    entries: dict[str, Entry] = {}
     for _ in range(_at_least(1, "entries", cursor)):
         name = cursor.take(_at_least(1, "bytes of a name", cursor)).decode()
         if name in entries:
@@ -176,15 +206,17 @@ def _at_least(least: int, what: str, cursor: Cursor) -> int:
     return number
 
 
-def _mean_square(name: str, sums: F32, counts: F32) -> InputStats:
-    if counts.size != 1:
-        raise ValueError(f"{name} is of {counts.size} experts, which no model here has")
-    if not 1 <= counts[0] < np.inf:
+def _mean_square(name: str, sums: F32, counts: F32) -> Entry:
+    """Of a stack some experts may have seen nothing."""
+    if not counts.size or sums.size % counts.size:
+        raise ValueError(f"{name} has {sums.size} values of {counts.size} experts")
+    if not 1 <= counts.max() < np.inf or not (counts >= 0).all():
         raise ValueError(f"{name}: its count is {counts[0]:g}, so nothing was measured")
     wrong = np.flatnonzero(~((sums >= 0) & (sums < np.inf)))
     if wrong.size:
         raise ValueError(f"{name}: value {wrong[0]} is {sums[wrong[0]]:g}, no sum of squares")
-    return InputStats(sums / counts[0], int(counts[0]))
+    means = sums.reshape(counts.size, -1) / np.maximum(counts, np.float32(1))[:, None]
+    return Entry(means.ravel().astype(np.float32), counts.astype(np.int64))
 
 
 def _encode(tensors: Mapping[str, F32], coverage: Coverage) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quantize.block import Block, Kit
+from quantize.blocks import matrix
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.rounding import NEAREST
@@ -74,7 +75,7 @@ def _choices(block: Block, losses: Mapping[str, Losses], kit: Kit) -> dict[str, 
         plan = block.plans[name]
         if not np.isfinite(list(loss.values())).all():
             raise CalibrationError(f"{name}: its outputs on the calibration text overflow; does the source itself run?")
-        several, shape = len(plan.candidates) > 1, (plan.shape[0], plan.shape[1])
+        several, shape = len(plan.candidates) > 1, matrix(plan.shape)
         choices[name] = choose_axis(loss) if several else AxisChoice(next(iter(plan.candidates)), loss)
         cost[name] = {axis: kit.target.decode_cost(grid, axis, shape) for axis, grid in plan.candidates.items()}
     return within_slowdown(choices, cost, kit.max_slowdown)

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file
 
+from quantize.blocks import matrix
 from quantize.errors import StoreError
 from quantize.grids import GridJson
 from quantize.grids.codebook import GgmlKCodebook
@@ -30,7 +31,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Digits = Annotated[str, msgspec.Meta(pattern=r"^[01]*\Z")]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Finite = Annotated[float, msgspec.Meta(gt=-3.5e38, lt=3.5e38)]
-Shape = Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=2)]
+Shape = Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=4)]
 Dtype = Literal["F32", "F16", "BF16"]
 READS = "reads"  # of a part
 Layout = tuple[np.dtype[Any], tuple[int, ...]]  # of an array
@@ -68,9 +69,9 @@ class QuantizedJson(GridJson, kw_only=True):
     def __post_init__(self) -> None:
         grid = self.make()
         _check_part(self.inputs, self.shape, self.chunks)
-        if len(self.shape) != 2:
-            raise ValueError(f"shape {self.shape} on the grid {self.grid}, where two lengths are needed")
-        rows, cols = self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
+        if len(self.shape) != 2 and (len(self.shape) != 3 or self.axis is Axis.PER_IC):
+            raise ValueError(f"shape {self.shape} on the grid {self.grid} {self.axis}, where two lengths are needed")
+        rows, cols = matrix(self.shape) if self.axis is Axis.PER_OC else matrix(self.shape)[::-1]
         _check_chunks(self.chunks, rows)
         if grid.group_size > max(2 * cols, WIDEST):
             raise ValueError(f"group_size {grid.group_size} for groups that run along {cols} weights")

@@ -24,16 +24,21 @@ import numpy as np
 from safetensors import SafetensorError
 
 from quantize.architecture.families import expected_shapes
-from quantize.errors import StoreError, shown
+from quantize.blocks import matrix
+from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
+from quantize.checkpoint.gguf_values import GgufValues
+from quantize.errors import CheckpointError, StoreError, shown
+from quantize.gguf.container import parse_header
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
-from quantize.model_config import ModelConfig, is_linear, weight_name
+from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, is_linear, weight_name
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.store.seal import holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight
 
 FORMAT = 1
+CONFIG_ASSET = "config.json"
 TENSORS = "tensors"  # the folder of their files
 SEAL = "sha256"  # key of plan.json
 CHANGED = "has changed since it was written: its sha256 is another"
@@ -60,8 +65,11 @@ class TensorRecord:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Of codes or values: transposed for PER_IC."""
-        return self.shape if self.axis is Axis.PER_OC else self.shape[::-1]
+        """Of codes or values: transposed for PER_IC; codes of a stack of experts one below the other."""
+        if self.grid is not None:
+            rows, cols = matrix(self.shape)
+            return (rows, cols) if self.axis is Axis.PER_OC else (cols, rows)
+        return self.shape
 
     def without_loss(self) -> TensorRecord:
         """Of a chunk, whose loss is not the tensor's."""
@@ -122,11 +130,22 @@ class QuantizedStore:
         for record in records:
             if record.inputs:
                 self._beside.setdefault(weight_name(record.name), []).append(record)
-        asset = str(path / "assets" / "config.json")
-        self.config = ModelConfig.from_hf(ASSET_DOOR.json(self.asset("config.json"), asset, dict[str, Any]), asset)
+        self.config = self._sizes()
         problem = _disagreement(plan, records, self.config)
         if problem is not None:
             raise PLAN_DOOR.refused(where, problem)
+
+    def _sizes(self) -> ModelSizes:
+        """By config.json; of a GGUF of any architecture there is none, but its metadata."""
+        if METADATA_ASSET in self.asset_names() and CONFIG_ASSET not in self.asset_names():
+            where = str(self.path / "assets" / METADATA_ASSET)
+            try:
+                values = GgufValues(parse_header(self.asset(METADATA_ASSET)).metadata, where)
+                return sizes_from_gguf(values, self.records[EMBEDDING].shape[0], where)
+            except (ValueError, KeyError, CheckpointError) as error:
+                raise StoreError(f"{where}: cannot be read ({shown(error)}); quantize again") from error
+        where = str(self.path / "assets" / CONFIG_ASSET)
+        return ModelConfig.from_hf(ASSET_DOOR.json(self.asset(CONFIG_ASSET), where, dict[str, Any]), where)
 
     def asset(self, name: str) -> bytes:
         """One of the source's small files. Raises StoreError if it is missing, too large or has changed."""
@@ -201,7 +220,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
 
 
-def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelConfig) -> str | None:
+def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelSizes) -> str | None:
     """What does not agree in a store, or None; names that are not the model's are left to the writers."""
     twice = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if twice:

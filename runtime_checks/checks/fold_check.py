@@ -14,6 +14,7 @@ import numpy as np
 
 from quantize.architecture.families import FoldSites, bias_of, fold_sites
 from quantize.checkpoint.protocol import Checkpoint
+from quantize.errors import FileFormatError
 from quantize.model_config import block_prefix
 from quantize.types import F32
 from runtime_checks.checks.source_check import rounding_tolerance
@@ -39,6 +40,8 @@ def check_folds(path: Path, source: Checkpoint) -> list[Check]:
     for index in layers:
         prefix = block_prefix(index)
         sites = fold_sites(source.config, prefix)
+        if sites is None:
+            raise FileFormatError(f"{path}: says that its blocks were folded, which is known of no {source.config.model_type}")
         parts = {name: weights.part(name) for name in weights.shapes if name.startswith(prefix)}
         probes = np.random.default_rng(index).standard_normal((2, source.config.hidden_size, PROBES), dtype=np.float32)
         held = _outputs({name: part.values for name, part in parts.items()}, sites, probes)

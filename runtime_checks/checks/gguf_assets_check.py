@@ -7,6 +7,7 @@ Keys of the architecture are metadata_check's, ``adadim.*`` are claims_check's; 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,8 +77,8 @@ def _file_type(file: GgufFile) -> int:
     """llama.cpp's number for the type of most weights of the linears."""
     weights = Counter[str]()
     for name, tensor in file.tensors.items():
-        if name.startswith("blk.") and len(tensor.shape) == 2:
-            weights[tensor.kind] += tensor.shape[0] * tensor.shape[1]
+        if name.startswith("blk.") and len(tensor.shape) in (2, 3):
+            weights[tensor.kind] += math.prod(tensor.shape)
     kind = weights.most_common(1)[0][0] if weights else "F32"
     names = (f"ALL_{kind}", f"MOSTLY_{kind}", f"MOSTLY_{kind}_S", f"MOSTLY_{kind}_MOE")
     return next(int(gguf.LlamaFileType[name]) for name in names if name in gguf.LlamaFileType.__members__)

@@ -18,7 +18,7 @@ from quantize.types import F32, U8, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.decode import BLOCK_BYTES, matmul
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, gguf_codes
-from runtime_checks.runtimes.llama_cpp import out_prod
+from runtime_checks.runtimes.ggml_operator import out_prod
 from runtime_checks.runtimes.weights import ROPE_FREQS, ggml_grid, open_gguf, row_chunks
 
 EXACT = 0.0  # decoders follow one formula in float32, and integers are integers: nothing may differ in any bit
@@ -135,7 +135,8 @@ def _compare(tensor: GgufTensor, name: str, store: QuantizedStore) -> list[Check
         for what, error in _differences(tensor, slice(start, stop), part).items():
             errors[what] = errors.get(what, 0) + error
         start = stop
-    if start != tensor.shape[0]:
+    whole = tensor.shape[0] if store.records[name].grid is None else len(tensor.data)  # of a stack all experts' rows
+    if start != whole:
         errors = {"shape": math.inf}
     return [within(f"{what} = store's", tensor.name, error, EXACT) for what, error in errors.items()]
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from quantize.checkpoint.protocol import Checkpoint
+from quantize.model_config import named
 from quantize.types import F32, Array
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
@@ -39,7 +40,7 @@ def _check_tables(graph: Graph, source: Checkpoint) -> list[Check]:
     from quantize.source import rotary_tables
 
     held = {name: graph.array(tensor) for name, tensor in graph.initializers.items() if name.endswith(("cos_cache", "sin_cache"))}
-    cos, sin = rotary_tables(source.config, max((len(table) for table in held.values()), default=0))
+    cos, sin = rotary_tables(named(source.config, source.path), max((len(table) for table in held.values()), default=0))
     return [
         within(
             "rotary table = transformers'", name, _distance(table, cos if name.endswith("cos_cache") else sin), TABLE_TOLERANCE

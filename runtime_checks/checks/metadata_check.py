@@ -31,13 +31,17 @@ def check_metadata(path: Path, source: Checkpoint) -> list[Check]:
     """
     file, config = open_gguf(path), source.config
     arch = "llama" if config.model_type == "mistral" else config.model_type
-    expected = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in _expected(config).items()}
-    held = _defaults(config, arch, file.metadata) | file.metadata
+    expected, held = dict[str, Any]({"general.architecture": arch}), dict(file.metadata)
+    if isinstance(config, ModelConfig):
+        expected |= {f"{arch}.{key}": value for key, value in _expected(config).items()}
+        held = _defaults(config, arch, file.metadata) | held
     origin = read_metadata(source.path) if source.path.is_file() else {}
     for key in (*file.metadata, *origin):
         if key.startswith(f"{arch}."):
             expected.setdefault(key, origin.get(key))
     checks = [within("metadata = source's", key, _difference(held.get(key), value), EXACT) for key, value in expected.items()]
+    if not isinstance(config, ModelConfig):  # whose factors are tensors like any other
+        return checks
     factors = decode_gguf(file.tensors[ROPE_FREQS]) if ROPE_FREQS in file.tensors else None
     return [*checks, within("rope_freqs = the config's", ROPE_FREQS, _rope_error(factors, config), ROPE_TOLERANCE)]
 

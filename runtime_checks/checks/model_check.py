@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
+from quantize.model_config import named
+from quantize.statistics.calibration import tokenize
 from quantize.types import F32, I64
 from runtime_checks.checks.genai_check import check_genai, check_genai_config
 from runtime_checks.measure.divergence import compare
@@ -14,7 +16,7 @@ from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import decoded_runner
 from runtime_checks.runtimes.exported import Exported, open_exported
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
-from runtime_checks.runtimes.runners import Runner, greedy_error, source_tokens
+from runtime_checks.runtimes.runners import Runner, greedy_error
 
 # float32 against float32, sums in another order: the largest difference of a logit over the largest logit, 8e-6 after 30 layers.
 LOGITS_TOLERANCE = 1e-4
@@ -60,7 +62,7 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
     texts, labels = _texts(exported, source)
     prompt = texts[0, : min(GREEDY_PROMPT, texts.shape[1] // 2)]
     count = min(GREEDY_TOKENS, texts.shape[1] - len(prompt)) if len(prompt) else 0
-    reference = decoded_runner(path, source)
+    reference = decoded_runner(path, source, texts.shape[1])
     base = _logits(reference, texts)
     checks = []
     exact = exported.exact_runner()
@@ -73,7 +75,7 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
     shipped = exported.runner(texts.shape[1])
     checks += _check_distribution(path, base, _logits(shipped, texts), labels)
     if isinstance(shipped, OnnxRunner):
-        sizes = check_genai_config(path, source.config)
+        sizes = check_genai_config(path, named(source.config, source.path))
         believed = all(check.ok for check in sizes)
         checks += [*sizes, check_genai(path, shipped, prompt, count)] if believed and count else sizes
     shipped.close()
@@ -82,7 +84,7 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
 
 def _texts(exported: Exported, source: Checkpoint) -> tuple[I64, I64]:
     """The fixed text cut into texts that both models hold, I64[texts, length], and the tokens that follow, I64[all]."""
-    ids = source_tokens(source, TEXT)
+    ids = tokenize(TEXT, source)
     length = min(TOKENS, source.config.context, exported.context or TOKENS, len(ids) - 1)
     count = min(TEXTS, TOKENS // length, (len(ids) - 1) // length)
     return ids[: count * length].reshape(count, length), ids[1 : count * length + 1]

@@ -12,6 +12,7 @@ from exporter.onnx.genai_template import for_genai
 from exporter.onnx.library import LIBRARY
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError, FileFormatError
+from quantize.model_config import named
 from runtime_checks.checks.chat_template import special_tokens_of, template_of
 from runtime_checks.checks.special_ids import end_ids, ids_of, listed
 from runtime_checks.measure.results import Check, within
@@ -75,7 +76,7 @@ def _translations(template: str | None, assets: Mapping[str, bytes]) -> tuple[st
 
 def _genai(folder: Path, source: Checkpoint) -> dict[str, Any]:
     """genai_config.json without ids: greedy, one beam, a cache of CACHE_TOKENS; names as the graph has them."""
-    config, context = source.config, exported_context(folder) or source.config.context
+    config, context = named(source.config, source.path), exported_context(folder) or source.config.context
     library = {"custom_ops_library": LIBRARY} if (folder / LIBRARY).exists() else {}
     return {
         "model": {

@@ -13,7 +13,7 @@ import numpy as np
 
 from quantize.architecture.families import fold_sites
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.model_config import EMBEDDING, HEAD, ModelConfig, block_index, block_prefix
+from quantize.model_config import EMBEDDING, HEAD, ModelSizes, block_index, block_prefix
 from quantize.types import F32
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import folded_layers, is_tuned
@@ -53,9 +53,10 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     return checks
 
 
-def _is_folded(name: str, folded: Collection[int], config: ModelConfig) -> bool:
+def _is_folded(name: str, folded: Collection[int], config: ModelSizes) -> bool:
     index = block_index(name)
-    return index is not None and index in folded and name in fold_sites(config, block_prefix(index)).moved
+    sites = None if index is None or index not in folded else fold_sites(config, block_prefix(index))
+    return sites is not None and name in sites.moved
 
 
 def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Check:

@@ -15,9 +15,9 @@ from typing import Any
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizing import TextTokenizer
 from quantize.errors import CheckpointError
+from quantize.llama_cpp.model import LlamaVocab
 from runtime_checks.checks.chat_template import Prompt, render_all, special_tokens_of, template_of
 from runtime_checks.reference.gguf import read_metadata
-from runtime_checks.runtimes.llama_cpp import LlamaVocab
 
 CONTROL, USER_DEFINED = 3, 4  # enum llama_token_type
 WORDS = ("bos", "eos")

@@ -15,15 +15,14 @@ from typing import Any
 
 from exporter.inspect import inspect
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.checkpoint.tokenizing import TextTokenizer
 from quantize.errors import AdaDimError, ConfigError, asked
 from quantize.kinds import readable
 from quantize.progress import track
-from quantize.statistics.calibration import CalibrationText
+from quantize.statistics.calibration import CalibrationText, detokenize, tokenize
 from runtime_checks.measure.divergence import Scores
 from runtime_checks.measure.evaluate import EvalOptions, cost, open_runner, predictions, score, summary, text_chunks
-from runtime_checks.runtimes.isolated import isolated_runner
-from runtime_checks.runtimes.runners import Runner, source_runner, source_tokens
+from runtime_checks.runtimes.isolated import isolated_runner, source_runner
+from runtime_checks.runtimes.runners import Runner
 
 Report = dict[str, Any]
 PROMPT = "The capital of France is"
@@ -84,7 +83,7 @@ def compare_files(
             entry.row |= _contents(entry.path)
             entry.runner = open_runner(entry.path, source, options)
     if _open(entries):
-        base = source_runner(source)
+        base = source_runner(source, options.context)
         for tokens in track(chunks, "comparing", len(chunks)):
             expected = predictions(base, tokens)
             for entry, runner in _open(entries):
@@ -123,14 +122,14 @@ class _Continuation:
 
     def __init__(self, source: Checkpoint, prompt: str, options: EvalOptions) -> None:
         """Raises ConfigError if the context leaves no room for an answer."""
-        self._prompt = source_tokens(source, prompt)
+        self._prompt = tokenize(prompt, source)
         self._count = min(GREEDY_TOKENS, options.context - len(self._prompt))
         if not len(self._prompt) or self._count < 1:
             raise ConfigError(
                 f"{asked('prompt')}: has {len(self._prompt)} tokens, {asked('context', options.context)} takes 1 to "
                 f"{options.context - 1}"
             )
-        self._tokenizer, self._where = source.assets()["tokenizer.json"], f"{source.path}/tokenizer.json"
+        self._source = source
         ends = source.config.raw.get("eos_token_id")
         self._ends = set(ends if isinstance(ends, list) else [ends])
         self._expected = list[int]()
@@ -148,8 +147,7 @@ class _Continuation:
         return {"first_difference": next(differences, None), "sample": self._decode(found)}
 
     def _decode(self, ids: list[int]) -> str:
-        with TextTokenizer(self._tokenizer, self._where) as tokenizer:
-            return tokenizer.decode(ids)
+        return detokenize(ids, self._source)
 
     def _answer(self, runner: Runner) -> list[int]:
         """Up to the token that ends it, with which some runtimes stop and others go on."""

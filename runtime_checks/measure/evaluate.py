@@ -12,12 +12,13 @@ import numpy as np
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError, asked
 from quantize.progress import track
+from quantize.statistics.calibration import tokenize
 from quantize.types import F32, I64
 from runtime_checks.measure.divergence import Scores, compare, join
 from runtime_checks.runtimes.decoded import check_same_model, decoded_runner
 from runtime_checks.runtimes.exported import open_exported
-from runtime_checks.runtimes.isolated import isolated_runner
-from runtime_checks.runtimes.runners import Runner, source_runner, source_tokens
+from runtime_checks.runtimes.isolated import isolated_runner, source_runner
+from runtime_checks.runtimes.runners import Runner
 
 MIN_CONTEXT = 8
 SPEED_TOKENS = 16  # decoded one at a time for the speed, if the context holds them
@@ -54,7 +55,7 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
     options = options or EvalOptions()
     chunks = text_chunks(source, text, options)
     other = open_runner(path, source, options)
-    base = source_runner(source)
+    base = source_runner(source, options.context)
     parts = [score(path, predictions(base, tokens), other, tokens) for tokens in track(chunks, "evaluating", len(chunks))]
     base.close()
     report = summary(parts) | cost(path, other, options)
@@ -66,7 +67,7 @@ def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
     """I64[chunks, context]. Raises ConfigError, CalibrationError."""
     context = options.context
     _check_context(source.path, source.config.context, context)
-    ids = source_tokens(source, text)
+    ids = tokenize(text, source)
     count = len(ids) // context
     if not count:
         raise CalibrationError(
@@ -79,7 +80,7 @@ def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
 def open_runner(path: Path, source: Checkpoint, options: EvalOptions) -> Runner:
     """The file as it will be measured. Raises FileFormatError, ConfigError."""
     if options.weights_only:
-        return decoded_runner(path, source)
+        return decoded_runner(path, source, options.context)
     _check_context(path, open_exported(path).context or options.context, options.context)
     check_same_model(path, source.config)
     return isolated_runner(path, options.context)

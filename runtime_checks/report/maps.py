@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from quantize.gguf.names import to_hf_name_or_own
+from quantize.gguf.names import to_source_name
 from quantize.model_config import block_index, is_linear
 from quantize.types import Axis
 from runtime_checks.report.charts import FONT_SIZE, NARROW, WIDE, Spec, both_shapes
@@ -37,7 +37,7 @@ def layer_charts(report: Json, name: str) -> list[Chart]:
 
 def _place(item: Json) -> tuple[int, str] | None:
     """Layer and short name of a linear, whatever the file calls it."""
-    hf_name = to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight"))
+    hf_name = to_source_name(item["name"].replace(".weight_ic", ".weight"))
     index, part = block_index(hf_name), hf_name.removesuffix(".weight").rpartition(".")[2]
     return None if index is None or not is_linear(hf_name, item["shape"]) else (index, part.removesuffix("_proj"))
 

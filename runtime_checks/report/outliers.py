@@ -90,7 +90,7 @@ def _input_sizes(source: Checkpoint, text: str) -> dict[str, F32]:
     """F32[IC] by weight name, over a few sequences of the text, one decoder block in memory at a time."""
     from quantize.source import walk_blocks
 
-    tokens, _ = calibration_data(DataSpec(text, CALIBRATION_TOKENS), source.assets(), str(source.path))
+    tokens, _ = calibration_data(DataSpec(text, CALIBRATION_TOKENS), source)
     runs = track(walk_blocks(source, tokens, "none", 0), "activations", source.config.num_layers)
     return {name: np.sqrt(stats.importance) for run in runs for name, stats in run.stats.items()}
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from quantize.gguf.names import to_hf_name_or_own
+from quantize.gguf.names import to_source_name
 from quantize.model_config import block_index
 from runtime_checks.report.charts import FONT_SIZE, NARROW, WIDE, Spec, both_shapes
 from runtime_checks.report.maps import bits_shade, bits_text
@@ -102,9 +102,9 @@ def _names(data: str, text: str, ink: str | None, height: int) -> Spec:
 
 
 def _layer(item: Json) -> int | None:
-    return block_index(to_hf_name_or_own(item["name"].replace(".weight_ic", ".weight")))
+    return block_index(to_source_name(item["name"].replace(".weight_ic", ".weight")))
 
 
 def _short(name: str) -> str:
     """The last word of a tensor's name, or the one before ".weight"."""
-    return to_hf_name_or_own(name.replace(".weight_ic", ".weight")).removesuffix(".weight").rpartition(".")[2]
+    return to_source_name(name.replace(".weight_ic", ".weight")).removesuffix(".weight").rpartition(".")[2]

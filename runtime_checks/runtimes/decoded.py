@@ -10,12 +10,14 @@ from exporter.inspect import inspect
 from exporter.onnx.reader import DOOR
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.errors import FileFormatError, shown
-from quantize.gguf.names import to_hf_name_or_own
-from quantize.model_config import HEAD, ModelConfig
+from quantize.gguf.names import to_source_name
+from quantize.model_config import HEAD, ModelSizes
 from quantize.store.schema import Digits
+from runtime_checks.runtimes.decoded_gguf import DecodedRunner
 from runtime_checks.runtimes.exported import open_exported
-from runtime_checks.runtimes.runners import TorchRunner
+from runtime_checks.runtimes.runners import Runner, TorchRunner
 from runtime_checks.runtimes.weights import Weights
 
 FOLDS = "adadim.transforms"  # JSON: a transform's name -> a digit for each layer, 1 where it was applied
@@ -24,12 +26,15 @@ NUMBER = re.compile(r"[0-9]{1,18}")
 DECODED = "torch (decoded)"
 
 
-def decoded_runner(path: Path, source: Checkpoint) -> TorchRunner:
-    """The weights that the file's bytes decode to, in torch, float32 activations. Raises FileFormatError."""
+def decoded_runner(path: Path, source: Checkpoint, context: int = 512) -> Runner:
+    """The weights that the file's bytes decode to, float32 activations, in torch; where torch does not run the source, in
+    llama.cpp. Raises FileFormatError."""
+    if isinstance(source, GgufTemplate):
+        return DecodedRunner(path, context)
     return TorchRunner(decoded_model(path, source.config), DECODED)
 
 
-def decoded_model(path: Path, config: ModelConfig) -> Any:  # noqa: ANN401 - torch is known to quantize.source alone
+def decoded_model(path: Path, config: ModelSizes) -> Any:  # noqa: ANN401 - torch is known to quantize.source alone
     """A float32 torch model of the file's decoded weights. Raises FileFormatError."""
     from quantize.source import build_model
 
@@ -38,7 +43,7 @@ def decoded_model(path: Path, config: ModelConfig) -> Any:  # noqa: ANN401 - tor
     return build_model(config, lambda name: weights.part(name).values, HEAD not in weights.shapes)
 
 
-def check_shapes(path: Path, config: ModelConfig, weights: Weights) -> None:
+def check_shapes(path: Path, config: ModelSizes, weights: Weights) -> None:
     """Raises FileFormatError for the first tensor of the model that the file has not, or has in another shape."""
     for name, shape in expected_shapes(config).items():
         held = weights.shapes.get(name)
@@ -48,13 +53,13 @@ def check_shapes(path: Path, config: ModelConfig, weights: Weights) -> None:
             raise FileFormatError(f"{path}: {name} is {held}, the source's is {shape}; name the source that it was made from")
 
 
-def check_same_model(path: Path, config: ModelConfig) -> None:
+def check_same_model(path: Path, config: ModelSizes) -> None:
     """Raises FileFormatError for a tensor whose shape is not the model's, in a file of any tool and of any type.
 
     Tensors are known by their names. What goes by another name (genai's builder joins q, k and v) or is missing is left to
     the runtime, which refuses what it cannot run.
     """
-    shapes = {to_hf_name_or_own(item["name"]): tuple(item["shape"]) for item in inspect(path)["tensors"]}
+    shapes = {to_source_name(item["name"]): tuple(item["shape"]) for item in inspect(path)["tensors"]}
     for name, shape in expected_shapes(config).items():
         held = shapes.get(name, shape)
         if held != shape:

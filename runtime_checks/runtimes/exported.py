@@ -10,7 +10,7 @@ from exporter.inspect import inspect
 from exporter.onnx.reader import MODEL_FILE, read_graph
 from exporter.writers import writer_at
 from quantize.errors import FileFormatError, asked
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelSizes
 from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
 from runtime_checks.runtimes.weights import TRANSPOSED, GgufWeights, OnnxWeights, Weights, open_gguf
@@ -46,7 +46,7 @@ class Exported(Protocol):
     def unrunnable(self) -> str | None:
         """Why no runtime takes it, or None."""
 
-    def weights(self, config: ModelConfig) -> Weights:
+    def weights(self, config: ModelSizes) -> Weights:
         """Decoded, each read when asked for."""
 
     def runner(self, context: int) -> Runner:
@@ -76,7 +76,7 @@ class _Gguf:
         names = [item["name"] for item in inspect(self.path)["tensors"] if item["name"].endswith(TRANSPOSED)]
         return f"{names[0]} and {len(names) - 1} more are stored transposed, which no stock llama.cpp runs" if names else None
 
-    def weights(self, config: ModelConfig) -> Weights:
+    def weights(self, config: ModelSizes) -> Weights:
         return GgufWeights(self.path, config)
 
     def runner(self, context: int) -> Runner:
@@ -113,7 +113,7 @@ class _OnnxFolder:
     def nbytes(self) -> int:
         return sum((self.path / name).stat().st_size for name in {MODEL_FILE, *read_graph(self.path).locations})
 
-    def weights(self, config: ModelConfig) -> Weights:
+    def weights(self, config: ModelSizes) -> Weights:
         return OnnxWeights(self.path)
 
     def runner(self, context: int) -> Runner:

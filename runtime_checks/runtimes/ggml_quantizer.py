@@ -7,8 +7,8 @@ import ctypes
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from quantize.llama_cpp.library import library
 from quantize.types import F32, U8
-from runtime_checks.runtimes.llama_library import library
 
 
 def ggml_quantize(kind: str, weight: F32, importance: F32 | None = None) -> U8:

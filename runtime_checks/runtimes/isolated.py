@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.child import GIB, Child, ChildEnded, Limits
 from quantize.errors import FileFormatError
 from quantize.types import F32, I64
 from runtime_checks.runtimes.exported import exported_runner
-from runtime_checks.runtimes.runners import Runner
+from runtime_checks.runtimes.runners import Runner, TorchRunner
 
 # Of all checks of a file's tokenizer and templates in its runtime, which a hostile one could keep busy for ever.
 TEXT_LIMITS = Limits(seconds=120, memory=4 * GIB)
@@ -20,11 +22,11 @@ TEXT_LIMITS = Limits(seconds=120, memory=4 * GIB)
 class IsolatedRunner:
     """A file in its own runtime, in a process of its own (``Runner``). What ends the process is a FileFormatError."""
 
-    def __init__(self, path: Path, context: int) -> None:
+    def __init__(self, path: Path, context: int, runner: Callable[[Path, int], Runner] = exported_runner) -> None:
         """Raises FileFormatError where there is no runtime, or it refuses the file or ends with it."""
         self._path, self._child = path, Child()
         try:
-            self._ask(self._child.hold, exported_runner, path, context)
+            self._ask(self._child.hold, runner, path, context)
             self.name = str(self._ask(self._child.ask, "name"))
         except BaseException:
             self._child.close()
@@ -53,6 +55,15 @@ class IsolatedRunner:
             return way(*question)
         except ChildEnded as error:
             raise FileFormatError(f"{self._path}: its runtime {error}; export it again, or use another file") from error
+
+
+def source_runner(source: Checkpoint, context: int) -> Runner:
+    """The source itself: in torch in float32, or where torch does not run it, in llama.cpp. Raises FileFormatError."""
+    if isinstance(source, GgufTemplate):
+        return IsolatedRunner(source.path, context)
+    from quantize.source import build_model
+
+    return TorchRunner(build_model(source.config, source.read, source.tied), "torch")
 
 
 def isolated_runner(path: Path, context: int) -> Runner:

@@ -8,11 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quantize.checkpoint.protocol import Checkpoint
-from quantize.errors import CalibrationError
-from quantize.statistics.calibration import tokenize
+from quantize.llama_cpp.model import LlamaModel
 from quantize.types import F32, I64
-from runtime_checks.runtimes.llama_cpp import LlamaModel
 from runtime_checks.runtimes.onnx_runner import greedy_speed
 
 
@@ -67,9 +64,9 @@ class TorchRunner:
 class LlamaRunner:
     """A GGUF in llama.cpp. Raises FileFormatError if llama.cpp refuses it."""
 
-    def __init__(self, path: Path, context: int) -> None:
+    def __init__(self, path: Path, context: int, exact: bool = False) -> None:
         self.name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
-        self._model = LlamaModel(path, n_ctx=context)
+        self._model = LlamaModel(path, n_ctx=context, exact=exact)
 
     def logits(self, tokens: I64, skip: int = 0) -> F32:
         """See Runner."""
@@ -96,18 +93,3 @@ def greedy_error(reference: Runner, prompt: I64, chosen: list[int]) -> float:
     rows = reference.logits(np.array([*prompt, *chosen[:-1]], np.int64))[len(prompt) - 1 :]
     gaps = rows.max(-1) - rows[np.arange(len(chosen)), chosen]
     return float(gaps.max() / np.abs(rows).max())
-
-
-def source_tokens(source: Checkpoint, text: str) -> I64:
-    """Token ids I64[n] of ``text`` by the source's own tokenizer. Raises CalibrationError if it has none."""
-    assets = source.assets()
-    if "tokenizer.json" not in assets:
-        raise CalibrationError(f"{source.path}: no tokenizer.json, so no text can be tokenized; put it beside the weights")
-    return tokenize(text, assets["tokenizer.json"], str(source.path))
-
-
-def source_runner(source: Checkpoint) -> TorchRunner:
-    """The source model itself, in float32."""
-    from quantize.source import build_model
-
-    return TorchRunner(build_model(source.config, source.read, source.tied), "torch")

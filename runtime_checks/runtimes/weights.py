@@ -11,9 +11,9 @@ from exporter.onnx.reader import read_graph
 from quantize.architecture.families import rotary_heads
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError
-from quantize.gguf.names import to_hf_name_or_own
+from quantize.gguf.names import to_source_name
 from quantize.grids import GRIDS
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelSizes
 from quantize.types import F32, Grid
 from runtime_checks.reference.decode import FLOAT_BYTES, DamagedFileError
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
@@ -49,11 +49,11 @@ class Weights(Protocol):
 class GgufWeights:
     """A GGUF's tensors; q and k rows of llama put back in order, ``.weight_ic`` turned back."""
 
-    def __init__(self, path: Path, config: ModelConfig) -> None:
+    def __init__(self, path: Path, config: ModelSizes) -> None:
         self._config = config
         self._tensors: dict[str, GgufTensor] = {}
         for stored, tensor in open_gguf(path).tensors.items():
-            name = to_hf_name_or_own(stored)
+            name = to_source_name(stored)
             if stored != ROPE_FREQS:
                 self._tensors[stored if name in self._tensors else name] = tensor
 
@@ -71,8 +71,8 @@ class GgufWeights:
         elif tensor.name.endswith(TRANSPOSED):
             values = decode_gguf(tensor).T[order][rows]
         else:
-            data = tensor.data[order][rows]
-            values = decode_gguf(replace(tensor, data=data, shape=(len(data), *tensor.shape[1:])))
+            data = tensor.data.reshape(tensor.shape[0], -1, tensor.data.shape[1])[order][rows]  # an expert has many rows
+            values = decode_gguf(replace(tensor, data=data.reshape(-1, data.shape[-1]), shape=(len(data), *tensor.shape[1:])))
         floats = tensor.kind in FLOAT_BYTES
         return Part(values, tensor.kind) if floats else Part(values, None, ggml_grid(tensor.kind).bits)
 

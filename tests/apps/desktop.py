@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from quantize.llama_cpp.model import LlamaModel
 from quantize.types import F32
 from runtime_checks.checks.chat_template import render, special_tokens_of, template_of
-from runtime_checks.runtimes.llama_cpp import LlamaModel
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
 
 NEARLY_EQUAL = 0.05  # logits: below this another instruction set's sums may choose the other token

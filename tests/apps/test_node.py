@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
 from exporter.bundle.verify_bundle import verify
 from quantize import open_checkpoint
-from runtime_checks.runtimes.llama_cpp import LlamaVocab
+from quantize.llama_cpp.model import LlamaVocab
 from tests.apps.changes import MORE
 from tests.apps.desktop import check_greedy
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with

@@ -13,10 +13,10 @@ from quantize.checkpoint import open_checkpoint
 from quantize.errors import ExportError, FileFormatError, OutputError
 from quantize.gguf.container import parse_header
 from quantize.gguf.names import to_gguf_name
+from quantize.llama_cpp.model import LlamaModel
 from quantize.source import build_model, logits
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, QuantizedTensor
-from runtime_checks.runtimes.llama_cpp import LlamaModel
 from tests.stores import rtn_store, stored_weight
 from tests.tiny import make_tiny_model
 

@@ -17,8 +17,8 @@ from quantize.checkpoint.gguf_tokenizer import cuts, tokenizer_assets
 from quantize.checkpoint.pre_tokenizers import PRE_TOKENIZERS, identify
 from quantize.errors import ExportError
 from quantize.gguf.container import parse_header
+from quantize.llama_cpp.model import LlamaVocab
 from runtime_checks.checks.tokenizer_check import check_tokenizer
-from runtime_checks.runtimes.llama_cpp import LlamaVocab
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 from tests.vocabularies import NASTY, model_with_tokenizer, sentence_piece_vocabulary, uncut_tokenizer

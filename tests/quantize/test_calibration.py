@@ -104,7 +104,7 @@ def source(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens(source):
     text = "def add(left, right): return 1984 " * 400
-    ids = tokenize(text, source.assets()["tokenizer.json"], "tiny")
+    ids = tokenize(text, source)
     return ids[: 6 * 64].reshape(6, 64)
 
 

@@ -197,10 +197,9 @@ def bad_rope(tensors, _):
 
 
 LIES = {
-    "architecture": (set_key("general.architecture", ValueType.STRING, "mamba"), "architecture 'mamba' is not supported"),
+    "architecture": (set_key("general.architecture", ValueType.STRING, "mamba"), "'mamba.embedding_length' is missing"),
     "no size": (drop_key("llama.block_count"), "'llama.block_count' is missing"),
     "size is text": (set_key("llama.block_count", ValueType.STRING, "two"), "llama.block_count is of type string, not u32"),
-    "experts": (set_key("llama.expert_count", ValueType.U32, 8), "mixture of experts"),
     "split": (set_key("split.count", ValueType.U16, 3), "let its name end in -00001-of-00003.gguf"),
     "rotary": (set_key("llama.rope.dimension_count", ValueType.U32, 8), "rotary dimensions differ"),
     "scaling": (set_key("llama.rope.scaling.type", ValueType.STRING, "longrope"), "rope scaling 'longrope'"),

@@ -18,7 +18,7 @@ from exporter.inspect import check_loads, inspect
 from quantize.checkpoint import open_checkpoint
 from quantize.errors import CheckpointError, ExportError, FileFormatError
 from quantize.gguf.files import COUNT, NUMBER, TENSORS
-from runtime_checks.runtimes.llama_cpp import LlamaModel
+from quantize.llama_cpp.model import LlamaModel
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 

@@ -19,10 +19,10 @@ from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import CheckpointError, FileFormatError
 from quantize.gguf.container import MAX_METADATA, Value, ValueType, map_file, parse_header
+from quantize.llama_cpp.library import library
+from quantize.llama_cpp.model import LlamaVocab
 from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.reference.gguf import read_metadata
-from runtime_checks.runtimes.llama_cpp import LlamaVocab
-from runtime_checks.runtimes.llama_library import library
 from tests.mutations import ARRAY, GgufParts, mutate_bytes, mutate_gguf, text
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model

@@ -91,15 +91,15 @@ def test_the_binary_form_says_the_same_as_the_gguf(written, tmp_path, tail):
     old, new = read_imatrix(tmp_path / "imatrix.dat"), read_imatrix(written)
     assert old.entries.keys() == new.entries.keys() == means().keys()
     for name, mean in means().items():
-        np.testing.assert_allclose(new.entries[name].importance, mean, rtol=1e-6)
-        np.testing.assert_allclose(old.entries[name].importance, mean, rtol=1e-6)
+        np.testing.assert_allclose(new.entries[name].squares, mean, rtol=1e-6)
+        np.testing.assert_allclose(old.entries[name].squares, mean, rtol=1e-6)
     assert (new.datasets, new.chunks) == (["wiki.txt"], CALLS)
     assert (old.datasets, old.chunks) == ((["wiki.txt"], CALLS) if tail else ([], 0))
 
 
 def test_sums_without_calls_are_taken_as_they_are(tmp_path):
     (tmp_path / "imatrix.dat").write_bytes(struct.pack("<ii", 1, 1) + b"w" + struct.pack("<iif", 0, 1, 2.5))
-    assert read_imatrix(tmp_path / "imatrix.dat").entries["w"].importance.tolist() == [2.5]
+    assert read_imatrix(tmp_path / "imatrix.dat").entries["w"].squares.tolist() == [2.5]
 
 
 DAMAGED = {
@@ -136,7 +136,7 @@ WRONG = {
     "without tokens": ({f"{Q}.counts": np.zeros(1, np.float32)}, f"{Q}: its count is 0, so nothing was measured"),
     "without a count": ({f"{Q}.counts": None}, f"no {Q}.counts"),
     "without sums": ({f"{Q}.in_sum2": None}, f"no {Q}.in_sum2"),
-    "of experts": ({f"{Q}.counts": np.ones((4, 1), np.float32)}, f"{Q} is of 4 experts"),
+    "of experts": ({f"{Q}.counts": np.ones((5, 1), np.float32)}, f"{Q} has 64 values of 5 experts"),
     "of another type": ({f"{Q}.in_sum2": np.ones(HIDDEN, np.float16)}, f"{Q}.in_sum2 is F16, not F32"),
 }
 
@@ -166,7 +166,7 @@ def test_mutants_of_either_form_are_read_or_named(tmp_path, form):
         except CalibrationError as error:
             refused += str(error).startswith(f"{path}: no intact importance matrix (")
         else:
-            assert all(np.isfinite(stats.importance).all() for stats in read.entries.values())
+            assert all(np.isfinite(stats.squares).all() for stats in read.entries.values())
             assert all(isinstance(name, str) for name in read.datasets) and isinstance(read.chunks, int)
     assert refused > MUTANTS / 3
 
@@ -294,9 +294,9 @@ def test_what_we_write_is_the_sum_of_squares_and_is_read_by_gguf_py_and_by_us(so
     assert np.array_equal(first, stored["blk.0.attn_k.weight.in_sum2"].data)
     read = read_imatrix(path)
     assert (read.datasets, read.chunks) == ([coverage.text], TOKENS // 512)
-    np.testing.assert_allclose(read.entries[Q].importance, first / TOKENS, rtol=1e-6)
+    np.testing.assert_allclose(read.entries[Q].squares, first / TOKENS, rtol=1e-6)
     norm = source.read("model.layers.0.input_layernorm.weight")  # the input of q is this times rows of mean square 1
-    assert float((read.entries[Q].importance / norm**2).mean()) == pytest.approx(1, rel=0.01)
+    assert float((read.entries[Q].squares / norm**2).mean()) == pytest.approx(1, rel=0.01)
 
 
 def test_the_command_writes_the_same_bytes_twice_and_quantize_takes_them(tmp_path, capsys):

@@ -240,9 +240,9 @@ def test_contradictions(config, message):
 def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, options, fits, mend):
     specs = {"w": TensorSpec("w", "F16", (1 << 15, 1 << 15))}  # 4 GiB in float32
     config = config_of(**options)
-    monkeypatch.setattr(memory, "_physical", lambda: 32 << 30)
+    monkeypatch.setattr(memory, "physical_memory", lambda: 32 << 30)
     check_memory(specs, config, "model")
-    monkeypatch.setattr(memory, "_physical", lambda: int(fits * (4 << 30)))
+    monkeypatch.setattr(memory, "physical_memory", lambda: int(fits * (4 << 30)))
     if mend:
         with pytest.raises(ConfigError, match=rf"model: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
             check_memory(specs, config, "model")

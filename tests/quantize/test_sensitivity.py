@@ -57,7 +57,7 @@ def test_the_loss_is_that_of_rounding_the_tensor(source):
     from quantize.source import measure_curvature, walk_blocks
 
     found = losses(measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"]), Q)
-    tokens, _ = calibration_data(CONFIG.data, source.assets(), "model")
+    tokens, _ = calibration_data(CONFIG.data, source)
     runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
     stats = next(run.stats[Q] for run in runs if Q in run.stats)
     for (name, bits, axis), loss in found.items():
@@ -105,6 +105,6 @@ def test_three_bits_are_an_option_where_they_save_bytes(source):
 
 
 def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypatch):
-    monkeypatch.setattr("quantize.planning.memory._physical", lambda: 4 * sum(spec.size for spec in source.specs.values()))
+    monkeypatch.setattr("quantize.planning.memory.physical_memory", lambda: 4 * sum(spec.size for spec in source.specs.values()))
     with pytest.raises(ConfigError, match=r"takes about 0 GiB of memory, and this machine has 0; measure on a larger one"):
         measure_sensitivity(Measured(source), QuantizeConfig(), TARGETS["llama.cpp"])

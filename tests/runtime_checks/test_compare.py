@@ -100,8 +100,8 @@ def test_the_source_itself_differs_nowhere(files):
 def test_the_source_runs_once(files, monkeypatch):
     calls = Counter()
 
-    def counted(source):
-        runner = compare_source(source)
+    def counted(source, context):
+        runner = compare_source(source, context)
         logits = runner.logits
         runner.logits = lambda *asked: calls.update(["chunk"]) or logits(*asked)
         calls.update(["source"])

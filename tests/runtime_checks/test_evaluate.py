@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exporter.onnx.file import write_onnx
 from quantize import open_checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError
+from quantize.llama_cpp.model import BATCH_ROWS
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
 from runtime_checks.runtimes.exported import exported_runner, open_exported
-from runtime_checks.runtimes.llama_cpp import BATCH_ROWS
-from runtime_checks.runtimes.runners import source_runner
+from runtime_checks.runtimes.isolated import source_runner
 from tests.runtime_checks.made import FORMS, Made, make
 from tests.tiny import TEXT, make_tiny_model
 
@@ -133,7 +133,7 @@ def test_logits_of_the_last_tokens_are_the_last_of_all(made):
     """In every runtime, wherever the first that is asked for lies in a batch of llama.cpp's."""
     tokens = (np.arange(BATCH_ROWS + 20) * 7 % 300).astype(np.int64)
     form, item, _ = made
-    for runner in (source_runner(item.source), *([] if form == "gguf-adadim" else [exported_runner(item.file, 512)])):
+    for runner in (source_runner(item.source, 512), *([] if form == "gguf-adadim" else [exported_runner(item.file, 512)])):
         whole = runner.logits(tokens)
         for skip in (0, 5, BATCH_ROWS - 1, BATCH_ROWS, BATCH_ROWS + 3):
             np.testing.assert_allclose(runner.logits(tokens, skip), whole[skip:], rtol=0, atol=2e-5 * np.abs(whole).max())

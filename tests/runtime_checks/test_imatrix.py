@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quantize import DataSpec, open_checkpoint
+from quantize.llama_cpp.library import library
 from quantize.statistics.imatrix import make_imatrix, read_imatrix
-from runtime_checks.runtimes.llama_library import library
 from tests.tiny import make_tiny_model
 
 F32, STRING = 0, 8  # enum ggml_type; enum gguf_type
@@ -55,7 +55,7 @@ def test_llama_cpp_reads_the_sums_and_the_counts(opened):
             index = find(handle, f"{name}.{part}".encode())
             assert index >= 0 and kind(handle, index) & 0xFFFFFFFF == F32
             found.append(np.frombuffer(data, "<f4", size(handle, index) // 4, start + offset(handle, index)))
-        assert np.array_equal(found[0] / found[1], stats.importance)
+        assert np.array_equal(found[0] / found[1], stats.squares)
 
 
 def test_llama_cpp_finds_the_metadata_without_which_it_refuses(opened):

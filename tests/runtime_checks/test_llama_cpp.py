@@ -5,9 +5,10 @@ import pytest
 
 from exporter.gguf.file import write_gguf
 from quantize.errors import ConfigError, FileFormatError
+from quantize.llama_cpp import library as llama_library
+from quantize.llama_cpp.model import BATCH_ROWS, LlamaModel, LlamaVocab
 from runtime_checks.reference.decode import BLOCK_BYTES, decode_blocks, matmul
-from runtime_checks.runtimes import llama_library
-from runtime_checks.runtimes.llama_cpp import BATCH_ROWS, LlamaModel, LlamaVocab, out_prod
+from runtime_checks.runtimes.ggml_operator import out_prod
 from tests.runtime_checks.made import random_blocks
 from tests.stores import rtn_store
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from quantize.statistics.calibration import tokenize
 from runtime_checks.checks import model_check
 from runtime_checks.checks.model_check import KL_TOLERANCE, LOGITS_TOLERANCE, TIE, check_model
 from runtime_checks.runtimes.decoded import decoded_runner
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
-from runtime_checks.runtimes.runners import greedy_error, source_tokens
+from runtime_checks.runtimes.runners import greedy_error
 from tests.runtime_checks.made import Made, make
 
 RNG = np.random.default_rng(3)
@@ -21,7 +22,7 @@ def onnx(tmp_path_factory) -> Made:
 
 
 def test_levels_differ_and_only_the_exact_one_equals_torch(onnx):
-    tokens = source_tokens(onnx.source, model_check.TEXT)[:64]
+    tokens = tokenize(model_check.TEXT, onnx.source)[:64]
     base = decoded_runner(onnx.file, onnx.source).logits(tokens)
     errors = {}
     for level in (0, None):
@@ -31,7 +32,7 @@ def test_levels_differ_and_only_the_exact_one_equals_torch(onnx):
 
 
 def test_decoding_over_the_cache_equals_the_prompt_pass(onnx):
-    tokens = source_tokens(onnx.source, model_check.TEXT)[:16]
+    tokens = tokenize(model_check.TEXT, onnx.source)[:16]
     runner = OnnxRunner(onnx.file, 0)
     chosen = runner.greedy(tokens, 8)
     again = runner.logits(np.array([*tokens, *chosen], np.int64))[len(tokens) - 1 : -1].argmax(-1)
@@ -84,7 +85,7 @@ def test_logits_that_are_nan_are_a_miss(tmp_path):
 def test_other_weights_than_the_runtime_has_are_a_miss(onnx, tmp_path, monkeypatch):
     """The reference decodes another file than the one that runs."""
     other = make(tmp_path, "onnx-adadim")
-    monkeypatch.setattr(model_check, "decoded_runner", lambda path, source: decoded_runner(other.file, source))
+    monkeypatch.setattr(model_check, "decoded_runner", lambda path, source, context: decoded_runner(other.file, source))
     misses = {check.name for check in check_model(onnx.file, onnx.source) if not check.ok}
     assert "logits at accuracy level 0 = torch" in misses
     assert "mean KL to torch, as shipped" in misses

@@ -19,7 +19,8 @@ from quantize.errors import ConfigError
 WHEEL_VERSION = "2026.10.11549"
 LLAMA_VERSION = b"0.6.0-dev"
 LEVEL_ERROR = 4  # enum ggml_log_level
-F16 = 1  # enum ggml_type
+F32, F16, I32 = 0, 1, 26  # enum ggml_type
+NO_FLASH = 0  # enum llama_flash_attn_type
 
 
 class ModelParams(ctypes.Structure):
@@ -152,6 +153,7 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_new_tensor_2d": (c_void_p, (c_void_p, c_int, c_int64, c_int64)),
     "ggml_nbytes": (c_size_t, (c_void_p,)),
     "ggml_get_data": (c_void_p, (c_void_p,)),
+    "ggml_op_name": (c_char_p, (c_int,)),
     "ggml_out_prod": (c_void_p, (c_void_p, c_void_p, c_void_p)),
     "ggml_new_graph": (c_void_p, (c_void_p,)),
     "ggml_build_forward_expand": (None, (c_void_p, c_void_p)),

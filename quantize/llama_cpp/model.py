@@ -1,4 +1,4 @@
-"""Real llama.cpp: a GGUF file loaded, tokenized with, run, and one operator of ggml called by hand."""
+"""Real llama.cpp: a GGUF file loaded, tokenized with and run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantize.errors import FileFormatError
-from quantize.types import F32, U8
-from runtime_checks.runtimes.llama_library import Batch, InitParams, last_words, library
+from quantize.llama_cpp.library import F32 as F32_TYPE
+from quantize.llama_cpp.library import NO_FLASH, Batch, ContextParams, ModelParams, last_words, library
+from quantize.types import F32
 
 I32 = NDArray[np.int32]
 THREADS = 2
+EXPORT_AGAIN = "; export it again"
 BATCH_ROWS = 128  # twice as fast as 32; llama.cpp then holds 77 MB of logits for 150,000 tokens
 
 
@@ -30,14 +31,18 @@ class LlamaVocab:
         """Raises FileFormatError, with llama.cpp's own words, if it refuses the file."""
         self.path = path
         self._lib = library()
-        params = self._lib.llama_model_default_params()
+        params = self._model_params()
         params.vocab_only = vocab_only
-        params.n_gpu_layers = 0
         last_words()
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise FileFormatError(f"{path}: llama.cpp refuses it ({last_words() or 'it does not say why'}); export it again")
+            raise FileFormatError(f"{path}: llama.cpp refuses it ({last_words() or 'it does not say why'}){EXPORT_AGAIN}")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
+
+    def _model_params(self) -> ModelParams:
+        params: ModelParams = self._lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        return params
 
     @property
     def size(self) -> int:
@@ -104,18 +109,27 @@ class LlamaVocab:
 class LlamaModel(LlamaVocab):
     """A GGUF file that llama.cpp runs on the CPU; its KV cache is float16 and its activations 8 bits, as on a phone."""
 
-    def __init__(self, path: Path, n_ctx: int = 512, threads: int = THREADS) -> None:
-        """``n_ctx``: most tokens in one call. Raises FileFormatError if llama.cpp refuses the file."""
+    def __init__(self, path: Path, n_ctx: int = 512, threads: int = THREADS, exact: bool = False) -> None:
+        """``n_ctx``: most tokens in one call. ``exact``: a cache in float32 and no fused attention.
+
+        Raises FileFormatError if llama.cpp refuses the file.
+        """
         super().__init__(path, vocab_only=False)
-        self.n_ctx = n_ctx
-        params = self._lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH_ROWS, BATCH_ROWS
-        params.n_threads = params.n_threads_batch = threads
-        self._context = self._lib.llama_init_from_model(self._model, params)
+        self.n_ctx, self._exact = n_ctx, exact
+        self._context = self._lib.llama_init_from_model(self._model, self._context_params(n_ctx, threads))
         if not self._context:
             self.close()
-            raise FileFormatError(f"{path}: llama.cpp cannot run it ({last_words()}); export it again")
+            raise FileFormatError(f"{path}: llama.cpp cannot run it ({last_words()}){EXPORT_AGAIN}")
         self._batch: Batch = self._lib.llama_batch_init(BATCH_ROWS, 0, 1)
+
+    def _context_params(self, n_ctx: int, threads: int) -> ContextParams:
+        params: ContextParams = self._lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, BATCH_ROWS, BATCH_ROWS
+        params.n_threads = params.n_threads_batch = threads
+        if self._exact:
+            params.type_k = params.type_v = F32_TYPE
+            params.flash_attn_type = NO_FLASH
+        return params
 
     def logits(self, tokens: I32, skip: int = 0) -> F32:
         """F32[n - skip, vocab]: row i predicts the token after ``tokens[: skip + i + 1]``."""
@@ -180,46 +194,6 @@ class LlamaModel(LlamaVocab):
         if not kept:
             return np.empty((0, self.size), np.float32)
         return np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (kept, self.size))
-
-
-def out_prod(kind: str, stored: U8, x: F32, threads: int = THREADS) -> F32:
-    """libggml's own ``ggml_out_prod`` of a weight that is stored transposed, as ``NAME.weight_ic`` is.
-
-    ``kind``: ggml type; ``stored`` U8[IC, row bytes] (rows along OC); ``x`` F32[T, IC] -> F32[T, OC] = x @ W.T.
-    """
-    lib = library()
-    rows, cols = stored.shape[0], _row_weights(kind, stored.shape[1])
-    sizes = stored.nbytes + x.nbytes + 4 * len(x) * cols
-    work = 4 * (cols + 64) * threads  # out_prod unpacks one row for each thread
-    memory = sizes + work + 8 * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead() + 4096
-    context = lib.ggml_init(InitParams(memory, None, False))
-    try:
-        weight = lib.ggml_new_tensor_2d(context, GGMLQuantizationType[kind], cols, rows)
-        inputs = lib.ggml_new_tensor_2d(context, GGMLQuantizationType.F32, len(x), rows)
-        assert lib.ggml_nbytes(weight) == stored.nbytes, f"{kind} {rows}x{cols}: ggml wants {lib.ggml_nbytes(weight)} bytes"
-        _copy_in(lib.ggml_get_data(weight), stored)
-        _copy_in(lib.ggml_get_data(inputs), np.ascontiguousarray(x.T, np.float32))
-        product = lib.ggml_out_prod(context, weight, inputs)
-        graph = lib.ggml_new_graph(context)
-        lib.ggml_build_forward_expand(graph, product)
-        status = lib.ggml_graph_compute_with_ctx(context, graph, threads)
-        assert status == 0, f"ggml_graph_compute_with_ctx returned {status}"
-        out = np.empty((len(x), cols), np.float32)
-        ctypes.memmove(out.ctypes.data, lib.ggml_get_data(product), out.nbytes)
-        return out
-    finally:
-        lib.ggml_free(context)
-
-
-def _row_weights(kind: str, row_bytes: int) -> int:
-    """Weights in a row of that many bytes."""
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return int(row_bytes // size * block)
-
-
-def _copy_in(address: int, data: NDArray[Any]) -> None:
-    data = np.ascontiguousarray(data)
-    ctypes.memmove(address, data.ctypes.data, data.nbytes)
 
 
 def _fill(kind: Any, size: int, call: Callable[[Any, int], int]) -> Any:  # noqa: ANN401

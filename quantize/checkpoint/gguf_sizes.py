@@ -1,0 +1,33 @@
+"""What a GGUF's metadata say of any language model, whatever its architecture."""
+
+from __future__ import annotations
+
+from quantize.checkpoint.gguf_values import NO_TOKEN, TOKENIZER, GgufValues
+from quantize.errors import CheckpointError
+from quantize.model_config import ModelSizes
+
+METADATA_ASSET = "metadata.gguf"  # of a source that is a GGUF: all its key-values, in a GGUF without tensors
+IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
+
+
+def sizes_from_gguf(values: GgufValues, rows: int, where: str) -> ModelSizes:
+    """What metadata say of any language model; ``rows`` of its embedding. Raises CheckpointError."""
+    arch = values.get("general.architecture")
+    if not isinstance(arch, str):
+        raise values.wrong("metadata key 'general.architecture' is missing")
+    if values.get(f"{arch}.attention.causal") is False:
+        raise CheckpointError(f"{where}: {arch} looks at what is to come, so it is no language model; name one")
+    held = len(values[f"{TOKENIZER}tokens"]) if f"{TOKENIZER}tokens" in values else rows
+    if held != rows:
+        raise CheckpointError(
+            f"{where}: metadata key {TOKENIZER}tokens has {held} entries, the embedding {rows} rows; download it again"
+        )
+    ids = {name: values.get(f"{TOKENIZER}{word}_token_id", NO_TOKEN) for word, name in IDS.items()}
+    return ModelSizes(
+        model_type=arch,
+        hidden_size=values.size(f"{arch}.embedding_length"),
+        num_layers=values.size(f"{arch}.block_count"),
+        vocab_size=rows,
+        max_position=values.size(f"{arch}.context_length"),
+        raw={name: token for name, token in ids.items() if token != NO_TOKEN},
+    )

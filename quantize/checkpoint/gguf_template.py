@@ -1,0 +1,98 @@
+"""A GGUF of any architecture as a source and its own template: what is not quantized goes into the new file as it is.
+
+No decoder is known here by name. llama.cpp runs the file, which tells what it multiplies: these matrices are quantized, if they
+lie in a block. All others stay floats, and why is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
+from quantize.checkpoint.gguf_tensors import GgufTensors
+from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
+from quantize.checkpoint.gguf_values import GgufValues
+from quantize.errors import CheckpointError
+from quantize.gguf.container import TensorInfo, encode_header
+from quantize.gguf.files import GgufFiles
+from quantize.gguf.names import to_gguf_name, to_source_name
+from quantize.llama_cpp.moments import find_products
+from quantize.llama_cpp.watched import Product
+from quantize.model_config import EMBEDDING, HEAD, block_index, is_linear
+from quantize.types import TensorSpec
+
+WHOLE = "F32"
+UNSEEN, TOGETHER, ROUTER = "multiplied by nothing", "a stack that is multiplied whole", "a router"
+KEPT = "float32 in a file of other types"
+OUTSIDE = "outside the blocks"
+
+
+class GgufTemplate(GgufTensors):
+    """See ``Checkpoint``. Raises CheckpointError at once for a file without the sizes of a language model, and with ``specs`` for
+    one that llama.cpp does not run."""
+
+    def __init__(self, path: Path, files: GgufFiles, values: GgufValues) -> None:
+        super().__init__(path, files, _by_name(files.tensors, str(path)))
+        values.check_tokenizer()
+        self._metadata = values
+        embedding = self._infos.get(EMBEDDING)
+        self.config = sizes_from_gguf(values, 0 if embedding is None else embedding.shape[0], str(path))
+        if embedding is None or embedding.shape[1:] != (self.config.hidden_size,):
+            raise CheckpointError(
+                f"{path}: {to_gguf_name(EMBEDDING)} is missing or not {self.config.hidden_size} wide; download it again"
+            )
+        self.tied = HEAD not in self._infos
+
+    @cached_property
+    def products(self) -> list[Product]:
+        """What llama.cpp multiplies, by this source's names, in its order."""
+        found = find_products(self.path, self._files.tensors)
+        return [product._replace(weight=to_source_name(product.weight)) for product in found]
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every tensor in the file's order; what stays floats has its reason."""
+        experts, common = self._metadata.get(f"{self.config.model_type}.expert_count", 0), self._common_type()
+        products = {product.weight: product for product in self.products}
+
+        def kept(name: str, info: TensorInfo) -> str:
+            if len(info.shape) == 1 or name in (EMBEDDING, HEAD):
+                return ""
+            if block_index(name) is None:
+                return OUTSIDE
+            product = products.get(name)
+            if product is None:
+                return UNSEEN
+            if not is_linear(name, info.shape) or (len(info.shape) == 3) != (product.experts > 0):
+                return TOGETHER
+            if experts and info.shape[0] == experts and len(info.shape) == 2:
+                return ROUTER
+            return KEPT if info.type.name == WHOLE != common else ""
+
+        return {name: TensorSpec(name, info.type.name, info.shape, kept(name, info)) for name, info in self._infos.items()}
+
+    def assets(self) -> dict[str, bytes]:
+        """All key-values verbatim in a GGUF without tensors, and the tokenizer's files as far as they are known exactly."""
+        kept = {METADATA_ASSET: encode_header(self._files.metadata, [])}
+        return kept | tokenizer_assets(self._metadata, str(self.path))
+
+    def _common_type(self) -> str:
+        """That of most weights of the blocks."""
+        weights = dict[str, int]()
+        for name, info in self._infos.items():
+            if is_linear(name, info.shape):
+                weights[info.type.name] = weights.get(info.type.name, 0) + info.nbytes
+        return max(weights, key=lambda kind: weights[kind], default=WHOLE)
+
+
+def _by_name(tensors: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
+    """Raises CheckpointError for two that would have one name."""
+    out = dict[str, TensorInfo]()
+    for stored, info in tensors.items():
+        name = to_source_name(stored)
+        if name in out or to_gguf_name(name) != stored:
+            raise CheckpointError(f"{where}: tensor {stored} cannot be told from {to_gguf_name(name)}; use another file")
+        out[name] = info
+    return out

@@ -1,0 +1,135 @@
+"""The source run by llama.cpp instead of torch: what its blocks' inputs are, for a GGUF of any architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+import numpy as np
+
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.config import QuantizeConfig
+from quantize.errors import ConfigError, asked, shown
+from quantize.gguf.names import to_gguf_name
+from quantize.llama_cpp.moments import Moments, measure_moments
+from quantize.llama_cpp.watched import Product
+from quantize.model_config import block_index, is_linear
+from quantize.statistics.experts import ExpertStats
+from quantize.types import F32, I64, InputStats
+from quantize.workers import physical_memory
+
+SHARE = 4  # of this machine's memory, the part that moments may take
+
+
+@dataclass(frozen=True, eq=False)
+class LlamaRun:
+    """One block of the source, text having passed through it; see ``quantize.source.BlockRun``."""
+
+    index: int
+    stats: Mapping[str, InputStats]
+    sites: tuple[tuple[str, ...], ...]
+    experts: Mapping[str, ExpertStats] = field(default_factory=dict)  # of stacks
+    student: None = None
+
+    def scope_loss(self, name: str, candidates: list[F32]) -> NoReturn:
+        """Refused before any data."""
+        raise AssertionError(f"{name}: llama.cpp computes no scope loss")
+
+    def commit(self, name: str, weight: F32) -> NoReturn:
+        """As ``scope_loss``."""
+        raise AssertionError(f"{name}: llama.cpp computes no scope loss")
+
+
+def check_by_llama(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> None:
+    """Raises ConfigError for what needs gradients or the source's own modules, which llama.cpp does not give.
+
+    ``runs``: whether a text passes through it; how its tokens are weighed does not matter otherwise.
+    """
+    around, data = config.around, config.data
+    reason = (
+        f"{source.path}: {shown(source.config.model_type)} runs in llama.cpp, which gives no gradients and no block by itself"
+    )
+    if runs and data.token_weight == "gradient":
+        raise ConfigError(f"{asked('token_weight', data.token_weight)}: {reason}; give {asked('token_weight', 'unit')}")
+    if around.by_scope:
+        raise ConfigError(f"{asked('selection', around.selection)}: {reason}; drop {asked('selection')}")
+    for option in ("block_steps", "tune_steps"):
+        if steps := getattr(around, option):
+            raise ConfigError(f"{asked(option, steps)}: {reason}; give {asked(option, 0)}")
+    if around.transforms:
+        raise ConfigError(
+            f"{asked('transforms', around.transforms, ','.join(around.transforms))}: {source.path}: where a block's basis may "
+            f"change is not known of {shown(source.config.model_type)}; drop {asked('transforms')}"
+        )
+
+
+def check_gradients(source: Checkpoint) -> None:
+    """Raises ConfigError for a source that torch does not run: what an option costs the whole model is told by gradients."""
+    if isinstance(source, GgufTemplate):
+        raise ConfigError(
+            f"{source.path}: {shown(source.config.model_type)} runs in llama.cpp, which gives no gradients to choose grids by; "
+            f"give {asked('grid.bits')} or {asked('grid.name')} instead of a size"
+        )
+
+
+def llama_blocks(source: GgufTemplate, tokens: I64, unit: bool) -> Iterator[LlamaRun]:
+    """Every block of I64[sequences, length] tokens. ``unit``: every token of norm 1.
+
+    The text passes as often as the moments need that fit into a part of this machine's memory. Raises CalibrationError,
+    CheckpointError.
+    """
+    known = source.specs
+    blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, known) if i is not None))]
+    wanted = [product for product in source.products if _measured(source, product)]
+    by_block = {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
+    for some in _passes(source, by_block, physical_memory() // SHARE):
+        with TemporaryDirectory() as folder:
+            own = [product for index in some for product in by_block[index]]
+            moments = measure_moments(source.path, tokens, _in_file(own), unit, Path(folder)) if own else {}
+            for index in some:
+                yield _block(index, by_block[index], moments)
+
+
+def _measured(source: GgufTemplate, product: Product) -> bool:
+    spec = source.specs.get(product.weight)
+    return spec is not None and is_linear(product.weight, spec.shape) and not spec.kept
+
+
+def _passes(source: GgufTemplate, by_block: Mapping[int, list[Product]], most: int) -> Iterator[list[int]]:
+    """Blocks whose moments take ``most`` bytes together, or one."""
+    taken, some = 0, list[int]()
+    for index, products in by_block.items():
+        sites = {product.site: product for product in products}
+        size = sum(4 * max(1, one.experts) * source.specs[one.weight].shape[-1] ** 2 for one in sites.values())
+        if some and taken + size > most:
+            yield some
+            taken, some = 0, []
+        taken, some = taken + size, [*some, index]
+    if some:
+        yield some
+
+
+def _block(index: int, products: Sequence[Product], moments: Mapping[int, Moments]) -> LlamaRun:
+    plain = [product for product in products if not product.experts]
+    stats = {site: InputStats(np.array(moments[site].squares[0]), int(moments[site].tokens[0])) for site in _sites(plain)}
+    sites = tuple(tuple(one.weight for one in plain if one.site == site) for site in stats)
+    experts = {
+        product.weight: ExpertStats(moments[product.site].squares, moments[product.site].tokens)
+        for product in products
+        if product.experts
+    }
+    return LlamaRun(index, {one.weight: stats[one.site] for one in plain}, sites, experts)
+
+
+def _in_file(products: Sequence[Product]) -> list[Product]:
+    """By the file's own names."""
+    return [product._replace(weight=to_gguf_name(product.weight)) for product in products]
+
+
+def _sites(products: Sequence[Product]) -> list[int]:
+    return list(dict.fromkeys(product.site for product in products))
