@@ -75,6 +75,10 @@ class GgufTemplate(GgufTensors):
 
     def assets(self) -> dict[str, bytes]:
         """All key-values verbatim in a GGUF without tensors, and the tokenizer's files as far as they are known exactly."""
+        return dict(self._assets)
+
+    @cached_property
+    def _assets(self) -> dict[str, bytes]:
         kept = {METADATA_ASSET: encode_header(self._files.metadata, [])}
         return kept | tokenizer_assets(self._metadata, str(self.path))
 

@@ -62,6 +62,8 @@ def _running(path: Path) -> Iterator[Child]:
             yield child
     except ChildEnded as error:
         raise CheckpointError(f"{path}: llama.cpp {error}{MEND}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}{MEND}") from error
     except FileFormatError as error:
         raise CheckpointError(str(error).removesuffix(EXPORT_AGAIN) + MEND) from error
 
@@ -106,7 +108,9 @@ class _Sum:
             self._ids.append(np.array(seen.ids.ravel()))
 
     def add(self) -> None:
-        """Raises CalibrationError."""
+        """Raises CalibrationError for inputs that overflow, ValueError where there are none."""
+        if not self._x:
+            raise ValueError(f"llama.cpp multiplied {self.product.weight} by nothing on the text")
         x = np.concatenate(self._x)
         if not self.squares.size:
             self.squares = np.zeros((len(self.tokens), x.shape[1], x.shape[1]), np.float32)

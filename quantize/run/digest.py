@@ -48,7 +48,7 @@ def _code() -> dict[str, str]:
     for path in sorted(room.rglob("*.py")):
         found.update(path.relative_to(room).as_posix().encode() + path.read_bytes())
     versions = {}
-    for package in ("adadim-edge", "numpy", "torch", "transformers"):
+    for package in ("adadim-edge", "numpy", "torch", "transformers", "xllamacpp"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {**versions, "quantize": found.hexdigest()}

@@ -188,7 +188,8 @@ def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistic
     run = None if statistics.blocks is None else next(statistics.blocks)
     stats, index = _of_weights(statistics.known) if run is None else run.stats, block_index(plans[0].name)
     assert index is not None
-    dense = tuple(plan for plan in plans if not plan.candidates or len(plan.shape) < 3)
+    stacks = [plan for plan in plans if plan.candidates and len(plan.shape) == 3]
+    dense = tuple(plan for plan in plans if plan not in stacks)
     task = BlockTask(
         dense,
         {plan.name: job.orders.to_target(plan.name, job.source.read(plan.name)) for plan in dense},
@@ -200,8 +201,8 @@ def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistic
     )
     result = run_block(task, job.kit(run))
     experts = _of_stacks(statistics.known) if run is None else run.experts if isinstance(run, LlamaRun) else {}
-    stacks = [_expert_tasks(job, plan, experts.get(plan.name)) for plan in plans if plan not in dense]
-    pieces = chain(result.pieces, *(run_chunks(tasks, job.kit(None)) for tasks in stacks))
+    rounded = (run_chunks(_expert_tasks(job, plan, experts.get(plan.name)), job.kit(None)) for plan in stacks)
+    pieces = chain(result.pieces, *rounded)
     if run is None:
         return replace(result, pieces=pieces)
     poor = rank_poor(run.stats, run.sites) + [line for name, own in experts.items() for line in own.rank_poor(name)]
