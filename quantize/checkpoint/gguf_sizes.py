@@ -10,6 +10,13 @@ METADATA_ASSET = "metadata.gguf"  # of a source that is a GGUF: all its key-valu
 IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 
 
+def check_token_count(values: GgufValues, rows: int, where: str) -> None:
+    """Raises CheckpointError unless there is a token for each of the embedding's ``rows``, where tokens are listed."""
+    key = f"{TOKENIZER}tokens"
+    if key in values and (held := len(values[key])) != rows:
+        raise CheckpointError(f"{where}: metadata key {key} has {held} entries, the embedding {rows} rows; download it again")
+
+
 def sizes_from_gguf(values: GgufValues, rows: int, where: str) -> ModelSizes:
     """What metadata say of any language model; ``rows`` of its embedding. Raises CheckpointError."""
     arch = values.get("general.architecture")
@@ -17,11 +24,7 @@ def sizes_from_gguf(values: GgufValues, rows: int, where: str) -> ModelSizes:
         raise values.wrong("metadata key 'general.architecture' is missing")
     if values.get(f"{arch}.attention.causal") is False:
         raise CheckpointError(f"{where}: {arch} looks at what is to come, so it is no language model; name one")
-    held = len(values[f"{TOKENIZER}tokens"]) if f"{TOKENIZER}tokens" in values else rows
-    if held != rows:
-        raise CheckpointError(
-            f"{where}: metadata key {TOKENIZER}tokens has {held} entries, the embedding {rows} rows; download it again"
-        )
+    check_token_count(values, rows, where)
     ids = {name: values.get(f"{TOKENIZER}{word}_token_id", NO_TOKEN) for word, name in IDS.items()}
     return ModelSizes(
         model_type=arch,

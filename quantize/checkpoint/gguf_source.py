@@ -10,13 +10,12 @@ from typing import Any
 from quantize.architecture.families import rotary_heads
 from quantize.checkpoint.expected import check_config, check_specs
 from quantize.checkpoint.gguf_config import ARCHITECTURES, config_from_gguf
-from quantize.checkpoint.gguf_sizes import METADATA_ASSET
+from quantize.checkpoint.gguf_sizes import check_token_count
 from quantize.checkpoint.gguf_tensors import GgufTensors
-from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
 from quantize.checkpoint.gguf_values import TOKENIZER, GgufValues
 from quantize.checkpoint.row_order import Index, hf_row_index
 from quantize.errors import CheckpointError
-from quantize.gguf.container import TensorInfo, encode_header
+from quantize.gguf.container import TensorInfo
 from quantize.gguf.files import GgufFiles
 from quantize.gguf.names import to_hf_name
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
@@ -30,18 +29,14 @@ class GgufCheckpoint(GgufTensors):
 
     def __init__(self, path: Path, files: GgufFiles, values: GgufValues) -> None:
         infos = _by_hf_name(files.tensors, str(path))
-        super().__init__(path, files, infos)
-        self._metadata = values
+        super().__init__(path, files, values, infos)
         self.config, self.specs = _config_and_specs(infos, values, self._rope_factors(), str(path))
         self.tied = HEAD not in infos or self._same(HEAD, EMBEDDING)
         self.specs = {name: spec for name, spec in self.specs.items() if not (self.tied and name == HEAD)}
         self.config = ModelConfig.from_hf({**self.config.raw, "tie_word_embeddings": self.tied}, str(path))
 
-    def assets(self) -> dict[str, bytes]:
-        """All key-values verbatim in a GGUF without tensors, and the Hugging Face files that they amount to."""
-        config = json.dumps(dict(self.config.raw), indent=2) + "\n"
-        kept = {METADATA_ASSET: encode_header(self._files.metadata, []), "config.json": config.encode()}
-        return kept | tokenizer_assets(self._metadata, str(self.path))
+    def _own_assets(self) -> dict[str, bytes]:
+        return {"config.json": (json.dumps(dict(self.config.raw), indent=2) + "\n").encode()}
 
     def _order(self, name: str) -> Index | None:
         """q and k of llama interleave a head's rotary pairs."""
@@ -111,11 +106,10 @@ def check_gguf_model(tensors: Mapping[str, TensorInfo], values: GgufValues, wher
 
 def _vocab_size(infos: Mapping[str, TensorInfo], values: GgufValues, where: str) -> int:
     """Rows of the embedding, 0 without one. Raises CheckpointError unless there is a token for each."""
-    embedding, key = infos.get(EMBEDDING), f"{TOKENIZER}tokens"
+    embedding = infos.get(EMBEDDING)
     rows = 0 if embedding is None else embedding.shape[0]
-    if rows and key in values and len(values[key]) != rows:
-        held = len(values[key])
-        raise CheckpointError(f"{where}: metadata key {key} has {held} entries, the embedding {rows} rows; download it again")
+    if rows:
+        check_token_count(values, rows, where)
     return rows
 
 

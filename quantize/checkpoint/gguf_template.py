@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
+from quantize.checkpoint.gguf_sizes import sizes_from_gguf
 from quantize.checkpoint.gguf_tensors import GgufTensors
-from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.errors import CheckpointError
-from quantize.gguf.container import TensorInfo, encode_header
+from quantize.gguf.container import TensorInfo
 from quantize.gguf.files import GgufFiles
 from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.llama_cpp.moments import find_products
@@ -34,9 +33,8 @@ class GgufTemplate(GgufTensors):
     one that llama.cpp does not run."""
 
     def __init__(self, path: Path, files: GgufFiles, values: GgufValues) -> None:
-        super().__init__(path, files, _by_name(files.tensors, str(path)))
+        super().__init__(path, files, values, _by_name(files.tensors, str(path)))
         values.check_tokenizer()
-        self._metadata = values
         embedding = self._infos.get(EMBEDDING)
         self.config = sizes_from_gguf(values, 0 if embedding is None else embedding.shape[0], str(path))
         if embedding is None or embedding.shape[1:] != (self.config.hidden_size,):
@@ -72,15 +70,6 @@ class GgufTemplate(GgufTensors):
             return KEPT if info.type.name == WHOLE != common else ""
 
         return {name: TensorSpec(name, info.type.name, info.shape, kept(name, info)) for name, info in self._infos.items()}
-
-    def assets(self) -> dict[str, bytes]:
-        """All key-values verbatim in a GGUF without tensors, and the tokenizer's files as far as they are known exactly."""
-        return dict(self._assets)
-
-    @cached_property
-    def _assets(self) -> dict[str, bytes]:
-        kept = {METADATA_ASSET: encode_header(self._files.metadata, [])}
-        return kept | tokenizer_assets(self._metadata, str(self.path))
 
     def _common_type(self) -> str:
         """That of most weights of the blocks."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from gguf import dequantize
 
 from quantize.checkpoint.floats import CHUNK, FLOATS, check_finite, to_f32
+from quantize.checkpoint.gguf_sizes import METADATA_ASSET
+from quantize.checkpoint.gguf_tokenizer import tokenizer_assets
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.checkpoint.row_order import Index
 from quantize.errors import CheckpointError
 from quantize.foreign import foreign_gguf
-from quantize.gguf.container import TensorInfo
+from quantize.gguf.container import TensorInfo, encode_header
 from quantize.gguf.files import GgufFiles, Misplaced, open_files
 from quantize.gguf.names import WEIGHT_IC
 from quantize.types import F32, U8, Array, PlainTensor
@@ -22,8 +25,8 @@ from quantize.types import F32, U8, Array, PlainTensor
 class GgufTensors:
     """Those of ``infos``, by the names that a source gives them: what of ``Checkpoint`` does not depend on the decoder."""
 
-    def __init__(self, path: Path, files: GgufFiles, infos: Mapping[str, TensorInfo]) -> None:
-        self.path, self._files, self._infos = path, files, infos
+    def __init__(self, path: Path, files: GgufFiles, values: GgufValues, infos: Mapping[str, TensorInfo]) -> None:
+        self.path, self._files, self._metadata, self._infos = path, files, values, infos
 
     def read(self, name: str) -> F32:
         """The tensor, dequantized, as F32."""
@@ -53,6 +56,20 @@ class GgufTensors:
     def sha256(self) -> str:
         """Digest of the file, or of its files."""
         return self._files.sha256
+
+    def assets(self) -> dict[str, bytes]:
+        """All key-values verbatim in a GGUF without tensors, and the Hugging Face files that they amount to, as far as they are
+        known exactly."""
+        return dict(self._assets)
+
+    @cached_property
+    def _assets(self) -> dict[str, bytes]:
+        kept = {METADATA_ASSET: encode_header(self._files.metadata, []), **self._own_assets()}
+        return kept | tokenizer_assets(self._metadata, str(self.path))
+
+    def _own_assets(self) -> dict[str, bytes]:
+        """Files that only this kind of source has."""
+        return {}
 
     def _order(self, name: str) -> Index | None:
         """Where the source's rows lie in the file's, intp[rows]; None where they lie in turn."""
