@@ -26,4 +26,5 @@ def add_inspect(commands: Subparsers) -> None:
 
 def add_doctor(commands: Subparsers) -> None:
     """``adadim doctor``."""
-    command(commands, "doctor", "show what is installed, and what each command and target still needs", "adadim doctor")
+    parser = command(commands, "doctor", "show what is installed, and what each command and target still needs", "adadim doctor")
+    parser.add_argument("--install", choices=("converter",), help="fetch llama.cpp's converter, by pip (default: only look)")

@@ -10,19 +10,20 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from exporter.cli.summary import Row, table
 from exporter.onnx.library import custom_op_path
-from quantize.errors import ExportError
+from quantize.errors import ConfigError, ExportError
+from quantize.template.converter import find_converter
 
 PACKAGE = "adadim-edge"
 REQUIREMENT = re.compile(r"([\w.-]+?)((?:[<>=!~]=?[\w.*]+,?)*)(?:; extra == ['\"](\w+)['\"])?")
 EXTRAS = {  # top-level module -> the extra that brings it
-    **dict.fromkeys(("torch", "transformers"), "torch"),
+    **dict.fromkeys(("torch", "transformers", "sentencepiece"), "torch"),
     **dict.fromkeys(("onnx", "onnx_ir", "mobius"), "onnx"),
     **dict.fromkeys(("onnxruntime", "onnxruntime_genai", "xllamacpp"), "runtimes"),
     "vl_convert": "report",
 }
 COMMANDS = {  # what is done -> the extras that it takes
     "quantize --effort fast --method rtn-oc, or by --imatrix": (),
-    "quantize, run, sensitivity, imatrix": ("torch",),
+    "quantize, run, sensitivity, imatrix, convert": ("torch",),
     "export gguf, bundle FILE.gguf, bundle verify, inspect, methods, completion": (),
     "export onnx, bundle DIR": ("onnx",),
     "verify, eval, compare": ("torch", "onnx", "runtimes"),
@@ -90,6 +91,7 @@ def doctor(held: Sequence[Requirement]) -> str:
             table("commands", commands),
             table("targets", targets),
             table("native library of onnxruntime+adadim", [_native_library()]),
+            table("llama.cpp's converter, for models of any architecture", [_converter()]),
         ]
     )
 
@@ -115,6 +117,13 @@ def _native_library() -> Row:
         return "built", str(custom_op_path())
     except ExportError:
         return "not built", "files run without it, exactly but slowly; in a checkout: tools/apt-packages.sh && make native"
+
+
+def _converter() -> Row:
+    try:
+        return "installed", find_converter().name
+    except ConfigError as error:
+        return "not ready", str(error)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

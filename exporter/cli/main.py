@@ -15,6 +15,7 @@ from typing import Any
 
 from exporter.cli.bundle import VERIFY, bundle, verified_bundle
 from exporter.cli.completion import completion
+from exporter.cli.convert import convert_source
 from exporter.cli.doctor import doctor, requirements
 from exporter.cli.methods import methods_report, methods_table
 from exporter.cli.options import build_parser
@@ -229,7 +230,12 @@ def _methods(args: Namespace) -> int:
 
 
 def _doctor(args: Namespace) -> int:
-    say(doctor(requirements()))
+    if args.install:
+        from quantize.template.converter import install_converter
+
+        say(f"{install_converter()}: installed")
+    else:
+        say(doctor(requirements()))
     return 0
 
 
@@ -261,6 +267,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "methods": _methods,
     "doctor": _doctor,
     "completion": _completion,
+    "convert": convert_source,
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from exporter.cli.bundle import add_bundle
 from exporter.cli.checks import add_doctor, add_inspect, add_verify
 from exporter.cli.compare import add_compare, add_eval, add_measured_text
 from exporter.cli.completion import add_completion
+from exporter.cli.convert import add_convert, add_converter
 from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
@@ -55,6 +56,7 @@ def build_parser() -> OneLineParser:
         _add_run,
         _add_sensitivity,
         _add_imatrix,
+        add_convert,
     )
     for add in (*adders, add_bench, add_bundle, add_methods, add_doctor, add_completion):
         add(commands)
@@ -87,6 +89,7 @@ def _add_run(commands: Subparsers) -> None:
     add_measured_text(measured, default=None)
     measured.add_argument("--chunks", type=positive, metavar="N", help="of 512 tokens (default: 8)")
     _add_gguf_options(parser)
+    add_converter(parser)
     _add_onnx_options(parser)
     add_common(parser)
 

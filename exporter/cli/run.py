@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.cli.compare import measuring_text, naming
+from exporter.cli.convert import source_path
 from exporter.cli.export import Made, RunOutputs, found, write
 from exporter.cli.options import DEFAULT_RUN_TARGETS
 from exporter.cli.process import say, warn
@@ -51,7 +52,8 @@ def run(args: Namespace) -> int:
     from quantize import open_checkpoint
     from quantize.statistics.measured import Measured
 
-    source, out = open_checkpoint(args.source), args.out or default_out(args.source)
+    out = args.out or default_out(args.source)
+    source = open_checkpoint(source_path(args, out))
     rungs = _rungs(args, source)
     outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
     for each in outputs:

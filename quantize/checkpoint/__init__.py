@@ -14,18 +14,23 @@ from quantize.foreign import TO_MERGE
 from quantize.hub import to_download
 from quantize.kinds import MAKE, Kind, Wanted, kind_of, mistaken
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "check_folder", "open_checkpoint"]
 
 ADAPTER = "adapter_config.json"
+
+
+def check_folder(path: Path) -> None:
+    """Raises CheckpointError for a folder that is no Hugging Face model."""
+    if (path / ADAPTER).is_file():  # transformers loads the base that it names, and the adapter on top
+        raise CheckpointError(f"{path}: holds a LoRA adapter ({ADAPTER}); {TO_MERGE}")
+    if not (path / "config.json").is_file() or kind_of(path) is Kind.ONNX:
+        raise CheckpointError(mistaken(path, Wanted.SOURCE))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The source model at ``path``, its headers read and checked. Raises CheckpointError for whatever cannot be used."""
     if path.is_dir():
-        if (path / ADAPTER).is_file():  # transformers loads the base that it names, and the adapter on top
-            raise CheckpointError(f"{path}: holds a LoRA adapter ({ADAPTER}); {TO_MERGE}")
-        if not (path / "config.json").is_file() or kind_of(path) is Kind.ONNX:
-            raise CheckpointError(mistaken(path, Wanted.SOURCE))
+        check_folder(path)
         return HuggingFaceCheckpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory; {to_download(path) or MAKE[Wanted.SOURCE]}")

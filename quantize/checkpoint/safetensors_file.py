@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ SMALL_HEADER = 1 << 20  # bytes; a larger one has more data than header behind i
 MAX_DIMS = 8  # of a shape; weights have one or two
 MAX_TENSORS = 100_000  # of one file; the largest decoders have some thousands
 AGAIN = "download it again"
+FLOAT_BYTES = {word: dtype.itemsize for word, dtype in FLOATS.items()}
+CODES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8}
+QUANTIZED_BYTES = FLOAT_BYTES | CODES  # what quantized checkpoints hold
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,11 @@ class StoredTensor:
         return values
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file. Raises CheckpointError for anything that does not add up."""
+def read_header(path: Path, sizes: Mapping[str, int] = FLOAT_BYTES) -> dict[str, StoredTensor]:
+    """Every tensor of one file; ``sizes``: bytes of the dtypes that may be there.
+
+    Raises CheckpointError for anything that does not add up.
+    """
     header, size = _read(path)
     try:
         entries = parsed(header)
@@ -56,8 +63,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     metadata = entries.pop("__metadata__", None)
     if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())):
         raise CheckpointError(f"{path}: __metadata__ of its header is no object of texts; {AGAIN}")
-    tensors = {name: _stored(name, entry, path, 8 + len(header)) for name, entry in entries.items()}
-    _check_layout(list(tensors.values()), path, 8 + len(header), size)
+    tensors = {name: _stored(name, entry, path, sizes) for name, entry in entries.items()}
+    data = 8 + len(header)
+    tensors = {name: replace(one, begin=data + one.begin, end=data + one.end) for name, one in tensors.items()}
+    _check_layout(list(tensors.values()), path, data, size)
     return tensors
 
 
@@ -80,7 +89,8 @@ def _read(path: Path) -> tuple[bytes, int]:
     return header, size
 
 
-def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # noqa: ANN401 - unchecked JSON
+def _stored(name: str, entry: Any, path: Path, sizes: Mapping[str, int]) -> StoredTensor:  # noqa: ANN401 - unchecked JSON
+    """Its bytes counted from where the data begin."""
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
@@ -93,12 +103,12 @@ def _stored(name: str, entry: Any, path: Path, data: int) -> StoredTensor:  # no
         raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}") from error
     if not sound or len(shape) > MAX_DIMS:
         raise CheckpointError(f"{path}: {name}: damaged header entry; {AGAIN}")
-    if dtype not in FLOATS:
-        raise CheckpointError(f"{path}: {name} is {dtype}; supported: {', '.join(FLOATS)}; convert it, or use the original model")
+    if dtype not in sizes:
+        raise CheckpointError(f"{path}: {name} is {dtype}; supported: {', '.join(sizes)}; convert it, or use the original model")
     spec = TensorSpec(name, dtype, shape)
-    if min((*shape, 1)) < 1 or begin < 0 or end - begin != math.prod(shape) * FLOATS[dtype].itemsize:
+    if min((*shape, 1)) < 1 or begin < 0 or end - begin != math.prod(shape) * sizes[dtype]:
         raise CheckpointError(f"{path}: {name}: {dtype} {shape} does not fit bytes {begin} to {end}; {AGAIN}")
-    return StoredTensor(spec, path, data + begin, data + end)
+    return StoredTensor(spec, path, begin, end)
 
 
 def _check_layout(tensors: list[StoredTensor], path: Path, data: int, size: int) -> None:

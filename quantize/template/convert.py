@@ -1,0 +1,140 @@
+"""A Hugging Face folder of any architecture as a GGUF of floats: llama.cpp's own converter writes it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quantize.checkpoint import check_folder, open_checkpoint
+from quantize.checkpoint.gguf_tensors import open_values
+from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES, StoredTensor
+from quantize.checkpoint.shards import FILE, files_digest, stored_tensors
+from quantize.errors import CheckpointError, asked, shown
+from quantize.foreign import quantized_by
+from quantize.store.outputs import Unfinished, check_file
+from quantize.telemetry import OFF, OFFLINE
+from quantize.template.converter import Converter
+
+ADAPTER = Path(__file__).with_name("adapter.py")
+FLOAT_TYPES = "F32", "F16", "BF16"
+NOT_READ = ("awq", "bitsandbytes")  # by the converter
+SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # what it reads beside weights
+MADE_FROM, MADE_BY = "adadim.converted.sha256", "adadim.converted.by"  # keys of the file
+PRE_UNKNOWN = "BPE pre-tokenizer was not recognized"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written. ``outtype``: of its matrices. ``left_out``: how many weights, by where they stand in the folder."""
+
+    path: Path
+    outtype: str
+    left_out: Mapping[str, int]
+    by: str
+
+
+class _Answer(msgspec.Struct):
+    left_out: list[str] = []
+    error: str | None = None
+
+
+def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force: bool = False) -> Converted:
+    """Write ``folder`` as a GGUF of its own floats, whole or not at all; ``pre`` names a pre-tokenizer that the converter does
+    not know.
+
+    Raises CheckpointError for a folder that cannot be converted, or a file that llama.cpp does not run; OutputError.
+    """
+    check_folder(folder)
+    check_file(out, force)
+    raw = FILE.load(folder / "config.json", dict[str, Any])
+    _check_quantized(folder, raw)
+    stored = stored_tensors(folder, raw, QUANTIZED_BYTES)
+    outtype = _outtype(stored)
+    with Unfinished(out, False, force) as unfinished:
+        request = {
+            "path": [str(path.resolve()) for path in converter.path],
+            "folder": str(folder.resolve()),
+            "out": str(unfinished.path),
+            "outtype": outtype,
+            "pre": pre,
+            "keys": {MADE_FROM: folder_digest(folder, stored), MADE_BY: converter.name},
+        }
+        left_out = _asked(folder, request)
+        try:
+            open_checkpoint(unfinished.path).specs  # noqa: B018 - llama.cpp runs two tokens for it
+        except CheckpointError as error:
+            said = str(error).replace(f"{unfinished.path}: ", "")
+            raise CheckpointError(f"{folder}: was converted, but the file is of no use: {said}") from error
+        unfinished.finish()
+    return Converted(out, outtype, _by_place(left_out), converter.name)
+
+
+def folder_digest(folder: Path, stored: Mapping[str, StoredTensor]) -> str:
+    """Hex digits of all that the converter may read."""
+    files = {tensor.file for tensor in stored.values()} | {path for kind in SMALL for path in folder.glob(kind) if path.is_file()}
+    return files_digest(files)
+
+
+def _check_quantized(folder: Path, raw: Mapping[str, Any]) -> None:
+    by = quantized_by(raw)
+    if by is not None and by.lower() in NOT_READ:
+        raise CheckpointError(
+            f"{folder}: is quantized by {shown(by)}, which the converter does not read; use the model that it was made from, or "
+            "where its library runs: AutoModelForCausalLM.from_pretrained(DIR).dequantize().save_pretrained(NEW)"
+        )
+
+
+def _outtype(stored: Mapping[str, StoredTensor]) -> str:
+    """The dtype that holds every matrix exactly: F32 as soon as one is neither all F16 nor all BF16."""
+    found = Counter(tensor.spec.dtype for tensor in stored.values() if len(tensor.spec.shape) > 1)
+    return next(iter(found)) if len(found) == 1 and next(iter(found)) in FLOAT_TYPES else "F32"
+
+
+def _asked(folder: Path, request: Mapping[str, Any]) -> list[str]:
+    """Names of the weights that were left out. Raises CheckpointError for whatever the converter says against it."""
+    done = subprocess.run(
+        [sys.executable, str(ADAPTER)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, **OFF, **OFFLINE},
+    )
+    try:
+        answer = msgspec.json.decode((done.stdout.splitlines() or [""])[-1], type=_Answer)
+    except msgspec.DecodeError:
+        words = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        answer = _Answer(error=f"it ended: {words}")
+    if answer.error is None:
+        return answer.left_out
+    if PRE_UNKNOWN in answer.error:
+        raise CheckpointError(
+            f"{folder}: its pre-tokenizer is none that llama.cpp is known to have; name it with {asked('tokenizer_pre')}"
+        )
+    raise CheckpointError(
+        f"{folder}: llama.cpp's converter does not take it ({shown(answer.error)}); if that of a newer llama.cpp does, name its "
+        f"checkout with {asked('converter')}"
+    )
+
+
+def _by_place(names: list[str]) -> dict[str, int]:
+    """``model.vision_tower.encoder.layers.3.weight`` is counted under ``model.vision_tower``."""
+    return dict(Counter(".".join(name.split(".")[:2]) for name in names))
+
+
+def made_of(path: Path, folder: Path, converter: Converter) -> bool:
+    """Whether that GGUF is what ``convert`` would make. Raises CheckpointError for a folder or a file that cannot be read."""
+    raw = FILE.load(folder / "config.json", dict[str, Any])
+    values = open_values(path)[1]
+    wanted = {MADE_FROM: folder_digest(folder, stored_tensors(folder, raw, QUANTIZED_BYTES)), MADE_BY: converter.name}
+    return all(values.get(key) == value for key, value in wanted.items())

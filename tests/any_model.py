@@ -1,0 +1,80 @@
+"""Random Hugging Face folders of a few thousand weights, of architectures that are known by no name here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import tiny_tokenizer, write_tokenizer
+
+VOCAB = 400
+SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+GQA = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 512}
+HEADS = GQA | {"head_dim": 16}
+WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by model_type
+    "llama": GQA,
+    "mistral": HEADS,
+    "qwen2": GQA,
+    "qwen3": HEADS,
+    "gemma": HEADS,
+    "gemma2": HEADS | {"sliding_window": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": HEADS | WINDOWS | {"query_pre_attn_scalar": 16},
+    "phi3": GQA | {"pad_token_id": 0},
+    "smollm3": GQA | {"pad_token_id": 0},
+    "lfm2": GQA | {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "granite": GQA,
+    "granitemoe": GQA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo2": GQA | {"pad_token_id": 0},
+    "olmoe": SIZES | {"num_key_value_heads": 4, "max_position_embeddings": 512, "num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0},
+    "stablelm": GQA,
+    "starcoder2": GQA,
+    "mixtral": HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": GQA | EXPERTS | {"shared_expert_intermediate_size": 96, "decoder_sparse_step": 1},
+    "qwen3_moe": HEADS | EXPERTS | {"decoder_sparse_step": 1},
+    "gpt2": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt_neox": SIZES | {"rotary_pct": 0.25, "max_position_embeddings": 512},
+    "ernie4_5": HEADS,
+    "hunyuan_v1_dense": HEADS,
+    "cohere2": HEADS | WINDOWS,
+    "cohere": GQA,
+    "nemotron": HEADS,
+    "exaone4": HEADS | WINDOWS,
+    "apertus": GQA,
+    "glm4": HEADS | {"pad_token_id": 0},
+    "falcon_h1": HEADS
+    | {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16},
+    "mamba2": {
+        "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16,
+        "n_groups": 1, "chunk_size": 16,
+    },
+    "seed_oss": HEADS | {"pad_token_id": 0},
+    "olmo": GQA | {"pad_token_id": 0},
+    "phi": SIZES | {"max_position_embeddings": 512, "pad_token_id": 0},
+    "minicpm3": GQA | {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16},
+    "gpt_oss": HEADS | WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_5_text": HEADS,
+    "arcee": GQA,
+}  # fmt: skip
+
+
+def make_model(path: Path, model_type: str, dtype: str = "bfloat16") -> Path:
+    """Write one, weights as transformers starts them, but larger, so that logits differ."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, bos_token_id=1, eos_token_id=2, **MODELS[model_type])
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            elif name.endswith("norm.weight"):
+                parameter.add_(torch.randn_like(parameter) / 8)
+    model.to(getattr(torch, dtype)).save_pretrained(path)
+    write_tokenizer(path, VOCAB)
+    assert tiny_tokenizer(VOCAB).get_vocab_size() == VOCAB
+    return path
