@@ -32,7 +32,9 @@ class GgufTemplate(GgufTensors):
     """See ``Checkpoint``. Raises CheckpointError at once for a file without the sizes of a language model, and with ``specs`` for
     one that llama.cpp does not run."""
 
-    def __init__(self, path: Path, files: GgufFiles, values: GgufValues) -> None:
+    def __init__(self, path: Path, files: GgufFiles, values: GgufValues, twin: Path | None = None) -> None:
+        """``twin``: the same model as a folder that torch runs."""
+        self.twin = twin
         super().__init__(path, files, values, _by_name(files.tensors, str(path)))
         values.check_tokenizer()
         embedding = self._infos.get(EMBEDDING)

@@ -33,7 +33,7 @@ def output_costs(token_weight: str | Curvature, linear: str, outputs: torch.Tens
     """
     flat = outputs.reshape(-1, outputs.shape[-1])
     if isinstance(token_weight, Curvature):
-        costly, channels = token_weight.tokens[linear], token_weight.rows[f"{linear}.weight"]
+        costly, channels = token_weight.tokens[linear], token_weight.rows[linear]
         return Costs(torch.from_numpy(costly), torch.from_numpy(channels))
     mean_square = flat.square().mean(1).clamp_min(1e-20)
     tokens = mean_square.reciprocal() if token_weight == "unit" else torch.ones_like(mean_square)

@@ -9,19 +9,20 @@ tokens would own H; its root rounds better (docs/history/what-did-not-help.md, T
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
-from quantize.model_config import EMBEDDING, HEAD, block_prefix
+from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
-from quantize.source.discover import TOKENS, anatomy_of
+from quantize.source.causal import Causal, Weight
 from quantize.source.freed import return_freed
-from quantize.source.whole import LOGIT_ROWS, build_model
+from quantize.source.named import Named, named_model
+from quantize.source.whole import LOGIT_ROWS
 from quantize.types import F32, I64, Curvature, InputStats
 
 BATCH = 1  # sequences that go through the whole model together
@@ -34,74 +35,77 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
 
     The whole source is in memory in float32. Raises CalibrationError if an activation or a gradient overflows.
     """
-    model: Any = build_model(source.config, source.read, source.tied)
-    tables = _Tables(model.lm_head.weight.detach(), source.config.vocab_size)
-    squares = _Squares(model)
-    generator = torch.Generator().manual_seed(seed)
+    named = named_model(source)
+    causal, rows_of = named.causal, named.rows
+    tables = _Tables(*causal.head.shape)
+    squares, head, generator = _Squares(causal, tables), _head(causal), torch.Generator().manual_seed(seed)
     for start in track(range(0, len(tokens), BATCH), "curvature"):
         ids = torch.from_numpy(np.ascontiguousarray(tokens[start : start + BATCH]))
-        embedded = model.model.embed_tokens(ids).requires_grad_()
-        last = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        with causal.watched(squares.see):
+            last = causal.hidden(ids)
         if not last.isfinite().all():
-            site = _first_overflow(model, ids)
+            site = _first_overflow(named, ids)
             raise CalibrationError(f"{site}: its outputs on the calibration text overflow float32; does the source itself run?")
-        last.backward(tables.add_head(last.detach(), generator))
-        tables.add_embedding(ids, embedded.grad)
+        last.backward(tables.add_head(last.detach(), head, generator))  # type: ignore[no-untyped-call]
         if start // BATCH % TIDY == 0:
             return_freed()
-    rows, weights = squares.marginals()
+    found, shares = squares.marginals(tokens.size)
+    rows = {name: rows_of[name].gather(found) for names in named.sites for name in names}
     for name, row in rows.items():
         if not np.isfinite(row).all():
             raise CalibrationError(f"{name}: its gradients on the calibration text overflow float32; does the source itself run?")
-    return Curvature(weights, rows, tables.stats(source.tied))
+    weights = {names[0]: _mean([key for name in names for key in rows_of[name].keys], shares) for names in named.sites}
+    stats = tables.stats(tied=causal.head is causal.embedding)
+    return Curvature(weights, rows, {name: one for name, one in stats.items() if name in named.whole})
+
+
+def _mean(keys: Sequence[Weight], shares: Mapping[Weight, torch.Tensor]) -> F32:
+    """Token weights of mean 1 of one input, F32[tokens]: of all weights that see it."""
+    mean: F32 = torch.stack([shares[key] for key in dict.fromkeys(keys)]).mean(0).numpy()
+    return mean
 
 
 @torch.no_grad()
-def _first_overflow(model: Any, ids: torch.Tensor) -> str:  # noqa: ANN401 - transformers has no types
+def _first_overflow(named: Named, ids: torch.Tensor) -> str:
     """Name of the first linear whose output is not finite."""
-    found = list[str]()
+    found = list[Weight]()
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: None if output.isfinite().all() else found.append(name)
+    def see(weight: Weight | None, _: torch.Tensor, out: torch.Tensor) -> None:
+        if weight is not None and not out.isfinite().all():
+            found.append(weight)
 
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(note(name))
-    model.model(ids, use_cache=False)
-    return next(iter(found), "model.norm")
+    with named.causal.watched(see):
+        named.causal.hidden(ids)
+    names = (name for weight in found for name, rows in named.rows.items() if weight in rows.keys)
+    return next((name.removesuffix(".weight") for name in names), "model.norm")
 
 
 class _Squares:
-    """Backward hooks that gather both marginals for every linear."""
+    """Both marginals of g^2 for every weight that something is multiplied by."""
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - transformers has no types
-        self._rows: dict[str, torch.Tensor] = {}
-        self._tokens: dict[str, list[torch.Tensor]] = {}
-        positions = model.model.rotary_emb(torch.zeros(1, 1), torch.arange(TOKENS)[None])
-        for index, block in enumerate(model.model.layers):
-            for linears in anatomy_of(block, model.config.hidden_size, positions).sites:
-                for linear in linears:
-                    hook = self._add(f"{block_prefix(index)}{linear}.weight", block_prefix(index) + linears[0])
-                    block.get_submodule(linear).register_full_backward_hook(hook)
+    def __init__(self, causal: Causal, tables: _Tables) -> None:
+        self._causal, self._tables = causal, tables
+        self._rows: dict[Weight, torch.Tensor] = {}
+        self._tokens: dict[Weight, list[torch.Tensor]] = {}
 
-    def _add(self, name: str, site: str) -> Callable[..., None]:
-        def hook(_module: object, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-            square = outputs[0].reshape(-1, outputs[0].shape[-1]).square()
-            self._rows[name] = self._rows.get(name, torch.zeros(())) + square.sum(0)
-            self._tokens.setdefault(f"{site}:{name}", []).append(square.sum(1).sqrt())
+    def see(self, weight: Weight | None, x: torch.Tensor, out: torch.Tensor) -> None:
+        """What is looked up in the embedding asks for a gradient, so that all that follows has one."""
+        if weight is not None and out.requires_grad:
+            out.register_hook(lambda gradient: self._add(weight, gradient))
+        elif weight is None and not out.requires_grad and out.shape[-1] == self._causal.embedding.shape[-1]:
+            out.requires_grad_().register_hook(lambda gradient: self._tables.add_embedding(x, gradient))
 
-        return hook
+    def _add(self, weight: Weight, gradient: torch.Tensor) -> None:
+        square = gradient.reshape(-1, gradient.shape[-1]).square()
+        self._rows[weight] = self._rows.get(weight, torch.zeros(())) + square.sum(0)
+        self._tokens.setdefault(weight, []).append(square.sum(1).sqrt())
 
-    def marginals(self) -> tuple[dict[str, F32], dict[str, F32]]:
-        """(half the mean of g^2 by weight name F32[OC], token weights of mean 1 by input site F32[tokens])."""
-        by_site: dict[str, list[torch.Tensor]] = {}
-        rows = {}
-        for key, parts in self._tokens.items():
-            site, _, name = key.partition(":")
-            tokens = torch.cat(parts)
-            rows[name] = (self._rows[name] / (2 * len(tokens))).numpy()
-            by_site.setdefault(site, []).append(tokens / tokens.mean().clamp_min(torch.finfo(torch.float32).tiny))
-        return rows, {site: torch.stack(shares).mean(0).numpy() for site, shares in by_site.items()}
+    def marginals(self, count: int) -> tuple[dict[Weight, F32], dict[Weight, torch.Tensor]]:
+        """(half the mean of g^2 F32[OC], token weights of mean 1 F32[tokens]), ``count`` tokens in all."""
+        rows = {weight: (own / (2 * count)).numpy() for weight, own in self._rows.items()}
+        shares = {weight: torch.cat(parts) for weight, parts in self._tokens.items()}
+        least = torch.finfo(torch.float32).tiny
+        return rows, {weight: tokens / tokens.mean().clamp_min(least) for weight, tokens in shares.items()}
 
 
 def _draw(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -111,31 +115,72 @@ def _draw(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.searchsorted(upto, wanted, right=True).clamp_max(p.shape[1] - 1)
 
 
+class Applied(NamedTuple):
+    """A head applied to F32[n, hidden]: logits F32[n, vocab], what its matrix saw, and the way back from a gradient of the logits
+    to one of the input. ``stretch``: what logits change by the matrix' own output, F32[n, vocab]; None where they are that."""
+
+    logits: torch.Tensor
+    x: torch.Tensor
+    back: Callable[[torch.Tensor], torch.Tensor]
+    stretch: torch.Tensor | None = None
+
+
+Head = Callable[[torch.Tensor], Applied]
+
+
+def _head(causal: Causal) -> Head:
+    """The model's own way from its last hidden states to logits, whatever comes after the product."""
+
+    def head(last: torch.Tensor) -> Applied:
+        with torch.enable_grad():
+            leaf, seen = last.detach().requires_grad_(), list[tuple[torch.Tensor, torch.Tensor]]()
+
+            def see(weight: Weight | None, x: torch.Tensor, out: torch.Tensor) -> None:
+                if weight is not None and causal.parameters[weight.parameter] is causal.head:
+                    seen.append((x, out))
+
+            with causal.watched(see):
+                logits = causal.logits(leaf)
+            x, made = seen[-1]
+            plain = logits.detach().reshape(-1).equal(made.detach().reshape(-1))
+            stretch = None if plain else torch.autograd.grad(logits.sum(), made, retain_graph=True)[0].reshape(logits.shape)
+
+        def back(gradient: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = torch.autograd.grad(logits, leaf, gradient)[0]
+            return found
+
+        return Applied(logits.detach(), x.detach().reshape(len(last), -1), back, stretch)
+
+    return head
+
+
 class _Tables:
     """The same for embedding and head."""
 
-    def __init__(self, head: torch.Tensor, vocab: int) -> None:
-        self._head, self._tokens = head, 0
-        hidden = head.shape[1]
+    def __init__(self, vocab: int, hidden: int) -> None:
+        self._tokens = 0
         self._moment, self._head_rows = torch.zeros(hidden, hidden), torch.zeros(vocab)
         self._columns, self._rows = torch.zeros(hidden), torch.zeros(vocab)
 
     @torch.no_grad()
-    def add_head(self, last: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def add_head(self, last: torch.Tensor, head: Head, generator: torch.Generator) -> torch.Tensor:
         """Gradient of log p(drawn label) for the last hidden states [batch, length, hidden]; gathers p (1 - p)."""
         gradient = torch.empty_like(last)
         flat, slopes = last.reshape(-1, last.shape[-1]), gradient.view(-1, last.shape[-1])
         for start in range(0, len(flat), LOGIT_ROWS):
             part = flat[start : start + LOGIT_ROWS]
-            p = (part @ self._head.T).softmax(-1)
+            applied = head(part)
+            p = applied.logits.softmax(-1)
             spread = p * (1 - p)
+            if applied.stretch is not None:
+                spread *= applied.stretch.square()
             weight = spread.sum(1)
             self._head_rows += spread.sum(0)
-            self._moment += (part * weight[:, None]).T @ part
+            self._moment += (applied.x * weight[:, None]).T @ applied.x
             self._tokens += len(part)
             drawn = _draw(p, generator)
             p.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=p.dtype))
-            slopes[start : start + LOGIT_ROWS] = -p @ self._head
+            slopes[start : start + LOGIT_ROWS] = applied.back(-p)
         return gradient
 
     def add_embedding(self, ids: torch.Tensor, gradient: torch.Tensor | None) -> None:

@@ -98,7 +98,7 @@ def walk_blocks(
         hidden = recorder.run(hidden, positions)
         student = None
         if changed is not None:
-            costs = output_costs(token_weight, prefix + anatomy.output, hidden)
+            costs = output_costs(token_weight, f"{prefix}{anatomy.output}.weight", hidden)
             student = BlockStudent(block, prefix, positions, changed, hidden, costs)
         sites = tuple(tuple(f"{prefix}{name}.weight" for name in names) for names in anatomy.sites)
         yield BlockRun(index, recorder.stats(), sites, student, block, prefix, anatomy.scopes, recorder.scope_calls)
@@ -159,7 +159,7 @@ class _Recorder:
     def _weights(self, site: str, seen: int, norms: torch.Tensor) -> torch.Tensor:
         """Of tokens from ``seen`` on, [tokens, 1]; ``norms`` are theirs."""
         if isinstance(self._token_weight, Curvature):
-            return torch.from_numpy(self._token_weight.tokens[self._prefix + site][seen : seen + len(norms), None])
+            return torch.from_numpy(self._token_weight.tokens[f"{self._prefix}{site}.weight"][seen : seen + len(norms), None])
         return norms.clamp_min(1e-20).reciprocal().square() if self._token_weight == "unit" else torch.ones_like(norms)
 
     def _add_moment(self, site: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:

@@ -1,0 +1,134 @@
+"""A source as torch runs it, and where its tensors are in there: by name for the known families, by content for any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.errors import CheckpointError, asked, shown
+from quantize.llama_cpp.moments import PROBE
+from quantize.model_config import EMBEDDING, HEAD, block_prefix
+from quantize.source.causal import Causal, Weight
+from quantize.source.discover import TOKENS, anatomy_of
+from quantize.source.match import Matcher, Rows
+from quantize.source.whole import build_model
+from quantize.types import F32
+
+SHOWN = 3  # names in a message
+PART = 1 << 22  # weights that are compared together
+
+
+@dataclass(frozen=True)
+class Named:
+    """``causal`` is the model, whole in memory in float32.
+
+    ``rows``: of every linear, in the source's order. ``sites``: linears that see the same input. ``whole``: tensors that are a
+    parameter as they are.
+    """
+
+    causal: Causal
+    rows: Mapping[str, Rows[Weight]]
+    sites: Sequence[Sequence[str]]
+    whole: Mapping[str, nn.Parameter]
+
+
+def named_model(source: Checkpoint) -> Named:
+    """Raises CheckpointError for a template that transformers does not run, or that is not what it runs."""
+    return _by_content(source) if isinstance(source, GgufTemplate) else _by_name(source)
+
+
+def _by_name(source: Checkpoint) -> Named:
+    model: Any = build_model(source.config, source.read, source.tied)
+    positions = model.model.rotary_emb(torch.zeros(1, 1), torch.arange(TOKENS)[None])
+    sites = [
+        [f"{block_prefix(index)}{linear}.weight" for linear in linears]
+        for index, block in enumerate(model.model.layers)
+        for linears in anatomy_of(block, model.config.hidden_size, positions).sites
+    ]
+    causal = Causal(model)
+    rows = {name: _itself(name, causal.parameters[name]) for names in sites for name in names}
+    return Named(causal, rows, sites, causal.parameters)
+
+
+def _itself(name: str, parameter: nn.Parameter) -> Rows[Weight]:
+    count, columns = parameter.shape
+    return Rows((Weight(name, 0, (count, columns), False),), np.zeros(count, np.intp), np.arange(count))
+
+
+def _by_content(source: GgufTemplate) -> Named:
+    where = source.twin or source.path
+    try:
+        causal = Causal(_load(where))
+        seen = dict[Weight, None]()
+        with torch.no_grad(), causal.watched(lambda weight, *_: None if weight is None else seen.setdefault(weight)):
+            causal.hidden(torch.from_numpy(PROBE)[None])
+    except Exception as error:  # transformers raises whatever it meets
+        raise CheckpointError(f"{where}: does not run in torch ({shown(error)}); {_mend()}") from error
+    matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in seen)
+    tables = {EMBEDDING: causal.embedding, HEAD: causal.head}
+    whole = {name: one for name, one in tables.items() if name in source.specs and _alike(source, name, one)}
+    return Named(causal, _matched(source, matcher), _sites(source), whole)
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
+    from transformers import AutoModelForCausalLM
+
+    place: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.is_file():
+        place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    options = {"trust_remote_code": False, "local_files_only": True, "attn_implementation": "sdpa"}
+    return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, **options).requires_grad_(False)
+
+
+def _mend() -> str:
+    return f"give {asked('token_weight', 'unit')}, for which llama.cpp is enough"
+
+
+def _sites(source: GgufTemplate) -> list[list[str]]:
+    sites: dict[int, list[str]] = {}
+    for product in source.products:
+        if _is_quantized(source, product.weight):
+            sites.setdefault(product.site, []).append(product.weight)
+    return list(sites.values())
+
+
+def _is_quantized(source: GgufTemplate, name: str) -> bool:
+    spec = source.specs[name]
+    return len(spec.shape) == 2 and not spec.kept and name not in (EMBEDDING, HEAD)
+
+
+def _matched(source: GgufTemplate, matcher: Matcher[Weight]) -> dict[str, Rows[Weight]]:
+    found, missed = dict[str, Rows[Weight]](), list[str]()
+    for name in source.specs:
+        if _is_quantized(source, name):
+            rows, part = matcher.find(source.read(name))
+            if rows is None:
+                missed.append(f"{name} ({part:.0%} of its rows)")
+            else:
+                found[name] = rows
+    if missed:
+        more = f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
+        raise CheckpointError(f"{source.path}: torch's model has no weight like {', '.join(missed[:SHOWN])}{more}; {_mend()}")
+    return found
+
+
+def _alike(source: GgufTemplate, name: str, parameter: nn.Parameter) -> bool:
+    shape = source.specs[name].shape
+    if shape != tuple(parameter.shape):
+        return False
+    step = max(1, PART // shape[1])
+    starts = range(0, shape[0], step)
+    return all(np.array_equal(source.read_rows(name, i, min(i + step, shape[0])), _rows(parameter, i, step)) for i in starts)
+
+
+def _rows(parameter: nn.Parameter, start: int, count: int) -> F32:
+    values: F32 = parameter.detach()[start : start + count].numpy()
+    return values
