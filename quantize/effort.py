@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from quantize.checkpoint import Checkpoint
 from quantize.config import DataSpec, QuantizeConfig
 from quantize.methods import Around
-from quantize.model_config import ModelConfig, ModelSizes
+from quantize.model_config import ModelConfig
 
 EFFORTS = {
     "fast": QuantizeConfig("search-ada", data=DataSpec(tokens=8192, token_weight="unit")),
@@ -15,10 +16,13 @@ EFFORTS = {
 }
 
 
-def effort_for(word: str, model: ModelSizes | None = None) -> QuantizeConfig:
-    """A key of EFFORTS; for a model that torch does not run, without what learns and without gradients."""
+def effort_for(word: str, source: Checkpoint | None = None) -> QuantizeConfig:
+    """A key of EFFORTS, as far as it can be had of ``source``: without gradients and what learns by them where torch does not run
+    it, and without learning blocks where no block is known by itself."""
     config = EFFORTS[word]
-    if model is None or isinstance(model, ModelConfig):
+    if source is None or isinstance(source.config, ModelConfig):
         return config
-    around = replace(config.around, block_steps=0, tune_steps=0)
-    return replace(config, data=replace(config.data, token_weight="unit"), around=around)
+    config = replace(config, around=replace(config.around, block_steps=0))
+    if config.data.token_weight == "unit" or source.differentiable:
+        return config
+    return replace(config, data=replace(config.data, token_weight="unit"), around=replace(config.around, tune_steps=0))

@@ -69,7 +69,7 @@ def _quantize(args: Namespace) -> int:
     writer_of(args.target).check(source, tokenizer_pre="")  # `export` may name it
     warn(source_notes(source, args.target))
     measured = Measured(source)
-    plan = model_plan(args, quantize_config(args, source.config), measured, args.target)
+    plan = model_plan(args, quantize_config(args, source), measured, args.target)
     if args.dry_run:
         with planned_store(source, plan) as store:
             say(store_summary(store, f"{args.source}, planned"))
@@ -86,7 +86,7 @@ def _sensitivity(args: Namespace) -> int:
     with new_file(args.out, args.force) as file:
         source = open_checkpoint(args.source)
         writer_of(args.target).check(source, tokenizer_pre="")
-        sensitivity = measure_sensitivity(Measured(source), quantize_config(args, source.config), TARGETS[args.target])
+        sensitivity = measure_sensitivity(Measured(source), quantize_config(args, source), TARGETS[args.target])
         file.write(sensitivity.to_json())
     say(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")
     return 0
@@ -192,7 +192,7 @@ def _imatrix(args: Namespace) -> int:
     from quantize.statistics.imatrix import make_imatrix
 
     source = open_checkpoint(args.source)
-    coverage = make_imatrix(source, args.out, quantize_config(args, source.config).data, args.force)
+    coverage = make_imatrix(source, args.out, quantize_config(args, source).data, args.force)
     say(table(str(args.out), calibration_rows(coverage.to_json())))
     return 0
 

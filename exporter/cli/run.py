@@ -101,7 +101,7 @@ def _check_measured(args: Namespace, ladder: Ladder | None) -> None:
 
 def _plans(args: Namespace, measured: Measured, rungs: Sequence[Rung]) -> list[ModelPlan]:
     """One for each, in their order; what a target's sizes rest on is measured once."""
-    config = quantize_config(args, measured.source.config)
+    config = quantize_config(args, measured.source)
     plans: dict[Rung, ModelPlan] = {}
     for target in dict.fromkeys(rung.target for rung in rungs):
         own = [rung for rung in rungs if rung.target == target]

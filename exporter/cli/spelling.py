@@ -6,9 +6,9 @@ from argparse import Namespace
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from quantize.checkpoint import Checkpoint
 from quantize.config import QuantizeConfig
 from quantize.effort import effort_for
-from quantize.model_config import ModelSizes
 
 Spec = TypeVar("Spec", bound=Any)  # a frozen dataclass
 
@@ -27,9 +27,9 @@ def as_option(option: str, word: str | None, value: str | None) -> str:
     return f"{name} {word}" if word else name
 
 
-def quantize_config(args: Namespace, model: ModelSizes | None = None) -> QuantizeConfig:
-    """A command's options as a config; what is not asked for is the effort's for that model. Raises ConfigError."""
-    return _with_options(effort_for(getattr(args, "effort", "default"), model), args)
+def quantize_config(args: Namespace, source: Checkpoint | None = None) -> QuantizeConfig:
+    """A command's options as a config; what is not asked for is the effort's for that source. Raises ConfigError."""
+    return _with_options(effort_for(getattr(args, "effort", "default"), source), args)
 
 
 def _with_options(spec: Spec, args: Namespace, within: str = "") -> Spec:

@@ -6,7 +6,7 @@ weights would not fit into memory, the text passes several times, for some of th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +22,17 @@ from quantize.types import F32, I64
 from quantize.workers import in_threads
 
 PROBE = np.arange(2, dtype=np.int64)  # tokens that show what is multiplied
-COUNTS = "counts.npy"
+COUNTS, WEIGHTS = "counts.npy", "weights{}.npy"
 MEND = "; a newer llama.cpp may run this model"
+
+
+class Text(NamedTuple):
+    """``tokens`` I64[sequences, length], and what each counts: ``unit``: so much that its norm is 1; else by site F32[tokens] in
+    ``weights``, where a site has any, or 1."""
+
+    tokens: I64
+    unit: bool = False
+    weights: Mapping[int, F32] = {}
 
 
 class Moments(NamedTuple):
@@ -40,14 +49,16 @@ def find_products(path: Path, weights: Collection[str]) -> list[Product]:
         return found
 
 
-def measure_moments(path: Path, tokens: I64, products: Sequence[Product], unit: bool, folder: Path) -> dict[int, Moments]:
-    """By site, over I64[sequences, length], mapped from files in ``folder``. ``unit``: every token of norm 1.
+def measure_moments(path: Path, text: Text, products: Sequence[Product], folder: Path) -> dict[int, Moments]:
+    """By site, over ``text``, mapped from files in ``folder``.
 
     Raises CalibrationError for inputs that overflow, CheckpointError where llama.cpp cannot run.
     """
-    np.save(folder / "tokens.npy", tokens)
+    np.save(folder / "tokens.npy", text.tokens)
+    for site in {product.site for product in products} & set(text.weights):
+        np.save(folder / WEIGHTS.format(site), text.weights[site])
     with _running(path) as child:
-        child.call(_measure, path, list(products), unit, folder)
+        child.call(_measure, path, list(products), text.unit, folder)
     counts, found = np.load(folder / COUNTS), dict[int, Moments]()
     for row, site in enumerate(dict.fromkeys(product.site for product in products)):
         squares: F32 = np.load(folder / f"{site}.npy", "r")
@@ -76,7 +87,8 @@ def _products(path: Path, weights: list[str]) -> list[Product]:
 def _measure(path: Path, products: list[Product], unit: bool, folder: Path) -> None:
     tokens = np.load(folder / "tokens.npy")
     first = {product.site: product for product in reversed(products)}
-    sums = {product.weight: _Sum(product, unit) for product in first.values()}
+    weights = {site: np.load(file) for site in first if (file := folder / WEIGHTS.format(site)).is_file()}
+    sums = {product.weight: _Sum(product, unit, weights.get(site)) for site, product in first.items()}
     wanted = [product.weight for product in products if product.weight in sums]
     with WatchedModel(path, tokens.shape[1], wanted) as model:
         for sequence in tokens:
@@ -94,8 +106,8 @@ def _measure(path: Path, products: list[Product], unit: bool, folder: Path) -> N
 class _Sum:
     """Of x xT over tokens, for each expert; what was seen waits for ``add``."""
 
-    def __init__(self, product: Product, unit: bool) -> None:
-        self.product, self._unit = product, unit
+    def __init__(self, product: Product, unit: bool, weights: F32 | None = None) -> None:
+        self.product, self._unit, self._weights = product, unit, weights
         self.tokens = np.zeros(max(1, product.experts), np.int64)
         self.squares = np.zeros((0, 0, 0), np.float32)
         self._x, self._ids = list[F32](), list[NDArray[np.int32]]()
@@ -128,5 +140,8 @@ class _Sum:
             )
         if self._unit:
             x = x / np.sqrt(np.maximum(norms, np.float32(1e-20)))
+        elif self._weights is not None:
+            seen = int(self.tokens[expert])
+            x = x * np.sqrt(self._weights[seen : seen + len(x), None])
         self.squares[expert] += x.T @ x
         self.tokens[expert] += len(x)

@@ -34,7 +34,7 @@ from quantize.progress import track
 from quantize.rounding.rtn import rtn
 from quantize.statistics.by_llama import check_gradients
 from quantize.statistics.calibration import calibration_data, rank_poor
-from quantize.statistics.measured import Measured
+from quantize.statistics.measured import Measured, blocks_of
 from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record
 from quantize.store.tensors import TensorRecord
 from quantize.types import F32, FINE_BITS, Axis, Grid, InputStats, Target, TensorSpec
@@ -119,7 +119,7 @@ def possible(source: Checkpoint, target: Target, max_slowdown: float) -> Sensiti
             if quick_enough(option, target, max_slowdown)
         ]
         for spec in source.specs.values()
-        if len(spec.shape) == 2
+        if len(spec.shape) == 2 and not spec.kept
     }
     return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, {}, options)
 
@@ -129,8 +129,6 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
 
     Raises CalibrationError, CheckpointError, and ConfigError for a source that is too large for this machine's memory.
     """
-    from quantize.source import walk_blocks
-
     source = measured.source
     check_gradients(source)
     check_backward(source.specs, str(source.path))
@@ -150,7 +148,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))
 
-    for run in track(walk_blocks(source, tokens, curvature, 0), "sensitivity", source.config.num_layers):
+    for run in track(blocks_of(source, tokens, curvature), "sensitivity", source.config.num_layers):
         poor += rank_poor(run.stats, run.sites)
         for name, stats in run.stats.items():
             measure(name, *_sample(source.read(name), stats))

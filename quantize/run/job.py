@@ -21,11 +21,11 @@ from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, bloc
 from quantize.planning.plan import ModelPlan
 from quantize.rounding.gptq import with_visits
 from quantize.run.task import BlockTask, Result, run_block, run_chunks
-from quantize.statistics.by_llama import LlamaRun, check_by_llama, llama_blocks
+from quantize.statistics.by_llama import LlamaRun, check_template, llama_blocks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import Imatrix, read_imatrix
-from quantize.statistics.measured import Measured
+from quantize.statistics.measured import Measured, blocks_of
 from quantize.types import I64, Curvature, InputStats, Need, Target, TensorPlan
 from quantize.weight import StoredWeight
 
@@ -99,7 +99,7 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
     path, job = plan.config.data.imatrix, Job(source, plan)
     if isinstance(source, GgufTemplate):
-        check_by_llama(source, plan.config, runs=path is None and job.runs_source)
+        check_template(source, plan.config, runs=path is None and job.runs_source)
     if path is None:
         return job
     for one in plan.tensors:
@@ -120,23 +120,22 @@ def calibration_text(job: Job) -> Text | None:
 
 
 def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statistics:
-    """The source in torch is imported only where it is needed: RTN without calibration never is."""
+    """What the steps of its blocks may know; nothing runs without a text."""
     source, config = job.source, job.config
     if text is None:
         return Statistics(job.known)
     tokens, coverage = text
-    if isinstance(source, GgufTemplate):
-        runs = llama_blocks(source, tokens, config.data.token_weight == "unit")
-        return Statistics({}, (replace(run, stats=with_visits(run.stats)) for run in runs), coverage)
-    from quantize.source import walk_blocks
-
     token_weight: str | Curvature = config.data.token_weight
     known: Mapping[str, InputStats] = {}
     if token_weight == "gradient":
         token_weight = curvature = measured.curvature(tokens, config.data.seed)
         known = curvature.tables
+    if isinstance(source, GgufTemplate):
+        runs = llama_blocks(source, tokens, token_weight)
+        return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in runs), coverage)
+
     sequences = SCOPE_SEQUENCES if config.around.by_scope and job.chooses else 0
-    walk = walk_blocks(source, tokens, token_weight, sequences, config.around.block_steps > 0)
+    walk = blocks_of(source, tokens, token_weight, sequences, config.around.block_steps > 0)
     # Stores that are made together share what GPTQ makes of a Hessian.
     return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in walk), coverage)
 

@@ -6,7 +6,7 @@ No module is asked for by name. A product is seen where torch computes it, and t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -66,6 +66,13 @@ class Causal:
         finally:
             del self._body.forward
         return out
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """Its decoder blocks: of lists of modules the one with as many."""
+        count = self._model.config.get_text_config(decoder=True).num_hidden_layers
+        lists = (one for one in self._body.modules() if isinstance(one, nn.ModuleList))
+        return next((list(one) for one in lists if len(one) == count), [])
 
     def matrix(self, weight: Weight) -> torch.Tensor:
         """It as [OC, IC], a view."""

@@ -91,9 +91,10 @@ class _Squares:
     def see(self, weight: Weight | None, x: torch.Tensor, out: torch.Tensor) -> None:
         """What is looked up in the embedding asks for a gradient, so that all that follows has one."""
         if weight is not None and out.requires_grad:
-            out.register_hook(lambda gradient: self._add(weight, gradient))
+            out.register_hook(lambda gradient: self._add(weight, gradient))  # type: ignore[no-untyped-call]
         elif weight is None and not out.requires_grad and out.shape[-1] == self._causal.embedding.shape[-1]:
-            out.requires_grad_().register_hook(lambda gradient: self._tables.add_embedding(x, gradient))
+            out.requires_grad_()
+            out.register_hook(lambda gradient: self._tables.add_embedding(x, gradient))  # type: ignore[no-untyped-call]
 
     def _add(self, weight: Weight, gradient: torch.Tensor) -> None:
         square = gradient.reshape(-1, gradient.shape[-1]).square()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from quantize.checkpoint import Checkpoint
 from quantize.progress import track
 from quantize.source.freed import return_freed
-from quantize.source.whole import LOGIT_ROWS, build_model, change, take_gradients
+from quantize.source.named import named_model
+from quantize.source.whole import LOGIT_ROWS
 from quantize.types import F32, I64
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
@@ -30,13 +31,12 @@ class ModelStudent:
     """
 
     def __init__(self, source: Checkpoint, tokens: I64) -> None:
-        model: Any = build_model(source.config, source.read, source.tied)
+        self._named = named_model(source)
+        self._causal, self._learning = self._named.causal, set[str]()
         self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
-        self._head: torch.Tensor = model.lm_head.weight.detach().clone()  # the source's, whatever is put
-        self._parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
-        self._model = model
-        for layer in model.model.layers[::FORGETFUL]:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        self._head = self._causal.head.detach().clone()  # the source's, whatever is put
+        for block in self._causal.blocks[::FORGETFUL]:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         with torch.no_grad():
             runs = track(range(0, len(tokens), BATCH), "running the source")
             self._taught = torch.cat([self._last(self._tokens[start : start + BATCH]).half() for start in runs])
@@ -47,8 +47,13 @@ class ModelStudent:
         return len(self._tokens)
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
-        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
-        change(self._parameters[name], weight, learns)
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``.
+
+        What is not found in torch's model stays there as it is.
+        """
+        self._named.put(name, weight, learns)
+        if learns:
+            self._learning.add(name)
 
     def loss(self, sequences: NDArray[np.intp]) -> float:
         """Mean loss over those sequences."""
@@ -58,7 +63,7 @@ class ModelStudent:
     def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
         """Of the mean loss over those sequences, for every weight that learns."""
         self._over(sequences, self._backward)
-        return take_gradients(self._parameters.items())
+        return self._named.take_gradients(self._learning)
 
     def _over(self, sequences: NDArray[np.intp], run: Callable[[torch.Tensor, torch.Tensor, int], float]) -> float:
         """Sum of ``run`` over batches of (last hidden states, the source's, all tokens that count)."""
@@ -70,8 +75,7 @@ class ModelStudent:
         return total
 
     def _last(self, ids: torch.Tensor) -> torch.Tensor:
-        last: torch.Tensor = self._model.model(ids, use_cache=False).last_hidden_state
-        return last
+        return self._causal.hidden(ids)
 
     def _forward(self, last: torch.Tensor, taught: torch.Tensor, count: int) -> float:
         return self._divergence(last, taught, count, None)
@@ -82,21 +86,31 @@ class ModelStudent:
         last.backward(gradient)  # type: ignore[no-untyped-call]
         return loss
 
-    @torch.no_grad()
     def _divergence(self, last: torch.Tensor, taught: torch.Tensor, count: int, gradient: torch.Tensor | None) -> float:
         """Sum of KL(source, student) over tokens / ``count``; writes its gradient for ``last``, and adds the head's own."""
-        head, total = self._model.lm_head.weight, 0.0
-        width = last.shape[-1]
+        total, width = 0.0, last.shape[-1]
         for start in range(0, last.shape[0] * last.shape[1], LOGIT_ROWS):
             rows = slice(start, start + LOGIT_ROWS)
             own, its = last.reshape(-1, width)[rows], taught.reshape(-1, width)[rows]
-            source = log_softmax(its @ self._head.T, -1)
-            student = log_softmax(own @ head.T, -1)
+            own = own.detach().requires_grad_(gradient is not None)
+            with torch.no_grad(), self._of_source():
+                source = log_softmax(self._causal.logits(its), -1)
+            logits = self._causal.logits(own)
+            student = log_softmax(logits.detach(), -1)
             p = source.exp()
             total += float((p * (source - student)).sum())
             if gradient is not None:
-                slope = (student.exp_() - p) / count
-                gradient.reshape(-1, width)[rows] = slope @ head
-                if head.requires_grad:
-                    head.grad = slope.T @ own if head.grad is None else head.grad.add_(slope.T @ own)
+                logits.backward((student.exp_() - p) / count)  # type: ignore[no-untyped-call]
+                assert own.grad is not None
+                gradient.reshape(-1, width)[rows] = own.grad
         return total / count
+
+    @contextmanager
+    def _of_source(self) -> Iterator[None]:
+        """In the block the head is the source's."""
+        parameter = self._causal.head
+        put, parameter.data = parameter.data, self._head
+        try:
+            yield
+        finally:
+            parameter.data = put

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from quantize.model_config import EMBEDDING, HEAD, block_prefix
 from quantize.source.causal import Causal, Weight
 from quantize.source.discover import TOKENS, anatomy_of
 from quantize.source.match import Matcher, Rows
-from quantize.source.whole import build_model
+from quantize.source.whole import build_model, change, take_gradients
 from quantize.types import F32
 
 SHOWN = 3  # names in a message
@@ -38,6 +38,29 @@ class Named:
     rows: Mapping[str, Rows[Weight]]
     sites: Sequence[Sequence[str]]
     whole: Mapping[str, nn.Parameter]
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``; its parameters ask for a gradient if it ``learns``. Else nothing is done."""
+        if name in self.whole:
+            change(self.whole[name], weight, learns)
+        elif name in self.rows:
+            rows = self.rows[name]
+            for number, key in enumerate(rows.keys):
+                own = rows.which == number
+                self.causal.matrix(key).numpy()[rows.index[own]] = weight[own]
+                self.causal.parameters[key.parameter].requires_grad_(learns)
+
+    def take_gradients(self, names: Collection[str]) -> dict[str, F32]:
+        """Of those of ``names`` that have one, in their rows' order; the parameters have none afterwards."""
+        found = take_gradients((name, self.whole[name]) for name in names if name in self.whole)
+        for name in [name for name in names if name in self.rows and name not in found]:
+            grads = {key: self.causal.parameters[key.parameter].grad for key in self.rows[name].keys}
+            matrices = {key: key.within(grad).numpy() for key, grad in grads.items() if grad is not None}
+            if len(matrices) == len(grads):
+                found[name] = self.rows[name].gather(matrices)
+        for parameter in self.causal.parameters.values():
+            parameter.grad = None
+        return found
 
 
 def named_model(source: Checkpoint) -> Named:

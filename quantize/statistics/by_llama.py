@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,11 @@ from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
 from quantize.gguf.names import to_gguf_name
-from quantize.llama_cpp.moments import Moments, measure_moments
+from quantize.llama_cpp.moments import Moments, Text, measure_moments
 from quantize.llama_cpp.watched import Product
 from quantize.model_config import block_index, is_linear
 from quantize.statistics.experts import ExpertStats
-from quantize.types import F32, I64, InputStats
+from quantize.types import F32, I64, Curvature, InputStats
 from quantize.workers import physical_memory
 
 SHARE = 4  # of this machine's memory, the part that moments may take
@@ -45,40 +45,46 @@ class LlamaRun:
         raise AssertionError(f"{name}: llama.cpp computes no scope loss")
 
 
-def check_by_llama(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> None:
-    """Raises ConfigError for what needs gradients or the source's own modules, which llama.cpp does not give.
+def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> None:
+    """Raises ConfigError for what needs the modules of a block, which are not known of a template, or gradients where torch does
+    not run it.
 
     ``runs``: whether a text passes through it; how its tokens are weighed does not matter otherwise.
     """
-    around, data = config.around, config.data
-    reason = (
-        f"{source.path}: {shown(source.config.model_type)} runs in llama.cpp, which gives no gradients and no block by itself"
-    )
-    if runs and data.token_weight == "gradient":
-        raise ConfigError(f"{asked('token_weight', data.token_weight)}: {reason}; give {asked('token_weight', 'unit')}")
+    around, data, named = config.around, config.data, shown(source.config.model_type)
+    if not source.differentiable:
+        reason = f"{source.path}: {named} runs in llama.cpp, which gives no gradients"
+        if runs and data.token_weight == "gradient":
+            raise ConfigError(f"{asked('token_weight', data.token_weight)}: {reason}; give {asked('token_weight', 'unit')}")
+        if around.tune_steps:
+            raise ConfigError(f"{asked('tune_steps', around.tune_steps)}: {reason}; give {asked('tune_steps', 0)}")
     if around.by_scope:
-        raise ConfigError(f"{asked('selection', around.selection)}: {reason}; drop {asked('selection')}")
-    for option in ("block_steps", "tune_steps"):
-        if steps := getattr(around, option):
-            raise ConfigError(f"{asked(option, steps)}: {reason}; give {asked(option, 0)}")
+        raise ConfigError(
+            f"{asked('selection', around.selection)}: {source.path}: no part of {named} is known by itself; "
+            f"drop {asked('selection')}"
+        )
+    if steps := around.block_steps:
+        raise ConfigError(
+            f"{asked('block_steps', steps)}: {source.path}: no block of {named} runs by itself; give {asked('block_steps', 0)}"
+        )
     if around.transforms:
         raise ConfigError(
             f"{asked('transforms', around.transforms, ','.join(around.transforms))}: {source.path}: where a block's basis may "
-            f"change is not known of {shown(source.config.model_type)}; drop {asked('transforms')}"
+            f"change is not known of {named}; drop {asked('transforms')}"
         )
 
 
 def check_gradients(source: Checkpoint) -> None:
     """Raises ConfigError for a source that torch does not run: what an option costs the whole model is told by gradients."""
-    if isinstance(source, GgufTemplate):
+    if not source.differentiable:
         raise ConfigError(
             f"{source.path}: {shown(source.config.model_type)} runs in llama.cpp, which gives no gradients to choose grids by; "
             f"give {asked('grid.bits')} or {asked('grid.name')} instead of a size"
         )
 
 
-def llama_blocks(source: GgufTemplate, tokens: I64, unit: bool) -> Iterator[LlamaRun]:
-    """Every block of I64[sequences, length] tokens. ``unit``: every token of norm 1.
+def llama_blocks(source: GgufTemplate, tokens: I64, token_weight: str | Curvature) -> Iterator[LlamaRun]:
+    """Every block of I64[sequences, length] tokens; ``token_weight`` as for ``quantize.source.walk_blocks``.
 
     The text passes as often as the moments need that fit into a part of this machine's memory. Raises CalibrationError,
     CheckpointError.
@@ -90,9 +96,25 @@ def llama_blocks(source: GgufTemplate, tokens: I64, unit: bool) -> Iterator[Llam
     for some in _passes(source, by_block, physical_memory() // SHARE):
         with TemporaryDirectory() as folder:
             own = [product for index in some for product in by_block[index]]
-            moments = measure_moments(source.path, tokens, _in_file(own), unit, Path(folder)) if own else {}
+            text = Text(tokens, token_weight == "unit", _by_site(own, token_weight))
+            moments = measure_moments(source.path, text, _in_file(own), Path(folder)) if own else {}
             for index in some:
-                yield _block(index, by_block[index], moments)
+                yield _weighed(_block(index, by_block[index], moments), token_weight)
+
+
+def _by_site(products: Sequence[Product], token_weight: str | Curvature) -> dict[int, F32]:
+    """Token weights of the sites that have some."""
+    if isinstance(token_weight, str):
+        return {}
+    return {one.site: token_weight.tokens[one.weight] for one in products if one.weight in token_weight.tokens}
+
+
+def _weighed(run: LlamaRun, token_weight: str | Curvature) -> LlamaRun:
+    """With what errors of its outputs cost, where that is known."""
+    if isinstance(token_weight, str):
+        return run
+    stats = {name: replace(one, row_weight=token_weight.rows.get(name)) for name, one in run.stats.items()}
+    return replace(run, stats=stats)
 
 
 def _measured(source: GgufTemplate, product: Product) -> bool:

@@ -27,7 +27,6 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.config import DataSpec
 from quantize.errors import CalibrationError
 from quantize.gguf.container import (
@@ -47,14 +46,14 @@ from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
-from quantize.statistics.by_llama import LlamaRun, llama_blocks
+from quantize.statistics.by_llama import LlamaRun
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.store.outputs import new_file
 from quantize.types import F32, I64, InputStats, TensorSpec
 
 if TYPE_CHECKING:
-    from quantize.source import BlockRun
+    pass
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -134,7 +133,7 @@ def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = Fa
         tokens, coverage = calibration_data(data, source)
         sums: dict[str, F32] = {}
         poor = list[str]()
-        for run in track(_runs(source, tokens), "measuring"):
+        for run in track(blocks_of(source, tokens, "none"), "measuring"):
             poor += rank_poor(run.stats, run.sites)
             for name, stats in run.stats.items():
                 sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
@@ -146,14 +145,6 @@ def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = Fa
         for part in _encode(sums, coverage):
             file.write(part)
     return replace(coverage, rank_poor=tuple(poor))
-
-
-def _runs(source: Checkpoint, tokens: I64) -> Iterator[BlockRun | LlamaRun]:
-    if isinstance(source, GgufTemplate):
-        return llama_blocks(source, tokens, unit=False)
-    from quantize.source import walk_blocks
-
-    return walk_blocks(source, tokens, "none", scope_sequences=0)
 
 
 def _parse_gguf(data: memoryview) -> _Found:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.statistics.by_llama import LlamaRun, llama_blocks
 from quantize.types import I64, Curvature
+
+if TYPE_CHECKING:
+    from quantize.source import BlockRun
 
 
 class Measured:
@@ -24,3 +32,14 @@ class Measured:
             self._curvature = measure_curvature(self.source, tokens, seed)
             self._key = key
         return self._curvature
+
+
+def blocks_of(
+    source: Checkpoint, tokens: I64, token_weight: str | Curvature, sequences: int = 0, taught: bool = False
+) -> Iterator[BlockRun | LlamaRun]:
+    """``walk_blocks``, or ``llama_blocks`` for a template, where the last two are refused before."""
+    if isinstance(source, GgufTemplate):
+        return llama_blocks(source, tokens, token_weight)
+    from quantize.source import walk_blocks
+
+    return walk_blocks(source, tokens, token_weight, sequences, taught)
