@@ -46,9 +46,9 @@ from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
-from quantize.statistics.by_llama import LlamaRun
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
+from quantize.statistics.measured import blocks_of
 from quantize.store.outputs import new_file
 from quantize.types import F32, I64, InputStats, TensorSpec
 
