@@ -46,6 +46,7 @@ from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
+from quantize.statistics.by_llama import LlamaRun
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.measured import blocks_of
