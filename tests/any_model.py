@@ -11,6 +11,7 @@ from tests.tiny import tiny_tokenizer, write_tokenizer
 VOCAB = 400
 SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 GQA = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 512}
+MHA = GQA | {"num_key_value_heads": 4}
 HEADS = GQA | {"head_dim": 16}
 WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
@@ -28,7 +29,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
     "granite": GQA,
     "granitemoe": GQA | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": GQA | {"pad_token_id": 0},
-    "olmoe": SIZES | {"num_key_value_heads": 4, "max_position_embeddings": 512, "num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0},
+    "olmoe": MHA | {"num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0},
     "stablelm": GQA,
     "starcoder2": GQA,
     "mixtral": HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2},
@@ -44,15 +45,17 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
     "exaone4": HEADS | WINDOWS,
     "apertus": GQA,
     "glm4": HEADS | {"pad_token_id": 0},
-    "falcon_h1": HEADS
-    | {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16},
+    "falcon_h1": HEADS | {
+        "mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1,
+        "mamba_chunk_size": 16,
+    },
     "mamba2": {
         "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16,
         "n_groups": 1, "chunk_size": 16,
     },
     "seed_oss": HEADS | {"pad_token_id": 0},
     "olmo": GQA | {"pad_token_id": 0},
-    "phi": SIZES | {"max_position_embeddings": 512, "pad_token_id": 0},
+    "phi": MHA | {"intermediate_size": 256, "pad_token_id": 0},
     "minicpm3": GQA | {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16},
     "gpt_oss": HEADS | WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_5_text": HEADS,

@@ -65,7 +65,7 @@ def _quantize(args: Namespace) -> int:
         raise ConfigError("--dry-run: shows the plan for a file's size; give --target-size or --target-bpw")
     if args.out is not None:
         check_store_output(args.out, args.force)
-    source = open_checkpoint(args.source)
+    source = open_checkpoint(args.source, args.torch)
     writer_of(args.target).check(source, tokenizer_pre="")  # `export` may name it
     warn(source_notes(source, args.target))
     measured = Measured(source)
@@ -84,7 +84,7 @@ def _sensitivity(args: Namespace) -> int:
     from quantize.statistics.measured import Measured
 
     with new_file(args.out, args.force) as file:
-        source = open_checkpoint(args.source)
+        source = open_checkpoint(args.source, args.torch)
         writer_of(args.target).check(source, tokenizer_pre="")
         sensitivity = measure_sensitivity(Measured(source), quantize_config(args, source), TARGETS[args.target])
         file.write(sensitivity.to_json())

@@ -67,6 +67,7 @@ def _add_quantize(commands: Subparsers) -> None:
     example = "adadim quantize ./SmolLM2-135M --out ./store --target onnxruntime --method gptq-ada --bits 4"
     parser = command(commands, "quantize", "quantize a checkpoint into a store", example)
     _add_source(parser)
+    _add_torch(parser)
     written = parser.add_mutually_exclusive_group(required=True)
     written.add_argument("--out", metavar="STORE", type=file_path, help="directory to write")
     written.add_argument("--dry-run", action="store_true", help="only show the plan for a target size (default: quantize)")
@@ -79,6 +80,7 @@ def _add_run(commands: Subparsers) -> None:
     example = "adadim run ./SmolLM2-135M --out ./phone\n  adadim run ./SmolLM2-135M --sizes 80MB,92MB,105MB"
     parser = command(commands, "run", "quantize, export and verify for each target, or each of several sizes", example)
     _add_source(parser)
+    _add_torch(parser)
     parser.add_argument(
         "--out", metavar="DIR", type=file_path, help="directory to write; one folder per target (default: ./NAME-adadim)"
     )
@@ -96,6 +98,15 @@ def _add_run(commands: Subparsers) -> None:
 
 def _add_source(parser: OneLineParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=file_path, help="Hugging Face directory (safetensors) or GGUF file")
+
+
+def _add_torch(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--torch",
+        metavar="DIR",
+        type=file_path,
+        help="Hugging Face directory of the model of a GGUF, which torch runs for gradients (default: the GGUF, where it can)",
+    )
 
 
 def _add_target(parser: OneLineParser) -> None:
@@ -184,6 +195,7 @@ def _add_sensitivity(commands: Subparsers) -> None:
     example = "adadim sensitivity ./SmolLM2-135M --target llama.cpp --out sensitivity.json"
     parser = command(commands, "sensitivity", "measure what each grid does to each tensor, for --target-size", example)
     _add_source(parser)
+    _add_torch(parser)
     parser.add_argument("--out", metavar="FILE.json", type=file_path, required=True, help="file to write")
     _add_target(parser)
     measured = parser.add_argument_group("what is measured, and on what")

@@ -53,7 +53,8 @@ def run(args: Namespace) -> int:
     from quantize.statistics.measured import Measured
 
     out = args.out or default_out(args.source)
-    source = open_checkpoint(source_path(args, out))
+    twin = args.torch or (args.source if args.source.is_dir() else None)
+    source = open_checkpoint(source_path(args, out), twin)
     rungs = _rungs(args, source)
     outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
     for each in outputs:

@@ -27,8 +27,10 @@ def check_folder(path: Path) -> None:
         raise CheckpointError(mistaken(path, Wanted.SOURCE))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The source model at ``path``, its headers read and checked. Raises CheckpointError for whatever cannot be used."""
+def open_checkpoint(path: Path, twin: Path | None = None) -> Checkpoint:
+    """The source model at ``path``, its headers read and checked; ``twin``: of a template the same as a folder that torch runs.
+
+    Raises CheckpointError for whatever cannot be used."""
     if path.is_dir():
         check_folder(path)
         return HuggingFaceCheckpoint(path)
@@ -44,4 +46,4 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if magic != b"GGUF":
         raise CheckpointError(mistaken(path, Wanted.SOURCE))
     files, values = open_language_model(path)
-    return (GgufCheckpoint if is_family(values) else GgufTemplate)(path, files, values)
+    return GgufCheckpoint(path, files, values) if is_family(values) else GgufTemplate(path, files, values, twin)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quantize.child import Child, ChildEnded
 from quantize.errors import CalibrationError, CheckpointError, FileFormatError
-from quantize.llama_cpp.model import EXPORT_AGAIN
+from quantize.llama_cpp.model import EXPORT_AGAIN, LlamaModel
 from quantize.llama_cpp.watched import Product, Seen, WatchedModel
 from quantize.types import F32, I64
 from quantize.workers import in_threads
@@ -66,6 +66,12 @@ def measure_moments(path: Path, text: Text, products: Sequence[Product], folder:
     return found
 
 
+def run_logits(path: Path, tokens: I64) -> F32:
+    """What it predicts after each of I64[n] tokens, F32[n, vocab], exactly. Raises CheckpointError where it cannot run."""
+    with _running(path) as child:
+        return child.call(_logits, path, tokens)
+
+
 @contextmanager
 def _running(path: Path) -> Iterator[Child]:
     try:
@@ -82,6 +88,11 @@ def _running(path: Path) -> Iterator[Child]:
 def _products(path: Path, weights: list[str]) -> list[Product]:
     with WatchedModel(path, len(PROBE), weights) as model:
         return model.products(PROBE)
+
+
+def _logits(path: Path, tokens: I64) -> F32:
+    with LlamaModel(path, n_ctx=len(tokens), exact=True) as model:
+        return model.logits(tokens.astype(np.int32))
 
 
 def _measure(path: Path, products: list[Product], unit: bool, folder: Path) -> None:

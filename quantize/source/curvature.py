@@ -35,7 +35,7 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
 
     The whole source is in memory in float32. Raises CalibrationError if an activation or a gradient overflows.
     """
-    named = named_model(source)
+    named = named_model(source, tokens)
     causal, rows_of = named.causal, named.rows
     tables = _Tables(*causal.head.shape)
     squares, head, generator = _Squares(causal, tables), _head(causal), torch.Generator().manual_seed(seed)

@@ -31,7 +31,7 @@ class ModelStudent:
     """
 
     def __init__(self, source: Checkpoint, tokens: I64) -> None:
-        self._named = named_model(source)
+        self._named = named_model(source, tokens)
         self._causal, self._learning = self._named.causal, set[str]()
         self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
         self._head = self._causal.head.detach().clone()  # the source's, whatever is put

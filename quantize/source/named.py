@@ -14,16 +14,18 @@ from torch import nn
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.errors import CheckpointError, asked, shown
-from quantize.llama_cpp.moments import PROBE
+from quantize.llama_cpp.moments import run_logits
 from quantize.model_config import EMBEDDING, HEAD, block_prefix
 from quantize.source.causal import Causal, Weight
 from quantize.source.discover import TOKENS, anatomy_of
 from quantize.source.match import Matcher, Rows
 from quantize.source.whole import build_model, change, take_gradients
-from quantize.types import F32
+from quantize.types import F32, I64
 
 SHOWN = 3  # names in a message
 PART = 1 << 22  # weights that are compared together
+SAMPLE = 64  # tokens on which llama.cpp and torch have to agree
+MOST_APART = 0.1  # nats a token; a Q4_K_M in llama.cpp's kernels: .007
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,10 @@ class Named:
         return found
 
 
-def named_model(source: Checkpoint) -> Named:
-    """Raises CheckpointError for a template that transformers does not run, or that is not what it runs."""
-    return _by_content(source) if isinstance(source, GgufTemplate) else _by_name(source)
+def named_model(source: Checkpoint, tokens: I64) -> Named:
+    """Raises CheckpointError for a template that transformers does not run, or that is not what it runs: its weights are other
+    ones, or it predicts something else than llama.cpp does of ``tokens`` I64[sequences, length]."""
+    return _by_content(source, tokens[0, :SAMPLE]) if isinstance(source, GgufTemplate) else _by_name(source)
 
 
 def _by_name(source: Checkpoint) -> Named:
@@ -86,24 +89,38 @@ def _itself(name: str, parameter: nn.Parameter) -> Rows[Weight]:
     return Rows((Weight(name, 0, (count, columns), False),), np.zeros(count, np.intp), np.arange(count))
 
 
-def _by_content(source: GgufTemplate) -> Named:
+def _by_content(source: GgufTemplate, sample: I64) -> Named:
     where = source.twin or source.path
     try:
         causal = Causal(_load(where))
         seen = dict[Weight, None]()
         with torch.no_grad(), causal.watched(lambda weight, *_: None if weight is None else seen.setdefault(weight)):
-            causal.hidden(torch.from_numpy(PROBE)[None])
+            predicted = causal.logits(causal.hidden(torch.from_numpy(sample)[None])[0])
     except Exception as error:  # transformers raises whatever it meets
         raise CheckpointError(f"{where}: does not run in torch ({shown(error)}); {_mend()}") from error
+    apart = _divergence(run_logits(source.path, sample), predicted)
+    if not apart <= MOST_APART:
+        raise CheckpointError(
+            f"{where}: torch does not predict what llama.cpp does of {source.path}: {apart:.3g} nats a token apart, where "
+            f"kernels alone make less than {MOST_APART:g}; {_mend()}"
+        )
     matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in seen)
     tables = {EMBEDDING: causal.embedding, HEAD: causal.head}
     whole = {name: one for name, one in tables.items() if name in source.specs and _alike(source, name, one)}
     return Named(causal, _matched(source, matcher), _sites(source), whole)
 
 
+def _divergence(by_llama: F32, by_torch: torch.Tensor) -> float:
+    """Mean KL divergence of logits [n, vocab], in nats a token."""
+    taught, own = (torch.log_softmax(logits.double(), -1) for logits in (torch.from_numpy(by_llama), by_torch))
+    return float((taught.exp() * (taught - own)).sum(-1).mean())
+
+
 def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     place: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.is_file():
         place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
