@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import tiny_tokenizer, write_tokenizer
+from tests.tiny import TEXT, tiny_tokenizer, write_tokenizer
 
 VOCAB = 400
 SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -14,6 +15,7 @@ GQA = SIZES | {"num_key_value_heads": 2, "max_position_embeddings": 512}
 MHA = GQA | {"num_key_value_heads": 4}
 HEADS = GQA | {"head_dim": 16}
 WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention"] * 2}  # llama.cpp has a full one in six, or four
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by model_type
     "llama": GQA,
@@ -22,7 +24,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
     "qwen3": HEADS,
     "gemma": HEADS,
     "gemma2": HEADS | {"sliding_window": 16, "query_pre_attn_scalar": 16},
-    "gemma3_text": HEADS | WINDOWS | {"query_pre_attn_scalar": 16},
+    "gemma3_text": HEADS | SLIDING | {"query_pre_attn_scalar": 16},
     "phi3": GQA | {"pad_token_id": 0},
     "smollm3": GQA | {"pad_token_id": 0},
     "lfm2": GQA | {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
@@ -34,17 +36,15 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
     "starcoder2": GQA,
     "mixtral": HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": GQA | EXPERTS | {"shared_expert_intermediate_size": 96, "decoder_sparse_step": 1},
-    "qwen3_moe": HEADS | EXPERTS | {"decoder_sparse_step": 1},
+    "qwen3_moe": HEADS | EXPERTS | {"decoder_sparse_step": 1, "norm_topk_prob": True},
     "gpt2": {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neox": SIZES | {"rotary_pct": 0.25, "max_position_embeddings": 512},
     "ernie4_5": HEADS,
     "hunyuan_v1_dense": HEADS,
-    "cohere2": HEADS | WINDOWS,
     "cohere": GQA,
     "nemotron": HEADS,
-    "exaone4": HEADS | WINDOWS,
+    "exaone4": HEADS | {"sliding_window": None, "layer_types": ["full_attention"] * 2},
     "apertus": GQA,
-    "glm4": HEADS | {"pad_token_id": 0},
     "falcon_h1": HEADS | {
         "mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1,
         "mamba_chunk_size": 16,
@@ -56,11 +56,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
     "seed_oss": HEADS | {"pad_token_id": 0},
     "olmo": GQA | {"pad_token_id": 0},
     "phi": MHA | {"intermediate_size": 256, "pad_token_id": 0},
-    "minicpm3": GQA | {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16},
     "gpt_oss": HEADS | WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_5_text": HEADS,
     "arcee": GQA,
 }  # fmt: skip
+
+
+SENTENCE_PIECE = ("gemma", "gemma2", "ernie4_5", "nemotron")  # of which the converter reads nothing else
 
 
 def make_model(path: Path, model_type: str, dtype: str = "bfloat16") -> Path:
@@ -79,5 +80,27 @@ def make_model(path: Path, model_type: str, dtype: str = "bfloat16") -> Path:
                 parameter.add_(torch.randn_like(parameter) / 8)
     model.to(getattr(torch, dtype)).save_pretrained(path)
     write_tokenizer(path, VOCAB)
+    if model_type in SENTENCE_PIECE:
+        write_sentence_piece(path)
+    if model_type == "phi3":  # else the converter asks for tokenizer.model
+        config = json.loads((path / "tokenizer_config.json").read_text())
+        (path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
     assert tiny_tokenizer(VOCAB).get_vocab_size() == VOCAB
     return path
+
+
+def write_sentence_piece(path: Path) -> None:
+    """tokenizer.model, of fewer tokens than the embedding has rows."""
+    from sentencepiece import SentencePieceTrainer
+
+    with (path / "tokenizer.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT.splitlines()),
+            model_writer=file,
+            vocab_size=VOCAB - 20,
+            model_type="bpe",
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            num_threads=1,
+            minloglevel=2,
+        )

@@ -124,7 +124,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
     place: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.is_file():
         place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    options = {"trust_remote_code": False, "local_files_only": True, "attn_implementation": "sdpa"}
+    options = {"trust_remote_code": False, "local_files_only": True, "experts_implementation": "eager"}
     return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, **options).requires_grad_(False)
 
 

@@ -1,0 +1,254 @@
+"""Hugging Face folders of any architecture: converted, run by torch and llama.cpp alike, their weights found and weighed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.targets import TARGETS
+from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.gguf_tensors import open_language_model
+from quantize.errors import CheckpointError, ConfigError
+from quantize.llama_cpp.moments import run_logits
+from quantize.model_config import EMBEDDING, HEAD
+from quantize.run.pipeline import quantize_checkpoint
+from quantize.source import ModelStudent, measure_curvature, named
+from quantize.source.match import Matcher
+from quantize.source.named import named_model
+from quantize.template import converter as pinned
+from quantize.template.convert import Converted, convert
+from quantize.template.converter import find_converter
+from tests.any_model import MODELS, make_model
+from tests.cases import config_of
+
+LLAMA = TARGETS["llama.cpp"]
+TOKENS = np.random.default_rng(0).integers(3, 400, (2, 96))
+F16_TABLES = 3e-3  # llama.cpp looks gelu up in a table of half floats
+EXACT = 3e-5
+LESS_EXACT = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "starcoder2", "gpt2", "gpt_neox", "phi"), F16_TABLES),
+    "gpt_oss": 3e-2,
+}
+
+
+def converted(folder: Path, model_type: str, dtype: str = "float32") -> tuple[Path, Path]:
+    model = make_model(folder / "model", model_type, dtype)
+    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
+    return model, folder / "model.gguf"
+
+
+def template(folder: Path, model_type: str) -> GgufTemplate:
+    """Of known families too."""
+    model, gguf = converted(folder, model_type)
+    return GgufTemplate(gguf, *open_language_model(gguf), twin=model)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_llama_cpp_runs_what_the_converter_writes_as_torch_does(tmp_path, model_type):
+    source = template(tmp_path, model_type)
+    found = named_model(source, TOKENS)
+    with torch.no_grad():
+        taught = found.causal.logits(found.causal.hidden(torch.from_numpy(TOKENS[:1]))[0]).numpy()
+    apart = np.abs(run_logits(source.path, TOKENS[0]) - taught).max()
+    assert apart < LESS_EXACT.get(model_type, EXACT) * max(1, np.abs(taught).max())
+    quantized = [name for name, spec in source.specs.items() if len(spec.shape) == 2 and not spec.kept]
+    assert set(found.rows) == set(quantized) - {EMBEDDING, HEAD}
+    assert all(np.array_equal(own.gather(_matrices(found)), source.read(name)) for name, own in found.rows.items())
+    assert EMBEDDING in found.whole
+
+
+def _matrices(found: named.Named) -> dict:
+    keys = {key for rows in found.rows.values() for key in rows.keys}
+    return {key: found.causal.matrix(key).numpy() for key in keys}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_found_by_content_or_by_name_is_the_same(tmp_path, model_type):
+    """Rows of q and k lie in another order in the template of a llama."""
+    theirs = template(tmp_path, model_type)
+    ours = open_checkpoint(theirs.twin)
+    known, found = measure_curvature(ours, TOKENS, 7), measure_curvature(theirs, TOKENS, 7)
+    order = {name: _order(ours.read(name), theirs.read(name)) for name in known.rows}
+    assert model_type != "llama" or any((rows != np.arange(len(rows))).any() for rows in order.values())
+    assert set(known.rows) == set(found.rows)
+    for name, rows in order.items():
+        np.testing.assert_array_equal(found.rows[name], known.rows[name][rows])
+    for site, weights in known.tokens.items():
+        np.testing.assert_allclose(found.tokens[site], weights, rtol=1e-5)
+    for name, stats in known.tables.items():
+        np.testing.assert_array_equal(found.tables[name].hessian, stats.hessian)
+    students = ModelStudent(ours, TOKENS), ModelStudent(theirs, TOKENS)
+    rng = np.random.default_rng(1)
+    for name, rows in order.items():
+        weight = ours.read(name) + rng.standard_normal(ours.specs[name].shape).astype(np.float32) / 32
+        students[0].put(name, weight, learns=True)
+        students[1].put(name, weight[rows], learns=True)
+    every = np.arange(2)
+    assert students[0].loss(every) == pytest.approx(students[1].loss(every), rel=1e-5) and students[0].loss(every) > 1e-3
+    slopes = [student.gradients(every) for student in students]
+    for name, rows in order.items():
+        np.testing.assert_allclose(slopes[1][name], slopes[0][name][rows], rtol=1e-3, atol=1e-6)
+
+
+def _order(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.array([int(np.flatnonzero((left == row).all(1))[0]) for row in right])
+
+
+def test_what_comes_after_the_head_counts(tmp_path):
+    """Gemma 2 bends its logits: what an error of the head costs is less where they are large."""
+    source = template(tmp_path, "gemma2")
+    found = named_model(source, TOKENS)
+    stats = measure_curvature(source, TOKENS, 0).tables[EMBEDDING]
+    cap = 30.0
+    with torch.no_grad():
+        last = found.causal.hidden(torch.from_numpy(TOKENS)).reshape(-1, 64)
+        bent = torch.tanh(last @ found.causal.head.T / cap)
+        p = (cap * bent).softmax(-1)
+        head = ((p * (1 - p)) * (1 - bent**2) ** 2).mean(0) / 2
+    rows = stats.row_weight - head.numpy()  # what the look-up costs
+    assert rows.min() > -1e-9
+    unseen = np.setdiff1d(np.arange(400), TOKENS)
+    np.testing.assert_allclose(rows[unseen], rows[unseen][0], rtol=1e-3)
+
+
+def test_rows_are_found_wherever_they_are():
+    rng = np.random.default_rng(0)
+    one, two = rng.standard_normal((2, 6, 8), np.float32)
+    one[4:] = two[4:] = 0  # alike in both
+    finder = Matcher([("one", one), ("two", two)])
+    mixed, part = finder.find(np.concatenate([two[3:1:-1], one[:2]]))
+    assert part == 1
+    np.testing.assert_array_equal(mixed.gather({"one": one, "two": two}), np.concatenate([two[3:1:-1], one[:2]]))
+    assert finder.find(two)[0].keys == ("two",)
+    assert finder.find(one + 1) == (None, 0.0)
+    assert finder.find(np.concatenate([one[:3], one[:1] + 1]))[1] == 0.75
+
+
+def test_a_store_of_a_template_is_weighed_and_tuned(tmp_path):
+    model, gguf = converted(tmp_path, "smollm3", "bfloat16")
+    source = open_checkpoint(gguf, model)
+    config = config_of("gptq-oc", grid="q4_0", token_weight="gradient", calibration_tokens=2048, tune_steps=8)
+    store = quantize_checkpoint(source, tmp_path / "store", config, LLAMA)
+    tuning = store.header["tuning"]
+    assert tuning["after"] < tuning["before"]
+    assert all(0 < record.loss[str(record.axis)] < 1 for record in store.records.values() if record.loss)
+
+
+def test_another_model_is_no_twin(tmp_path):
+    source = template(tmp_path, "smollm3")
+    other = make_model(tmp_path / "other", "olmo2", "float32")
+    with pytest.raises(CheckpointError, match=r"other: torch does not predict what llama.cpp does of .*nats a token apart.*unit"):
+        measure_curvature(open_checkpoint(source.path, other), TOKENS, 0)
+    shutil.copytree(source.twin, tmp_path / "near")
+    _change(tmp_path / "near", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][3].mul_(1.001))
+    with pytest.raises(CheckpointError, match=r"no weight like model.layers.1.mlp.up_proj.weight \(99% of its rows\)"):
+        measure_curvature(open_checkpoint(source.path, tmp_path / "near"), TOKENS, 0)
+    (tmp_path / "near" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"near: does not run in torch \(.*give .*unit"):
+        measure_curvature(open_checkpoint(source.path, tmp_path / "near"), TOKENS, 0)
+
+
+def _change(folder: Path, change) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("folder") / "model", "smollm3")
+
+
+def test_it_says_what_it_was_made_of(folder, tmp_path):
+    made = convert(folder, tmp_path / "a.gguf", find_converter(), "gpt-2")
+    assert isinstance(made, Converted) and (made.outtype, dict(made.left_out)) == ("BF16", {})
+    convert(folder, tmp_path / "b.gguf", find_converter(), "gpt-2")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert open_checkpoint(tmp_path / "a.gguf").read(EMBEDDING).shape == (400, 64)
+
+
+def test_its_own_code_never_runs(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    for name, key in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        raw = json.loads((copy / name).read_text())
+        own = {"model_type": "mine"} if name == "config.json" else {"tokenizer_class": "Mine"}
+        (copy / name).write_text(
+            json.dumps(raw | own | {"auto_map": {key: "mine.C" if key == "AutoConfig" else ["mine.C", None]}})
+        )
+    try:
+        convert(copy, tmp_path / "out.gguf", find_converter(), "gpt-2")
+    except CheckpointError as error:
+        assert "converter does not take it" in str(error)
+    assert not (tmp_path / "ran").exists()
+
+
+def _unknown(folder: Path) -> None:
+    _json(folder / "config.json", architectures=["NoSuchForCausalLM"])
+
+
+def _json(path: Path, **keys: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+BAD = {
+    "architecture": (
+        _unknown,
+        r"converter does not take it \(NotImplementedError: Architecture 'NoSuchForCausalLM' not supported",
+    ),
+    "pickled": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "only pickled weights, which are never loaded",
+    ),
+    "truncated": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-64]), "truncated"),
+    "awq": (
+        lambda f: _json(f / "config.json", quantization_config={"quant_method": "awq"}),
+        "quantized by awq, which the converter",
+    ),
+    "tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "converter does not take it"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "LoRA adapter"),
+    "tensors": (lambda f: _change(f, lambda t: t.pop("model.layers.1.mlp.up_proj.weight")), "of no use: llama.cpp refuses it"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_folder_is_one_line_and_nothing_written(folder, tmp_path, kind):
+    change, words = BAD[kind]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    change(copy)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        convert(copy, tmp_path / "out" / "model.gguf", find_converter(), "gpt-2")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+
+
+def test_an_unknown_pre_tokenizer_is_to_be_named(folder, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"pre-tokenizer is none that llama.cpp is known to have; name it with tokenizer_pre"
+    ):
+        convert(folder, tmp_path / "model.gguf", find_converter())
+
+
+def test_the_converter_is_the_one_that_is_known(tmp_path, monkeypatch):
+    assert find_converter().name == f"llama.cpp's converter ({pinned.PACKAGE} {pinned.VERSION})"
+    copy = shutil.copytree(pinned.home(), tmp_path / "copy")
+    assert find_converter(copy).name == "llama.cpp checkout copy"
+    (copy / "conversion" / "base.py").write_text("print('other')")
+    monkeypatch.setattr(pinned, "home", lambda: copy)
+    with pytest.raises(
+        ConfigError, match=r"copy: is not the converter of llama-cpp-python .* as published; bring it again: adadim"
+    ):
+        find_converter()
+    shutil.rmtree(copy)
+    with pytest.raises(ConfigError, match="not installed; bring it with: adadim doctor --install converter"):
+        find_converter()
+    with pytest.raises(ConfigError, match=r"no checkout of llama.cpp that has conversion/ and gguf-py/"):
+        find_converter(tmp_path)
