@@ -17,6 +17,7 @@ $(STAMP): constraints.txt pyproject.toml setup.py
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
 	$(BIN)/python tools/fetch_runtime_sdk.py || echo 'going on without the native library'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[all,dev,docs]'
+	$(BIN)/adadim doctor --install converter
 	touch $@
 
 # The native library, and what its tests run: only what changed is built.

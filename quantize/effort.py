@@ -8,6 +8,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.config import DataSpec, QuantizeConfig
 from quantize.methods import Around
 from quantize.model_config import ModelConfig
+from quantize.statistics.by_llama import gives_gradients
 
 EFFORTS = {
     "fast": QuantizeConfig("search-ada", data=DataSpec(tokens=8192, token_weight="unit")),
@@ -23,6 +24,6 @@ def effort_for(word: str, source: Checkpoint | None = None) -> QuantizeConfig:
     if source is None or isinstance(source.config, ModelConfig):
         return config
     config = replace(config, around=replace(config.around, block_steps=0))
-    if config.data.token_weight == "unit" or source.differentiable:
+    if config.data.token_weight == "unit" or gives_gradients(source):
         return config
     return replace(config, data=replace(config.data, token_weight="unit"), around=replace(config.around, tune_steps=0))

@@ -29,6 +29,7 @@ COMMANDS = (
         "run",
         "sensitivity",
         "imatrix",
+        "convert",
     ),
     *("bench kernel", "bundle", "bundle verify", "methods", "doctor", "completion"),
 )

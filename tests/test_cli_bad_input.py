@@ -111,7 +111,7 @@ BAD_MODELS = [
     (drop, ["model", DOWN, "missing"]),
     (stray, ["model", "model.layers.7.extra"]),
     (reshape, ["model", DOWN, "64", "96"]),
-    (other_architecture, ["config.json", "mamba", "llama"]),
+    (other_architecture, ["config.json", "mamba", "adadim convert"]),
     (only_pickles, ["model", "pickled weights, which are never loaded", "writes safetensors"]),
     (no_weights, ["model", "safetensors"]),
     (no_config, ["config.json"]),

@@ -168,7 +168,7 @@ NAMED = [
     ("run -hf ORG/NAME:Q4_K_M", "hf download ORG/NAME --local-dir DIR"),
     ("bundle f --target android --out o", "use --platform android, ios or web"),
     ("eval f --source m --bits 4", "chosen where a model is quantized, by adadim run or adadim quantize"),
-    ("convert m --out o", "adadim run m --out DIR"),
+    ("make m --out o", "adadim run m --out DIR"),
     ("awq m", "adadim quantize m --out STORE"),
     ("pack m.gguf", "adadim bundle m.gguf --platform android --out DIR"),
     ("deploy", "adadim bundle FILE --platform android --out DIR"),

@@ -9,7 +9,7 @@ from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from exporter.cli.options import CONTEXT
+from exporter.cli.formats import CONTEXT
 from exporter.cli.reports import report_of
 from exporter.cli.summary import Row, table, totals_rows
 from exporter.inspect import inspect

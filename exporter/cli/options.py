@@ -12,6 +12,7 @@ from exporter.cli.checks import add_doctor, add_inspect, add_verify
 from exporter.cli.compare import add_compare, add_eval, add_measured_text
 from exporter.cli.completion import add_completion
 from exporter.cli.convert import add_convert, add_converter
+from exporter.cli.formats import add_export, add_gguf_options, add_onnx_options
 from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
@@ -31,7 +32,6 @@ DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
 DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
-CONTEXT = 4096
 
 
 def build_parser() -> OneLineParser:
@@ -47,7 +47,7 @@ def build_parser() -> OneLineParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     adders = (
         _add_quantize,
-        _add_export,
+        add_export,
         add_verify,
         add_eval,
         add_compare,
@@ -90,9 +90,9 @@ def _add_run(commands: Subparsers) -> None:
     measured = parser.add_argument_group("what several files are measured on, for compare.json and report.html beside them")
     add_measured_text(measured, default=None)
     measured.add_argument("--chunks", type=positive, metavar="N", help="of 512 tokens (default: 8)")
-    _add_gguf_options(parser)
+    add_gguf_options(parser)
     add_converter(parser)
-    _add_onnx_options(parser)
+    add_onnx_options(parser)
     add_common(parser)
 
 
@@ -264,50 +264,3 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
     group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.data.seed, help="(default: %(default)s)")
-
-
-def _add_export(commands: Subparsers) -> None:
-    example = "adadim export gguf ./store --out model.gguf"
-    formats = command(commands, "export", "write a store as a file for a runtime", example).add_subparsers(
-        dest="format", required=True, metavar="FORMAT"
-    )
-    gguf = command(formats, "gguf", "write a GGUF for llama.cpp", example)
-    gguf.add_argument("store", metavar="STORE", type=file_path, help="directory made by `adadim quantize`")
-    gguf.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
-    _add_gguf_options(gguf)
-    onnx = command(
-        formats, "onnx", "write an ONNX folder for onnxruntime and onnxruntime-genai", "adadim export onnx ./store --out ./onnx"
-    )
-    onnx.add_argument("store", metavar="STORE", type=file_path, help="directory made by `adadim quantize`")
-    onnx.add_argument("--out", metavar="DIR", type=file_path, required=True, help="folder to write")
-    _add_onnx_options(onnx)
-    onnx.add_argument(
-        "--with-library",
-        action="store_true",
-        help="add this machine's kernel of MatMulAdaDim (default: the model's portable body runs, exact but slow)",
-    )
-    for parser in (gguf, onnx):
-        add_common(parser)
-
-
-def _add_gguf_options(parser: OneLineParser) -> None:
-    parser.add_argument(
-        "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified from tokenizer.json)"
-    )
-
-
-def _add_onnx_options(parser: OneLineParser) -> None:
-    parser.add_argument(
-        "--accuracy-level",
-        type=int,
-        choices=range(5),
-        default=4,
-        help="MatMulNBits activations: 4 int8 and fast, 0 or 1 float32 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--context",
-        type=positive,
-        metavar="N",
-        default=CONTEXT,
-        help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
-    )

@@ -164,7 +164,7 @@ OPTIONS = (  # the first row that fits tells
 )
 COMMANDS = (  # {any} is the word after it
     Row(
-        "convert conv make build create process transform optimize",
+        "conv make build create process transform optimize",
         "",
         "adadim run {model} --out DIR quantizes a model, writes a file for each target and checks it",
     ),

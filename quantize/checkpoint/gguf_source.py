@@ -27,8 +27,6 @@ ROPE_FREQS = "rope_freqs.weight"
 class GgufCheckpoint(GgufTensors):
     """See ``Checkpoint``; under Hugging Face names and row order. Raises CheckpointError at once for a malformed file."""
 
-    differentiable = True
-
     def __init__(self, path: Path, files: GgufFiles, values: GgufValues) -> None:
         infos = _by_hf_name(files.tensors, str(path))
         super().__init__(path, files, values, infos)

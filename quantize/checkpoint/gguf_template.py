@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 
 from quantize.checkpoint.gguf_sizes import sizes_from_gguf
@@ -29,15 +28,6 @@ KEPT = "float32 in a file of other types"
 OUTSIDE = "outside the blocks"
 
 
-def read_by_transformers(arch: str) -> bool:
-    """Whether transformers, if it is there, makes a torch model of a GGUF of that architecture."""
-    if find_spec("transformers") is None or find_spec("torch") is None:
-        return False
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    return arch in GGUF_SUPPORTED_ARCHITECTURES
-
-
 class GgufTemplate(GgufTensors):
     """See ``Checkpoint``. Raises CheckpointError at once for a file without the sizes of a language model, and with ``specs`` for
     one that llama.cpp does not run."""
@@ -54,13 +44,6 @@ class GgufTemplate(GgufTensors):
                 f"{path}: {to_gguf_name(EMBEDDING)} is missing or not {self.config.hidden_size} wide; download it again"
             )
         self.tied = HEAD not in self._infos
-
-    @cached_property
-    def differentiable(self) -> bool:
-        """Whether it has a twin for torch, or transformers reads the file; of experts no gradients are taken."""
-        if any(product.experts for product in self.products):
-            return False
-        return self.twin is not None or read_by_transformers(self.config.model_type)
 
     @cached_property
     def products(self) -> list[Product]:

@@ -40,7 +40,7 @@ class HuggingFaceCheckpoint:
     """See ``Checkpoint``. Raises CheckpointError at once for a missing, malformed or unknown model."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.differentiable = path, True
+        self.path = path
         where = str(path / "config.json")
         raw = FILE.load(path / "config.json", dict[str, Any])
         if not is_family(raw):

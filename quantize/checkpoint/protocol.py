@@ -26,10 +26,6 @@ class Checkpoint(Protocol):
         """Whether the head equals the embedding, by comparing the tensors; then ``specs`` has no lm_head.weight."""
 
     @property
-    def differentiable(self) -> bool:
-        """Whether torch runs it, there and back."""
-
-    @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every tensor in model order."""
 

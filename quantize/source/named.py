@@ -128,6 +128,13 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
     return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, **options).requires_grad_(False)
 
 
+def reads_gguf(arch: str) -> bool:
+    """Whether transformers makes a torch model of a GGUF of that architecture."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    return arch in GGUF_SUPPORTED_ARCHITECTURES
+
+
 def _mend() -> str:
     return f"give {asked('token_weight', 'unit')}, for which llama.cpp is enough"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +46,20 @@ class LlamaRun:
         raise AssertionError(f"{name}: llama.cpp computes no scope loss")
 
 
+def gives_gradients(source: Checkpoint) -> bool:
+    """Whether torch runs it, there and back: a template, if it has a twin there or transformers reads the file. Of experts no
+    gradients are taken."""
+    if not isinstance(source, GgufTemplate):
+        return True
+    if any(product.experts for product in source.products):
+        return False
+    if source.twin is not None or find_spec("torch") is None or find_spec("transformers") is None:
+        return source.twin is not None
+    from quantize.source import reads_gguf
+
+    return reads_gguf(source.config.model_type)
+
+
 def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> None:
     """Raises ConfigError for what needs the modules of a block, which are not known of a template, or gradients where torch does
     not run it.
@@ -52,12 +67,12 @@ def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> 
     ``runs``: whether a text passes through it; how its tokens are weighed does not matter otherwise.
     """
     around, data, named = config.around, config.data, shown(source.config.model_type)
-    if not source.differentiable:
+    weighs = runs and data.token_weight == "gradient"
+    if (weighs or around.tune_steps) and not gives_gradients(source):
         reason = f"{source.path}: {named} runs in llama.cpp, which gives no gradients"
-        if runs and data.token_weight == "gradient":
+        if weighs:
             raise ConfigError(f"{asked('token_weight', data.token_weight)}: {reason}; give {asked('token_weight', 'unit')}")
-        if around.tune_steps:
-            raise ConfigError(f"{asked('tune_steps', around.tune_steps)}: {reason}; give {asked('tune_steps', 0)}")
+        raise ConfigError(f"{asked('tune_steps', around.tune_steps)}: {reason}; give {asked('tune_steps', 0)}")
     if around.by_scope:
         raise ConfigError(
             f"{asked('selection', around.selection)}: {source.path}: no part of {named} is known by itself; "
@@ -76,7 +91,7 @@ def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> 
 
 def check_gradients(source: Checkpoint) -> None:
     """Raises ConfigError for a source that torch does not run: what an option costs the whole model is told by gradients."""
-    if not source.differentiable:
+    if not gives_gradients(source):
         raise ConfigError(
             f"{source.path}: {shown(source.config.model_type)} runs in llama.cpp, which gives no gradients to choose grids by; "
             f"give {asked('grid.bits')} or {asked('grid.name')} instead of a size"

@@ -115,7 +115,7 @@ def test_moments_are_those_of_torch(tmp_path):
     known, template = open_checkpoint(decoded), GgufTemplate(decoded, *open_language_model(decoded))
     tokens = tokenize(TEXT * 20, known)[:1024].reshape(2, 512)
     for weight in ("unit", "none"):
-        pairs = zip(walk_blocks(known, tokens, weight, 0), llama_blocks(template, tokens, weight == "unit"), strict=True)
+        pairs = zip(walk_blocks(known, tokens, weight, 0), llama_blocks(template, tokens, weight), strict=True)
         for torch, llama in pairs:
             assert torch.stats.keys() == llama.stats.keys()
             assert {frozenset(site) for site in torch.sites} == {frozenset(site) for site in llama.sites}
@@ -128,7 +128,7 @@ def test_moments_are_those_of_torch(tmp_path):
 def test_experts_see_the_tokens_that_are_sent_to_them(moe):
     """Each token goes to two of them, and the whole second moment is the sum of theirs."""
     tokens = tokenize(TEXT * 20, moe)[:1024].reshape(2, 512)
-    for run in llama_blocks(moe, tokens, unit=False):
+    for run in llama_blocks(moe, tokens, "none"):
         gate, up, down = (run.experts[f"model.layers.{run.index}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
         assert gate.tokens.sum() == down.tokens.sum() == 2 * 1024
         assert np.array_equal(gate.squares, up.squares)
@@ -138,12 +138,12 @@ def test_experts_see_the_tokens_that_are_sent_to_them(moe):
 
 def test_moments_in_several_passes_are_the_same(moe, monkeypatch):
     tokens = tokenize(TEXT * 20, moe)[:512].reshape(1, 512)
-    whole = list(llama_blocks(moe, tokens, unit=True))
+    whole = list(llama_blocks(moe, tokens, "unit"))
     passes = list[list[int]]()
     real = by_llama._passes
     monkeypatch.setattr(by_llama, "physical_memory", lambda: 1)
     monkeypatch.setattr(by_llama, "_passes", lambda *args: (passes.append(some) or some for some in real(*args)))
-    parts = list(llama_blocks(moe, tokens, unit=True))
+    parts = list(llama_blocks(moe, tokens, "unit"))
     assert passes == [[index] for index in range(LAYERS)]
     for one, other in zip(whole, parts, strict=True):
         assert all(np.array_equal(one.stats[name].hessian, other.stats[name].hessian) for name in one.stats)

@@ -62,7 +62,7 @@ def cost(source, tokens, kind, outputs, error):
     """What the loss of layer 0 should be, from the definitions."""
     if kind == "gradient":
         curvature = measure_curvature(source, tokens, 0)
-        weights, rows = curvature.tokens["model.layers.0.mlp.down_proj"].reshape(tokens.shape), curvature.rows[DOWN]
+        weights, rows = curvature.tokens[DOWN].reshape(tokens.shape), curvature.rows[DOWN]
     else:
         size = np.square(outputs).mean(-1)
         weights, rows = 1 / size if kind == "unit" else np.ones_like(size), np.full(error.shape[-1], 1 / error.shape[-1])

@@ -232,7 +232,10 @@ LIES = {
     "config no json": (lambda p: (p / "config.json").write_text("{"), "config.json: not JSON"),
     "config no object": (lambda p: (p / "config.json").write_text("[]"), "config.json: Expected object, got array"),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "no model.safetensors and no model.safetensors.index.json"),
-    "unknown type": (lambda p: edit_config(p, model_type="mamba"), "'mamba' is not supported"),
+    "unknown type": (
+        lambda p: edit_config(p, model_type="mamba"),
+        "'mamba' is no family that is known by name here; make a GGUF of it",
+    ),
     "no size": (lambda p: edit_config(p, hidden_size=...), "hidden_size"),
     "other activation": (lambda p: edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
     "quantized": (lambda p: edit_config(p, quantization_config={"bits": 4}), "quantized already"),

@@ -63,12 +63,15 @@ def test_an_option_is_spelled_for_whoever_reads_it(marked, python, option):
     assert str(error) == f"m: no; give {python}, or not"
 
 
+SCRIPTS = ("quantize/hub.py", "quantize/template/converter.py", "exporter/bundle/verify_bundle.py")
+
+
 def test_the_library_spells_no_option_of_the_command_line():
     """But in what is for a shell anyway: whole commands, and scripts that run by themselves."""
     root, found = Path(__file__).parents[2], list[str]()
     for path in (path for package in ("quantize", "exporter", "runtime_checks") for path in (root / package).rglob("*.py")):
         name = path.relative_to(root).as_posix()
-        if name.startswith("exporter/cli/") or name in ("quantize/hub.py", "exporter/bundle/verify_bundle.py"):
+        if name.startswith("exporter/cli/") or name in SCRIPTS:
             continue
         for text in texts(ast.parse(path.read_text(encoding="utf-8"))):
             if re.search(r"(?<![\w(-])--[a-z][a-z-]+", text) and not re.search(r"\b(adadim|hf|llama-[\w-]+|python3) ", text):

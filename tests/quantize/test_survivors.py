@@ -115,13 +115,18 @@ def test_a_tied_table_is_embedding_and_head_by_their_shares(tmp_path):
     embedding = measure_curvature(tied, tokens, 0).tables[EMBEDDING]
     assert HEAD not in measure_curvature(tied, tokens, 0).tables
     model = build_model(tied.config, tied.read, tied.tied)
-    tables = curvature._Tables(model.lm_head.weight.detach(), tied.config.vocab_size)
+    head = model.lm_head.weight.detach()
+    tables = curvature._Tables(*head.shape)
+
+    def multiply(x):
+        return curvature.Applied(x @ head.T, x, lambda slope: slope @ head)
+
     generator = torch.Generator().manual_seed(0)
     for row in tokens:
         ids = torch.from_numpy(row[None])
         embedded = model.model.embed_tokens(ids).requires_grad_()
         last = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        last.backward(tables.add_head(last.detach(), generator))
+        last.backward(tables.add_head(last.detach(), multiply, generator))
         tables.add_embedding(ids, embedded.grad)
     apart = tables.stats(tied=False)
     looked_up, multiplied = apart[EMBEDDING], apart[HEAD]

@@ -14,6 +14,7 @@ from quantize.float_params import floats_of, per_block, per_weight, shares, with
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
 from quantize.source import ModelStudent, build_model, curvature, logits, measure_curvature, walk_blocks
+from quantize.source.causal import Causal
 from quantize.statistics.measured import Measured
 from quantize.steps import learn_floats as tuning
 from quantize.steps.descent import weight_of as weight_of_tensor
@@ -82,7 +83,7 @@ def test_every_other_layer_keeps_next_to_nothing_for_the_way_back(source, tokens
             model.model(torch.from_numpy(tokens), use_cache=False)
         return sum(sizes)
 
-    assert kept(ModelStudent(source, tokens)._model) < 0.7 * kept(build_model(source.config, source.read, source.tied))
+    assert kept(ModelStudent(source, tokens)._causal._model) < 0.7 * kept(build_model(source.config, source.read, source.tied))
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -132,20 +133,22 @@ def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
 
 def test_a_token_weighs_the_length_of_its_gradient(source, tokens):
     model = build_model(source.config, source.read, source.tied)
-    squares, seen = curvature._Squares(model), []
+    causal, seen = Causal(model), []
+    squares = curvature._Squares(causal, curvature._Tables(*causal.head.shape))
 
     def keep(_module, _inputs, output):
         output.retain_grad()
         seen.append(output)
 
     model.model.layers[0].mlp.down_proj.register_forward_hook(keep)
-    embedded = model.model.embed_tokens(torch.from_numpy(tokens[:1])).requires_grad_()
-    model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state.sin().sum().backward()
-    rows, weights = squares.marginals()
+    with causal.watched(squares.see):
+        causal.hidden(torch.from_numpy(tokens[:1])).sin().sum().backward()
+    found = {weight.parameter: one for weight, one in squares.marginals(tokens.shape[1])[0].items()}
+    weights = {weight.parameter: one for weight, one in squares.marginals(tokens.shape[1])[1].items()}
     gradient = seen[0].grad[0].numpy()
     lengths = np.linalg.norm(gradient, axis=1)
-    np.testing.assert_allclose(weights["model.layers.0.mlp.down_proj"], lengths / lengths.mean(), rtol=1e-5)
-    np.testing.assert_allclose(rows["model.layers.0.mlp.down_proj.weight"], np.square(gradient).mean(0) / 2, rtol=1e-5)
+    np.testing.assert_allclose(weights["model.layers.0.mlp.down_proj.weight"], lengths / lengths.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["model.layers.0.mlp.down_proj.weight"], np.square(gradient).mean(0) / 2, rtol=1e-5)
 
 
 def test_curvature_predicts_the_divergence(source, tokens):
