@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 NPM := apps/node_modules/.installed
 NODE_20 := $(shell command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' && echo yes)
 
-.PHONY: setup native apps demo test check bench docs
+.PHONY: setup native apps demo demo-gemma test check bench docs
 
 setup: $(STAMP)
 
@@ -42,6 +42,11 @@ build/apps/android/sample.jar: $(STAMP) $(NPM) tools/build_android.py $(shell fi
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO)
+
+# Gemma 3 270M, under the Gemma Terms of Use (docs/evidence/gemma.md).
+demo-gemma: $(STAMP)
+	$(BIN)/python tools/make_gemma.py build/gemma
+	$(BIN)/adadim run build/gemma/gemma-3-270m.gguf --out build/gemma/out --target-size 241MB
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

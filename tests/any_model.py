@@ -104,3 +104,23 @@ def write_sentence_piece(path: Path) -> None:
             num_threads=1,
             minloglevel=2,
         )
+
+
+def make_pictured(path: Path) -> Path:
+    """A Gemma 3 with its tower for pictures."""
+    import torch
+    from transformers import AutoModelForImageTextToText, Gemma3Config
+
+    torch.manual_seed(0)
+    sight = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(text_config=dict(MODELS["gemma3_text"]), vision_config=sight, mm_tokens_per_image=4)
+    AutoModelForImageTextToText.from_config(config).to(torch.bfloat16).save_pretrained(path)
+    write_tokenizer(path, VOCAB)
+    return path

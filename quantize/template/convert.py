@@ -128,8 +128,8 @@ def _asked(folder: Path, request: Mapping[str, Any]) -> list[str]:
 
 
 def _by_place(names: list[str]) -> dict[str, int]:
-    """``model.vision_tower.encoder.layers.3.weight`` is counted under ``model.vision_tower``."""
-    return dict(Counter(".".join(name.split(".")[:2]) for name in names))
+    """``model.vision_tower.encoder.layers.3.weight`` is counted under ``vision_tower``."""
+    return dict(Counter(name.removeprefix("model.").partition(".")[0] for name in names))
 
 
 def made_of(path: Path, folder: Path, converter: Converter) -> bool:
