@@ -13,7 +13,7 @@ from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError
 from quantize.gguf.names import to_source_name
 from quantize.grids import GRIDS
-from quantize.model_config import ModelSizes
+from quantize.model_config import ModelConfig, ModelSizes
 from quantize.types import F32, Grid
 from runtime_checks.reference.decode import FLOAT_BYTES, DamagedFileError
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, read_gguf
@@ -54,7 +54,7 @@ class GgufWeights:
         self._tensors: dict[str, GgufTensor] = {}
         for stored, tensor in open_gguf(path).tensors.items():
             name = to_source_name(stored)
-            if stored != ROPE_FREQS:
+            if stored != ROPE_FREQS or not isinstance(config, ModelConfig):  # of a template a tensor like any other
                 self._tensors[stored if name in self._tensors else name] = tensor
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
@@ -24,6 +25,7 @@ from quantize.source.named import named_model
 from quantize.template import converter as pinned
 from quantize.template.convert import Converted, convert
 from quantize.template.converter import find_converter
+from runtime_checks.checks.verify import verify
 from tests.any_model import MODELS, make_model
 from tests.cases import config_of
 
@@ -138,6 +140,15 @@ def test_a_store_of_a_template_is_weighed_and_tuned(tmp_path):
     tuning = store.header["tuning"]
     assert tuning["after"] < tuning["before"]
     assert all(0 < record.loss[str(record.axis)] < 1 for record in store.records.values() if record.loss)
+
+
+def test_factors_of_the_rotary_embedding_are_a_tensor_like_any_other(tmp_path):
+    model, gguf = converted(tmp_path, "apertus", "bfloat16")
+    source = open_checkpoint(gguf, model)
+    assert "rope_freqs.weight" in source.specs
+    store = quantize_checkpoint(source, tmp_path / "store", config_of("rtn-oc", grid="q4_0"), LLAMA)
+    checks = verify(write_gguf(store, tmp_path / "out.gguf"), source, store)
+    assert not [check for check in checks if not check.ok]
 
 
 def test_another_model_is_no_twin(tmp_path):
