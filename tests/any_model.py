@@ -64,13 +64,13 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
 SENTENCE_PIECE = ("gemma", "gemma2", "ernie4_5", "nemotron")  # of which the converter reads nothing else
 
 
-def make_model(path: Path, model_type: str, dtype: str = "bfloat16") -> Path:
+def make_model(path: Path, model_type: str, dtype: str = "bfloat16", **more: object) -> Path:
     """Write one, weights as transformers starts them, but larger, so that logits differ."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, bos_token_id=1, eos_token_id=2, **MODELS[model_type])
+    config = AutoConfig.for_model(model_type, bos_token_id=1, eos_token_id=2, **{**MODELS[model_type], **more})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -27,7 +27,7 @@ TOKENS = np.random.default_rng(0).integers(3, 400, (1, 96))
 HEAD = """# Models
 
 Random models of some thousand weights, one for each architecture, through the whole way: folder, GGUF of its floats by
-llama.cpp's converter, 4 bits, `adadim verify`. No architecture is known by name but the first four, which are taken as any other here.
+llama.cpp's converter, 4 bits, `adadim verify`. Only the first four are known by name, and these are taken as any other here.
 
 - *apart*: the largest difference of a logit between torch and llama.cpp, both on the float weights, by the largest logit.
 - *found*: matrices of the GGUF whose rows were found in torch's model, of those that are quantized.

@@ -41,8 +41,7 @@ def test_run_converts_and_goes_on_from_there(folder, tmp_path, capsys):
     assert run(*command) == 0
     assert "taken as an earlier run of this command left it" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
-    (folder / "generation_config.json").write_text("{}")
-    assert run(*command) == 2  # of another folder: not replaced without --force
+    assert run(*(word if word != "gpt-2" else "qwen2" for word in command)) == 2  # not replaced without --force
     assert "source.gguf: exists already" in capsys.readouterr().err
 
 

@@ -74,7 +74,9 @@ def _made_before(args: Namespace, path: Path) -> bool:
     from quantize.template.convert import made_of
     from quantize.template.converter import find_converter
 
-    return not args.force and path.is_file() and made_of(path, args.source, find_converter(args.converter))
+    return (
+        not args.force and path.is_file() and made_of(path, args.source, find_converter(args.converter), args.tokenizer_pre or "")
+    )
 
 
 def _convert(args: Namespace, out: Path) -> Converted:

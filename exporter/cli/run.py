@@ -53,8 +53,8 @@ def run(args: Namespace) -> int:
     from quantize.statistics.measured import Measured
 
     out = args.out or default_out(args.source)
-    twin = args.torch or (args.source if args.source.is_dir() else None)
-    source = open_checkpoint(source_path(args, out), twin)
+    path = source_path(args, out)
+    source = open_checkpoint(path, args.torch or (args.source if path != args.source else None))
     rungs = _rungs(args, source)
     outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
     for each in outputs:

@@ -9,7 +9,7 @@ from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.huggingface import HuggingFaceCheckpoint
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.errors import CheckpointError
+from quantize.errors import CheckpointError, ConfigError, asked
 from quantize.foreign import TO_MERGE
 from quantize.hub import to_download
 from quantize.kinds import MAKE, Kind, Wanted, kind_of, mistaken
@@ -31,8 +31,11 @@ def open_checkpoint(path: Path, twin: Path | None = None) -> Checkpoint:
     """The source model at ``path``, its headers read and checked; ``twin``: of a template the same as a folder that torch runs.
 
     Raises CheckpointError for whatever cannot be used."""
+    if twin is not None:
+        check_folder(twin)
     if path.is_dir():
         check_folder(path)
+        _check_alone(path, twin)
         return HuggingFaceCheckpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory; {to_download(path) or MAKE[Wanted.SOURCE]}")
@@ -46,4 +49,12 @@ def open_checkpoint(path: Path, twin: Path | None = None) -> Checkpoint:
     if magic != b"GGUF":
         raise CheckpointError(mistaken(path, Wanted.SOURCE))
     files, values = open_language_model(path)
-    return GgufCheckpoint(path, files, values) if is_family(values) else GgufTemplate(path, files, values, twin)
+    if is_family(values):
+        _check_alone(path, twin)
+        return GgufCheckpoint(path, files, values)
+    return GgufTemplate(path, files, values, twin)
+
+
+def _check_alone(path: Path, twin: Path | None) -> None:
+    if twin is not None:
+        raise ConfigError(f"{asked('torch', str(twin))}: {path} is run by torch itself; drop {asked('torch')}")

@@ -45,6 +45,11 @@ class GgufTemplate(GgufTensors):
             )
         self.tied = HEAD not in self._infos
 
+    @property
+    def is_split(self) -> bool:
+        """Whether it lies in several files."""
+        return len(self._files.paths) > 1
+
     @cached_property
     def products(self) -> list[Product]:
         """What llama.cpp multiplies, by this source's names, in its order."""

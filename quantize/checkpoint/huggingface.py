@@ -17,6 +17,7 @@ from quantize.checkpoint.shards import FILE, files_digest, stored_tensors
 from quantize.checkpoint.tokenizer_files import DOOR, MORE_TEMPLATES, TEMPLATES, check_files
 from quantize.checkpoint.tokenizing import check_tokenizer
 from quantize.errors import CheckpointError, shown
+from quantize.foreign import quantized_by
 from quantize.model_config import EMBEDDING, HEAD, MODEL_TYPES, ModelConfig
 from quantize.types import F32, PlainTensor, TensorSpec
 
@@ -34,6 +35,11 @@ TOKENIZER = "tokenizer.json"
 def is_family(raw: Mapping[str, Any]) -> bool:
     """Whether config.json is of a decoder that is known by name, or of nothing that one could tell."""
     return not isinstance(raw.get("model_type"), str) or raw["model_type"] in MODEL_TYPES
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether its config.json says so."""
+    return quantized_by(FILE.load(folder / "config.json", dict[str, Any])) is not None
 
 
 class HuggingFaceCheckpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quantize.model_config import HEAD
 from quantize.run.job import Job
 from quantize.statistics.calibration import other_data
 from quantize.steps.learn_floats import tune, tuning_schedule
@@ -29,7 +30,7 @@ def tuned(job: Job, pieces: list[Piece], tokens: I64) -> tuple[list[Piece], dict
 
     tensors = [part.weight for part, _ in pieces]
     chosen = [index for index, one in enumerate(tensors) if isinstance(one, QuantizedTensor) or one.values.ndim == 1]
-    student, steps = ModelStudent(job.source, tokens), job.config.around.tune_steps
+    student, steps = ModelStudent(job.source, tokens, any(one.name == HEAD for one in tensors)), job.config.around.tune_steps
     found = tune([tensors[index] for index in chosen], student, job.orders, tuning_schedule(steps, job.config.data.seed))
     moved = dict(zip(chosen, found.tensors, strict=True))
     report = {"tuning": {"steps": steps, "before": found.before, "after": found.after}}

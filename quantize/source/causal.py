@@ -80,8 +80,8 @@ class Causal:
 
     @contextmanager
     def watched(self, see: See) -> Iterator[None]:
-        """In the block ``see`` is told of every product of a parameter, and of every look-up."""
-        with _Watch(self.parameters, see):
+        """In the block ``see`` is told of every product of a parameter, and of look-ups in the embedding."""
+        with _Watch(self, see):
             yield
 
 
@@ -89,15 +89,17 @@ See = Callable[[Weight | None, torch.Tensor, torch.Tensor], None]  # (weight, x 
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, parameters: dict[str, nn.Parameter], see: See) -> None:
+    def __init__(self, causal: Causal, see: See) -> None:
         super().__init__()
-        self._see = see
-        self._places = sorted((one.data_ptr(), one.numel() * one.element_size(), name) for name, one in parameters.items())
+        self._see, self._embedding = see, causal.embedding.data_ptr()
+        parameters = causal.parameters.items()
+        self._places = sorted((one.data_ptr(), one.numel() * one.element_size(), name) for name, one in parameters)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         out = func(*args, **(kwargs or {}))
         if func is functional.embedding:
-            self._see(None, args[0], out)
+            if args[1].data_ptr() == self._embedding:
+                self._see(None, args[0], out)
         elif func in ROWS_FIRST:
             self._tell(args[1], args[0], out, columns_first=False)
         elif func in COLUMNS_FIRST:

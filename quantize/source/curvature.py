@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from quantize.checkpoint import Checkpoint
-from quantize.errors import CalibrationError
+from quantize.errors import CalibrationError, CheckpointError
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
 from quantize.source.causal import Causal, Weight
 from quantize.source.freed import return_freed
-from quantize.source.named import Named, named_model
+from quantize.source.named import WITHOUT, Named, named_model
 from quantize.source.whole import LOGIT_ROWS
 from quantize.types import F32, I64, Curvature, InputStats
 
@@ -38,7 +38,7 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     named = named_model(source, tokens)
     causal, rows_of = named.causal, named.rows
     tables = _Tables(*causal.head.shape)
-    squares, head, generator = _Squares(causal, tables), _head(causal), torch.Generator().manual_seed(seed)
+    squares, head, generator = _Squares(tables), _head(causal), torch.Generator().manual_seed(seed)
     for start in track(range(0, len(tokens), BATCH), "curvature"):
         ids = torch.from_numpy(np.ascontiguousarray(tokens[start : start + BATCH]))
         with causal.watched(squares.see):
@@ -50,6 +50,7 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
         if start // BATCH % TIDY == 0:
             return_freed()
     found, shares = squares.marginals(tokens.size)
+    _check_seen(source, named, shares, tokens.size)
     rows = {name: rows_of[name].gather(found) for names in named.sites for name in names}
     for name, row in rows.items():
         if not np.isfinite(row).all():
@@ -57,6 +58,14 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     weights = {names[0]: _mean([key for name in names for key in rows_of[name].keys], shares) for names in named.sites}
     stats = tables.stats(tied=causal.head is causal.embedding)
     return Curvature(weights, rows, {name: one for name, one in stats.items() if name in named.whole})
+
+
+def _check_seen(source: Checkpoint, named: Named, shares: Mapping[Weight, torch.Tensor], count: int) -> None:
+    """Raises CheckpointError where a weight was not multiplied by each of ``count`` tokens once: nobody knows which is which."""
+    for name, rows in named.rows.items():
+        seen = [len(shares[key]) if key in shares else 0 for key in rows.keys]
+        if any(number != count for number in seen):
+            raise CheckpointError(f"{source.path}: {name} sees {seen[0]} inputs of {count} tokens in torch; {WITHOUT}")
 
 
 def _mean(keys: Sequence[Weight], shares: Mapping[Weight, torch.Tensor]) -> F32:
@@ -83,8 +92,8 @@ def _first_overflow(named: Named, ids: torch.Tensor) -> str:
 class _Squares:
     """Both marginals of g^2 for every weight that something is multiplied by."""
 
-    def __init__(self, causal: Causal, tables: _Tables) -> None:
-        self._causal, self._tables = causal, tables
+    def __init__(self, tables: _Tables) -> None:
+        self._tables = tables
         self._rows: dict[Weight, torch.Tensor] = {}
         self._tokens: dict[Weight, list[torch.Tensor]] = {}
 
@@ -92,7 +101,7 @@ class _Squares:
         """What is looked up in the embedding asks for a gradient, so that all that follows has one."""
         if weight is not None and out.requires_grad:
             out.register_hook(lambda gradient: self._add(weight, gradient))  # type: ignore[no-untyped-call]
-        elif weight is None and not out.requires_grad and out.shape[-1] == self._causal.embedding.shape[-1]:
+        elif weight is None:
             out.requires_grad_()
             out.register_hook(lambda gradient: self._tables.add_embedding(x, gradient))  # type: ignore[no-untyped-call]
 

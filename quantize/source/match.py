@@ -14,6 +14,7 @@ from quantize.types import F32, Array
 
 Key = TypeVar("Key")
 U64 = NDArray[np.uint64]
+PART = 1 << 20  # weights that are looked at together
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Matcher(Generic[Key]):
             index.append(np.arange(len(weight)))
         self._marks, self._which, self._index = np.concatenate(marks), np.concatenate(which), np.concatenate(index)
         self._order = np.argsort(self._marks, kind="stable")
+        self._free = np.ones(len(self._marks), bool)
 
     def find(self, weight: F32) -> tuple[Rows[Key] | None, float]:
         """Where the rows of F32[OC, IC] are, if all are there; and what part of them is.
 
-        Rows that are alike, as those of zeros, are taken from the weight that has most of the others.
+        Rows that are alike, as those of zeros or of a layer that is there twice, are taken in turn, first from the weight
+        that has most of the others.
         """
         marks = _marks(weight)
         first = np.searchsorted(self._marks[self._order], marks, "left")
@@ -66,17 +69,22 @@ class Matcher(Generic[Key]):
         return rows, part
 
     def _best(self, places: NDArray[np.intp], favoured: list[int]) -> int:
-        if len(places) == 1:
-            return int(places[0])
-        which = self._which[places]
-        return int(next((places[which == number][0] for number in favoured if number in which), places[0]))
+        if len(places) > 1:
+            free = places[self._free[places]]
+            places = free if len(free) else places
+            which = self._which[places]
+            places = next((places[which == number] for number in favoured if number in which), places)
+        self._free[places[0]] = False
+        return int(places[0])
 
 
 def _marks(weight: F32) -> U64:
     """A number for each row that its content has and no other."""
-    bits = np.ascontiguousarray(weight + np.float32(0)).view(np.uint32).astype(np.uint64)  # -0 is 0
-    factors = np.random.default_rng(0).integers(1, 1 << 63, weight.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    mixed = (bits + np.uint64(0x9E3779B97F4A7C15)) * factors
-    return (
-        np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=1) if weight.shape[1] else np.zeros(len(weight), np.uint64)
-    )
+    columns = weight.shape[1]
+    factors = np.random.default_rng(0).integers(1, 1 << 63, columns, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    out, step = np.zeros(len(weight), np.uint64), max(1, PART // columns)
+    for start in range(0, len(weight), step):
+        rows = np.ascontiguousarray(weight[start : start + step] + np.float32(0))  # -0 is 0
+        mixed = (rows.view(np.uint32).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)) * factors
+        out[start : start + step] = np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=1)
+    return out

@@ -25,6 +25,7 @@ from quantize.types import F32, I64
 SHOWN = 3  # names in a message
 PART = 1 << 22  # weights that are compared together
 SAMPLE = 64  # tokens on which llama.cpp and torch have to agree
+WITHOUT = f"go without gradients: {asked('token_weight', 'unit')}, {asked('tune_steps', 0)}, and no size"
 MOST_APART = 0.1  # nats a token; a Q4_K_M in llama.cpp's kernels: .007
 
 
@@ -50,7 +51,8 @@ class Named:
             for number, key in enumerate(rows.keys):
                 own = rows.which == number
                 self.causal.matrix(key).numpy()[rows.index[own]] = weight[own]
-                self.causal.parameters[key.parameter].requires_grad_(learns)
+                if learns:  # never off: another tensor may lie in the same parameter
+                    self.causal.parameters[key.parameter].requires_grad_()
 
     def take_gradients(self, names: Collection[str]) -> dict[str, F32]:
         """Of those of ``names`` that have one, in their rows' order; the parameters have none afterwards."""
@@ -65,13 +67,15 @@ class Named:
         return found
 
 
-def named_model(source: Checkpoint, tokens: I64) -> Named:
-    """Raises CheckpointError for a template that transformers does not run, or that is not what it runs: its weights are other
+def named_model(source: Checkpoint, tokens: I64, split: bool = False) -> Named:
+    """``split``: with a head of its own, whether or not the source has one.
+
+    Raises CheckpointError for a template that transformers does not run, or that is not what it runs: its weights are other
     ones, or it predicts something else than llama.cpp does of ``tokens`` I64[sequences, length]."""
-    return _by_content(source, tokens[0, :SAMPLE]) if isinstance(source, GgufTemplate) else _by_name(source)
+    return _by_content(source, tokens[0, :SAMPLE], split) if isinstance(source, GgufTemplate) else _by_name(source, split)
 
 
-def _by_name(source: Checkpoint) -> Named:
+def _by_name(source: Checkpoint, split: bool) -> Named:
     model: Any = build_model(source.config, source.read, source.tied)
     positions = model.model.rotary_emb(torch.zeros(1, 1), torch.arange(TOKENS)[None])
     sites = [
@@ -79,9 +83,17 @@ def _by_name(source: Checkpoint) -> Named:
         for index, block in enumerate(model.model.layers)
         for linears in anatomy_of(block, model.config.hidden_size, positions).sites
     ]
-    causal = Causal(model)
+    causal = Causal(_untied(model) if split else model)
     rows = {name: _itself(name, causal.parameters[name]) for names in sites for name in names}
     return Named(causal, rows, sites, causal.parameters)
+
+
+def _untied(model: Any) -> Any:  # noqa: ANN401 - transformers has no types
+    """The same with a head that is no longer the embedding."""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return model
 
 
 def _itself(name: str, parameter: nn.Parameter) -> Rows[Weight]:
@@ -89,23 +101,30 @@ def _itself(name: str, parameter: nn.Parameter) -> Rows[Weight]:
     return Rows((Weight(name, 0, (count, columns), False),), np.zeros(count, np.intp), np.arange(count))
 
 
-def _by_content(source: GgufTemplate, sample: I64) -> Named:
+def _by_content(source: GgufTemplate, sample: I64, split: bool) -> Named:
     where = source.twin or source.path
     try:
-        causal = Causal(_load(where))
+        model = _load(where)
+        causal = Causal(_untied(model) if split or HEAD in source.specs else model)
         seen = dict[Weight, None]()
         with torch.no_grad(), causal.watched(lambda weight, *_: None if weight is None else seen.setdefault(weight)):
             predicted = causal.logits(causal.hidden(torch.from_numpy(sample)[None])[0])
     except Exception as error:  # transformers raises whatever it meets
-        raise CheckpointError(f"{where}: does not run in torch ({shown(error)}); {_mend()}") from error
-    apart = _divergence(run_logits(source.path, sample), predicted)
+        raise CheckpointError(f"{where}: does not run in torch ({shown(error)}); {WITHOUT}") from error
+    taught = run_logits(source.path, sample)
+    if taught.shape != predicted.shape:
+        raise CheckpointError(
+            f"{where}: predicts {predicted.shape[1]} tokens in torch, and {source.path} {taught.shape[1]} in llama.cpp; {WITHOUT}"
+        )
+    apart = _divergence(taught, predicted)
     if not apart <= MOST_APART:
         raise CheckpointError(
             f"{where}: torch does not predict what llama.cpp does of {source.path}: {apart:.3g} nats a token apart, where "
-            f"kernels alone make less than {MOST_APART:g}; {_mend()}"
+            f"kernels alone make less than {MOST_APART:g}; {WITHOUT}"
         )
-    matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in seen)
     tables = {EMBEDDING: causal.embedding, HEAD: causal.head}
+    own = [one for one in seen if not any(causal.parameters[one.parameter] is table for table in tables.values())]
+    matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in own)
     whole = {name: one for name, one in tables.items() if name in source.specs and _alike(source, name, one)}
     return Named(causal, _matched(source, matcher), _sites(source), whole)
 
@@ -124,7 +143,9 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
     place: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.is_file():
         place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    options = {"trust_remote_code": False, "local_files_only": True, "experts_implementation": "eager"}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "experts_implementation": "eager"}
+    if path.is_dir():
+        options["use_safetensors"] = True  # nothing is unpickled
     return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, **options).requires_grad_(False)
 
 
@@ -133,10 +154,6 @@ def reads_gguf(arch: str) -> bool:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     return arch in GGUF_SUPPORTED_ARCHITECTURES
-
-
-def _mend() -> str:
-    return f"give {asked('token_weight', 'unit')}, for which llama.cpp is enough"
 
 
 def _sites(source: GgufTemplate) -> list[list[str]]:
@@ -163,7 +180,7 @@ def _matched(source: GgufTemplate, matcher: Matcher[Weight]) -> dict[str, Rows[W
                 found[name] = rows
     if missed:
         more = f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
-        raise CheckpointError(f"{source.path}: torch's model has no weight like {', '.join(missed[:SHOWN])}{more}; {_mend()}")
+        raise CheckpointError(f"{source.path}: torch's model has no weight like {', '.join(missed[:SHOWN])}{more}; {WITHOUT}")
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.huggingface import is_quantized
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
 from quantize.gguf.names import to_gguf_name
@@ -53,8 +54,12 @@ def gives_gradients(source: Checkpoint) -> bool:
         return True
     if any(product.experts for product in source.products):
         return False
-    if source.twin is not None or find_spec("torch") is None or find_spec("transformers") is None:
-        return source.twin is not None
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return False
+    if source.twin is not None:
+        return not is_quantized(source.twin)  # else torch's floats are not the converter's
+    if source.is_split:
+        return False
     from quantize.source import reads_gguf
 
     return reads_gguf(source.config.model_type)

@@ -21,7 +21,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -52,9 +52,6 @@ from quantize.statistics.experts import ExpertStats
 from quantize.statistics.measured import blocks_of
 from quantize.store.outputs import new_file
 from quantize.types import F32, I64, InputStats, TensorSpec
-
-if TYPE_CHECKING:
-    pass
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"

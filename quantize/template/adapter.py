@@ -43,7 +43,9 @@ def _convert(request: Mapping[str, Any]) -> list[str]:
         base.TextModel.get_vocab_base_pre = _named(base.TextModel.get_vocab_base_pre, request["pre"])
     left_out = _noting(model_class)
     outtype = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}[request["outtype"]]
-    model = model_class(folder, gguf.LlamaFileType[outtype], Path(request["out"]), hparams=hparams)
+    model = model_class(
+        folder, gguf.LlamaFileType[outtype], Path(request["out"].replace("{", "{{").replace("}", "}}")), hparams=hparams
+    )
     for key, value in request["keys"].items():
         model.gguf_writer.add_string(key, value)
     model.write()

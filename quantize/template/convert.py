@@ -18,7 +18,8 @@ from quantize.checkpoint import check_folder, open_checkpoint
 from quantize.checkpoint.gguf_tensors import open_values
 from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES, StoredTensor
 from quantize.checkpoint.shards import FILE, files_digest, stored_tensors
-from quantize.errors import CheckpointError, asked, shown
+from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
+from quantize.errors import CheckpointError, OutputError, asked, shown
 from quantize.foreign import quantized_by
 from quantize.store.outputs import Unfinished, check_file
 from quantize.telemetry import OFF, OFFLINE
@@ -27,8 +28,9 @@ from quantize.template.converter import Converter
 ADAPTER = Path(__file__).with_name("adapter.py")
 FLOAT_TYPES = "F32", "F16", "BF16"
 NOT_READ = ("awq", "bitsandbytes")  # by the converter
-SMALL = ("*.json", "*.jinja", "*.model", "*.txt")  # what it reads beside weights
-MADE_FROM, MADE_BY = "adadim.converted.sha256", "adadim.converted.by"  # keys of the file
+SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", f"{MORE_TEMPLATES}/*.jinja")  # what it reads beside weights
+MADE_FROM, MADE_BY, MADE_WITH = (f"adadim.converted.{word}" for word in ("sha256", "by", "pre"))  # keys of the file
+OWN_CODE = "the model brings code of its own, which is never run"
 PRE_UNKNOWN = "BPE pre-tokenizer was not recognized"
 
 
@@ -66,7 +68,7 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
             "out": str(unfinished.path),
             "outtype": outtype,
             "pre": pre,
-            "keys": {MADE_FROM: folder_digest(folder, stored), MADE_BY: converter.name},
+            "keys": _keys(folder, stored, converter, pre),
         }
         left_out = _asked(folder, request)
         try:
@@ -76,6 +78,10 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
             raise CheckpointError(f"{folder}: was converted, but the file is of no use: {said}") from error
         unfinished.finish()
     return Converted(out, outtype, _by_place(left_out), converter.name)
+
+
+def _keys(folder: Path, stored: Mapping[str, StoredTensor], converter: Converter, pre: str) -> dict[str, str]:
+    return {MADE_FROM: folder_digest(folder, stored), MADE_BY: converter.name, **({MADE_WITH: pre} if pre else {})}
 
 
 def folder_digest(folder: Path, stored: Mapping[str, StoredTensor]) -> str:
@@ -121,6 +127,10 @@ def _asked(folder: Path, request: Mapping[str, Any]) -> list[str]:
         raise CheckpointError(
             f"{folder}: its pre-tokenizer is none that llama.cpp is known to have; name it with {asked('tokenizer_pre')}"
         )
+    if "No space left" in answer.error:
+        raise OutputError(f"{folder}: cannot be converted ({shown(answer.error)}); free some space")
+    if OWN_CODE in answer.error:
+        raise CheckpointError(f"{folder}: {OWN_CODE}, and the converter asks for it; use a model that transformers knows")
     raise CheckpointError(
         f"{folder}: llama.cpp's converter does not take it ({shown(answer.error)}); if that of a newer llama.cpp does, name its "
         f"checkout with {asked('converter')}"
@@ -132,9 +142,9 @@ def _by_place(names: list[str]) -> dict[str, int]:
     return dict(Counter(name.removeprefix("model.").partition(".")[0] for name in names))
 
 
-def made_of(path: Path, folder: Path, converter: Converter) -> bool:
+def made_of(path: Path, folder: Path, converter: Converter, pre: str = "") -> bool:
     """Whether that GGUF is what ``convert`` would make. Raises CheckpointError for a folder or a file that cannot be read."""
     raw = FILE.load(folder / "config.json", dict[str, Any])
     values = open_values(path)[1]
-    wanted = {MADE_FROM: folder_digest(folder, stored_tensors(folder, raw, QUANTIZED_BYTES)), MADE_BY: converter.name}
-    return all(values.get(key) == value for key, value in wanted.items())
+    wanted = _keys(folder, stored_tensors(folder, raw, QUANTIZED_BYTES), converter, pre)
+    return all(values.get(key) == wanted.get(key) for key in (MADE_FROM, MADE_BY, MADE_WITH))

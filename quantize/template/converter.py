@@ -44,7 +44,7 @@ def find_converter(checkout: Path | None = None) -> Converter:
                 f"{checkout}: no checkout of llama.cpp that has conversion/ and gguf-py/; name one, or drop "
                 f"{asked('converter')}: {TO_INSTALL} brings the one that is known here"
             )
-        return Converter(path, f"llama.cpp checkout {readable(checkout.resolve().name)}")
+        return Converter(path, f"llama.cpp checkout {readable(checkout.resolve().name)} ({digest_of(checkout)[:12]})")
     if not folder.is_dir():
         raise ConfigError(f"llama.cpp's converter is not installed; bring it with: {TO_INSTALL}")
     if digest_of(folder) != MODULES:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from quantize.llama_cpp.moments import run_logits
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source import ModelStudent, measure_curvature, named
-from quantize.source.match import Matcher
+from quantize.source.match import Matcher, Rows
 from quantize.source.named import named_model
 from quantize.template import converter as pinned
 from quantize.template.convert import Converted, convert
@@ -28,6 +30,7 @@ from quantize.template.converter import find_converter
 from runtime_checks.checks.verify import verify
 from tests.any_model import MODELS, make_model
 from tests.cases import config_of
+from tests.tiny import make_tiny_model
 
 LLAMA = TARGETS["llama.cpp"]
 TOKENS = np.random.default_rng(0).integers(3, 400, (2, 96))
@@ -119,6 +122,50 @@ def test_what_comes_after_the_head_counts(tmp_path):
     np.testing.assert_allclose(rows[unseen], rows[unseen][0], rtol=1e-3)
 
 
+def test_only_tokens_are_looked_up_in_the_embedding(tmp_path):
+    """A GPT-2 looks positions up too, in a table as wide."""
+    source = template(tmp_path, "gpt2")
+    tokens = 300 + TOKENS % 99
+    table = measure_curvature(source, tokens, 0).tables[EMBEDDING]
+    found = named_model(source, tokens)
+    with torch.no_grad():
+        p = (found.causal.hidden(torch.from_numpy(tokens)).reshape(-1, 64) @ found.causal.head.T).softmax(-1)
+    looked_up = table.row_weight - ((p * (1 - p)).mean(0) / 2).numpy()
+    assert looked_up[:300].max() < 1.01 * looked_up[:300].min()
+    assert looked_up[np.unique(tokens)].min() > 1.2 * looked_up[0]
+
+
+def test_two_tables_in_the_file_are_two_in_torch(tmp_path):
+    """Though config.json says that they are one."""
+    model = make_model(tmp_path / "model", "smollm3", "float32")
+    _change(model, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    convert(model, tmp_path / "model.gguf", find_converter(), "gpt-2")
+    source = open_checkpoint(tmp_path / "model.gguf", model)
+    assert {EMBEDDING, HEAD} <= set(source.specs)
+    assert {EMBEDDING, HEAD} == set(measure_curvature(source, TOKENS, 0).tables)
+
+
+def test_tensors_in_one_parameter_learn_apart(tmp_path):
+    source = template(tmp_path, "gpt2")
+    found = named_model(source, TOKENS)
+    joined = "model.layers.0.attn_qkv.weight"
+    rows = found.rows[joined]
+    parts = {name: Rows(rows.keys, rows.which[own], rows.index[own]) for name, own in (("a", slice(64)), ("b", slice(64, 192)))}
+    apart = named.Named(found.causal, parts, [], {})
+    weight = source.read(joined)
+    apart.put("a", weight[:64] + 1, learns=True)
+    apart.put("b", weight[64:], learns=False)
+    np.testing.assert_array_equal(rows.gather(_matrices(found)), np.concatenate([weight[:64] + 1, weight[64:]]))
+    found.causal.hidden(torch.from_numpy(TOKENS[:1])).sum().backward()
+    assert apart.take_gradients(["a"])["a"].any() and not found.causal.parameters[rows.keys[0].parameter].grad
+
+
+def test_a_layer_that_is_there_twice_is_two(tmp_path):
+    one = np.random.default_rng(0).standard_normal((4, 8), np.float32)
+    finder = Matcher([("one", one), ("two", one)])
+    assert [finder.find(one)[0].keys for _ in range(3)] == [("one",), ("two",), ("one",)]
+
+
 def test_rows_are_found_wherever_they_are():
     rng = np.random.default_rng(0)
     one, two = rng.standard_normal((2, 6, 8), np.float32)
@@ -161,8 +208,30 @@ def test_another_model_is_no_twin(tmp_path):
     with pytest.raises(CheckpointError, match=r"no weight like model.layers.1.mlp.up_proj.weight \(99% of its rows\)"):
         measure_curvature(open_checkpoint(source.path, tmp_path / "near"), TOKENS, 0)
     (tmp_path / "near" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"near: does not run in torch \(.*give .*unit"):
+    with pytest.raises(CheckpointError, match=r"near: does not run in torch \(.*go without gradients"):
         measure_curvature(open_checkpoint(source.path, tmp_path / "near"), TOKENS, 0)
+
+
+def test_another_vocabulary_is_no_twin(tmp_path, monkeypatch):
+    source = template(tmp_path, "smollm3")
+    other = make_model(tmp_path / "other", "olmo2", "float32", vocab_size=408)
+    with pytest.raises(CheckpointError, match=r"predicts 408 tokens in torch, and .*model.gguf 400 in llama.cpp"):
+        measure_curvature(open_checkpoint(source.path, other), TOKENS, 0)
+
+
+def test_a_twin_is_checked_at_the_door(folder, tmp_path):
+    convert(folder, tmp_path / "m{ftype}.gguf", find_converter(), "gpt-2")
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / "model.safetensors").unlink()
+    torch.save({}, pickled / "pytorch_model.bin")
+    source = open_checkpoint(tmp_path / "m{ftype}.gguf", pickled)
+    with pytest.raises(CheckpointError, match="pickled: does not run in torch"):
+        measure_curvature(source, TOKENS, 0)
+    (pickled / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="LoRA adapter"):
+        open_checkpoint(tmp_path / "m{ftype}.gguf", pickled)
+    with pytest.raises(ConfigError, match="is run by torch itself; drop torch"):
+        open_checkpoint(make_tiny_model(tmp_path / "known"), folder)
 
 
 def _change(folder: Path, change) -> None:
@@ -186,20 +255,24 @@ def test_it_says_what_it_was_made_of(folder, tmp_path):
     assert open_checkpoint(tmp_path / "a.gguf").read(EMBEDDING).shape == (400, 64)
 
 
-def test_its_own_code_never_runs(folder, tmp_path):
+OWN = """
+import sys
+from quantize.template.adapter import _no_code_of_others
+if sys.argv[2] == "off": _no_code_of_others()
+from transformers import AutoTokenizer
+AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+
+
+@pytest.mark.parametrize("code", ["on", "off"])
+def test_its_own_code_never_runs(folder, tmp_path, code):
+    """Though some modules of the converter ask for it."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
-    for name, key in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
-        raw = json.loads((copy / name).read_text())
-        own = {"model_type": "mine"} if name == "config.json" else {"tokenizer_class": "Mine"}
-        (copy / name).write_text(
-            json.dumps(raw | own | {"auto_map": {key: "mine.C" if key == "AutoConfig" else ["mine.C", None]}})
-        )
-    try:
-        convert(copy, tmp_path / "out.gguf", find_converter(), "gpt-2")
-    except CheckpointError as error:
-        assert "converter does not take it" in str(error)
-    assert not (tmp_path / "ran").exists()
+    (copy / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
+    _json(copy / "tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["mine.Mine", None]})
+    done = subprocess.run([sys.executable, "-c", OWN, copy, code], capture_output=True, text=True, check=False)
+    assert (tmp_path / "ran").exists() == (code == "on")
+    assert ("brings code of its own, which is never run" in done.stderr) == (code == "off")
 
 
 def _unknown(folder: Path) -> None:
@@ -251,7 +324,7 @@ def test_an_unknown_pre_tokenizer_is_to_be_named(folder, tmp_path):
 def test_the_converter_is_the_one_that_is_known(tmp_path, monkeypatch):
     assert find_converter().name == f"llama.cpp's converter ({pinned.PACKAGE} {pinned.VERSION})"
     copy = shutil.copytree(pinned.home(), tmp_path / "copy")
-    assert find_converter(copy).name == "llama.cpp checkout copy"
+    assert find_converter(copy).name == f"llama.cpp checkout copy ({pinned.MODULES[:12]})"
     (copy / "conversion" / "base.py").write_text("print('other')")
     monkeypatch.setattr(pinned, "home", lambda: copy)
     with pytest.raises(

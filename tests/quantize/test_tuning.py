@@ -134,7 +134,7 @@ def test_tuning_that_does_not_help_is_undone(source, tokens, monkeypatch):
 def test_a_token_weighs_the_length_of_its_gradient(source, tokens):
     model = build_model(source.config, source.read, source.tied)
     causal, seen = Causal(model), []
-    squares = curvature._Squares(causal, curvature._Tables(*causal.head.shape))
+    squares = curvature._Squares(curvature._Tables(*causal.head.shape))
 
     def keep(_module, _inputs, output):
         output.retain_grad()
