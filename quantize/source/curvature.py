@@ -9,7 +9,7 @@ tokens would own H; its root rounds better (docs/history/what-did-not-help.md, T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     for name, row in rows.items():
         if not np.isfinite(row).all():
             raise CalibrationError(f"{name}: its gradients on the calibration text overflow float32; does the source itself run?")
-    weights = {names[0]: _mean([key for name in names for key in rows_of[name].keys], shares) for names in named.sites}
+    weights = {names[0]: _mean({key for name in names for key in rows_of[name].keys}, shares) for names in named.sites}
     stats = tables.stats(tied=causal.head is causal.embedding)
     return Curvature(weights, rows, {name: one for name, one in stats.items() if name in named.whole})
 
@@ -68,9 +68,9 @@ def _check_seen(source: Checkpoint, named: Named, shares: Mapping[Weight, torch.
             raise CheckpointError(f"{source.path}: {name} sees {seen[0]} inputs of {count} tokens in torch; {WITHOUT}")
 
 
-def _mean(keys: Sequence[Weight], shares: Mapping[Weight, torch.Tensor]) -> F32:
-    """Token weights of mean 1 of one input, F32[tokens]: of all weights that see it."""
-    mean: F32 = torch.stack([shares[key] for key in dict.fromkeys(keys)]).mean(0).numpy()
+def _mean(keys: Collection[Weight], shares: Mapping[Weight, torch.Tensor]) -> F32:
+    """Token weights of mean 1 of one input, F32[tokens]: of all weights that see it, summed in the order of their gradients."""
+    mean: F32 = torch.stack([share for key, share in shares.items() if key in keys]).mean(0).numpy()
     return mean
 
 
