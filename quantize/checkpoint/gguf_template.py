@@ -56,6 +56,11 @@ class GgufTemplate(GgufTensors):
         found = find_products(self.path, self._files.tensors)
         return [product._replace(weight=to_source_name(product.weight)) for product in found]
 
+    def is_quantized(self, name: str) -> bool:
+        """Whether it is a matrix of a block, or a stack of them, that does not stay floats."""
+        spec = self.specs.get(name)
+        return spec is not None and is_linear(name, spec.shape) and not spec.kept
+
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every tensor in the file's order; what stays floats has its reason."""

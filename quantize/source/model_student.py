@@ -40,7 +40,7 @@ class ModelStudent:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         with torch.no_grad():
             runs = track(range(0, len(tokens), BATCH), "running the source")
-            self._taught = torch.cat([self._last(self._tokens[start : start + BATCH]).half() for start in runs])
+            self._taught = torch.cat([self._causal.hidden(self._tokens[start : start + BATCH]).half() for start in runs])
 
     @property
     def sequences(self) -> int:
@@ -71,12 +71,9 @@ class ModelStudent:
         total, count = 0.0, len(sequences) * self._tokens.shape[1]
         for start in range(0, len(sequences), BATCH):
             rows = torch.from_numpy(sequences[start : start + BATCH])
-            total += run(self._last(self._tokens[rows]), self._taught[rows].float(), count)
+            total += run(self._causal.hidden(self._tokens[rows]), self._taught[rows].float(), count)
         return_freed()
         return total
-
-    def _last(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._causal.hidden(ids)
 
     def _forward(self, last: torch.Tensor, taught: torch.Tensor, count: int) -> float:
         return self._divergence(last, taught, count, None)

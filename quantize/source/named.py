@@ -159,20 +159,20 @@ def reads_gguf(arch: str) -> bool:
 def _sites(source: GgufTemplate) -> list[list[str]]:
     sites: dict[int, list[str]] = {}
     for product in source.products:
-        if _is_quantized(source, product.weight):
+        if _is_alone(source, product.weight):
             sites.setdefault(product.site, []).append(product.weight)
     return list(sites.values())
 
 
-def _is_quantized(source: GgufTemplate, name: str) -> bool:
-    spec = source.specs[name]
-    return len(spec.shape) == 2 and not spec.kept and name not in (EMBEDDING, HEAD)
+def _is_alone(source: GgufTemplate, name: str) -> bool:
+    """Whether it is quantized, and no stack: of experts no gradients are taken."""
+    return source.is_quantized(name) and len(source.specs[name].shape) == 2
 
 
 def _matched(source: GgufTemplate, matcher: Matcher[Weight]) -> dict[str, Rows[Weight]]:
     found, missed = dict[str, Rows[Weight]](), list[str]()
     for name in source.specs:
-        if _is_quantized(source, name):
+        if _is_alone(source, name):
             rows, part = matcher.find(source.read(name))
             if rows is None:
                 missed.append(f"{name} ({part:.0%} of its rows)")

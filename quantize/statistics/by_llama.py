@@ -20,7 +20,7 @@ from quantize.errors import ConfigError, asked, shown
 from quantize.gguf.names import to_gguf_name
 from quantize.llama_cpp.moments import Moments, Text, measure_moments
 from quantize.llama_cpp.watched import Product
-from quantize.model_config import block_index, is_linear
+from quantize.model_config import block_index
 from quantize.statistics.experts import ExpertStats
 from quantize.types import F32, I64, Curvature, InputStats
 from quantize.workers import physical_memory
@@ -111,7 +111,7 @@ def llama_blocks(source: GgufTemplate, tokens: I64, token_weight: str | Curvatur
     """
     known = source.specs
     blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, known) if i is not None))]
-    wanted = [product for product in source.products if _measured(source, product)]
+    wanted = [product for product in source.products if source.is_quantized(product.weight)]
     by_block = {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
     for some in _passes(source, by_block, physical_memory() // SHARE):
         with TemporaryDirectory() as folder:
@@ -135,11 +135,6 @@ def _weighed(run: LlamaRun, token_weight: str | Curvature) -> LlamaRun:
         return run
     stats = {name: replace(one, row_weight=token_weight.rows.get(name)) for name, one in run.stats.items()}
     return replace(run, stats=stats)
-
-
-def _measured(source: GgufTemplate, product: Product) -> bool:
-    spec = source.specs.get(product.weight)
-    return spec is not None and is_linear(product.weight, spec.shape) and not spec.kept
 
 
 def _passes(source: GgufTemplate, by_block: Mapping[int, list[Product]], most: int) -> Iterator[list[int]]:

@@ -81,10 +81,10 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
 
 
 def _keys(folder: Path, stored: Mapping[str, StoredTensor], converter: Converter, pre: str) -> dict[str, str]:
-    return {MADE_FROM: folder_digest(folder, stored), MADE_BY: converter.name, **({MADE_WITH: pre} if pre else {})}
+    return {MADE_FROM: _folder_digest(folder, stored), MADE_BY: converter.name, **({MADE_WITH: pre} if pre else {})}
 
 
-def folder_digest(folder: Path, stored: Mapping[str, StoredTensor]) -> str:
+def _folder_digest(folder: Path, stored: Mapping[str, StoredTensor]) -> str:
     """Hex digits of all that the converter may read."""
     files = {tensor.file for tensor in stored.values()} | {path for kind in SMALL for path in folder.glob(kind) if path.is_file()}
     return files_digest(files)
