@@ -39,7 +39,7 @@ from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
 
 if TYPE_CHECKING:
-    from exporter.onnx.reader import OnnxGraph
+    from quantize.onnx.reader import OnnxGraph
 
 Report = dict[str, Any]
 FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}
@@ -174,7 +174,7 @@ class _Codes(GridJson, kw_only=True):
 
 
 def _inspect_onnx(folder: Path) -> Report:
-    from exporter.onnx.reader import MODEL_FILE, read_graph
+    from quantize.onnx.reader import MODEL_FILE, read_graph
 
     graph = read_graph(folder)
     known = _known(graph)
@@ -194,7 +194,7 @@ def _inspect_onnx(folder: Path) -> Report:
 
 def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
     """The tensors that our writer names; None for a folder of another tool. Raises FileFormatError."""
-    from exporter.onnx.reader import DOOR, MODEL_FILE
+    from quantize.onnx.reader import DOOR, MODEL_FILE
 
     if "adadim.target" not in graph.metadata:
         return None
@@ -217,7 +217,7 @@ def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
 
 def _described_items(graph: OnnxGraph, described: list[_Floats | _Codes]) -> list[Report]:
     """Of our own folder. Raises FileFormatError."""
-    from exporter.onnx.reader import DOOR, MODEL_FILE
+    from quantize.onnx.reader import DOOR, MODEL_FILE
 
     stored: dict[str, int] = defaultdict(int)
     for tensor in graph.initializers.values():
@@ -235,7 +235,7 @@ def _node_items(graph: OnnxGraph) -> list[Report]:
 
     Raises FileFormatError.
     """
-    from exporter.onnx.reader import quantized_sizes
+    from quantize.onnx.reader import quantized_sizes
 
     initializers = graph.initializers
     out = []

@@ -8,7 +8,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.config import DataSpec, QuantizeConfig
 from quantize.methods import Around
 from quantize.model_config import ModelConfig
-from quantize.statistics.by_llama import gives_gradients
+from quantize.statistics.by_template import gives_gradients
 
 EFFORTS = {
     "fast": QuantizeConfig("search-ada", data=DataSpec(tokens=8192, token_weight="unit")),

@@ -13,10 +13,10 @@ from exporter.targets import TARGETS
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.effort import effort_for
-from quantize.llama_cpp.moments import run_logits
+from quantize.llama_cpp.children import run_logits
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source.named import named_model
-from quantize.statistics.by_llama import gives_gradients
+from quantize.statistics.by_template import gives_gradients
 from quantize.template.convert import convert
 from quantize.template.converter import find_converter
 from runtime_checks.checks.verify import verify

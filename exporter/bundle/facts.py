@@ -26,7 +26,7 @@ from quantize.outside import Count, Door
 from quantize.store.schema import Sha256, Word
 
 if TYPE_CHECKING:
-    from exporter.onnx.reader import OnnxGraph
+    from quantize.onnx.reader import OnnxGraph
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
@@ -179,7 +179,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     """Raises FileFormatError, and ExportError for a folder of another tool, whose graph no manifest can describe."""
     if "target" not in report:
         raise ExportError(f"{path}: not written by adadim; make one to bundle: adadim run MODEL --target onnxruntime --out OUT")
-    from exporter.onnx.reader import MODEL_FILE, read_graph
+    from quantize.onnx.reader import MODEL_FILE, read_graph
 
     graph = read_graph(path)
     made = _read_made(path / MODEL_FILE, graph.metadata)
@@ -215,8 +215,8 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
 
 def _onnx_names(path: Path, graph: OnnxGraph, decoder: DecoderJson) -> list[str]:
     """Files that the runtime reads beside genai_config.json. Raises FileFormatError and ExportError."""
-    from exporter.onnx.data import inside
-    from exporter.onnx.reader import MODEL_FILE
+    from quantize.onnx.data import inside
+    from quantize.onnx.reader import MODEL_FILE
 
     layers = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input) // 2
     if (decoder.filename, decoder.num_hidden_layers) != (MODEL_FILE, layers):

@@ -20,10 +20,10 @@ from exporter.onnx.graph import exported_context
 from exporter.onnx.library import LIBRARY
 from exporter.onnx.plan import DATA_FILE, DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
 from exporter.onnx.preflight import check_onnx
-from exporter.onnx.reader import MODEL_FILE, parse_model
 from exporter.onnx.sums import reads_of
 from exporter.targets import ONNX_TARGETS, check_target
 from quantize.errors import FileFormatError
+from quantize.onnx.reader import MODEL_FILE, parse_model
 from quantize.progress import track
 from quantize.store.outputs import Unfinished, check_folder
 from quantize.store.seal import OPEN, closed, sha256_of

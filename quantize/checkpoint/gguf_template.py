@@ -6,31 +6,32 @@ lie in a block. All others stay floats, and why is said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from quantize.checkpoint.gguf_sizes import sizes_from_gguf
 from quantize.checkpoint.gguf_tensors import GgufTensors
 from quantize.checkpoint.gguf_values import GgufValues
+from quantize.checkpoint.template import OUTSIDE, ROUTER, TOGETHER, UNSEEN, Template
 from quantize.errors import CheckpointError
 from quantize.gguf.container import TensorInfo
 from quantize.gguf.files import GgufFiles
 from quantize.gguf.names import to_gguf_name, to_source_name
-from quantize.llama_cpp.moments import find_products
-from quantize.llama_cpp.watched import Product
+from quantize.llama_cpp.children import find_products, measure_moments, run_logits
 from quantize.model_config import EMBEDDING, HEAD, block_index, is_linear
-from quantize.types import TensorSpec
+from quantize.moments import Moments, Product, Text
+from quantize.types import F32, I64, TensorSpec
 
 WHOLE = "F32"
-UNSEEN, TOGETHER, ROUTER = "multiplied by nothing", "a stack that is multiplied whole", "a router"
 KEPT = "float32 in a file of other types"
-OUTSIDE = "outside the blocks"
 
 
-class GgufTemplate(GgufTensors):
+class GgufTemplate(GgufTensors, Template):
     """See ``Checkpoint``. Raises CheckpointError at once for a file without the sizes of a language model, and with ``specs`` for
     one that llama.cpp does not run."""
+
+    runtime = "llama.cpp"
 
     def __init__(self, path: Path, files: GgufFiles, values: GgufValues, twin: Path | None = None) -> None:
         """``twin``: the same model as a folder that torch runs."""
@@ -56,10 +57,23 @@ class GgufTemplate(GgufTensors):
         found = find_products(self.path, self._files.tensors)
         return [product._replace(weight=to_source_name(product.weight)) for product in found]
 
-    def is_quantized(self, name: str) -> bool:
-        """Whether it is a matrix of a block, or a stack of them, that does not stay floats."""
-        spec = self.specs.get(name)
-        return spec is not None and is_linear(name, spec.shape) and not spec.kept
+    @property
+    def read_by_torch(self) -> bool:
+        """See Template."""
+        if self.is_split:
+            return False
+        from quantize.source import reads_gguf
+
+        return reads_gguf(self.config.model_type)
+
+    def logits(self, tokens: I64) -> F32:
+        """See Template."""
+        return run_logits(self.path, tokens)
+
+    def measure(self, text: Text, products: Sequence[Product], folder: Path) -> dict[int, Moments]:
+        """See Template."""
+        in_file = [product._replace(weight=to_gguf_name(product.weight)) for product in products]
+        return measure_moments(self.path, text, in_file, folder)
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:

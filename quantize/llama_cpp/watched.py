@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Callable, Collection
 from ctypes import c_bool, c_char, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quantize.llama_cpp import library
 from quantize.llama_cpp.library import ContextParams, ModelParams
 from quantize.llama_cpp.model import BATCH_ROWS, LlamaModel
+from quantize.moments import Product, Seen
 from quantize.types import F32, I64
 
 PRODUCT, BY_EXPERT = "MUL_MAT", "MUL_MAT_ID"
@@ -48,22 +49,6 @@ class Node(ctypes.Structure):
 
 
 Callback = ctypes.CFUNCTYPE(c_bool, c_void_p, c_bool, c_void_p)
-
-
-class Product(NamedTuple):
-    """A weight that is multiplied. ``site``: the same number for weights that see the same input. ``experts``: of a stack."""
-
-    weight: str
-    site: int
-    experts: int = 0
-
-
-class Seen(NamedTuple):
-    """A product that was computed. ``x`` F32[tokens, 1 or used, IC]; ``ids`` I32[tokens, used] of a stack, else None."""
-
-    weight: str
-    x: F32
-    ids: NDArray[np.int32] | None
 
 
 Tell = Callable[[Node], bool]  # whether anything after it is to be computed

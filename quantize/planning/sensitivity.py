@@ -32,7 +32,7 @@ from quantize.outside import Door
 from quantize.planning.memory import check_backward
 from quantize.progress import track
 from quantize.rounding.rtn import rtn
-from quantize.statistics.by_llama import check_gradients
+from quantize.statistics.by_template import check_gradients
 from quantize.statistics.calibration import calibration_data, rank_poor
 from quantize.statistics.measured import Measured, blocks_of
 from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record

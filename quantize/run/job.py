@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from quantize.architecture.families import fold_sites
 from quantize.block import Kit
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.row_order import RowOrders
+from quantize.checkpoint.template import Template
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.methods import METHODS, ROUNDERS, Around, steps_of
@@ -21,7 +21,7 @@ from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, bloc
 from quantize.planning.plan import ModelPlan
 from quantize.rounding.gptq import with_visits
 from quantize.run.task import BlockTask, Result, run_block, run_chunks
-from quantize.statistics.by_llama import LlamaRun, check_template, llama_blocks
+from quantize.statistics.by_template import TemplateRun, check_template, template_blocks
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import Imatrix, read_imatrix
@@ -44,7 +44,7 @@ class Statistics:
     that it all rests on."""
 
     known: Mapping[str, InputStats | ExpertStats] = field(default_factory=dict)
-    blocks: Iterator[BlockRun | LlamaRun] | None = None
+    blocks: Iterator[BlockRun | TemplateRun] | None = None
     coverage: Coverage | None = None
 
 
@@ -89,7 +89,7 @@ class Job:
         """Whether some linear may have more than one axis."""
         return any(len(plan.candidates) > 1 for plan in self.plan.tensors)
 
-    def kit(self, run: BlockRun | LlamaRun | None) -> Kit:
+    def kit(self, run: BlockRun | TemplateRun | None) -> Kit:
         """What steps may use."""
         config, data = self.config, self.config.data
         return Kit(self.target, self.orders, ROUNDERS, config.max_slowdown, data.seed, config.around.block_steps, data.text, run)
@@ -98,7 +98,7 @@ class Job:
 def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     """Raises CalibrationError for an importance matrix that is not this model's, ConfigError for a plan that needs more."""
     path, job = plan.config.data.imatrix, Job(source, plan)
-    if isinstance(source, GgufTemplate):
+    if isinstance(source, Template):
         check_template(source, plan.config, runs=path is None and job.runs_source)
     if path is None:
         return job
@@ -130,8 +130,8 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
     if token_weight == "gradient":
         token_weight = curvature = measured.curvature(tokens, config.data.seed)
         known = curvature.tables
-    if isinstance(source, GgufTemplate):
-        runs = llama_blocks(source, tokens, token_weight)
+    if isinstance(source, Template):
+        runs = template_blocks(source, tokens, token_weight)
         return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in runs), coverage)
 
     sequences = SCOPE_SEQUENCES if config.around.by_scope and job.chooses else 0
@@ -199,7 +199,7 @@ def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistic
         Around() if run is None else job.config.around,
     )
     result = run_block(task, job.kit(run))
-    experts = _of_stacks(statistics.known) if run is None else run.experts if isinstance(run, LlamaRun) else {}
+    experts = _of_stacks(statistics.known) if run is None else run.experts if isinstance(run, TemplateRun) else {}
     rounded = (run_chunks(_expert_tasks(job, plan, experts.get(plan.name)), job.kit(None)) for plan in stacks)
     pieces = chain(result.pieces, *rounded)
     if run is None:

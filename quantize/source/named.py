@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.template import Template
 from quantize.errors import CheckpointError, asked, shown
-from quantize.llama_cpp.moments import run_logits
 from quantize.model_config import EMBEDDING, HEAD, block_prefix
 from quantize.source.causal import Causal, Weight
 from quantize.source.discover import TOKENS, anatomy_of
@@ -24,7 +23,7 @@ from quantize.types import F32, I64
 
 SHOWN = 3  # names in a message
 PART = 1 << 22  # weights that are compared together
-SAMPLE = 64  # tokens on which llama.cpp and torch have to agree
+SAMPLE = 64  # tokens on which its runtime and torch have to agree
 WITHOUT = f"go without gradients: {asked('token_weight', 'unit')}, {asked('tune_steps', 0)}, and no size"
 MOST_APART = 0.1  # nats a token; a Q4_K_M in llama.cpp's kernels: .007
 
@@ -71,8 +70,8 @@ def named_model(source: Checkpoint, tokens: I64, split: bool = False) -> Named:
     """``split``: with a head of its own, whether or not the source has one.
 
     Raises CheckpointError for a template that transformers does not run, or that is not what it runs: its weights are other
-    ones, or it predicts something else than llama.cpp does of ``tokens`` I64[sequences, length]."""
-    return _by_content(source, tokens[0, :SAMPLE], split) if isinstance(source, GgufTemplate) else _by_name(source, split)
+    ones, or it predicts something else than its own runtime does of ``tokens`` I64[sequences, length]."""
+    return _by_content(source, tokens[0, :SAMPLE], split) if isinstance(source, Template) else _by_name(source, split)
 
 
 def _by_name(source: Checkpoint, split: bool) -> Named:
@@ -101,7 +100,7 @@ def _itself(name: str, parameter: nn.Parameter) -> Rows[Weight]:
     return Rows((Weight(name, 0, (count, columns), False),), np.zeros(count, np.intp), np.arange(count))
 
 
-def _by_content(source: GgufTemplate, sample: I64, split: bool) -> Named:
+def _by_content(source: Template, sample: I64, split: bool) -> Named:
     where = source.twin or source.path
     try:
         model = _load(where)
@@ -111,15 +110,16 @@ def _by_content(source: GgufTemplate, sample: I64, split: bool) -> Named:
             predicted = causal.logits(causal.hidden(torch.from_numpy(sample)[None])[0])
     except Exception as error:  # transformers raises whatever it meets
         raise CheckpointError(f"{where}: does not run in torch ({shown(error)}); {WITHOUT}") from error
-    taught = run_logits(source.path, sample)
+    taught = source.logits(sample)
     if taught.shape != predicted.shape:
         raise CheckpointError(
-            f"{where}: predicts {predicted.shape[1]} tokens in torch, and {source.path} {taught.shape[1]} in llama.cpp; {WITHOUT}"
+            f"{where}: predicts {predicted.shape[1]} tokens in torch, and {source.path} {taught.shape[1]} in {source.runtime}; "
+            f"{WITHOUT}"
         )
     apart = _divergence(taught, predicted)
     if not apart <= MOST_APART:
         raise CheckpointError(
-            f"{where}: torch does not predict what llama.cpp does of {source.path}: {apart:.3g} nats a token apart, where "
+            f"{where}: torch does not predict what {source.runtime} does of {source.path}: {apart:.3g} nats a token apart, where "
             f"kernels alone make less than {MOST_APART:g}; {WITHOUT}"
         )
     tables = {EMBEDDING: causal.embedding, HEAD: causal.head}
@@ -129,9 +129,9 @@ def _by_content(source: GgufTemplate, sample: I64, split: bool) -> Named:
     return Named(causal, _matched(source, matcher), _sites(source), whole)
 
 
-def _divergence(by_llama: F32, by_torch: torch.Tensor) -> float:
+def _divergence(by_runtime: F32, by_torch: torch.Tensor) -> float:
     """Mean KL divergence of logits [n, vocab], in nats a token."""
-    taught, own = (torch.log_softmax(logits.double(), -1) for logits in (torch.from_numpy(by_llama), by_torch))
+    taught, own = (torch.log_softmax(logits.double(), -1) for logits in (torch.from_numpy(by_runtime), by_torch))
     return float((taught.exp() * (taught - own)).sum(-1).mean())
 
 
@@ -156,7 +156,7 @@ def reads_gguf(arch: str) -> bool:
     return arch in GGUF_SUPPORTED_ARCHITECTURES
 
 
-def _sites(source: GgufTemplate) -> list[list[str]]:
+def _sites(source: Template) -> list[list[str]]:
     sites: dict[int, list[str]] = {}
     for product in source.products:
         if _is_alone(source, product.weight):
@@ -164,12 +164,12 @@ def _sites(source: GgufTemplate) -> list[list[str]]:
     return list(sites.values())
 
 
-def _is_alone(source: GgufTemplate, name: str) -> bool:
+def _is_alone(source: Template, name: str) -> bool:
     """Whether it is quantized, and no stack: of experts no gradients are taken."""
     return source.is_quantized(name) and len(source.specs[name].shape) == 2
 
 
-def _matched(source: GgufTemplate, matcher: Matcher[Weight]) -> dict[str, Rows[Weight]]:
+def _matched(source: Template, matcher: Matcher[Weight]) -> dict[str, Rows[Weight]]:
     found, missed = dict[str, Rows[Weight]](), list[str]()
     for name in source.specs:
         if _is_alone(source, name):
@@ -184,7 +184,7 @@ def _matched(source: GgufTemplate, matcher: Matcher[Weight]) -> dict[str, Rows[W
     return found
 
 
-def _alike(source: GgufTemplate, name: str, parameter: nn.Parameter) -> bool:
+def _alike(source: Template, name: str, parameter: nn.Parameter) -> bool:
     shape = source.specs[name].shape
     if shape != tuple(parameter.shape):
         return False

@@ -46,7 +46,7 @@ from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
-from quantize.statistics.by_llama import LlamaRun
+from quantize.statistics.by_template import TemplateRun
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.measured import blocks_of
@@ -136,7 +136,7 @@ def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = Fa
             for name, stats in run.stats.items():
                 sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)
                 sums[to_gguf_name(name) + COUNTS] = np.array([stats.n_tokens], np.float32)
-            for name, own in run.experts.items() if isinstance(run, LlamaRun) else ():
+            for name, own in run.experts.items() if isinstance(run, TemplateRun) else ():
                 counts = own.tokens.astype(np.float32)
                 sums[to_gguf_name(name) + SUMS] = np.einsum("eii->ei", own.squares) * counts[:, None]
                 sums[to_gguf_name(name) + COUNTS] = counts

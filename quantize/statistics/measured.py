@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.statistics.by_llama import LlamaRun, llama_blocks
+from quantize.checkpoint.template import Template
+from quantize.statistics.by_template import TemplateRun, template_blocks
 from quantize.types import I64, Curvature
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ class Measured:
 
 def blocks_of(
     source: Checkpoint, tokens: I64, token_weight: str | Curvature, sequences: int = 0, taught: bool = False
-) -> Iterator[BlockRun | LlamaRun]:
-    """``walk_blocks``, or ``llama_blocks`` for a template, where the last two are refused before."""
-    if isinstance(source, GgufTemplate):
-        return llama_blocks(source, tokens, token_weight)
+) -> Iterator[BlockRun | TemplateRun]:
+    """``walk_blocks``, or ``template_blocks`` for a template, where the last two are refused before."""
+    if isinstance(source, Template):
+        return template_blocks(source, tokens, token_weight)
     from quantize.source import walk_blocks
 
     return walk_blocks(source, tokens, token_weight, sequences, taught)

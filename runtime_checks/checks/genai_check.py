@@ -12,9 +12,9 @@ from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import DOOR
 from quantize.errors import FileFormatError, shown
 from quantize.model_config import ModelConfig
+from quantize.onnx.native_path import native_path
 from quantize.types import I64
 from runtime_checks.measure.results import Check, within
-from runtime_checks.runtimes.native_path import native_path
 from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
 from runtime_checks.runtimes.runners import greedy_error
 

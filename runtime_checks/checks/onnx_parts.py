@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from exporter.onnx.reader import read_graph
 from quantize.errors import FileFormatError, listed, shown
+from quantize.onnx.reader import read_graph
 from quantize.types import F32, Array
 from runtime_checks.runtimes.onnx_runner import open_session, set_accuracy_level
 

@@ -14,11 +14,11 @@ from typing import Any
 from quantize.checkpoint import Checkpoint
 from quantize.errors import FileFormatError, shown
 from quantize.llama_cpp.model import LlamaVocab
+from quantize.onnx.native_path import native_path
 from runtime_checks.checks.chat_template import CONVERSATIONS, Prompt, render_all
 from runtime_checks.checks.tokenizer_truth import Encode, Truth, gguf_truth, hf_truth
 from runtime_checks.measure.results import Check, noted, within
 from runtime_checks.runtimes.exported import open_exported
-from runtime_checks.runtimes.native_path import native_path
 from runtime_checks.runtimes.weights import open_gguf
 
 EXACT = 0.0  # ids and bytes are equal or they are not

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.inspect import inspect
-from exporter.onnx.reader import DOOR
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.errors import FileFormatError, shown
 from quantize.gguf.names import to_source_name
 from quantize.model_config import HEAD, ModelSizes
+from quantize.onnx.reader import DOOR
 from quantize.store.schema import Digits
 from runtime_checks.runtimes.decoded_gguf import DecodedRunner
 from runtime_checks.runtimes.exported import open_exported

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.inspect import inspect
-from exporter.onnx.reader import MODEL_FILE, read_graph
 from exporter.writers import writer_at
 from quantize.errors import FileFormatError, asked
 from quantize.model_config import ModelSizes
+from quantize.onnx.reader import MODEL_FILE, read_graph
 from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
 from runtime_checks.runtimes.weights import TRANSPOSED, GgufWeights, OnnxWeights, Weights, open_gguf

@@ -12,11 +12,11 @@ import onnxruntime as ort
 
 from exporter.onnx.genai_reader import read_head_size
 from exporter.onnx.library import LIBRARY
-from exporter.onnx.reader import read_graph
 from quantize.errors import FileFormatError, listed, shown
 from quantize.kinds import Wanted, mistaken
+from quantize.onnx.native_path import native_path
+from quantize.onnx.reader import read_graph
 from quantize.types import F32, I64
-from runtime_checks.runtimes.native_path import native_path
 
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 LEVEL = "accuracy_level"

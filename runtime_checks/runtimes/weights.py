@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from exporter.onnx.reader import read_graph
 from quantize.architecture.families import rotary_heads
 from quantize.checkpoint.row_order import hf_row_index
 from quantize.errors import FileFormatError
 from quantize.gguf.names import to_source_name
 from quantize.grids import GRIDS
 from quantize.model_config import ModelConfig, ModelSizes
+from quantize.onnx.reader import read_graph
 from quantize.types import F32, Grid
 from runtime_checks.reference.decode import FLOAT_BYTES, DamagedFileError
 from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, read_gguf

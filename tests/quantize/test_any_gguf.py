@@ -18,13 +18,13 @@ from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.errors import AdaDimError, CheckpointError, ConfigError, ExportError
 from quantize.gguf.container import TensorInfo, Value, ValueType, encode_header, parse_header
-from quantize.llama_cpp.moments import find_products
+from quantize.llama_cpp.children import find_products
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.planning.sensitivity import measure_sensitivity
 from quantize.run.pipeline import planned_store, quantize_checkpoint
 from quantize.source import walk_blocks
-from quantize.statistics import by_llama
-from quantize.statistics.by_llama import llama_blocks
+from quantize.statistics import by_template
+from quantize.statistics.by_template import template_blocks
 from quantize.statistics.calibration import detokenize, tokenize
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import make_imatrix, read_imatrix
@@ -115,7 +115,7 @@ def test_moments_are_those_of_torch(tmp_path):
     known, template = open_checkpoint(decoded), GgufTemplate(decoded, *open_language_model(decoded))
     tokens = tokenize(TEXT * 20, known)[:1024].reshape(2, 512)
     for weight in ("unit", "none"):
-        pairs = zip(walk_blocks(known, tokens, weight, 0), llama_blocks(template, tokens, weight), strict=True)
+        pairs = zip(walk_blocks(known, tokens, weight, 0), template_blocks(template, tokens, weight), strict=True)
         for torch, llama in pairs:
             assert torch.stats.keys() == llama.stats.keys()
             assert {frozenset(site) for site in torch.sites} == {frozenset(site) for site in llama.sites}
@@ -128,7 +128,7 @@ def test_moments_are_those_of_torch(tmp_path):
 def test_experts_see_the_tokens_that_are_sent_to_them(moe):
     """Each token goes to two of them, and the whole second moment is the sum of theirs."""
     tokens = tokenize(TEXT * 20, moe)[:1024].reshape(2, 512)
-    for run in llama_blocks(moe, tokens, "none"):
+    for run in template_blocks(moe, tokens, "none"):
         gate, up, down = (run.experts[f"model.layers.{run.index}.ffn_{part}_exps.weight"] for part in ("gate", "up", "down"))
         assert gate.tokens.sum() == down.tokens.sum() == 2 * 1024
         assert np.array_equal(gate.squares, up.squares)
@@ -138,12 +138,12 @@ def test_experts_see_the_tokens_that_are_sent_to_them(moe):
 
 def test_moments_in_several_passes_are_the_same(moe, monkeypatch):
     tokens = tokenize(TEXT * 20, moe)[:512].reshape(1, 512)
-    whole = list(llama_blocks(moe, tokens, "unit"))
+    whole = list(template_blocks(moe, tokens, "unit"))
     passes = list[list[int]]()
-    real = by_llama._passes
-    monkeypatch.setattr(by_llama, "physical_memory", lambda: 1)
-    monkeypatch.setattr(by_llama, "_passes", lambda *args: (passes.append(some) or some for some in real(*args)))
-    parts = list(llama_blocks(moe, tokens, "unit"))
+    real = by_template._passes
+    monkeypatch.setattr(by_template, "physical_memory", lambda: 1)
+    monkeypatch.setattr(by_template, "_passes", lambda *args: (passes.append(some) or some for some in real(*args)))
+    parts = list(template_blocks(moe, tokens, "unit"))
     assert passes == [[index] for index in range(LAYERS)]
     for one, other in zip(whole, parts, strict=True):
         assert all(np.array_equal(one.stats[name].hessian, other.stats[name].hessian) for name in one.stats)

@@ -18,7 +18,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.errors import CheckpointError, ConfigError
-from quantize.llama_cpp.moments import run_logits
+from quantize.llama_cpp.children import run_logits
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source import ModelStudent, measure_curvature, named

@@ -1,29 +1,40 @@
-"""Second moments of inputs, measured by llama.cpp itself as it runs a GGUF: of any architecture that it knows, without torch.
+"""Second moments of inputs, measured by a runtime itself as it runs its own file: whatever the model, without torch.
 
-It runs in a child process, which one of its assertions would end; the moments lie in files between the two. Where those of all
-weights would not fit into memory, the text passes several times, for some of the weights each.
+The runtime runs in a child process, which one of its assertions would end; the moments lie in files between the two. Where those
+of all weights would not fit into memory, the text passes several times, for some of the weights each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.child import Child, ChildEnded
-from quantize.errors import CalibrationError, CheckpointError, FileFormatError
-from quantize.llama_cpp.model import EXPORT_AGAIN, LlamaModel
-from quantize.llama_cpp.watched import Product, Seen, WatchedModel
+from quantize.child import Child
+from quantize.errors import CalibrationError
 from quantize.types import F32, I64
 from quantize.workers import in_threads
 
-PROBE = np.arange(2, dtype=np.int64)  # tokens that show what is multiplied
 COUNTS, WEIGHTS = "counts.npy", "weights{}.npy"
-MEND = "; a newer llama.cpp may run this model"
+
+
+class Product(NamedTuple):
+    """A weight that is multiplied. ``site``: the same number for weights that see the same input. ``experts``: of a stack."""
+
+    weight: str
+    site: int
+    experts: int = 0
+
+
+class Seen(NamedTuple):
+    """A product that was computed. ``x`` F32[tokens, 1 or used, IC]; ``ids`` I32[tokens, used] of a stack, else None."""
+
+    weight: str
+    x: F32
+    ids: NDArray[np.int32] | None = None
 
 
 class Text(NamedTuple):
@@ -42,23 +53,29 @@ class Moments(NamedTuple):
     tokens: I64
 
 
-def find_products(path: Path, weights: Collection[str]) -> list[Product]:
-    """What llama.cpp multiplies, in its order, of the tensors called ``weights``. Raises CheckpointError where it cannot run."""
-    with _running(path) as child:
-        found: list[Product] = child.call(_products, path, list(weights))
-        return found
+class Watched(Protocol):
+    """A file in its runtime, whose products are told."""
+
+    def watch(self, tokens: I64, wanted: list[str], see: Callable[[Seen], None]) -> None:
+        """Pass I64[n] from an empty cache; ``see`` is told of the products of ``wanted`` weights."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
-def measure_moments(path: Path, text: Text, products: Sequence[Product], folder: Path) -> dict[int, Moments]:
+Opened = Callable[[int, list[str]], Watched]  # (tokens of a sequence, names of the weights that are watched)
+
+
+def measure_in(child: Child, opened: Opened, products: Sequence[Product], text: Text, folder: Path) -> dict[int, Moments]:
     """By site, over ``text``, mapped from files in ``folder``.
 
-    Raises CalibrationError for inputs that overflow, CheckpointError where llama.cpp cannot run.
+    Raises CalibrationError for inputs that overflow, ValueError for weights that are multiplied by nothing, and ChildEnded.
     """
     np.save(folder / "tokens.npy", text.tokens)
     for site in {product.site for product in products} & set(text.weights):
         np.save(folder / WEIGHTS.format(site), text.weights[site])
-    with _running(path) as child:
-        child.call(_measure, path, list(products), text.unit, folder)
+    child.call(_measure, opened, list(products), text.unit, folder)
     counts, found = np.load(folder / COUNTS), dict[int, Moments]()
     for row, site in enumerate(dict.fromkeys(product.site for product in products)):
         squares: F32 = np.load(folder / f"{site}.npy", "r")
@@ -66,45 +83,16 @@ def measure_moments(path: Path, text: Text, products: Sequence[Product], folder:
     return found
 
 
-def run_logits(path: Path, tokens: I64) -> F32:
-    """What it predicts after each of I64[n] tokens, F32[n, vocab], exactly. Raises CheckpointError where it cannot run."""
-    with _running(path) as child:
-        return child.call(_logits, path, tokens)
-
-
-@contextmanager
-def _running(path: Path) -> Iterator[Child]:
-    try:
-        with Child() as child:
-            yield child
-    except ChildEnded as error:
-        raise CheckpointError(f"{path}: llama.cpp {error}{MEND}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}{MEND}") from error
-    except FileFormatError as error:
-        raise CheckpointError(str(error).removesuffix(EXPORT_AGAIN) + MEND) from error
-
-
-def _products(path: Path, weights: list[str]) -> list[Product]:
-    with WatchedModel(path, len(PROBE), weights) as model:
-        return model.products(PROBE)
-
-
-def _logits(path: Path, tokens: I64) -> F32:
-    with LlamaModel(path, n_ctx=len(tokens), exact=True) as model:
-        return model.logits(tokens.astype(np.int32))
-
-
-def _measure(path: Path, products: list[Product], unit: bool, folder: Path) -> None:
+def _measure(opened: Opened, products: list[Product], unit: bool, folder: Path) -> None:
     tokens = np.load(folder / "tokens.npy")
     first = {product.site: product for product in reversed(products)}
     weights = {site: np.load(file) for site in first if (file := folder / WEIGHTS.format(site)).is_file()}
     sums = {product.weight: _Sum(product, unit, weights.get(site)) for site, product in first.items()}
     wanted = [product.weight for product in products if product.weight in sums]
-    with WatchedModel(path, tokens.shape[1], wanted) as model:
+    with opened(tokens.shape[1], wanted) as model:
         for sequence in tokens:
             model.watch(sequence, wanted, lambda seen: sums[seen.weight].see(seen))
-            in_threads(_Sum.add, sums.values())  # now, because llama.cpp's own threads are idle
+            in_threads(_Sum.add, sums.values())  # now, because the runtime's own threads are idle
     most = max(max(1, product.experts) for product in products)
     counts = np.zeros((len(wanted), most), np.int64)
     for row, name in enumerate(wanted):
@@ -124,7 +112,7 @@ class _Sum:
         self._x, self._ids = list[F32](), list[NDArray[np.int32]]()
 
     def see(self, seen: Seen) -> None:
-        """Keeps a copy: the memory is llama.cpp's."""
+        """Keeps a copy: the memory is the runtime's."""
         x = seen.x if seen.ids is None else np.broadcast_to(seen.x, (*seen.ids.shape, seen.x.shape[-1]))
         self._x.append(np.array(x.reshape(-1, x.shape[-1])))
         if seen.ids is not None:
@@ -133,7 +121,7 @@ class _Sum:
     def add(self) -> None:
         """Raises CalibrationError for inputs that overflow, ValueError where there are none."""
         if not self._x:
-            raise ValueError(f"llama.cpp multiplied {self.product.weight} by nothing on the text")
+            raise ValueError(f"{self.product.weight} was multiplied by nothing on the text")
         x = np.concatenate(self._x)
         if not self.squares.size:
             self.squares = np.zeros((len(self.tokens), x.shape[1], x.shape[1]), np.float32)

@@ -14,9 +14,9 @@ from typing import Any
 
 from onnx import IR_VERSION, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs
 
-from exporter.onnx.data import Place, Problem, check_tensor, once
 from quantize.errors import FileFormatError, shown
 from quantize.kinds import Wanted, mistaken
+from quantize.onnx.data import Place, Problem, check_tensor, once
 from quantize.outside import LARGEST, Door
 
 MODEL_FILE = "model.onnx"

@@ -1,4 +1,4 @@
-"""The source run by llama.cpp instead of torch: what its blocks' inputs are, for a GGUF of any architecture."""
+"""The source run by its own runtime instead of torch: what its blocks' inputs are, whatever the architecture."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from typing import NoReturn
 import numpy as np
 
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.huggingface import is_quantized
+from quantize.checkpoint.template import Template
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
-from quantize.gguf.names import to_gguf_name
-from quantize.llama_cpp.moments import Moments, Text, measure_moments
-from quantize.llama_cpp.watched import Product
 from quantize.model_config import block_index
+from quantize.moments import Moments, Product, Text
 from quantize.statistics.experts import ExpertStats
 from quantize.types import F32, I64, Curvature, InputStats
 from quantize.workers import physical_memory
@@ -29,7 +27,7 @@ SHARE = 4  # of this machine's memory, the part that moments may take
 
 
 @dataclass(frozen=True, eq=False)
-class LlamaRun:
+class TemplateRun:
     """One block of the source, text having passed through it; see ``quantize.source.BlockRun``."""
 
     index: int
@@ -40,17 +38,17 @@ class LlamaRun:
 
     def scope_loss(self, name: str, candidates: list[F32]) -> NoReturn:
         """Refused before any data."""
-        raise AssertionError(f"{name}: llama.cpp computes no scope loss")
+        raise AssertionError(f"{name}: a runtime computes no scope loss")
 
     def commit(self, name: str, weight: F32) -> NoReturn:
         """As ``scope_loss``."""
-        raise AssertionError(f"{name}: llama.cpp computes no scope loss")
+        raise AssertionError(f"{name}: a runtime computes no scope loss")
 
 
 def gives_gradients(source: Checkpoint) -> bool:
     """Whether torch runs it, there and back: a template, if it has a twin there or transformers reads the file. Of experts no
     gradients are taken."""
-    if not isinstance(source, GgufTemplate):
+    if not isinstance(source, Template):
         return True
     if any(product.experts for product in source.products):
         return False
@@ -58,14 +56,10 @@ def gives_gradients(source: Checkpoint) -> bool:
         return False
     if source.twin is not None:
         return not is_quantized(source.twin)  # else torch's floats are not the converter's
-    if source.is_split:
-        return False
-    from quantize.source import reads_gguf
-
-    return reads_gguf(source.config.model_type)
+    return source.read_by_torch
 
 
-def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> None:
+def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None:
     """Raises ConfigError for what needs the modules of a block, which are not known of a template, or gradients where torch does
     not run it.
 
@@ -74,7 +68,7 @@ def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> 
     around, data, named = config.around, config.data, shown(source.config.model_type)
     weighs = runs and data.token_weight == "gradient"
     if (weighs or around.tune_steps) and not gives_gradients(source):
-        reason = f"{source.path}: {named} runs in llama.cpp, which gives no gradients"
+        reason = f"{source.path}: {named} runs in {source.runtime}, which gives no gradients"
         if weighs:
             raise ConfigError(f"{asked('token_weight', data.token_weight)}: {reason}; give {asked('token_weight', 'unit')}")
         raise ConfigError(f"{asked('tune_steps', around.tune_steps)}: {reason}; give {asked('tune_steps', 0)}")
@@ -96,14 +90,15 @@ def check_template(source: GgufTemplate, config: QuantizeConfig, runs: bool) -> 
 
 def check_gradients(source: Checkpoint) -> None:
     """Raises ConfigError for a source that torch does not run: what an option costs the whole model is told by gradients."""
-    if not gives_gradients(source):
+    if isinstance(source, Template) and not gives_gradients(source):
+        named = shown(source.config.model_type)
         raise ConfigError(
-            f"{source.path}: {shown(source.config.model_type)} runs in llama.cpp, which gives no gradients to choose grids by; "
+            f"{source.path}: {named} runs in {source.runtime}, which gives no gradients to choose grids by; "
             f"give {asked('grid.bits')} or {asked('grid.name')} instead of a size"
         )
 
 
-def llama_blocks(source: GgufTemplate, tokens: I64, token_weight: str | Curvature) -> Iterator[LlamaRun]:
+def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature) -> Iterator[TemplateRun]:
     """Every block of I64[sequences, length] tokens; ``token_weight`` as for ``quantize.source.walk_blocks``.
 
     The text passes as often as the moments need that fit into a part of this machine's memory. Raises CalibrationError,
@@ -117,7 +112,7 @@ def llama_blocks(source: GgufTemplate, tokens: I64, token_weight: str | Curvatur
         with TemporaryDirectory() as folder:
             own = [product for index in some for product in by_block[index]]
             text = Text(tokens, token_weight == "unit", _by_site(own, token_weight))
-            moments = measure_moments(source.path, text, _in_file(own), Path(folder)) if own else {}
+            moments = source.measure(text, own, Path(folder)) if own else {}
             for index in some:
                 yield _weighed(_block(index, by_block[index], moments), token_weight)
 
@@ -129,7 +124,7 @@ def _by_site(products: Sequence[Product], token_weight: str | Curvature) -> dict
     return {one.site: token_weight.tokens[one.weight] for one in products if one.weight in token_weight.tokens}
 
 
-def _weighed(run: LlamaRun, token_weight: str | Curvature) -> LlamaRun:
+def _weighed(run: TemplateRun, token_weight: str | Curvature) -> TemplateRun:
     """With what errors of its outputs cost, where that is known."""
     if isinstance(token_weight, str):
         return run
@@ -137,7 +132,7 @@ def _weighed(run: LlamaRun, token_weight: str | Curvature) -> LlamaRun:
     return replace(run, stats=stats)
 
 
-def _passes(source: GgufTemplate, by_block: Mapping[int, list[Product]], most: int) -> Iterator[list[int]]:
+def _passes(source: Template, by_block: Mapping[int, list[Product]], most: int) -> Iterator[list[int]]:
     """Blocks whose moments take ``most`` bytes together, or one."""
     taken, some = 0, list[int]()
     for index, products in by_block.items():
@@ -151,7 +146,7 @@ def _passes(source: GgufTemplate, by_block: Mapping[int, list[Product]], most: i
         yield some
 
 
-def _block(index: int, products: Sequence[Product], moments: Mapping[int, Moments]) -> LlamaRun:
+def _block(index: int, products: Sequence[Product], moments: Mapping[int, Moments]) -> TemplateRun:
     plain = [product for product in products if not product.experts]
     stats = {site: InputStats(np.array(moments[site].squares[0]), int(moments[site].tokens[0])) for site in _sites(plain)}
     sites = tuple(tuple(one.weight for one in plain if one.site == site) for site in stats)
@@ -160,12 +155,7 @@ def _block(index: int, products: Sequence[Product], moments: Mapping[int, Moment
         for product in products
         if product.experts
     }
-    return LlamaRun(index, {one.weight: stats[one.site] for one in plain}, sites, experts)
-
-
-def _in_file(products: Sequence[Product]) -> list[Product]:
-    """By the file's own names."""
-    return [product._replace(weight=to_gguf_name(product.weight)) for product in products]
+    return TemplateRun(index, {one.weight: stats[one.site] for one in plain}, sites, experts)
 
 
 def _sites(products: Sequence[Product]) -> list[int]:
