@@ -92,6 +92,11 @@ def is_store(path: Path) -> bool:
     return (path / STORE_MARK).is_file()
 
 
+def is_template(path: Path) -> bool:
+    """Whether ``adadim convert`` wrote this ONNX folder, as a source; whether it is whole is another question."""
+    return (path / "model.onnx").is_file() and (path / "assets" / "config.json").is_file()
+
+
 def kind_of(path: Path) -> Kind | None:
     """By what is in a folder, or how a file begins; None for anything else. Raises OSError."""
     if path.is_dir():

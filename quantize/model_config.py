@@ -135,7 +135,7 @@ class ModelConfig(ModelSizes):
             attention_bias=json.attention_bias and "attention_bias" in family.biases,
             mlp_bias=json.mlp_bias and "mlp_bias" in family.biases,
             tie_word_embeddings=json.tie_word_embeddings,
-            raw=_with_ids_of(raw, json.vocab_size),
+            raw=with_ids_of(raw, json.vocab_size),
         )
 
     @property
@@ -182,7 +182,7 @@ def _window(json: _Json, model_type: str, where: str) -> int | None:
     return size if "sliding_attention" in kinds else None
 
 
-def _with_ids_of(raw: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
+def with_ids_of(raw: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
     """``raw`` without ids that are no rows."""
     out = dict(raw)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -18,12 +18,13 @@ from exporter.onnx.genai import GENAI_FILE, write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.onnx.graph import exported_context
 from exporter.onnx.library import LIBRARY
-from exporter.onnx.plan import DATA_FILE, DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
+from exporter.onnx.plan import DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxPlan, plan_onnx
 from exporter.onnx.preflight import check_onnx
 from exporter.onnx.sums import reads_of
 from exporter.targets import ONNX_TARGETS, check_target
 from quantize.errors import FileFormatError
 from quantize.onnx.reader import MODEL_FILE, parse_model
+from quantize.onnx.template import DATA_FILE
 from quantize.progress import track
 from quantize.store.outputs import Unfinished, check_folder
 from quantize.store.seal import OPEN, closed, sha256_of

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.onnx.genai_tokenizer import genai_tokenizer_files
-from quantize.checkpoint.tokenizer_files import special_ids
+from quantize.checkpoint.template import SKELETON_ASSET
+from quantize.checkpoint.tokenizer_files import generation_id, special_ids
 from quantize.model_config import ModelConfig, named
+from quantize.onnx.template import facts_of, parse_skeleton
 from quantize.store.tensors import QuantizedStore
 
 MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
@@ -26,22 +28,33 @@ def write_genai_files(store: QuantizedStore, directory: Path, context: int) -> N
 
 def genai_config(store: QuantizedStore, context: int) -> dict[str, Any]:
     """The configuration as onnxruntime-genai reads it (its ``src/config.cpp``): greedy, a KV cache of MAX_LENGTH tokens."""
+    told, shares = _of_graph(store)
     return {
         "model": {
             **_special_ids(store),
-            "type": store.config.model_type,
+            "type": told["type"],
             "vocab_size": store.config.vocab_size,
             "context_length": context,
-            "decoder": _decoder(named(store.config, store.path)),
+            **told,
         },
         "search": {
             "do_sample": False,
             "max_length": min(context, MAX_LENGTH),
             "min_length": 0,
             "num_beams": 1,
-            "past_present_share_buffer": True,
+            "past_present_share_buffer": shares,
         },
     }
+
+
+def _of_graph(store: QuantizedStore) -> tuple[dict[str, Any], bool]:
+    """What genai has to know of the graph, and whether its cache may be written in place."""
+    if SKELETON_ASSET not in store.asset_names():
+        return {"type": store.config.model_type, "decoder": _decoder(named(store.config, store.path))}, True
+    where = store.path / "assets" / SKELETON_ASSET
+    facts = facts_of(parse_skeleton(store.asset(SKELETON_ASSET), where), where)
+    assert facts is not None, where  # the store was opened by them
+    return facts.genai["model"], bool(facts.genai["share"])
 
 
 def _decoder(config: ModelConfig) -> dict[str, Any]:
@@ -66,9 +79,11 @@ def _decoder(config: ModelConfig) -> dict[str, Any]:
 def _special_ids(store: QuantizedStore) -> dict[str, Any]:
     """bos, eos (one or several) and pad ids, as every file of the model says them."""
     assets = {name: store.asset(name) for name in store.asset_names()}
-    ids = special_ids(assets, store.config.vocab_size, str(store.path / "assets"))
-    out: dict[str, Any] = {f"{word}_token_id": ids[word][0] for word in ("bos", "pad") if ids[word]}
-    if ids["eos"]:
-        out["eos_token_id"] = ids["eos"] if len(ids["eos"]) > 1 else ids["eos"][0]
-        out.setdefault("pad_token_id", ids["eos"][0])  # genai wants one; nothing is padded for a single text
+    rows, where = store.config.vocab_size, str(store.path / "assets")
+    found = {f"{word}_token_id": generation_id(assets, word, rows, where) for word in ("bos", "pad")}
+    out: dict[str, Any] = {key: token for key, token in found.items() if token is not None}
+    ends = special_ids(assets, rows, where)["eos"]
+    if ends:
+        out["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        out.setdefault("pad_token_id", ends[0])  # genai wants one; nothing is padded for a single text
     return {key: out[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in out}

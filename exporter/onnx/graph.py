@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from quantize.errors import ExportError
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes
+from quantize.onnx.template import with_own_head
 from quantize.types import Array
 
 PROVIDER = "adadim"
 HOLE = "adadim.hole"
+TABLES = ("cos_cache", "sin_cache")  # endings of what is looked up by position
 CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -55,6 +57,16 @@ def build_decoder(config: ModelConfig, tied: bool, context: int) -> Decoder:
     model, constants = _mobius_model(config, tied, context)
     constants |= _rope_tables(config, constants)
     return _cut_holes(model, constants)
+
+
+def template_decoder(model: ModelProto, tied: bool, context: int) -> Decoder:
+    """Of a template's skeleton, with rotary tables for ``context`` positions; ``tied``: whether the store's head is its
+    embedding, which may have been put apart."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    cut = {name: table[:context] for name, table in constants.items() if name.endswith(TABLES) and table.ndim == 2}
+    bare = model if tied else with_own_head(model)
+    del bare.graph.initializer[:]
+    return _cut_holes(bare, constants | cut)
 
 
 def _cut_holes(model: ModelProto, constants: Mapping[str, Array]) -> Decoder:

@@ -9,28 +9,27 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_adadim
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
-from exporter.onnx.graph import HOLE, Decoder, build_decoder
+from exporter.onnx.graph import HOLE, Decoder, build_decoder, template_decoder
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import Form, Planned, Wire
+from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD, named
+from quantize.onnx.template import INSIDE, aligned, external, parse_skeleton
 from quantize.store.seal import OPEN
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
 
-DATA_FILE = "model.onnx.data"
 PRODUCER = "adadim-edge"
 ADADIM_TARGET = "onnxruntime+adadim"
 SEALS = DATA_SEAL, FILES_SEAL, GRAPH_SEAL = tuple(f"adadim.sha256.{part}" for part in ("data", "files", "graph"))
-INSIDE = 1024  # constants up to this size stay in the protobuf: shape inference needs them there
-PAGE, LARGE, ALIGNMENT = 4096, 1 << 20, 64  # large tensors start at pages, to be mapped; small ones would waste them
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class OnnxPlan:
 
 def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxPlan:
     """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid."""
-    decoder = build_decoder(named(store.config, store.path), store.tied, context)
+    decoder = _decoder(store, context)
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
     nodes: list[NodeProto] = []
@@ -68,6 +67,13 @@ def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxP
             found.append(vector(store.records[name]))
     described = {"adadim.accuracy_level": str(accuracy_level)}
     return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, described)
+
+
+def _decoder(store: QuantizedStore, context: int) -> Decoder:
+    if SKELETON_ASSET not in store.asset_names():
+        return build_decoder(named(store.config, store.path), store.tied, context)
+    skeleton = parse_skeleton(store.asset(SKELETON_ASSET), store.path / "assets" / SKELETON_ASSET)
+    return template_decoder(skeleton, store.tied, context)
 
 
 def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int) -> Form:
@@ -119,26 +125,16 @@ def _assemble(
     )
     offsets, end = dict[str, int](), 0
     for tensor in planned:
-        offsets[tensor.name] = _align(end, PAGE if tensor.nbytes >= LARGE else ALIGNMENT)
+        offsets[tensor.name] = aligned(end, tensor.nbytes)
         end = offsets[tensor.name] + tensor.nbytes
-        model.graph.initializer.append(_external(tensor, offsets[tensor.name]))
+        place = offsets[tensor.name], tensor.nbytes
+        model.graph.initializer.append(external(tensor.name, tensor.data_type, tensor.shape, place))
     if any(form.form == "matmul_adadim" for found in forms.values() for form in found):
         model.functions.append(adadim_function())
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     helper.set_model_props(model, {**described, **_metadata(store, forms)})
     return OnnxPlan(model, forms, offsets, outside, end, sum(tensor.nbytes for tensor in planned))
-
-
-def _align(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment
-
-
-def _external(tensor: Planned, offset: int) -> TensorProto:
-    proto = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.shape, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(tensor.nbytes))):
-        proto.external_data.add(key=key, value=value)
-    return proto
 
 
 def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> dict[str, str]:

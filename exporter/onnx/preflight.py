@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
+from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import ExportError, asked, shown
 from quantize.foreign import tokenizer_mend
 from quantize.model_config import MODEL_TYPES, ModelConfig, ModelSizes
@@ -14,12 +15,12 @@ HEAD_DIM_MULTIPLE = 16
 
 def check_onnx(config: ModelSizes, assets: Container[str], where: str) -> None:
     """Raises ExportError for a decoder without a graph, heads that the kernel refuses, or no tokenizer."""
-    if not isinstance(config, ModelConfig):
+    if not isinstance(config, ModelConfig) and SKELETON_ASSET not in assets:
         raise ExportError(
             f"{where}: there is no ONNX graph of {shown(config.model_type)} here, only of {', '.join(MODEL_TYPES)}; "
             f"{asked('target', 'llama.cpp')} can hold it"
         )
-    if config.head_dim % HEAD_DIM_MULTIPLE:
+    if isinstance(config, ModelConfig) and config.head_dim % HEAD_DIM_MULTIPLE:
         needs = f"onnxruntime's GroupQueryAttention needs a multiple of {HEAD_DIM_MULTIPLE}"
         raise ExportError(f"{where}: head_dim {config.head_dim}: {needs}; export this model to GGUF")
     for name in ("tokenizer.json", "tokenizer_config.json"):

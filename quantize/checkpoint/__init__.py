@@ -12,7 +12,7 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError, ConfigError, asked
 from quantize.foreign import TO_MERGE
 from quantize.hub import to_download
-from quantize.kinds import MAKE, Kind, Wanted, kind_of, mistaken
+from quantize.kinds import MAKE, Kind, Wanted, is_template, kind_of, mistaken
 
 __all__ = ["Checkpoint", "check_folder", "open_checkpoint"]
 
@@ -33,6 +33,10 @@ def open_checkpoint(path: Path, twin: Path | None = None) -> Checkpoint:
     Raises CheckpointError for whatever cannot be used."""
     if twin is not None:
         check_folder(twin)
+    if is_template(path):
+        from quantize.checkpoint.onnx_template import OnnxTemplate  # imports onnx, which few need
+
+        return OnnxTemplate(path, twin)
     if path.is_dir():
         check_folder(path)
         _check_alone(path, twin)

@@ -66,6 +66,11 @@ class GgufTemplate(GgufTensors, Template):
 
         return reads_gguf(self.config.model_type)
 
+    @property
+    def has_experts(self) -> bool:
+        """See Template."""
+        return any(product.experts for product in self.products)
+
     def logits(self, tokens: I64) -> F32:
         """See Template."""
         return run_logits(self.path, tokens)

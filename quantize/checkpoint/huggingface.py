@@ -88,27 +88,14 @@ class HuggingFaceCheckpoint:
 
     @cached_property
     def _assets(self) -> dict[str, bytes]:
-        found = {name: DOOR.read(self.path / name) for name in ASSETS if (self.path / name).is_file()}
-        for name, data in found.items():
-            if name.endswith(".json"):
-                DOOR.json(data, self.path / name, dict[str, Any])
-        more = {file.name.removesuffix(".jinja"): DOOR.text(DOOR.read(file), file) for file in self._more_templates()}
-        if more:
-            found[TEMPLATES] = json.dumps(more, ensure_ascii=False).encode()
-        check_files(found, self.path)
-        if TOKENIZER in found:
-            check_tokenizer(found[TOKENIZER], str(self.path / TOKENIZER))
-        return found
-
-    def _more_templates(self) -> list[Path]:
-        return sorted(file for file in (self.path / MORE_TEMPLATES).glob("*.jinja") if file.is_file())
+        return read_assets(self.path)
 
     @cached_property
     def sha256(self) -> str:
         """Digest over names, sizes and bytes of the assets and the weights."""
         weights = {tensor.file for tensor in self._stored.values()}
         assets = {self.path / name for name in ASSETS if (self.path / name).is_file()}
-        return files_digest(weights | assets | set(self._more_templates()))
+        return files_digest(weights | assets | set(_more_templates(self.path)))
 
     def _same(self, left: str, right: str) -> bool:
         """Whether two matrices hold the same values, compared a few rows at a time."""
@@ -120,3 +107,22 @@ class HuggingFaceCheckpoint:
             np.array_equal(to_f32(a[i : i + step], one.spec.dtype), to_f32(b[i : i + step], two.spec.dtype))
             for i in range(0, rows, step)
         )
+
+
+def read_assets(folder: Path) -> dict[str, bytes]:
+    """Its small files by name, other chat templates as one. Raises CheckpointError for one that is damaged."""
+    found = {name: DOOR.read(folder / name) for name in ASSETS if (folder / name).is_file()}
+    for name, data in found.items():
+        if name.endswith(".json"):
+            DOOR.json(data, folder / name, dict[str, Any])
+    more = {file.name.removesuffix(".jinja"): DOOR.text(DOOR.read(file), file) for file in _more_templates(folder)}
+    if more:
+        found[TEMPLATES] = json.dumps(more, ensure_ascii=False).encode()
+    check_files(found, folder)
+    if TOKENIZER in found:
+        check_tokenizer(found[TOKENIZER], str(folder / TOKENIZER))
+    return found
+
+
+def _more_templates(folder: Path) -> list[Path]:
+    return sorted(file for file in (folder / MORE_TEMPLATES).glob("*.jinja") if file.is_file())

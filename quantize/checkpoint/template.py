@@ -12,6 +12,7 @@ from quantize.model_config import ModelSizes, is_linear
 from quantize.moments import Moments, Product, Text
 from quantize.types import F32, I64, PlainTensor, TensorSpec
 
+SKELETON_ASSET = "skeleton.onnx"  # of a store: the graph of a template that is an ONNX folder
 OUTSIDE = "outside the blocks"  # why a matrix stays floats
 UNSEEN, TOGETHER, ROUTER = "multiplied by nothing", "a stack that is multiplied whole", "a router"
 
@@ -29,6 +30,11 @@ class Template(ABC):
     @abstractmethod
     def read_by_torch(self) -> bool:
         """Whether transformers reads the file, without a twin."""
+
+    @property
+    @abstractmethod
+    def has_experts(self) -> bool:
+        """Whether some of its matrices see some of the tokens alone."""
 
     @property
     @abstractmethod

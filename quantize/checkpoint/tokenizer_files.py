@@ -131,6 +131,14 @@ def special_ids(assets: Mapping[str, bytes], rows: int, where: object) -> dict[s
     return out
 
 
+def generation_id(assets: Mapping[str, bytes], word: str, rows: int, where: object) -> int | None:
+    """The one id of "bos" or "pad" that transformers generates with: generation_config.json's comes before config.json's, and
+    the tokenizer's own last."""
+    said = (item for file in _said_ids(assets, where).values() for item in listed(getattr(file, f"{word}_token_id")))
+    own = special_ids(assets, rows, where)[word]
+    return next((item for item in (*said, *own) if 0 <= item < rows), None)
+
+
 def ids_without_rows(assets: Mapping[str, bytes], rows: int, where: object) -> list[str]:
     """What ``special_ids`` leaves out, as "eos_token_id 1002 of config.json". -1 is a way to say that there is none."""
     return [

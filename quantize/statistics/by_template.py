@@ -50,7 +50,7 @@ def gives_gradients(source: Checkpoint) -> bool:
     gradients are taken."""
     if not isinstance(source, Template):
         return True
-    if any(product.experts for product in source.products):
+    if source.has_experts:
         return False
     if find_spec("torch") is None or find_spec("transformers") is None:
         return False

@@ -27,11 +27,12 @@ from quantize.architecture.families import expected_shapes
 from quantize.blocks import matrix
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
+from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import CheckpointError, StoreError, shown
 from quantize.gguf.container import parse_header
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
-from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, is_linear, weight_name
+from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, is_linear, weight_name, with_ids_of
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.store.seal import holds, sha256_of
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
@@ -145,7 +146,18 @@ class QuantizedStore:
             except (ValueError, KeyError, CheckpointError) as error:
                 raise StoreError(f"{where}: cannot be read ({shown(error)}); quantize again") from error
         where = str(self.path / "assets" / CONFIG_ASSET)
-        return ModelConfig.from_hf(ASSET_DOOR.json(self.asset(CONFIG_ASSET), where, dict[str, Any]), where)
+        raw = ASSET_DOOR.json(self.asset(CONFIG_ASSET), where, dict[str, Any])
+        return self._sizes_of_graph(raw) if SKELETON_ASSET in self.asset_names() else ModelConfig.from_hf(raw, where)
+
+    def _sizes_of_graph(self, raw: Mapping[str, Any]) -> ModelSizes:
+        """``raw``: config.json, of whatever decoder."""
+        from quantize.onnx.template import facts_of, parse_skeleton, sizes_of  # imports onnx, which few stores need
+
+        where, rows = self.path / "assets" / SKELETON_ASSET, self.records[EMBEDDING].shape[0]
+        facts = facts_of(parse_skeleton(self.asset(SKELETON_ASSET), where), where)
+        if facts is None:
+            raise StoreError(f"{where}: says nothing of its model; quantize again")
+        return sizes_of(facts, rows, with_ids_of(raw, rows))
 
     def asset(self, name: str) -> bytes:
         """One of the source's small files. Raises StoreError if it is missing, too large or has changed."""

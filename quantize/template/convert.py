@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +18,8 @@ from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
 from quantize.errors import CheckpointError, OutputError, asked, shown
 from quantize.foreign import quantized_by
 from quantize.store.outputs import Unfinished, check_file
-from quantize.telemetry import OFF, OFFLINE
 from quantize.template.converter import Converter
+from quantize.template.process import Answer, ask
 
 ADAPTER = Path(__file__).with_name("adapter.py")
 FLOAT_TYPES = "F32", "F16", "BF16"
@@ -44,9 +40,8 @@ class Converted:
     by: str
 
 
-class _Answer(msgspec.Struct):
-    left_out: list[str] = []
-    error: str | None = None
+class _Answer(Answer):
+    left_out: list[str] = msgspec.field(default_factory=list)
 
 
 def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force: bool = False) -> Converted:
@@ -81,10 +76,10 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
 
 
 def _keys(folder: Path, stored: Mapping[str, StoredTensor], converter: Converter, pre: str) -> dict[str, str]:
-    return {MADE_FROM: _folder_digest(folder, stored), MADE_BY: converter.name, **({MADE_WITH: pre} if pre else {})}
+    return {MADE_FROM: folder_digest(folder, stored), MADE_BY: converter.name, **({MADE_WITH: pre} if pre else {})}
 
 
-def _folder_digest(folder: Path, stored: Mapping[str, StoredTensor]) -> str:
+def folder_digest(folder: Path, stored: Mapping[str, StoredTensor]) -> str:
     """Hex digits of all that the converter may read."""
     files = {tensor.file for tensor in stored.values()} | {path for kind in SMALL for path in folder.glob(kind) if path.is_file()}
     return files_digest(files)
@@ -107,20 +102,7 @@ def _outtype(stored: Mapping[str, StoredTensor]) -> str:
 
 def _asked(folder: Path, request: Mapping[str, Any]) -> list[str]:
     """Names of the weights that were left out. Raises CheckpointError for whatever the converter says against it."""
-    done = subprocess.run(
-        [sys.executable, str(ADAPTER)],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env={**os.environ, **OFF, **OFFLINE},
-    )
-    try:
-        answer = msgspec.json.decode((done.stdout.splitlines() or [""])[-1], type=_Answer)
-    except msgspec.DecodeError:
-        words = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
-        answer = _Answer(error=f"it ended: {words}")
+    answer = ask(ADAPTER, request, _Answer)
     if answer.error is None:
         return answer.left_out
     if PRE_UNKNOWN in answer.error:

@@ -11,11 +11,11 @@ import numpy as np
 from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import DOOR
 from quantize.errors import FileFormatError, shown
-from quantize.model_config import ModelConfig
+from quantize.model_config import ModelConfig, ModelSizes
 from quantize.onnx.native_path import native_path
 from quantize.types import I64
 from runtime_checks.measure.results import Check, within
-from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
+from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context, load_graph
 from runtime_checks.runtimes.runners import greedy_error
 
 EXACT = 0.0  # sizes are equal or they are not
@@ -24,7 +24,7 @@ EXACT = 0.0  # sizes are equal or they are not
 TIE = 0.01
 
 
-def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
+def check_genai_config(folder: Path, config: ModelSizes) -> list[Check]:
     """Every size in genai_config.json is the source's, and no text may be longer than the model's tables.
 
     genai believes what it is told here, and reads memory by it. Raises FileFormatError if it cannot be read.
@@ -35,10 +35,8 @@ def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
     sizes = {
         "vocab_size": (model, config.vocab_size),
         "num_hidden_layers": (decoder, config.num_layers),
-        "num_attention_heads": (decoder, config.num_heads),
-        "num_key_value_heads": (decoder, config.num_kv_heads),
-        "head_size": (decoder, config.head_dim),
         "hidden_size": (decoder, config.hidden_size),
+        **{key: (decoder, value) for key, value in _heads(folder, config).items()},
     }
     checks = [
         within("genai_config = source's", key, float(type(section.get(key)) is not int or section[key] != value), EXACT)
@@ -49,6 +47,16 @@ def check_genai_config(folder: Path, config: ModelConfig) -> list[Check]:
         fits = type(section.get(key)) is int and 0 < section[key] <= context
         checks.append(within(f"genai_config fits the exported context of {context}", key, float(not fits), EXACT))
     return checks
+
+
+def _heads(folder: Path, config: ModelSizes) -> dict[str, int]:
+    """By the source's config; of a decoder that is known by no name, by the graph's own inputs."""
+    if isinstance(config, ModelConfig):
+        heads = {"num_key_value_heads": config.num_kv_heads, "head_size": config.head_dim}
+        return {"num_attention_heads": config.num_heads, **heads}
+    caches = [value for value in load_graph(folder).graph.input if value.name.startswith("past_key_values.")]
+    dims = [value.type.tensor_type.shape.dim for value in caches[:1]]
+    return {key: int(each[place].dim_value) for each in dims for key, place in (("num_key_value_heads", 1), ("head_size", 3))}
 
 
 def check_genai(folder: Path, shipped: OnnxRunner, prompt: I64, count: int) -> Check:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.model_config import named
 from quantize.statistics.calibration import tokenize
 from quantize.types import F32, I64
 from runtime_checks.checks.genai_check import check_genai, check_genai_config
@@ -75,7 +74,7 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
     shipped = exported.runner(texts.shape[1])
     checks += _check_distribution(path, base, _logits(shipped, texts), labels)
     if isinstance(shipped, OnnxRunner):
-        sizes = check_genai_config(path, named(source.config, source.path))
+        sizes = check_genai_config(path, source.config)
         believed = all(check.ok for check in sizes)
         checks += [*sizes, check_genai(path, shipped, prompt, count)] if believed and count else sizes
     shipped.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from exporter.onnx.genai_template import for_genai
 from exporter.onnx.library import LIBRARY
 from quantize.checkpoint.protocol import Checkpoint
+from quantize.checkpoint.template import Template
 from quantize.errors import CheckpointError, FileFormatError
 from quantize.model_config import named
 from runtime_checks.checks.chat_template import special_tokens_of, template_of
@@ -76,33 +78,44 @@ def _translations(template: str | None, assets: Mapping[str, bytes]) -> tuple[st
 
 def _genai(folder: Path, source: Checkpoint) -> dict[str, Any]:
     """genai_config.json without ids: greedy, one beam, a cache of CACHE_TOKENS; names as the graph has them."""
-    config, context = named(source.config, source.path), exported_context(folder) or source.config.context
+    context = exported_context(folder) or source.config.context
     library = {"custom_ops_library": LIBRARY} if (folder / LIBRARY).exists() else {}
+    told, shares = _of_template(source) if isinstance(source, Template) else (_of_family(source), True)
+    told["decoder"]["session_options"] |= library
     return {
-        "model": {
-            "type": config.model_type,
-            "vocab_size": config.vocab_size,
-            "context_length": context,
-            "decoder": {
-                "filename": "model.onnx",
-                "head_size": config.head_dim,
-                "hidden_size": config.hidden_size,
-                "num_attention_heads": config.num_heads,
-                "num_hidden_layers": config.num_layers,
-                "num_key_value_heads": config.num_kv_heads,
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **library},
-                "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **_cache("past", "past_key_values")},
-                "outputs": {"logits": "logits", **_cache("present", "present")},
-            },
-        },
+        "model": {**told, "vocab_size": source.config.vocab_size, "context_length": context},
         "search": {
             "do_sample": False,
             "max_length": min(context, CACHE_TOKENS),
             "min_length": 0,
             "num_beams": 1,
-            "past_present_share_buffer": True,
+            "past_present_share_buffer": shares,
         },
     }
+
+
+def _of_template(source: Template) -> tuple[dict[str, Any], bool]:
+    """What its graph's own tool says."""
+    from runtime_checks.runtimes.decoded_onnx import genai_of
+
+    facts = genai_of(source)
+    return deepcopy(facts["model"]), facts["share"]
+
+
+def _of_family(source: Checkpoint) -> dict[str, Any]:
+    config = named(source.config, source.path)
+    decoder = {
+        "filename": "model.onnx",
+        "head_size": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **_cache("past", "past_key_values")},
+        "outputs": {"logits": "logits", **_cache("present", "present")},
+    }
+    return {"type": config.model_type, "decoder": decoder}
 
 
 def _cache(word: str, prefix: str) -> dict[str, str]:

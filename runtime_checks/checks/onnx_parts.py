@@ -10,10 +10,12 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from exporter.onnx.library import LIBRARY
 from quantize.errors import FileFormatError, listed, shown
 from quantize.onnx.reader import read_graph
+from quantize.onnx.session import open_session
 from quantize.types import F32, Array
-from runtime_checks.runtimes.onnx_runner import open_session, set_accuracy_level
+from runtime_checks.runtimes.onnx_runner import set_accuracy_level
 
 CHUNK_BYTES = 1 << 26  # of a linear's output per call
 CHUNK_ROWS = 1 << 12  # of an embedding per call
@@ -110,7 +112,7 @@ class OnnxParts:
             [self._initializers[name] for name in sorted(read & self._initializers.keys())],
         )
         small = helper.make_model(part, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
-        return open_session(small, self._folder), given[0], wanted[0]
+        return open_session(small, self._folder, LIBRARY), given[0], wanted[0]
 
     def _with_constants(self, nodes: list[int]) -> set[int]:
         """These nodes, and those that make their inputs from initializers alone."""

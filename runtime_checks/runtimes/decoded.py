@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from exporter.inspect import inspect
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.template import Template
 from quantize.errors import FileFormatError, shown
 from quantize.gguf.names import to_source_name
 from quantize.model_config import HEAD, ModelSizes
 from quantize.onnx.reader import DOOR
 from quantize.store.schema import Digits
-from runtime_checks.runtimes.decoded_gguf import DecodedRunner
+from runtime_checks.runtimes import decoded_gguf
+from runtime_checks.runtimes.decoded_runner import DecodedRunner
 from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.runners import Runner, TorchRunner
 from runtime_checks.runtimes.weights import Weights
@@ -27,10 +30,14 @@ DECODED = "torch (decoded)"
 
 
 def decoded_runner(path: Path, source: Checkpoint, context: int = 512) -> Runner:
-    """The weights that the file's bytes decode to, float32 activations, in torch; where torch does not run the source, in
-    llama.cpp. Raises FileFormatError."""
+    """The weights that the file's bytes decode to, float32 activations, in torch; of a template, in
+    its own runtime. Raises FileFormatError."""
     if isinstance(source, GgufTemplate):
-        return DecodedRunner(path, context)
+        return DecodedRunner(partial(decoded_gguf.write_decoded, path), context, decoded_gguf.exactly, source.runtime)
+    if isinstance(source, Template):
+        from runtime_checks.runtimes.decoded_onnx import template_runner
+
+        return template_runner(path, source, context)
     return TorchRunner(decoded_model(path, source.config), DECODED)
 
 

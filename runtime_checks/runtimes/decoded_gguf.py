@@ -4,14 +4,12 @@ part in."""
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gguf import GGMLQuantizationType
 
 from quantize.gguf.container import TensorInfo, alignment_of, encode_header, map_file, padded, parse_header
-from quantize.types import F32, I64
+from quantize.types import F32
 from runtime_checks.reference.gguf import GgufTensor, decode_gguf
-from runtime_checks.runtimes.isolated import IsolatedRunner
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
 from runtime_checks.runtimes.weights import open_gguf, row_chunks
 
@@ -39,32 +37,3 @@ def _decoded(tensor: GgufTensor, rows: slice) -> F32:
 def exactly(path: Path, context: int) -> Runner:
     """A GGUF in llama.cpp, as exactly as it runs."""
     return LlamaRunner(path, context, exact=True)
-
-
-class DecodedRunner:
-    """Such a file in llama.cpp, as exactly as it runs; it is gone with ``close``. Raises FileFormatError."""
-
-    name = "llama.cpp (decoded)"
-
-    def __init__(self, path: Path, context: int) -> None:
-        self._folder = TemporaryDirectory()
-        decoded = Path(self._folder.name) / "decoded.gguf"
-        write_decoded(path, decoded)
-        self._runner = IsolatedRunner(decoded, context, exactly)
-
-    def logits(self, tokens: I64, skip: int = 0) -> F32:
-        """See Runner."""
-        return self._runner.logits(tokens, skip)
-
-    def greedy(self, tokens: I64, count: int) -> list[int]:
-        """See Runner."""
-        return self._runner.greedy(tokens, count)
-
-    def speed(self, count: int) -> float:
-        """See Runner."""
-        return self._runner.speed(count)
-
-    def close(self) -> None:
-        """See Runner."""
-        self._runner.close()
-        self._folder.cleanup()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.checkpoint import Checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.template import Template
 from quantize.child import GIB, Child, ChildEnded, Limits
 from quantize.errors import FileFormatError
 from quantize.types import F32, I64
@@ -58,8 +58,8 @@ class IsolatedRunner:
 
 
 def source_runner(source: Checkpoint, context: int) -> Runner:
-    """The source itself: in torch in float32, or where torch does not run it, in llama.cpp. Raises FileFormatError."""
-    if isinstance(source, GgufTemplate):
+    """The source itself: in torch in float32, or of a template, in its own runtime. Raises FileFormatError."""
+    if isinstance(source, Template):
         return IsolatedRunner(source.path, context)
     from quantize.source import build_model
 

@@ -12,13 +12,12 @@ import onnxruntime as ort
 
 from exporter.onnx.genai_reader import read_head_size
 from exporter.onnx.library import LIBRARY
-from quantize.errors import FileFormatError, listed, shown
+from quantize.errors import FileFormatError
 from quantize.kinds import Wanted, mistaken
-from quantize.onnx.native_path import native_path
 from quantize.onnx.reader import read_graph
+from quantize.onnx.session import Decoder, States, open_session
 from quantize.types import F32, I64
 
-ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 LEVEL = "accuracy_level"
 SPEED_ROUNDS = 3
 
@@ -34,25 +33,20 @@ class OnnxRunner:
         model = load_graph(folder)  # which refuses what leads out of the folder, before the runtime reads it
         if accuracy_level is not None:
             set_accuracy_level(model, accuracy_level)
-        self._session = open_session(model_path(folder) if accuracy_level is None else model, folder)
-        self._inputs = {item.name: item for item in self._session.get_inputs()}
-        self._outputs = [item.name for item in self._session.get_outputs()]
-        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
-        missing = {"logits", *map(_present, self._past)} - set(self._outputs)
-        if missing:
-            raise FileFormatError(f"{folder}: its graph has no output {listed(sorted(missing))}; export it again")
+        opened = model_path(folder) if accuracy_level is None else model
+        self._decoder = Decoder(open_session(opened, folder, LIBRARY), folder, lambda: head_size(folder))
 
     def logits(self, tokens: I64, skip: int = 0) -> F32:
         """F32[n - skip, vocab] for a prompt of I64[n] tokens, from an empty cache."""
-        out, _ = self._step(tokens, len(tokens), self._empty_cache())
+        out, _ = self.step(tokens, len(tokens), self.empty())
         return out[skip:]
 
     def greedy(self, tokens: I64, count: int) -> list[int]:
         """The ``count`` most likely tokens that follow I64[n] ``tokens``, one at a time over the cache."""
         chosen: list[int] = []
-        step, cache = tokens, self._empty_cache()
+        step, states = tokens, self.empty()
         for total in range(len(tokens), len(tokens) + count):
-            out, cache = self._step(step, total, cache)
+            out, states = self.step(step, total, states)
             chosen.append(int(out[-1].argmax()))
             step = np.array(chosen[-1:], np.int64)
         return chosen
@@ -63,40 +57,15 @@ class OnnxRunner:
 
     def close(self) -> None:
         """Give the session's memory back."""
-        del self._session
+        del self._decoder
 
-    def _empty_cache(self) -> dict[str, ort.OrtValue]:
-        out = {}
-        for name in self._past:
-            shape, kind = self._inputs[name].shape, self._inputs[name].type
-            if len(shape) != 4 or not isinstance(shape[1], int) or kind not in ELEMENTS:
-                raise FileFormatError(f"{self._folder}: {shown(name)} is {kind}{shown(shape)}, no cache; export it again")
-            heads, size = shape[1], shape[3] if isinstance(shape[3], int) else head_size(self._folder)
-            out[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, size), ELEMENTS[kind]))
-        return out
+    def empty(self) -> States:
+        """What the model keeps before any token."""
+        return self._decoder.empty()
 
-    def _step(self, tokens: I64, total: int, cache: dict[str, ort.OrtValue]) -> tuple[F32, dict[str, ort.OrtValue]]:
-        """Run ``tokens``, the last of ``total``; logits of those positions and the grown cache."""
-        arrays = {
-            "input_ids": tokens[None],
-            "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(total - len(tokens), total, dtype=np.int64)[None],
-        }
-        feeds = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in arrays.items() if name in self._inputs}
-        try:
-            results = self._session.run_with_ort_values(self._outputs, feeds | cache)
-        except Exception as error:  # onnxruntime's own exceptions share no base below Exception
-            raise FileFormatError(f"{self._folder}: onnxruntime cannot run it ({_line(error)}); export it again") from error
-        values = dict(zip(self._outputs, results, strict=True))
-        grown = {name: values[_present(name)] for name in self._past}
-        logits = values["logits"].numpy()
-        if logits.shape[:2] != (1, len(tokens)) or logits.ndim != 3:
-            raise FileFormatError(f"{self._folder}: its logits are {logits.shape} for {len(tokens)} tokens; export it again")
-        return logits[0].astype(np.float32, copy=False), grown
-
-
-def _present(past: str) -> str:
-    return past.replace("past_key_values", "present")
+    def step(self, tokens: I64, total: int, states: States) -> tuple[F32, States]:
+        """See ``Decoder.step``."""
+        return self._decoder.step(tokens, total, states)
 
 
 def greedy_speed(greedy: Callable[[I64, int], list[int]], count: int) -> float:
@@ -142,28 +111,3 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
     for attribute in (attribute for node in nodes for attribute in node.attribute):
         if attribute.name == LEVEL and not attribute.ref_attr_name:
             attribute.i = level
-
-
-def open_session(model: Path | onnx.ModelProto, folder: Path) -> ort.InferenceSession:
-    """A CPU session on a file, or on a graph whose external data lies in ``folder``, with the library that lies there.
-
-    Raises FileFormatError.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what is wrong comes as an exception
-    # A DequantizeLinear that feeds a MatMul is fused at level 4 unless told otherwise; what the file says must decide.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    try:
-        with native_path(folder) as where:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", where)
-            source = str(Path(where) / model.name) if isinstance(model, Path) else model.SerializeToString()
-            library = Path(where) / LIBRARY
-            if library.exists():
-                options.register_custom_ops_library(str(library.absolute()))
-            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base below Exception
-        raise FileFormatError(f"{folder}: onnxruntime refuses it ({_line(error)}); export it again") from error
-
-
-def _line(error: Exception) -> str:
-    return shown((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -51,10 +51,10 @@ def following_logits(file: Path, prompt: list[int], answer: list[int], accuracy_
     if not file.is_dir():
         return llama_logits(file, prompt, answer)
     runner = OnnxRunner(file, accuracy_level)
-    out, cache = runner._step(np.array(prompt, np.int64), len(prompt), runner._empty_cache())
+    out, cache = runner.step(np.array(prompt, np.int64), len(prompt), runner.empty())
     rows = [out[-1]]
     for total, token in enumerate(answer, start=len(prompt) + 1):
-        out, cache = runner._step(np.array([token], np.int64), total, cache)
+        out, cache = runner.step(np.array([token], np.int64), total, cache)
         rows.append(out[-1])
     return np.stack(rows)
 

@@ -1,0 +1,170 @@
+"""A float ONNX folder of any architecture as a source and its own template: see ``quantize.onnx.template``.
+
+No decoder is known here by name. The graph says what is multiplied: these matrices are quantized, if they lie in a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, helper, numpy_helper
+
+from quantize.checkpoint.floats import FLOATS, check_finite, to_f32
+from quantize.checkpoint.huggingface import read_assets
+from quantize.checkpoint.shards import files_digest
+from quantize.checkpoint.template import OUTSIDE, ROUTER, SKELETON_ASSET, UNSEEN, Template
+from quantize.child import Child, ChildEnded
+from quantize.errors import CheckpointError, FileFormatError
+from quantize.model_config import EMBEDDING, HEAD, block_index, with_ids_of
+from quantize.moments import Moments, Product, Text, measure_in
+from quantize.onnx.reader import MODEL_FILE, OnnxGraph, read_graph
+from quantize.onnx.template import ASSETS, DATA_FILE, DTYPES, Facts, facts_of, is_weight, sizes_of, skeleton_of
+from quantize.onnx.watched import WatchedGraph, run_logits
+from quantize.outside import Door
+from quantize.types import F32, I64, Array, PlainTensor, TensorSpec
+
+AGAIN = "; export it again"  # what a reader of files of ours advises, and is no use here
+MEND = "; make it again: adadim convert DIR --format onnx"
+FILE = Door(CheckpointError, "make it again: adadim convert DIR --format onnx")
+
+
+class OnnxTemplate(Template):
+    """See ``Checkpoint``. Raises CheckpointError at once for a folder that ``adadim convert`` did not write."""
+
+    runtime = "onnxruntime"
+    read_by_torch = False
+
+    def __init__(self, path: Path, twin: Path | None = None) -> None:
+        self.path, self.twin = path, twin
+        with _speaking_of(path):
+            self._graph: OnnxGraph = read_graph(path)
+        facts = facts_of(self._graph.model, path)
+        if facts is None:
+            raise CheckpointError(f"{path}: its graph was not written as a source{MEND}")
+        self._facts: Facts = facts
+        self._stored = {name: tensor for name, tensor in self._graph.initializers.items() if is_weight(tensor)}
+        if EMBEDDING not in self._stored:
+            raise CheckpointError(f"{path}: {EMBEDDING} is missing{MEND}")
+        rows = self._stored[EMBEDDING].dims[0]
+        raw = with_ids_of(FILE.load(path / ASSETS / "config.json", dict[str, Any]), rows)
+        self.config = sizes_of(facts, rows, raw)
+        self.tied = HEAD not in self._stored
+
+    @cached_property
+    def products(self) -> Sequence[Product]:
+        """See Template."""
+        turned = {node.output[0]: node.name for node in self._graph.model.graph.node if node.op_type == "Transpose"}
+        sites, found = dict[str, int](), list[Product]()
+        for node in self._graph.model.graph.node:
+            if node.op_type == "MatMul" and node.input[1] in turned:
+                name = f"{turned[node.input[1]].rpartition('/')[0]}.weight"
+                if name in self._stored:
+                    found.append(Product(name, sites.setdefault(node.input[0], len(sites))))
+        return found
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """See Template."""
+        seen = {product.weight for product in self.products}
+
+        def kept(name: str, shape: tuple[int, ...]) -> str:
+            if len(shape) == 1 or name in (EMBEDDING, HEAD):
+                return ""
+            if block_index(name) is None:
+                return OUTSIDE
+            if name not in seen:
+                return UNSEEN
+            return ROUTER if shape[0] == self._facts.experts else ""
+
+        shapes = {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
+        kinds = {name: DTYPES[tensor.data_type] for name, tensor in self._stored.items()}
+        return {name: TensorSpec(name, kinds[name], shape, kept(name, shape)) for name, shape in shapes.items()}
+
+    @property
+    def has_experts(self) -> bool:
+        """See Template."""
+        return self._facts.experts > 0
+
+    def logits(self, tokens: I64) -> F32:
+        """See Template."""
+        with self._running() as child:
+            return child.call(run_logits, self.path, tokens)
+
+    def measure(self, text: Text, products: Sequence[Product], folder: Path) -> dict[int, Moments]:
+        """See Template."""
+        with self._running() as child:
+            return measure_in(child, partial(WatchedGraph, self.path), products, text, folder)
+
+    @contextmanager
+    def _running(self) -> Iterator[Child]:
+        try:
+            with _speaking_of(self.path), Child() as child:
+                yield child
+        except ChildEnded as error:
+            raise CheckpointError(f"{self.path}: onnxruntime {error}") from error
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all that is read of the folder."""
+        return files_digest({self.path / MODEL_FILE, self.path / DATA_FILE, *(self.path / ASSETS).iterdir()})
+
+    def read(self, name: str) -> F32:
+        """See Checkpoint."""
+        return self.read_rows(name, 0, self._stored[name].dims[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> F32:
+        """See Checkpoint."""
+        dtype = DTYPES[self._stored[name].data_type]
+        rows = self._values(name)[start:stop]
+        check_finite(rows, dtype, name, str(self.path))
+        return to_f32(rows, dtype)
+
+    def raw(self, name: str) -> PlainTensor:
+        """See Checkpoint."""
+        dtype, values = DTYPES[self._stored[name].data_type], self._values(name)
+        check_finite(values, dtype, name, str(self.path))
+        return PlainTensor(name, values, dtype)
+
+    def assets(self) -> dict[str, bytes]:
+        """The Hugging Face folder's, and the graph without weights."""
+        data = self.skeleton.SerializeToString(deterministic=True)
+        return {**read_assets(self.path / ASSETS), SKELETON_ASSET: data}
+
+    @property
+    def facts(self) -> Facts:
+        """What it says of itself."""
+        return self._facts
+
+    @cached_property
+    def skeleton(self) -> ModelProto:
+        """Its graph without weights; constants are in it."""
+        model = skeleton_of(self._graph.model)
+        for index, tensor in enumerate(model.graph.initializer):
+            if tensor.name in self._graph.places:
+                model.graph.initializer[index].CopyFrom(numpy_helper.from_array(self._mapped(tensor.name), tensor.name))
+        return model
+
+    def _values(self, name: str) -> Array:
+        dtype = FLOATS[DTYPES[self._stored[name].data_type]]
+        return self._mapped(name).view(dtype)
+
+    def _mapped(self, name: str) -> Array:
+        tensor, place = self._graph.initializers[name], self._graph.places.get(name)
+        if place is None or not place.length:
+            return numpy_helper.to_array(tensor)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(self.path / place.location, dtype, "r", place.offset, tuple(tensor.dims))
+
+
+@contextmanager
+def _speaking_of(path: Path) -> Iterator[None]:
+    """What is wrong with a file is wrong with a source here. Raises CheckpointError."""
+    try:
+        yield
+    except FileFormatError as error:
+        raise CheckpointError(f"{str(error).removesuffix(AGAIN)}{MEND if str(path) in str(error) else ''}") from error

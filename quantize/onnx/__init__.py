@@ -1,0 +1,1 @@
+"""ONNX folders: read, checked before use; and float ones that are sources."""

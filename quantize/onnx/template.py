@@ -1,0 +1,182 @@
+"""A float model as an ONNX folder that is a source, and what its graph is called there.
+
+::
+
+    DIR/model.onnx        the graph, small constants, and FACTS in its metadata; external data below
+    DIR/model.onnx.data   weights, and constants that are larger
+    DIR/assets/           the small files of the Hugging Face folder, verbatim
+
+A weight is a float initializer NAME.weight or NAME.bias. A matrix that activations are multiplied by lies as [OC, IC]::
+
+    NAME.weight ─ (NAME/Cast) ─ NAME/Transpose ─ NAME/MatMul        model.embed_tokens.weight ─ (Cast) ─ Gather by input_ids
+
+A head that is the embedding reads it too. The *skeleton* is the same graph without weights and Casts: all of it but numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from quantize.errors import CheckpointError
+from quantize.model_config import HEAD, ModelSizes
+from quantize.onnx.reader import MODEL_FILE
+from quantize.outside import MIB, Door, Size
+from quantize.types import Array
+
+FACTS = "adadim.template"
+DOOR = Door(CheckpointError, "make it again: adadim convert DIR --format onnx", 512 * MIB)
+DATA_FILE, ASSETS = "model.onnx.data", "assets"
+INSIDE = 1024  # constants up to this size stay in the protobuf: shape inference needs them there
+PAGE, LARGE, ALIGNMENT = 4096, 1 << 20, 64  # large tensors start at pages, to be mapped; small ones would waste them
+FLOATS: Mapping[str, int] = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
+HEAD_TURNED = "lm_head/Transpose"
+WIDE, NARROW = ".wide", ".narrow"  # values on either side of a Cast to float32
+DTYPES = {kind: word for word, kind in FLOATS.items()}
+
+
+class Facts(msgspec.Struct):
+    """What is known of the model beside its graph. ``experts``: of a layer. ``made_from``: sha256 of the folder that it was made
+    from; ``made_by``: what wrote the graph. ``genai``: the sections of a genai_config.json that follow from the graph."""
+
+    model_type: str
+    hidden_size: Size
+    num_layers: Size
+    max_position: Size
+    made_from: str
+    made_by: str
+    genai: dict[str, Any]
+    experts: int = 0
+
+
+@dataclass(frozen=True)
+class FloatWeight:
+    """One tensor of a template. ``read`` gives its values in ``shape``, of ``dtype``: BF16 as uint16 bits."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Array]
+
+
+def is_weight(tensor: TensorProto) -> bool:
+    """Whether an initializer of a template is one of its weights."""
+    return tensor.name.endswith((".weight", ".bias")) and tensor.data_type in DTYPES
+
+
+def with_own_head(skeleton: ModelProto) -> ModelProto:
+    """The same, its head read from a weight of its own if it was the embedding."""
+    out = ModelProto()
+    out.CopyFrom(skeleton)
+    for node in out.graph.node:
+        if node.name == HEAD_TURNED:
+            node.input[0] = HEAD
+    return out
+
+
+def parse_skeleton(data: bytes, where: object) -> ModelProto:
+    """What a store holds of a template's graph. Raises CheckpointError."""
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError; its class moved between versions
+        raise DOOR.refused(where, "not an ONNX model") from error
+    return model
+
+
+def facts_of(model: ModelProto, where: object) -> Facts | None:
+    """What a graph says of itself; None if it is no template. Raises CheckpointError."""
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    return None if FACTS not in held else DOOR.json(held[FACTS].encode(), f"{where}: {FACTS} in its metadata", Facts)
+
+
+def sizes_of(facts: Facts, rows: int, raw: Mapping[str, Any]) -> ModelSizes:
+    """``rows`` of the embedding; ``raw``: config.json."""
+    return ModelSizes(
+        model_type=facts.model_type,
+        hidden_size=facts.hidden_size,
+        num_layers=facts.num_layers,
+        vocab_size=rows,
+        max_position=facts.max_position,
+        raw=raw,
+    )
+
+
+def write_template(folder: Path, skeleton: ModelProto, weights: Mapping[str, FloatWeight]) -> None:
+    """model.onnx and model.onnx.data of a ``skeleton`` and all its weights, one of which is in memory at a time."""
+    model = ModelProto()
+    model.CopyFrom(skeleton)
+    graph, narrow = model.graph, {name for name, weight in weights.items() if weight.dtype != "F32"}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    large = {name: value for name, value in constants.items() if value.nbytes > INSIDE}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in large]
+    nodes = [one for node in graph.node for one in _widened(node, narrow)]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    with (folder / DATA_FILE).open("wb") as file:
+        for name, weight in weights.items():
+            graph.initializer.append(_poured(file, name, FLOATS[weight.dtype], weight.read().reshape(weight.shape)))
+        for name, value in large.items():
+            graph.initializer.append(_poured(file, name, helper.np_dtype_to_tensor_dtype(value.dtype), value))
+    (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _poured(file: BinaryIO, name: str, kind: int, values: Array) -> TensorProto:
+    start = aligned(file.tell(), values.nbytes)
+    file.write(bytes(start - file.tell()))
+    file.write(np.ascontiguousarray(values).tobytes())
+    return external(name, kind, values.shape, (start, values.nbytes))
+
+
+def _widened(node: NodeProto, narrow: Collection[str]) -> list[NodeProto]:
+    """A reader of a weight of 16 bits, and the Cast before it, or behind a look-up, which makes float32 of fewer numbers."""
+    stem = node.name.rpartition("/")[0]
+    if node.op_type == "Transpose" and node.input[0] in narrow:
+        cast = helper.make_node("Cast", [node.input[0]], [f"{stem}{WIDE}"], f"{stem}/Cast", to=TensorProto.FLOAT)
+        node.input[0] = cast.output[0]
+        return [cast, node]
+    if node.op_type == "Gather" and node.input[0] in narrow:
+        cast = helper.make_node("Cast", [f"{stem}{NARROW}"], [node.output[0]], f"{stem}/Cast", to=TensorProto.FLOAT)
+        node.output[0] = cast.input[0]
+        return [node, cast]
+    return [node]
+
+
+def skeleton_of(model: ModelProto) -> ModelProto:
+    """The graph of a template, large constants still outside."""
+    out = ModelProto()
+    out.CopyFrom(model)
+    graph = out.graph
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.output[0].endswith(WIDE)}
+    casts |= {node.input[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0].endswith(NARROW)}
+    kept = [node for node in graph.node if not any(node is cast for cast in casts.values())]
+    for node in kept:
+        if node.op_type == "Transpose" and node.input[0] in casts:
+            node.input[0] = casts[node.input[0]].input[0]
+        elif node.op_type == "Gather" and node.output[0] in casts:
+            node.output[0] = casts[node.output[0]].output[0]
+    constants = [tensor for tensor in graph.initializer if not is_weight(tensor)]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(constants)
+    return out
+
+
+def external(name: str, kind: int, shape: tuple[int, ...], place: tuple[int, int]) -> TensorProto:
+    """An initializer in DATA_FILE; ``place``: offset and length there, in bytes."""
+    proto = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", DATA_FILE), ("offset", str(place[0])), ("length", str(place[1]))):
+        proto.external_data.add(key=key, value=value)
+    return proto
+
+
+def aligned(offset: int, nbytes: int) -> int:
+    """Where a tensor of that size may start, from ``offset`` on."""
+    step = PAGE if nbytes >= LARGE else ALIGNMENT
+    return -(-offset // step) * step

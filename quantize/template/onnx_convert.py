@@ -1,0 +1,169 @@
+"""A Hugging Face folder as a float ONNX folder that is a source: the graph of the first of several tools that computes what torch
+does. That is tried before any work, on a small random model of the same config, past its window and token by token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import numpy as np
+from onnx import helper
+
+from quantize.checkpoint import check_folder
+from quantize.checkpoint.huggingface import ASSETS as SMALL
+from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
+from quantize.checkpoint.shards import FILE, stored_tensors
+from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
+from quantize.child import Child, ChildEnded
+from quantize.errors import CheckpointError, FileFormatError, asked, shown
+from quantize.kinds import is_template
+from quantize.onnx.reader import read_graph
+from quantize.onnx.template import ASSETS, FACTS, Facts, write_template
+from quantize.onnx.watched import run_steps
+from quantize.store.outputs import Unfinished
+from quantize.store.outputs import check_folder as check_output
+from quantize.template.convert import Converted, folder_digest
+from quantize.template.onnx_genai import genai_facts, head_size
+from quantize.template.onnx_normal import normal
+from quantize.template.process import Answer, ask
+from quantize.types import F32
+
+ADAPTER = Path(__file__).with_name("onnx_adapter.py")
+PRODUCERS = {  # word for the adapter -> what to call it; those whose cache genai shares come first
+    "mobius-gqa": "mobius-onnx with GroupQueryAttention",
+    "genai": "onnxruntime-genai's builder",
+    "mobius": "mobius-onnx",
+}
+PROMPT = 40  # tokens of a twin's text that go together; the others one by one
+ELSE = f"write it for llama.cpp: {asked('target', 'llama.cpp')}"
+APART = 1e-4  # largest difference of a logit by the largest logit: float32 sums in another order make 2e-6
+
+
+class _Answer(Answer):
+    """Of the action "twin": sizes of the folder's own config."""
+
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    model_type: str = ""
+    max_position: int = 0
+    experts: int = 0
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A folder with its sizes, and where what is made on the way lies."""
+
+    folder: Path
+    sizes: _Answer
+    work: Path
+
+
+def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
+    """Write ``folder`` as the float ONNX folder ``out``, whole or not at all.
+
+    Raises CheckpointError for a folder that torch does not run, or of which no tool's graph computes what torch does;
+    OutputError.
+    """
+    check_folder(folder)
+    check_output(out, force, _foreign)
+    raw = FILE.load(folder / "config.json", dict[str, Any])
+    made_from = folder_digest(folder, stored_tensors(folder, raw, QUANTIZED_BYTES))
+    with Unfinished(out, True, force, _foreign) as unfinished, TemporaryDirectory(dir=out.absolute().parent) as made:
+        work = Path(made)
+        sizes = ask(ADAPTER, {"action": "twin", "folder": str(folder.resolve()), "out": str(work / "twin")}, _Answer)
+        if sizes.error is not None:
+            raise CheckpointError(f"{folder}: transformers does not run it ({shown(sizes.error)}); {ELSE}")
+        model = _Model(folder.resolve(), sizes, work)
+        by = _chosen(model)
+        problem = _build(model, by, model.folder, unfinished.path, made_from) or _misses(model, unfinished.path)
+        if problem is not None:
+            raise CheckpointError(f"{folder}: {PRODUCERS[by]}: {problem}; {ELSE}")
+        _copy_small(folder, unfinished.path / ASSETS)
+        unfinished.finish()
+    return Converted(out, "as they were", {}, PRODUCERS[by])
+
+
+def _chosen(model: _Model) -> str:
+    """The first producer whose graph of the twin computes what the twin does. Raises CheckpointError if there is none."""
+    twin, reasons = model.work / "twin", list[str]()
+    for by, name in PRODUCERS.items():
+        place = model.work / f"twin-{by}"
+        place.mkdir()
+        problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT)
+        if problem is None:
+            return by
+        reasons.append(f"{name}: {problem}")
+    raise CheckpointError(f"{model.folder}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
+
+
+def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "") -> str | None:
+    """``out``, a template of ``source`` without its small files; or why there is none."""
+    graph = model.work / "graph"
+    answer = ask(ADAPTER, {"action": "build", "by": by, "folder": str(source), "out": str(graph)}, Answer)
+    try:
+        if answer.error is not None:
+            return shown(answer.error)
+        read = read_graph(graph)
+        facts = genai_facts(graph, read.model, msgspec.to_builtins(model.sizes))
+        found = normal(read, {"kv_cache_dim": head_size(facts)})
+        helper.set_model_props(found.skeleton, {FACTS: json.dumps(_facts(model.sizes, by, made_from, facts), sort_keys=True)})
+        write_template(out, found.skeleton, found.weights)
+    except (FileFormatError, ValueError, KeyError) as error:
+        return shown(str(error))
+    finally:
+        shutil.rmtree(graph, ignore_errors=True)
+    return None
+
+
+def _distance(template: Path, torch: Path, prompt: int) -> str | None:
+    """What is wrong with the logits of a template beside those that torch has left in a folder; None for nothing."""
+    tokens, taught = np.load(torch / "tokens.npy"), np.load(torch / "logits.npy")
+    try:
+        with Child() as child:
+            found: F32 = child.call(run_steps, template, tokens, prompt)
+    except (ChildEnded, FileFormatError) as error:
+        return shown(str(error).removesuffix("; export it again").rpartition(f"{template}: ")[2])
+    apart = float(np.abs(found - taught).max() / np.abs(taught).max()) if found.shape == taught.shape else np.inf
+    return None if apart <= APART else f"logits are {apart:.2g} of the largest apart"
+
+
+def _misses(model: _Model, template: Path) -> str | None:
+    """As ``_distance``, of the model itself and few tokens: whether its weights are where they belong."""
+    answer = ask(ADAPTER, {"action": "logits", "folder": str(model.folder), "out": str(model.work)}, Answer)
+    return shown(answer.error) if answer.error is not None else _distance(template, model.work, 8)
+
+
+def _facts(sizes: _Answer, by: str, made_from: str, genai: dict[str, Any]) -> dict[str, Any]:
+    facts = Facts(
+        model_type=sizes.model_type,
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_hidden_layers,
+        max_position=sizes.max_position,
+        made_from=made_from,
+        made_by=PRODUCERS[by],
+        genai=genai,
+        experts=sizes.experts,
+    )
+    out: dict[str, Any] = msgspec.to_builtins(facts)
+    return out
+
+
+def _copy_small(folder: Path, out: Path) -> None:
+    out.mkdir()
+    for name in SMALL:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    if (folder / MORE_TEMPLATES).is_dir():
+        (out / MORE_TEMPLATES).mkdir()
+        for path in (folder / MORE_TEMPLATES).glob("*.jinja"):
+            shutil.copyfile(path, out / MORE_TEMPLATES / path.name)
+
+
+def _foreign(folder: Path) -> str | None:
+    return None if is_template(folder) else "was not written by adadim as a source"

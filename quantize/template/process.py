@@ -1,0 +1,41 @@
+"""Code of others in a Python of its own: a request goes in as JSON, the last line of what comes out is the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from quantize.telemetry import OFF, OFFLINE
+
+T = TypeVar("T", bound="Answer")
+
+
+class Answer(msgspec.Struct):
+    """``error``: why there is none."""
+
+    error: str | None = None
+
+
+def ask(adapter: Path, request: Mapping[str, Any], answer: type[T]) -> T:
+    """What the script ``adapter`` says to ``request``; that it ended otherwise is an error of the answer."""
+    done = subprocess.run(
+        [sys.executable, str(adapter)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, **OFF, **OFFLINE},
+    )
+    try:
+        return msgspec.json.decode((done.stdout.splitlines() or [""])[-1], type=answer)
+    except msgspec.DecodeError:
+        words = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        return answer(error=f"it ended: {words}")
