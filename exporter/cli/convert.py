@@ -1,4 +1,4 @@
-"""``adadim convert``, and what ``run`` does first with a folder whose decoder is known by no name: a GGUF of its floats."""
+"""``adadim convert``, and what ``run`` does first with a folder whose decoder is known by no name: a float file as a source."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.process import say
 from exporter.cli.summary import table
 from exporter.cli.values import file_path
+from quantize.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quantize.template.convert import Converted
+    from quantize.template.converted import Converted
 
-TEMPLATE = "source.gguf"
+TEMPLATES = {"gguf": "source.gguf", "onnx": "source.onnx"}  # by writer
 
 
 def add_convert(commands: Subparsers) -> None:
     """``adadim convert``."""
     example = "adadim convert ./gemma-3-270m --out gemma-3-270m.gguf"
-    parser = command(commands, "convert", "write any model as a GGUF of its own floats, by llama.cpp's converter", example)
+    parser = command(commands, "convert", "write any model in its own floats, as a source: by its target's own tools", example)
     parser.add_argument("source", metavar="DIR", type=file_path, help="Hugging Face directory (safetensors)")
-    parser.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
+    parser.add_argument("--out", metavar="PATH", type=file_path, required=True, help="FILE.gguf or folder to write")
+    parser.add_argument(
+        "--format",
+        choices=tuple(TEMPLATES),
+        default="gguf",
+        help="gguf by llama.cpp's converter, onnx by the first tool whose graph computes what torch does (default: %(default)s)",
+    )
     parser.add_argument(
         "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified by the converter)"
     )
@@ -42,44 +49,53 @@ def add_converter(parser: OneLineParser) -> None:
 
 def convert_source(args: Namespace) -> int:
     """``adadim convert``."""
-    say(_summary(_convert(args, args.out)))
+    if args.format != "gguf":
+        given = {"--tokenizer-pre": args.tokenizer_pre, "--converter": args.converter}
+        for option in (option for option, value in given.items() if value is not None):
+            raise ConfigError(f"{option}: is for GGUF files; drop it, or --format {args.format}")
+    say(_summary(_convert(args, args.out, args.format)))
     return 0
 
 
-def source_path(args: Namespace, out: Path) -> Path:
-    """What ``run`` opens: its source, or the GGUF that is made of it in ``out``, or was made by an earlier run. Raises as
-    ``convert`` does."""
-    if not _needs_template(args.source):
-        return Path(args.source)
-    path = out / TEMPLATE
-    if not _made_before(args, path):
-        say(_summary(_convert(args, path)))
-    args.tokenizer_pre = None  # said, and in the file
-    return path
-
-
-def _needs_template(path: Path) -> bool:
-    """Whether it is a Hugging Face folder of a decoder that is known by no name."""
+def needs_template(path: Path) -> bool:
+    """Whether it is a Hugging Face folder of a decoder that is known by no name. Raises CheckpointError for no model at all."""
     from quantize.checkpoint import check_folder
     from quantize.checkpoint.huggingface import is_family
     from quantize.checkpoint.shards import FILE
+    from quantize.kinds import is_template
 
-    if not path.is_dir():
+    if not path.is_dir() or is_template(path):
         return False
     check_folder(path)
     return not is_family(FILE.load(path / "config.json", dict[str, Any]))
 
 
-def _made_before(args: Namespace, path: Path) -> bool:
+def template_path(args: Namespace, out: Path, writer: str) -> Path:
+    """What is made of ``run``'s source in ``out`` for that writer, or was made by an earlier run. Raises as ``convert`` does."""
+    path = out / TEMPLATES[writer]
+    if not _made_before(args, path, writer):
+        say(_summary(_convert(args, path, writer)))
+    return path
+
+
+def _made_before(args: Namespace, path: Path, writer: str) -> bool:
+    if args.force or not path.exists():
+        return False
+    if writer == "onnx":
+        from quantize.template.onnx_convert import made_of as onnx_made_of
+
+        return onnx_made_of(path, args.source)
     from quantize.template.convert import made_of
     from quantize.template.converter import find_converter
 
-    return (
-        not args.force and path.is_file() and made_of(path, args.source, find_converter(args.converter), args.tokenizer_pre or "")
-    )
+    return path.is_file() and made_of(path, args.source, find_converter(args.converter), args.tokenizer_pre or "")
 
 
-def _convert(args: Namespace, out: Path) -> Converted:
+def _convert(args: Namespace, out: Path, writer: str) -> Converted:
+    if writer == "onnx":
+        from quantize.template.onnx_convert import convert_onnx
+
+        return convert_onnx(args.source, out, args.force)
     from quantize.template.convert import convert
     from quantize.template.converter import find_converter
 
@@ -87,5 +103,5 @@ def _convert(args: Namespace, out: Path) -> Converted:
 
 
 def _summary(made: Converted) -> str:
-    rows = [("size", f"{made.path.stat().st_size:,} bytes"), ("floats", made.outtype), ("written by", made.by)]
+    rows = [("size", f"{made.nbytes:,} bytes"), ("floats", made.outtype), ("written by", made.by)]
     return table(str(made.path), rows + [(f"left out: {place}", f"{count} tensors") for place, count in made.left_out.items()])

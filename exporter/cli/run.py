@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.cli.compare import measuring_text, naming
-from exporter.cli.convert import source_path
+from exporter.cli.convert import needs_template, template_path
 from exporter.cli.export import Made, RunOutputs, found, write
 from exporter.cli.options import DEFAULT_RUN_TARGETS
 from exporter.cli.process import say, warn
@@ -20,8 +20,8 @@ from exporter.cli.size import model_plan, planned_size, size_plans
 from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.writers import source_notes, writer_of
-from quantize.errors import ConfigError
-from quantize.model_config import ModelConfig
+from quantize.checkpoint.template import Template
+from quantize.errors import CheckpointError, ConfigError
 from quantize.statistics.calibration import BUILTIN, CalibrationText
 from quantize.store.outputs import check_file, new_file
 
@@ -49,22 +49,66 @@ class Rung:
 
 def run(args: Namespace) -> int:
     """All that was asked for; 1 if a check missed, or a file could not be measured."""
+    out = args.out or default_out(args.source)
+    ways = _ways(args, out)
+    ladder = Ladder(args, out) if len({rung.name for way in ways for rung in way.rungs}) > 1 else None
+    _check_measured(args, ladder, ways)
+    for way in ways:
+        for each in way.outputs:
+            each.check(args.force)
+        for target in way.targets:
+            writer_of(target).check(way.source, args.tokenizer_pre)
+    warn(dict.fromkeys(note for way in ways for target in way.targets for note in source_notes(way.source, target)))
+    made = [_made(args, out, way, ladder) for way in ways]  # all, whatever one misses
+    return 0 if all(made) else 1
+
+
+@dataclass(frozen=True)
+class Way:
+    """A source, and the files that are made of it."""
+
+    source: Checkpoint
+    rungs: Sequence[Rung]
+    outputs: Sequence[RunOutputs]
+
+    @property
+    def targets(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys(rung.target for rung in self.rungs))
+
+
+def _ways(args: Namespace, out: Path) -> list[Way]:
+    """One; of a decoder that is known by no name, a source for each writer, made first. Raises ConfigError, CheckpointError."""
     from quantize import open_checkpoint
+
+    if not needs_template(args.source):
+        source = open_checkpoint(args.source, args.torch)
+        return [_way(source, _rungs(args, _default_targets(args, source)), out)]
+    targets = args.target or (LADDER_TARGETS if _several(args) else DEFAULT_RUN_TARGETS)
+    ways, twin = list[Way](), args.torch or args.source
+    for writer in dict.fromkeys(writer_of(target).word for target in targets):
+        own = [target for target in targets if writer_of(target).word == writer]
+        try:
+            source = open_checkpoint(template_path(args, out, writer), twin)
+        except CheckpointError as error:
+            if args.target or writer == writer_of(targets[0]).word:  # asked for, or the first
+                raise
+            warn([f"{error}; no {writer} file is made"])
+            continue
+        ways.append(_way(source, _rungs(args, own), out))
+    args.tokenizer_pre = None  # said, and in the file
+    return ways
+
+
+def _way(source: Checkpoint, rungs: Sequence[Rung], out: Path) -> Way:
+    return Way(source, rungs, [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs])
+
+
+def _made(args: Namespace, out: Path, way: Way, ladder: Ladder | None) -> bool:
+    """Whether all checks held, and all could be measured."""
     from quantize.statistics.measured import Measured
 
-    out = args.out or default_out(args.source)
-    path = source_path(args, out)
-    source = open_checkpoint(path, args.torch or (args.source if path != args.source else None))
-    rungs = _rungs(args, source)
-    outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
-    for each in outputs:
-        each.check(args.force)
-    ladder = Ladder(args, out) if len({rung.name for rung in rungs}) > 1 else None
-    _check_measured(args, ladder)
-    targets = dict.fromkeys(rung.target for rung in rungs)
-    for target in targets:
-        writer_of(target).check(source, args.tokenizer_pre)
-    warn(dict.fromkeys(note for target in targets for note in source_notes(source, target)))
+    source, rungs, outputs = way.source, way.rungs, way.outputs
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
     if args.sizes:  # known before their plans, which take long to make
         _check_disk(source, out, len(absent), lambda: sum(rungs[index].size or 0 for index in absent))
@@ -74,7 +118,7 @@ def run(args: Namespace) -> int:
         _check_disk(source, out, len(absent), lambda: sum(planned_size(args, source, plans[index]) for index in absent))
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
     ok = _verified(args, source, made, _written(args, measured, plans, made))
-    return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
+    return ok and (ladder is None or ladder.measured(source, outputs))
 
 
 def default_out(source: Path) -> Path:
@@ -82,20 +126,34 @@ def default_out(source: Path) -> Path:
     return Path(f"{source.resolve().with_suffix('').name if source.is_file() else source.resolve().name}-adadim")
 
 
-def _rungs(args: Namespace, source: Checkpoint) -> list[Rung]:
+def _several(args: Namespace) -> bool:
+    """Whether a ladder is asked for."""
+    return len(args.sizes or args.widths or ()) > 1
+
+
+def _default_targets(args: Namespace, source: Checkpoint) -> Sequence[str]:
+    """Those asked for; else what a source of this kind is written as."""
+    if args.target:
+        return list(args.target)
+    if isinstance(source, Template):
+        return [target for target in DEFAULT_RUN_TARGETS if writer_of(target).word == source.writer]
+    return LADDER_TARGETS if _several(args) else DEFAULT_RUN_TARGETS
+
+
+def _rungs(args: Namespace, targets: Sequence[str]) -> list[Rung]:
     """Raises ConfigError for options that say the size twice."""
     several = args.sizes or args.widths or ()
     if args.sizes and (args.target_size or args.target_bpw or args.widths):
         raise ConfigError("--sizes: says already how large the files are; drop --target-size, --target-bpw and --bits")
     steps = [Rung("", word, size=size) for word, size in args.sizes or ()]
     steps += [Rung("", f"{bits}bit" if len(several) > 1 else "", bits=bits) for bits in args.widths or ()]
-    one = len(several) > 1 or not isinstance(source.config, ModelConfig)  # of which there is no ONNX graph here
-    targets = args.target or (LADDER_TARGETS if one else DEFAULT_RUN_TARGETS)
     return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
 
 
-def _check_measured(args: Namespace, ladder: Ladder | None) -> None:
-    """Raises ConfigError for options that say how to measure where nothing is measured."""
+def _check_measured(args: Namespace, ladder: Ladder | None, ways: Sequence[Way]) -> None:
+    """Raises ConfigError for options that say how to measure where nothing is measured, and for files of two sources."""
+    if ladder is not None and len(ways) > 1:
+        raise ConfigError("--target: files of one source are measured side by side; name targets of one format")
     if ladder is None and (args.text is not None or args.chunks is not None):
         raise ConfigError("--text, --chunks: measure a ladder; ask for some with --sizes or --bits, or use `adadim compare`")
 

@@ -13,6 +13,7 @@ import numpy as np
 from exporter.gguf.tokenizer import Metadata, tokenizer_metadata
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET
+from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import ExportError, StoreError, asked
 from quantize.gguf.container import Value, ValueType, parse_header
 from quantize.model_config import EMBEDDING, ModelConfig, is_linear, named
@@ -48,6 +49,11 @@ def check_gguf_source(source: Checkpoint, tokenizer_pre: str | None) -> None:
     if METADATA_ASSET in source.assets():
         _check_kept(where, tokenizer_pre)
         return
+    if SKELETON_ASSET in source.assets():
+        raise ExportError(
+            f"{where}: an ONNX folder, which holds no metadata of a GGUF; give {asked('target', 'onnxruntime')}, or make a "
+            "GGUF of the Hugging Face folder: adadim convert DIR --out MODEL.gguf"
+        )
     known = named(config, where)
     arch = ARCHITECTURES[config.model_type]
     _check_biases(source.specs, arch, where)

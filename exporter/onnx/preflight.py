@@ -8,7 +8,7 @@ from pathlib import Path
 from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import ExportError, asked, shown
 from quantize.foreign import tokenizer_mend
-from quantize.model_config import MODEL_TYPES, ModelConfig, ModelSizes
+from quantize.model_config import ModelConfig, ModelSizes
 
 HEAD_DIM_MULTIPLE = 16
 
@@ -17,8 +17,8 @@ def check_onnx(config: ModelSizes, assets: Container[str], where: str) -> None:
     """Raises ExportError for a decoder without a graph, heads that the kernel refuses, or no tokenizer."""
     if not isinstance(config, ModelConfig) and SKELETON_ASSET not in assets:
         raise ExportError(
-            f"{where}: there is no ONNX graph of {shown(config.model_type)} here, only of {', '.join(MODEL_TYPES)}; "
-            f"{asked('target', 'llama.cpp')} can hold it"
+            f"{where}: holds no ONNX graph of {shown(config.model_type)}; {asked('target', 'llama.cpp')} can hold it, or make a "
+            f"graph of the Hugging Face folder: adadim convert DIR --format onnx --out FOLDER"
         )
     if isinstance(config, ModelConfig) and config.head_dim % HEAD_DIM_MULTIPLE:
         needs = f"onnxruntime's GroupQueryAttention needs a multiple of {HEAD_DIM_MULTIPLE}"

@@ -31,7 +31,7 @@ class GgufTemplate(GgufTensors, Template):
     """See ``Checkpoint``. Raises CheckpointError at once for a file without the sizes of a language model, and with ``specs`` for
     one that llama.cpp does not run."""
 
-    runtime = "llama.cpp"
+    runtime, writer = "llama.cpp", "gguf"
 
     def __init__(self, path: Path, files: GgufFiles, values: GgufValues, twin: Path | None = None) -> None:
         """``twin``: the same model as a folder that torch runs."""

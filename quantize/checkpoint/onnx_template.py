@@ -36,7 +36,7 @@ FILE = Door(CheckpointError, "make it again: adadim convert DIR --format onnx")
 class OnnxTemplate(Template):
     """See ``Checkpoint``. Raises CheckpointError at once for a folder that ``adadim convert`` did not write."""
 
-    runtime = "onnxruntime"
+    runtime, writer = "onnxruntime", "onnx"
     read_by_torch = False
 
     def __init__(self, path: Path, twin: Path | None = None) -> None:

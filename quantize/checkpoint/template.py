@@ -21,6 +21,7 @@ class Template(ABC):
     """See ``Checkpoint``. ``twin``: the same model as a folder that torch runs. ``runtime``: what runs the file itself."""
 
     runtime: ClassVar[str]
+    writer: ClassVar[str]  # the format of its file, and of what is made of it
     path: Path
     config: ModelSizes
     tied: bool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
 from quantize.errors import CheckpointError, OutputError, asked, shown
 from quantize.foreign import quantized_by
 from quantize.store.outputs import Unfinished, check_file
+from quantize.template.converted import Converted
 from quantize.template.converter import Converter
 from quantize.template.process import Answer, ask
 
@@ -28,16 +28,6 @@ SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", f"{MORE_TEMPLATE
 MADE_FROM, MADE_BY, MADE_WITH = (f"adadim.converted.{word}" for word in ("sha256", "by", "pre"))  # keys of the file
 OWN_CODE = "the model brings code of its own, which is never run"
 PRE_UNKNOWN = "BPE pre-tokenizer was not recognized"
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What was written. ``outtype``: of its matrices. ``left_out``: how many weights, by where they stand in the folder."""
-
-    path: Path
-    outtype: str
-    left_out: Mapping[str, int]
-    by: str
 
 
 class _Answer(Answer):
@@ -72,7 +62,7 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
             said = str(error).replace(f"{unfinished.path}: ", "")
             raise CheckpointError(f"{folder}: was converted, but the file is of no use: {said}") from error
         unfinished.finish()
-    return Converted(out, outtype, _by_place(left_out), converter.name)
+    return Converted(out, outtype, converter.name, _by_place(left_out))
 
 
 def _keys(folder: Path, stored: Mapping[str, StoredTensor], converter: Converter, pre: str) -> dict[str, str]:

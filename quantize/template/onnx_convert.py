@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from onnx import helper
 
 from quantize.checkpoint import check_folder
 from quantize.checkpoint.huggingface import ASSETS as SMALL
+from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
 from quantize.checkpoint.shards import FILE, stored_tensors
 from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
@@ -27,7 +29,8 @@ from quantize.onnx.template import ASSETS, FACTS, Facts, write_template
 from quantize.onnx.watched import run_steps
 from quantize.store.outputs import Unfinished
 from quantize.store.outputs import check_folder as check_output
-from quantize.template.convert import Converted, folder_digest
+from quantize.template.convert import folder_digest
+from quantize.template.converted import Converted
 from quantize.template.onnx_genai import genai_facts, head_size
 from quantize.template.onnx_normal import normal
 from quantize.template.process import Answer, ask
@@ -86,7 +89,23 @@ def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
             raise CheckpointError(f"{folder}: {PRODUCERS[by]}: {problem}; {ELSE}")
         _copy_small(folder, unfinished.path / ASSETS)
         unfinished.finish()
-    return Converted(out, "as they were", {}, PRODUCERS[by])
+    return Converted(out, _floats(out), PRODUCERS[by])
+
+
+def made_of(template: Path, folder: Path) -> bool:
+    """Whether it is what ``convert_onnx`` would make, but for its tools. Raises CheckpointError for what cannot be read."""
+    raw = FILE.load(folder / "config.json", dict[str, Any])
+    return is_template(template) and OnnxTemplate(template).facts.made_from == folder_digest(
+        folder, stored_tensors(folder, raw, QUANTIZED_BYTES)
+    )
+
+
+def _floats(template: Path) -> str:
+    """The dtypes of its matrices, most weights first."""
+    found = Counter[str]()
+    for spec in OnnxTemplate(template).specs.values():
+        found[spec.dtype] += spec.size if len(spec.shape) > 1 else 0
+    return ", ".join(dtype for dtype, count in found.most_common() if count)
 
 
 def _chosen(model: _Model) -> str:
