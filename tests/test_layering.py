@@ -13,7 +13,11 @@ OURS = ("quantize", "exporter", "runtime_checks")
 MAY_IMPORT = {"quantize": {"quantize"}, "exporter": {"quantize", "exporter"}, "runtime_checks": set(OURS)}
 COMPOSITION_ROOT = ("exporter/cli/main.py", "exporter/cli/run.py")
 REFERENCE = "runtime_checks/reference/"
-RUNS_TORCH_MODELS = ("quantize/source/", "quantize/template/adapter.py")  # the latter in a process of its own
+RUNS_TORCH_MODELS = (
+    "quantize/source/",
+    "quantize/template/adapter.py",
+    "quantize/template/onnx_adapter.py",
+)  # two in processes of their own
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 

@@ -11,8 +11,11 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from exporter.cli.architecture import PRE, architecture_report, architecture_table
 from exporter.cli.bundle import VERIFY, bundle, verified_bundle
 from exporter.cli.completion import completion
 from exporter.cli.convert import convert_source
@@ -239,6 +242,16 @@ def _doctor(args: Namespace) -> int:
     return 0
 
 
+def _check_architecture(args: Namespace) -> int:
+    from quantize.template.converter import find_converter
+    from runtime_checks.checks.architecture_check import check_architecture
+
+    with TemporaryDirectory() as work:
+        found = check_architecture(args.source, Path(work), find_converter(args.converter), PRE)
+    say(json.dumps(architecture_report(found), indent=1) if args.json else architecture_table(found))
+    return 1 if any(went.refused or went.missed for went in (found.gguf, found.onnx)) else 0
+
+
 def _completion(args: Namespace) -> int:
     say(completion(build_parser(), args.shell), end="")
     return 0
@@ -268,6 +281,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "doctor": _doctor,
     "completion": _completion,
     "convert": convert_source,
+    "check-architecture": _check_architecture,
 }
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 from importlib.metadata import version
 
 from exporter.cli.advice import grid_named, target_named
+from exporter.cli.architecture import add_check_architecture
 from exporter.cli.bench import add_bench
 from exporter.cli.bundle import add_bundle
 from exporter.cli.checks import add_doctor, add_inspect, add_verify
@@ -57,6 +58,7 @@ def build_parser() -> OneLineParser:
         _add_sensitivity,
         _add_imatrix,
         add_convert,
+        add_check_architecture,
     )
     for add in (*adders, add_bench, add_bundle, add_methods, add_doctor, add_completion):
         add(commands)

@@ -81,15 +81,20 @@ def _ways(args: Namespace, out: Path) -> list[Way]:
     """One; of a decoder that is known by no name, a source for each writer, made first. Raises ConfigError, CheckpointError."""
     from quantize import open_checkpoint
 
-    if not needs_template(args.source):
-        source = open_checkpoint(args.source, args.torch)
-        return [_way(source, _rungs(args, _default_targets(args, source)), out)]
-    targets = args.target or (LADDER_TARGETS if _several(args) else DEFAULT_RUN_TARGETS)
-    ways, twin = list[Way](), args.torch or args.source
-    for writer in dict.fromkeys(writer_of(target).word for target in targets):
-        own = [target for target in targets if writer_of(target).word == writer]
+    given = None if needs_template(args.source) else open_checkpoint(args.source, args.torch)
+    targets = _targets(args, given)
+    by_writer: dict[str, list[str]] = {}
+    for target in targets:
+        by_writer.setdefault(writer_of(target).word, []).append(target)
+    if given is not None and not (isinstance(given, Template) and given.writer == "gguf" and "onnx" in by_writer):
+        return [_way(given, _rungs(args, targets), out)]
+    ways = list[Way]()
+    for writer, own in by_writer.items():
         try:
-            source = open_checkpoint(template_path(args, out, writer), twin)
+            if given is not None and given.writer == writer:
+                source: Checkpoint = given
+            else:
+                source = open_checkpoint(template_path(args, out, writer), args.torch or args.source)
         except CheckpointError as error:
             if args.target or writer == writer_of(targets[0]).word:  # asked for, or the first
                 raise
@@ -131,8 +136,8 @@ def _several(args: Namespace) -> bool:
     return len(args.sizes or args.widths or ()) > 1
 
 
-def _default_targets(args: Namespace, source: Checkpoint) -> Sequence[str]:
-    """Those asked for; else what a source of this kind is written as."""
+def _targets(args: Namespace, source: Checkpoint | None) -> Sequence[str]:
+    """Those asked for; else what a source of this kind is written as; None: a folder of which each writer has its own."""
     if args.target:
         return list(args.target)
     if isinstance(source, Template):

@@ -31,7 +31,7 @@ def open_checkpoint(path: Path, twin: Path | None = None) -> Checkpoint:
     """The source model at ``path``, its headers read and checked; ``twin``: of a template the same as a folder that torch runs.
 
     Raises CheckpointError for whatever cannot be used."""
-    if twin is not None:
+    if twin is not None and not twin.is_file():  # a GGUF that transformers reads
         check_folder(twin)
     if is_template(path):
         from quantize.checkpoint.onnx_template import OnnxTemplate  # imports onnx, which few need

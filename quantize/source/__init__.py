@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantize.source.curvature import measure_curvature
 from quantize.source.model_student import ModelStudent
-from quantize.source.named import reads_gguf
+from quantize.source.named import named_model, reads_gguf
 from quantize.source.walk import BlockRun, walk_blocks
 from quantize.source.whole import build_model, greedy, logits, rotary_tables
 
@@ -15,6 +15,7 @@ __all__ = [
     "greedy",
     "logits",
     "measure_curvature",
+    "named_model",
     "reads_gguf",
     "rotary_tables",
     "walk_blocks",

@@ -2,7 +2,9 @@
 
 A request comes as JSON on stdin, the last line of stdout is the answer: what the action gives, or {"error": why}. Actions::
 
-    {"action": "twin", "folder", "out"}               OUT: a small random model of the same config, and its logits
+    {"action": "unpack", "file", "out"}               OUT: the model of a GGUF as a folder, without a tokenizer
+    {"action": "twin", "folder", "out", "whole"}      OUT: a small random model of the same config, and its logits; "whole":
+                                                      with all of its tokens
     {"action": "logits", "folder", "out"}             OUT/tokens.npy, OUT/logits.npy of the folder's own model
     {"action": "build", "by", "folder", "out"}        OUT/model.onnx in float32, as that tool writes it
 """
@@ -19,6 +21,7 @@ from typing import Any, NoReturn
 
 TWIN_TOKENS, FEW_TOKENS = 48, 12  # of a twin, past its window; of a model of any size
 WINDOW, VOCABULARY, EXPERTS = 16, 1024, 8  # of a twin, at most
+SPECIAL, IDS = ("<unk>", "<s>", "</s>"), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LOUDER = 4  # times the weights that transformers starts with, so that logits differ
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 USED = ("num_experts_per_tok", "moe_k", "top_k", "moe_topk")
@@ -48,6 +51,27 @@ def _no_code_of_others() -> None:
     torch.load = refused
 
 
+def _unpack(request: Mapping[str, Any]) -> dict[str, Any]:
+    """In the narrowest floats that hold all matrices, as its own are dequantized."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    file = Path(request["file"])
+    options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    whole = GgufConfig(gguf_file=file.name, dequantize=True)
+    read: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, quantization_config=whole, **options)
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    kinds = (torch.bfloat16, torch.float16)
+    exact = (kind for kind in kinds if all(torch.equal(one, one.to(kind).float()) for one in matrices))
+    model.to(next(exact, torch.float32)).save_pretrained(request["out"])
+    return {}
+
+
 def _twin(request: Mapping[str, Any]) -> dict[str, Any]:
     """The folder's sizes, too."""
     import torch
@@ -56,10 +80,11 @@ def _twin(request: Mapping[str, Any]) -> dict[str, Any]:
     folder, out = Path(request["folder"]), Path(request["out"])
     config = _config(folder)
     text = config.get_text_config(decoder=True)
-    sizes = {key: getattr(text, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sizes = {key: getattr(text, key, 0) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     sizes |= {"model_type": text.model_type, "max_position": int(getattr(text, "max_position_embeddings", 0) or 0)}
     sizes["experts"] = next((int(count) for key in EXPERT_COUNTS if (count := getattr(text, key, None))), 0)
-    small = _shrunk(text)
+    files = [path for path in folder.iterdir() if path.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
+    small = _shrunk(text, text.vocab_size if request["whole"] and files else VOCABULARY)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     with torch.no_grad():
@@ -69,9 +94,10 @@ def _twin(request: Mapping[str, Any]) -> dict[str, Any]:
             elif name.endswith("norm.weight"):
                 parameter.add_(torch.randn_like(parameter) / 8)
     model.save_pretrained(out)
-    for path in folder.iterdir():
-        if path.name.startswith(("tokenizer", "special_tokens", "chat_template")):
-            shutil.copyfile(path, out / path.name)
+    for path in files:
+        shutil.copyfile(path, out / path.name)
+    if not files:
+        _write_tokenizer(out)
     _save_logits(model, out, TWIN_TOKENS)
     return sizes
 
@@ -82,20 +108,38 @@ def _config(folder: Path) -> Any:  # noqa: ANN401 - transformers has no types
     return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def _shrunk(config: Any) -> Any:  # noqa: ANN401
+def _write_tokenizer(out: Path) -> None:
+    """Of bytes, for a config without one."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, [("t", "h")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer.save(str(out / "tokenizer.json"))
+    named = {"unk_token": SPECIAL[0], "bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "pad_token": SPECIAL[0]}
+    told = {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": False, "clean_up_tokenization_spaces": False, **named}
+    (out / "tokenizer_config.json").write_text(json.dumps(told))
+
+
+def _shrunk(config: Any, tokens: int) -> Any:  # noqa: ANN401
     """Of the same widths, but of few layers, which are of all its kinds, few tokens and experts, and a short window."""
-    raw = config.to_dict()
-    count, kinds = raw["num_hidden_layers"], raw.get("layer_types")
+    raw, called = config.to_dict(), type(config).attribute_map
+    layers = called.get("num_hidden_layers", "num_hidden_layers")
+    count, kinds = raw[layers], raw.get("layer_types")
     kept = 2 if kinds is None else next(n for n in range(1, count + 1) if set(kinds[:n]) == set(kinds))
     kept = min(count, max(2, kept))
     small = {key: value[:kept] if isinstance(value, list) and len(value) == count else value for key, value in raw.items()}
-    small |= {"num_hidden_layers": kept, "vocab_size": min(raw["vocab_size"], VOCABULARY)}
+    small |= {layers: kept, "vocab_size": min(raw["vocab_size"], tokens)}
     small |= {key: min(EXPERTS, raw[key]) for key in EXPERT_COUNTS if raw.get(key)}
     small |= {key: min(EXPERTS, raw[key]) for key in USED if raw.get(key)}
     if isinstance(raw.get("sliding_window"), int):
         small["sliding_window"] = min(WINDOW, raw["sliding_window"])
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        small[key] = None if raw.get(key) is None else 0 if key == "pad_token_id" else 1
+        ids = raw[key] if isinstance(raw.get(key), list) else [raw.get(key)]
+        known = [token for token in ids if token is not None and token < small["vocab_size"]]
+        small[key] = known[0] if known else None if ids == [None] else IDS[key]
     small.pop("dtype", None)
     return type(config)(**small)
 
@@ -155,7 +199,12 @@ BUILDERS: Mapping[str, Callable[[Path, Path], None]] = {
     "genai": _by_genai,
     "mobius": lambda folder, out: _by_mobius(folder, out, "default"),
 }
-ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"twin": _twin, "logits": _logits, "build": _build}
+ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "unpack": _unpack,
+    "twin": _twin,
+    "logits": _logits,
+    "build": _build,
+}
 
 if __name__ == "__main__":
     main()

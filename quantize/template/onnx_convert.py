@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 from onnx import helper
 
-from quantize.checkpoint import check_folder
+from quantize.checkpoint import check_folder, open_checkpoint
 from quantize.checkpoint.huggingface import ASSETS as SMALL
+from quantize.checkpoint.huggingface import TOKENIZER
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
 from quantize.checkpoint.shards import FILE, stored_tensors
@@ -44,7 +45,9 @@ PRODUCERS = {  # word for the adapter -> what to call it; those whose cache gena
 }
 PROMPT = 40  # tokens of a twin's text that go together; the others one by one
 ELSE = f"write it for llama.cpp: {asked('target', 'llama.cpp')}"
-APART = 1e-4  # largest difference of a logit by the largest logit: float32 sums in another order make 2e-6
+# Largest difference of a logit by the largest logit. Float32 sums in another order make 2e-6 of a twin, and 3e-4 of a real
+# model with large activations; a weight in another's place makes .1 and more.
+APART, MISPLACED = 1e-4, 1e-2
 
 
 class _Answer(Answer):
@@ -60,44 +63,83 @@ class _Answer(Answer):
 
 @dataclass(frozen=True)
 class _Model:
-    """A folder with its sizes, and where what is made on the way lies."""
+    """``folder`` with its sizes, as it was ``named``; ``work``: where what is made on the way lies."""
 
+    named: Path
     folder: Path
     sizes: _Answer
     work: Path
 
 
 def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
-    """Write ``folder`` as the float ONNX folder ``out``, whole or not at all.
+    """Write ``folder`` as the float ONNX folder ``out``, whole or not at all; it may be a GGUF that transformers reads.
 
-    Raises CheckpointError for a folder that torch does not run, or of which no tool's graph computes what torch does;
+    Raises CheckpointError for a model that torch does not run, or of which no tool's graph computes what torch does;
     OutputError.
     """
-    check_folder(folder)
+    made_from = _digest(folder)
     check_output(out, force, _foreign)
-    raw = FILE.load(folder / "config.json", dict[str, Any])
-    made_from = folder_digest(folder, stored_tensors(folder, raw, QUANTIZED_BYTES))
     with Unfinished(out, True, force, _foreign) as unfinished, TemporaryDirectory(dir=out.absolute().parent) as made:
-        work = Path(made)
-        sizes = ask(ADAPTER, {"action": "twin", "folder": str(folder.resolve()), "out": str(work / "twin")}, _Answer)
-        if sizes.error is not None:
-            raise CheckpointError(f"{folder}: transformers does not run it ({shown(sizes.error)}); {ELSE}")
-        model = _Model(folder.resolve(), sizes, work)
+        model = _opened(folder, Path(made))
         by = _chosen(model)
         problem = _build(model, by, model.folder, unfinished.path, made_from) or _misses(model, unfinished.path)
         if problem is not None:
             raise CheckpointError(f"{folder}: {PRODUCERS[by]}: {problem}; {ELSE}")
-        _copy_small(folder, unfinished.path / ASSETS)
+        _copy_small(model.folder, unfinished.path / ASSETS)
         unfinished.finish()
     return Converted(out, _floats(out), PRODUCERS[by])
 
 
 def made_of(template: Path, folder: Path) -> bool:
     """Whether it is what ``convert_onnx`` would make, but for its tools. Raises CheckpointError for what cannot be read."""
-    raw = FILE.load(folder / "config.json", dict[str, Any])
-    return is_template(template) and OnnxTemplate(template).facts.made_from == folder_digest(
-        folder, stored_tensors(folder, raw, QUANTIZED_BYTES)
-    )
+    return is_template(template) and OnnxTemplate(template).facts.made_from == _digest(folder)
+
+
+def _digest(source: Path) -> str:
+    """Of all that is read of it. Raises CheckpointError for what is neither a GGUF nor a folder of safetensors."""
+    if source.is_file():
+        return open_checkpoint(source).sha256
+    check_folder(source)
+    raw = FILE.load(source / "config.json", dict[str, Any])
+    return folder_digest(source, stored_tensors(source, raw, QUANTIZED_BYTES))
+
+
+def _opened(named: Path, work: Path) -> _Model:
+    """With its twin made. Raises CheckpointError where transformers does not run it."""
+    folder = _unpacked(named, work / "unpacked") if named.is_file() else named.resolve()
+    return _Model(named, folder, _twin_of(named, folder, work / "twin", whole=False), work)
+
+
+def _twin_of(named: Path, folder: Path, out: Path, whole: bool) -> _Answer:
+    sizes = ask(ADAPTER, {"action": "twin", "folder": str(folder), "out": str(out), "whole": whole}, _Answer)
+    if sizes.error is not None:
+        raise CheckpointError(f"{named}: transformers does not run it ({shown(sizes.error)}); {ELSE}")
+    return sizes
+
+
+def make_twin(source: Path, work: Path) -> tuple[str, Path]:
+    """A small random model of a config.json, or of a folder with one and maybe a tokenizer: its model_type, and a folder in
+    ``work`` with tokens.npy and torch's logits.npy. Raises CheckpointError where transformers does not run it."""
+    folder = source
+    if source.is_file():
+        folder = work / "config"
+        folder.mkdir()
+        shutil.copyfile(source, folder / "config.json")
+    return _twin_of(source, folder.resolve(), work / "twin", whole=True).model_type, work / "twin"
+
+
+def _unpacked(file: Path, out: Path) -> Path:
+    """A GGUF as a folder. Raises CheckpointError where transformers does not read it, or its tokenizer is unknown to it."""
+    assets = open_checkpoint(file).assets()
+    if TOKENIZER not in assets:
+        raise CheckpointError(f"{file}: its tokenizer is none that a graph's runtime reads; name the model's own folder")
+    answer = ask(ADAPTER, {"action": "unpack", "file": str(file.resolve()), "out": str(out)}, Answer)
+    if answer.error is not None:
+        raise CheckpointError(f"{file}: transformers does not read it ({shown(answer.error)}); {ELSE}")
+    for name, data in assets.items():
+        if name in SMALL and name != "config.json":
+            (out / name).write_bytes(data)
+    return out
 
 
 def _floats(template: Path) -> str:
@@ -114,11 +156,11 @@ def _chosen(model: _Model) -> str:
     for by, name in PRODUCERS.items():
         place = model.work / f"twin-{by}"
         place.mkdir()
-        problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT)
+        problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART)
         if problem is None:
             return by
         reasons.append(f"{name}: {problem}")
-    raise CheckpointError(f"{model.folder}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
+    raise CheckpointError(f"{model.named}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
 
 
 def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "") -> str | None:
@@ -127,7 +169,7 @@ def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "")
     answer = ask(ADAPTER, {"action": "build", "by": by, "folder": str(source), "out": str(graph)}, Answer)
     try:
         if answer.error is not None:
-            return shown(answer.error)
+            return shown(answer.error.replace(str(source), model.named.name))
         read = read_graph(graph)
         facts = genai_facts(graph, read.model, msgspec.to_builtins(model.sizes))
         found = normal(read, {"kv_cache_dim": head_size(facts)})
@@ -140,8 +182,8 @@ def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "")
     return None
 
 
-def _distance(template: Path, torch: Path, prompt: int) -> str | None:
-    """What is wrong with the logits of a template beside those that torch has left in a folder; None for nothing."""
+def _distance(template: Path, torch: Path, prompt: int, most: float) -> str | None:
+    """What is wrong with the logits of a template beside those that torch has left in a folder; None for less than ``most``."""
     tokens, taught = np.load(torch / "tokens.npy"), np.load(torch / "logits.npy")
     try:
         with Child() as child:
@@ -149,13 +191,13 @@ def _distance(template: Path, torch: Path, prompt: int) -> str | None:
     except (ChildEnded, FileFormatError) as error:
         return shown(str(error).removesuffix("; export it again").rpartition(f"{template}: ")[2])
     apart = float(np.abs(found - taught).max() / np.abs(taught).max()) if found.shape == taught.shape else np.inf
-    return None if apart <= APART else f"logits are {apart:.2g} of the largest apart"
+    return None if apart <= most else f"logits are {apart:.2g} of the largest apart"
 
 
 def _misses(model: _Model, template: Path) -> str | None:
     """As ``_distance``, of the model itself and few tokens: whether its weights are where they belong."""
     answer = ask(ADAPTER, {"action": "logits", "folder": str(model.folder), "out": str(model.work)}, Answer)
-    return shown(answer.error) if answer.error is not None else _distance(template, model.work, 8)
+    return shown(answer.error) if answer.error is not None else _distance(template, model.work, 8, MISPLACED)
 
 
 def _facts(sizes: _Answer, by: str, made_from: str, genai: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def normal(read: OnnxGraph, sizes: Mapping[str, int]) -> Normal:
     plain = {
         name: _in_block(name) for name, tensor in read.initializers.items() if is_weight(tensor) and name not in found.matrices
     }
-    twice = [name for name, count in Counter((*{names[one.node] for one in found.all}, *plain.values())).items() if count > 1]
+    inner = [names[one.node] for one in found.products]
+    twice = [name for name, count in Counter((EMBEDDING, HEAD, *inner, *plain.values())).items() if count > 1]
     if twice:
         raise ValueError(f"two of its weights would be called {twice[0]}")
     nodes = _needed(_spelled(read.model.graph.node, found, names, plain), [value.name for value in read.model.graph.output])
