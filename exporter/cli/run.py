@@ -58,9 +58,9 @@ def run(args: Namespace) -> int:
     rungs = _rungs(args, source)
     outputs = [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs]
     for each in outputs:
-        each.check(args.force)
+        each.check(args.force, args.split_size is None)
     ladder = Ladder(args, out) if len({rung.name for rung in rungs}) > 1 else None
-    _check_measured(args, ladder)
+    _check_options(args, ladder, rungs)
     targets = dict.fromkeys(rung.target for rung in rungs)
     for target in targets:
         writer_of(target).check(source, args.tokenizer_pre)
@@ -72,6 +72,7 @@ def run(args: Namespace) -> int:
     plans = _plans(args, measured, rungs)
     if not args.sizes:
         _check_disk(source, out, len(absent), lambda: sum(planned_size(args, source, plans[index]) for index in absent))
+    outputs = [each.placed(args, source, plan) for plan, each in zip(plans, outputs, strict=True)]
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
     ok = _verified(args, source, made, _written(args, measured, plans, made))
     return 0 if ok and (ladder is None or ladder.measured(source, outputs)) else 1
@@ -94,8 +95,10 @@ def _rungs(args: Namespace, source: Checkpoint) -> list[Rung]:
     return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
 
 
-def _check_measured(args: Namespace, ladder: Ladder | None) -> None:
-    """Raises ConfigError for options that say how to measure where nothing is measured."""
+def _check_options(args: Namespace, ladder: Ladder | None, rungs: Sequence[Rung]) -> None:
+    """Raises ConfigError for options that say how to measure where nothing is measured, or to split what cannot be."""
+    if args.split_size is not None and not any("split_size" in writer_of(rung.target).options for rung in rungs):
+        raise ConfigError("--split-size: is for GGUF files, and none is made; drop it, or use --target llama.cpp")
     if ladder is None and (args.text is not None or args.chunks is not None):
         raise ConfigError("--text, --chunks: measure a ladder; ask for some with --sizes or --bits, or use `adadim compare`")
 
@@ -144,7 +147,7 @@ def _written(args: Namespace, measured: Measured, plans: Sequence[ModelPlan], ma
         if each.store is None:
             say(store_summary(store))
         if not each.exported:
-            say(write(args, store, each.outputs.path, each.outputs.writer))
+            say(write(args, store, each.outputs.out, each.outputs.writer))
     return stores
 
 
