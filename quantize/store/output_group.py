@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quantize.errors import OutputError, asked
+from quantize.store.output_place import place_of
 from quantize.store.outputs import Foreign, Unfinished, check_file
 
 
@@ -31,7 +32,7 @@ def check_files(outs: Sequence[Path], force: bool, foreign: Foreign) -> None:
     """Raises OutputError if new files must not take the place of ``outs``; removes what a killed run left beside them."""
     for out in outs:
         check_file(out, force)
-        reason = foreign(out) if os.path.lexists(out) else None
+        reason = foreign(out) if os.path.lexists(place_of(out)) else None
         if reason is not None:
             raise OutputError(f"{out}: {reason}, so {asked('force')} does not replace it; name another {asked('out')}")
 
