@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+from exporter.file_size import at_least
 from exporter.onnx_cost import gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
 from quantize.checkpoint import Checkpoint
@@ -77,7 +78,7 @@ class Allocator:
         if least.size > goal:
             raise ConfigError(
                 f"{self.source.path}: no {self.target.name} file of {goal:,} bytes; the smallest takes {least.size:,}: "
-                f"ask for at least {-(-least.size // 10**4) / 100:.2f}MB"
+                f"ask for at least {at_least(least.size)}"
             )
         allowed = goal - least.rest
         found = attempt(allowed)

@@ -19,6 +19,11 @@ def parse_size(word: str) -> int:
     return int(Decimal(found[1]) * UNITS[found[2]])
 
 
+def at_least(nbytes: int) -> str:
+    """A size as an option takes it, rounded up: "12.35MB"."""
+    return f"{-(-nbytes // 10**4) / 100:.2f}MB"
+
+
 def size_of_bits(specs: Mapping[str, TensorSpec], bits_per_weight: float) -> int:
     """Bytes of a file with that many bits for each weight of the model, whatever they are spent on."""
     return int(bits_per_weight * sum(spec.size for spec in specs.values()) / 8)

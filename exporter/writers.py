@@ -13,7 +13,6 @@ from exporter.targets import TARGETS
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.floats import FLOATS
 from quantize.checkpoint.tokenizer_files import DEFAULT, chat_templates, ids_without_rows
-from quantize.store.outputs import check_file
 from quantize.store.tensors import QuantizedStore
 
 
@@ -34,13 +33,16 @@ class Writer(Protocol):
         """What the runtime cannot render of a readable chat template."""
 
     def check_output(self, path: Path, force: bool) -> None:
-        """Raises OutputError for what ``write`` would not replace."""
+        """Raises OutputError for what ``write`` would not replace; ``path``: what it would return."""
+
+    def files(self, store: QuantizedStore, out: Path, **options: Any) -> list[Path]:  # noqa: ANN401
+        """What ``write`` would make, from the store's headers alone; a runtime is given the first. Raises ExportError."""
 
     def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
-        """Bytes of the model file, from the store's headers alone. Raises ExportError."""
+        """Bytes of the model, all its files, from the store's headers alone. Raises ExportError."""
 
     def write(self, store: QuantizedStore, out: Path, **options: Any) -> Path:  # noqa: ANN401
-        """``out``, written. Raises ExportError, OutputError."""
+        """``out``, written, or the first of the files that it is split into. Raises ExportError, OutputError."""
 
 
 def writer_at(path: Path) -> str:
@@ -50,7 +52,7 @@ def writer_at(path: Path) -> str:
 
 class _Gguf:
     word, file_name = "gguf", "model.gguf"
-    options: tuple[str, ...] = ("tokenizer_pre",)
+    options: tuple[str, ...] = ("tokenizer_pre", "split_size")
 
     def check(self, source: Checkpoint, tokenizer_pre: str | None) -> None:
         from exporter.gguf.metadata import check_gguf_source
@@ -61,7 +63,14 @@ class _Gguf:
         return []
 
     def check_output(self, path: Path, force: bool) -> None:
-        check_file(path, force)
+        from exporter.gguf.file import check_gguf_output
+
+        check_gguf_output(path, force)
+
+    def files(self, store: QuantizedStore, out: Path, **options: Any) -> list[Path]:  # noqa: ANN401
+        from exporter.gguf.file import gguf_files
+
+        return gguf_files(store, out, **options)
 
     def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
         from exporter.gguf.file import gguf_size
@@ -94,6 +103,9 @@ class _Onnx:
         from exporter.onnx.file import check_onnx_output
 
         check_onnx_output(path, force)
+
+    def files(self, store: QuantizedStore, out: Path, **options: Any) -> list[Path]:  # noqa: ANN401
+        return [out]
 
     def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
         from exporter.onnx.file import onnx_size

@@ -169,7 +169,9 @@ def _check_gguf(files: GgufFiles, values: GgufValues) -> None:
         known = ", ".join(name for name in GGUF_TARGETS if name != "gguf-adadim")
         raise ExportError(f"{path}: holds tensors that no runtime reads ({target and target.decode()}); quantize for {known}")
     if len(files.paths) > 1:
-        raise ExportError(f"{path}: one of several files; join them with llama-gguf-split --merge")
+        raise ExportError(
+            f"{path}: one of several files; join them with llama-gguf-split --merge, or export without {asked('split_size')}"
+        )
     if f"{TOKENIZER}model" not in values or f"{TOKENIZER}tokens" not in values:
         raise ExportError(f"{path}: holds no tokenizer; export it from a model that has one")
     check_gguf_model(files.tensors, values, str(path))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from exporter.cli.formats import CONTEXT
 from exporter.cli.reports import report_of
+from exporter.cli.size import writer_options
 from exporter.cli.summary import Row, table, totals_rows
 from exporter.inspect import inspect
 from exporter.onnx.library import add_library, library_of
 from exporter.writers import WRITERS, Writer, writer_of
 from quantize.errors import OutputError
+from quantize.gguf.files import named_parts
 from quantize.kinds import is_store
 from quantize.run.pipeline import planned_store
 from quantize.store.outputs import Unfinished, check_file
@@ -32,7 +35,8 @@ DECIDING = ("version", "target", "row_order", "source", "config", "imatrix", "bu
 
 @dataclass(frozen=True)
 class RunOutputs:
-    """Of one target: the store, the file or folder for the runtime in its format, and the report of ``verify``."""
+    """Of one target: the store, the file or folder for the runtime in its format (of several files the first), and the report of
+    ``verify``."""
 
     store: Path
     path: Path
@@ -45,14 +49,32 @@ class RunOutputs:
         writer = writer_of(target)
         return cls(folder / "store", folder / writer.file_name, folder / "verify.json", writer)
 
-    def check(self, force: bool) -> None:
-        """Raises OutputError before any work for what would not be replaced after it, nor can be what an earlier run made."""
+    @property
+    def out(self) -> Path:
+        """What the writer is told to write."""
+        return self.path.with_name(self.writer.file_name)
+
+    def check(self, force: bool, placed: bool = True) -> None:
+        """Raises OutputError before any work for what would not be replaced after it, nor can be what an earlier run made.
+
+        ``placed``: whether ``path`` is known.
+        """
         resumed = not force and is_store(self.store)
         if not resumed:
             check_store_output(self.store, force)
             self.writer.check_output(self.path, force)
-        if not (resumed and self.path.exists()):
+        if not (resumed and (self.path.exists() or not placed)):
             check_file(self.report, force)
+
+    def placed(self, args: Namespace, source: Checkpoint, plan: ModelPlan) -> Self:
+        """``path`` is known from a plan only where a file may be split. Raises ExportError, OutputError."""
+        if args.split_size is None:
+            return self
+        with planned_store(source, plan) as store:
+            first = self.writer.files(store, self.out, **writer_options(args, self.writer))[0]
+        out = replace(self, path=first)
+        out.check(args.force)
+        return out
 
 
 @dataclass(frozen=True)
@@ -102,14 +124,14 @@ def _made_of(store: QuantizedStore) -> list[object]:
 def _is_export(args: Namespace, store: QuantizedStore, outputs: RunOutputs) -> bool:
     """Whether the file or folder holds, byte for byte, what is written from ``store``: by writing it again."""
     with Unfinished(outputs.path.with_name(f"{outputs.path.name}.again"), folder=True) as again:
-        path = again.path / outputs.path.name
-        write(args, store, path, outputs.writer)
-        ours, theirs = _files(path), _files(outputs.path)
+        write(args, store, again.path / outputs.writer.file_name, outputs.writer)
+        ours, theirs = _files(again.path, [again.path]), _files(outputs.path.parent, named_parts(outputs.path))
         return ours.keys() == theirs.keys() and all(cmp(ours[name], theirs[name], shallow=False) for name in ours)
 
 
-def _files(path: Path) -> dict[str, Path]:
-    return {item.relative_to(path).as_posix(): item for item in [path, *path.rglob("*")] if item.is_file()}
+def _files(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    items = (item for path in paths for item in (path, *path.rglob("*")))
+    return {item.relative_to(folder).as_posix(): item for item in items if item.is_file()}
 
 
 def export(args: Namespace) -> str:
@@ -124,10 +146,11 @@ def export(args: Namespace) -> str:
 
 def write(args: Namespace, store: QuantizedStore, out: Path, writer: Writer) -> str:
     """One file or folder; its totals."""
-    writer.write(store, out, force=args.force, **{name: getattr(args, name) for name in writer.options})
-    if not (out.is_file() or out.is_dir()):  # a pipe or a device
-        return table(str(out), [("written", f"to {out}")])
-    return table(str(out), [*totals_rows(inspect(out)), *([_context_row(args, store)] if "context" in writer.options else [])])
+    path = writer.write(store, out, force=args.force, **writer_options(args, writer))
+    if not (path.is_file() or path.is_dir()):  # a pipe or a device
+        return table(str(path), [("written", f"to {path}")])
+    rows = totals_rows(inspect(path)) + ([_context_row(args, store)] if "context" in writer.options else [])
+    return table(str(path), rows if path == out else [*rows, ("files", f"{len(named_parts(path))}, of which this is the first")])
 
 
 def _context_row(args: Namespace, store: QuantizedStore) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
-from exporter.cli.values import file_path, positive
+from exporter.cli.values import file_path, file_size, positive
 
 CONTEXT = 4096
 
@@ -37,6 +37,13 @@ def add_gguf_options(parser: OneLineParser) -> None:
     """Of what a GGUF is written as."""
     parser.add_argument(
         "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified from tokenizer.json)"
+    )
+    parser.add_argument(
+        "--split-size",
+        type=file_size,
+        metavar="SIZE",
+        help="most that one file of a GGUF may take, as 2GB: what takes more is split into NAME-00001-of-00003.gguf and so on, "
+        "what fits stays NAME.gguf (default: one file)",
     )
 
 

@@ -52,10 +52,10 @@ def run(args: Namespace) -> int:
     out = args.out or default_out(args.source)
     ways = _ways(args, out)
     ladder = Ladder(args, out) if len({rung.name for way in ways for rung in way.rungs}) > 1 else None
-    _check_measured(args, ladder, ways)
+    _check_options(args, ladder, ways)
     for way in ways:
         for each in way.outputs:
-            each.check(args.force)
+            each.check(args.force, args.split_size is None)
         for target in way.targets:
             writer_of(target).check(way.source, args.tokenizer_pre)
     warn(dict.fromkeys(note for way in ways for target in way.targets for note in source_notes(way.source, target)))
@@ -121,6 +121,7 @@ def _made(args: Namespace, out: Path, way: Way, ladder: Ladder | None) -> bool:
     plans = _plans(args, measured, rungs)
     if not args.sizes:
         _check_disk(source, out, len(absent), lambda: sum(planned_size(args, source, plans[index]) for index in absent))
+    outputs = [each.placed(args, source, plan) for plan, each in zip(plans, outputs, strict=True)]
     made = [found(args, source, plan, each) for plan, each in zip(plans, outputs, strict=True)]  # before any work
     ok = _verified(args, source, made, _written(args, measured, plans, made))
     return ok and (ladder is None or ladder.measured(source, outputs))
@@ -155,10 +156,14 @@ def _rungs(args: Namespace, targets: Sequence[str]) -> list[Rung]:
     return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
 
 
-def _check_measured(args: Namespace, ladder: Ladder | None, ways: Sequence[Way]) -> None:
-    """Raises ConfigError for options that say how to measure where nothing is measured, and for files of two sources."""
+def _check_options(args: Namespace, ladder: Ladder | None, ways: Sequence[Way]) -> None:
+    """Raises ConfigError for options that say how to measure where nothing is measured, or for files of two sources, or to split
+    what cannot be."""
     if ladder is not None and len(ways) > 1:
         raise ConfigError("--target: files of one source are measured side by side; name targets of one format")
+    writers = [writer_of(target) for way in ways for target in way.targets]
+    if args.split_size is not None and not any("split_size" in writer.options for writer in writers):
+        raise ConfigError("--split-size: is for GGUF files, and none is made; drop it, or use --target llama.cpp")
     if ladder is None and (args.text is not None or args.chunks is not None):
         raise ConfigError("--text, --chunks: measure a ladder; ask for some with --sizes or --bits, or use `adadim compare`")
 
@@ -207,7 +212,7 @@ def _written(args: Namespace, measured: Measured, plans: Sequence[ModelPlan], ma
         if each.store is None:
             say(store_summary(store))
         if not each.exported:
-            say(write(args, store, each.outputs.path, each.outputs.writer))
+            say(write(args, store, each.outputs.out, each.outputs.writer))
     return stores
 
 

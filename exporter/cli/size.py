@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter.cli.values import bits_per_weight, file_path, file_size, file_sizes
 from exporter.file_size import size_of_bits
 from exporter.targets import TARGETS
-from exporter.writers import writer_of
+from exporter.writers import Writer, writer_of
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.planning.plan import ModelPlan, build_plan
@@ -81,10 +81,14 @@ def size_plans(
 
 
 def planned_size(args: argparse.Namespace, source: Checkpoint, plan: ModelPlan) -> int:
-    """Of the file that `export` makes: with the options of `run`, or the defaults for `quantize`, which has none of them."""
+    """Of what `export` makes: with the options of `run`, or the defaults for `quantize`, which has none of them."""
     from quantize.run.pipeline import planned_store
 
     writer = writer_of(plan.target.name)
-    options = {name: getattr(args, name) for name in writer.options if hasattr(args, name)}
     with planned_store(source, plan) as store:
-        return writer.size(store, **options)
+        return writer.size(store, **writer_options(args, writer))
+
+
+def writer_options(args: argparse.Namespace, writer: Writer) -> dict[str, Any]:
+    """What the command says of how ``writer`` writes."""
+    return {name: getattr(args, name) for name in writer.options if hasattr(args, name)}

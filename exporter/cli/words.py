@@ -15,6 +15,8 @@ ALIASES = {  # on every command that has the option
     "--output": "--out",
     "--license": "--licence",
     "--license-text": "--licence-text",
+    "--split-max-size": "--split-size",
+    "--max-shard-size": "--split-size",
     "-help": "--help",
     "-?": "--help",
 }

@@ -1,11 +1,11 @@
-"""A QuantizedStore as a GGUF file: the whole file is planned from sizes, then poured one chunk of a tensor at a time."""
+"""A QuantizedStore as a GGUF: all its files are planned from sizes, then poured one chunk of a tensor at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,18 +13,21 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from exporter.gguf.blocks import block_type, pack_blocks
+from exporter.gguf.layout import TARGET_KEY, Part, Planned, lay_out
 from exporter.gguf.metadata import build_metadata
 from exporter.targets import GGUF_TARGETS, TARGETS, check_target
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.gguf_source import ROPE_FREQS
 from quantize.checkpoint.rope import llama3_factors
-from quantize.errors import ExportError
-from quantize.gguf.container import TensorInfo, Value, ValueType, alignment_of, encode_header, padded
+from quantize.errors import ExportError, OutputError, asked
+from quantize.gguf.container import TensorInfo, Value, ValueType, map_file, padded, parse_header
+from quantize.gguf.files import named_parts, part_paths
 from quantize.gguf.names import WEIGHT_IC, to_gguf_name
 from quantize.model_config import HEAD, ModelConfig, named
 from quantize.progress import track
-from quantize.store.outputs import new_file
+from quantize.store.output_group import check_files, new_files
+from quantize.store.outputs import check_file, is_stream, new_file
 from quantize.store.seal import OPEN, closed
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import F32, Axis, PlainTensor, QuantizedTensor
@@ -34,59 +37,81 @@ OPEN_SEALS = dict.fromkeys((DATA_SEAL, HEADER_SEAL), Value.encode(ValueType.STRI
 MAX_NAME = 63  # bytes; ggml's GGML_MAX_NAME with its end
 
 
-def write_gguf(store: QuantizedStore, out: Path, *, tokenizer_pre: str | None = None, force: bool = False) -> Path:
+def write_gguf(
+    store: QuantizedStore,
+    out: Path,
+    *,
+    tokenizer_pre: str | None = None,
+    split_size: int | None = None,
+    force: bool = False,
+) -> Path:
     """Write ``store`` to ``out`` and return it; the same store gives the same bytes.
 
-    ``tokenizer_pre`` overrides the name of the pre-tokenizer. Raises ExportError for a store that no GGUF holds,
-    OutputError for an output that exists (without ``force``) or cannot be written.
+    ``tokenizer_pre`` overrides the name of the pre-tokenizer. ``split_size``: bytes of a file at most; what does not fit into one
+    becomes NAME-00001-of-00003.gguf and the others, all written or none, and the first is returned. Raises ExportError for a
+    store that no GGUF holds, OutputError for an output that exists (without ``force``) or cannot be written.
     """
     check_target(store, GGUF_TARGETS)
-    forms = _forms(store)
+    parts = _parts(store, tokenizer_pre, split_size)
+    if len(parts) == 1:
+        with new_file(out, force) as file:
+            _pour(store, parts, [file])
+        return out
+    if is_stream(out) or out.is_dir():
+        raise OutputError(f"{out}: cannot take {len(parts)} files; name a file, or drop {asked('split_size')}")
+    paths = part_paths(out, len(parts))
+    with new_files(paths, force, _foreign) as files:
+        _pour(store, parts, files)
+    return paths[0]
+
+
+def check_gguf_output(path: Path, force: bool) -> None:
+    """Raises OutputError for what ``write_gguf`` would not replace; ``path``: what it would return."""
+    paths = named_parts(path)
+    if len(paths) == 1:
+        check_file(path, force)
+    else:
+        check_files(paths, force, _foreign)
+
+
+def gguf_files(store: QuantizedStore, out: Path, tokenizer_pre: str | None = None, split_size: int | None = None) -> list[Path]:
+    """What ``write_gguf`` would write, from the store's headers alone. Raises ExportError."""
+    count = len(_parts(store, tokenizer_pre, split_size))
+    return [out] if count == 1 else part_paths(out, count)
+
+
+def gguf_size(store: QuantizedStore, tokenizer_pre: str | None = None, split_size: int | None = None) -> int:
+    """Bytes of all that ``write_gguf`` would write, from the store's headers alone. Raises ExportError."""
+    return sum(part.nbytes for part in _parts(store, tokenizer_pre, split_size))
+
+
+def _parts(store: QuantizedStore, tokenizer_pre: str | None, split_size: int | None) -> list[Part]:
     metadata = build_metadata(store, tokenizer_pre) | OPEN_SEALS
-    plan = _lay_out(forms, alignment_of(metadata))
-    with new_file(out, force) as file:
-        _pour(store, plan, metadata, file)
-    return out
+    return lay_out(_forms(store), metadata, split_size, str(store.header["source"]["name"]))
 
 
-def gguf_size(store: QuantizedStore, tokenizer_pre: str | None = None) -> int:
-    """Bytes of the file that ``write_gguf`` would write, from the store's headers alone. Raises ExportError."""
-    metadata = build_metadata(store, tokenizer_pre) | OPEN_SEALS
-    plan = _lay_out(_forms(store), alignment_of(metadata))
-    header = encode_header(metadata, [item.info for item in plan])
-    return len(header) + sum(padded(item.info.nbytes, alignment_of(metadata)) for item in plan)
+def _foreign(path: Path) -> str | None:
+    """Why a file is none that we have split off, or None."""
+    try:
+        ours = TARGET_KEY in parse_header(map_file(path)).metadata
+    except (OSError, ValueError):
+        ours = False
+    return None if ours else "is none of our files"
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """One tensor of the file; ``record`` None for rope_freqs.weight, which is computed."""
-
-    info: TensorInfo
-    record: TensorRecord | None
-
-
-def _forms(store: QuantizedStore) -> list[_Planned]:
+def _forms(store: QuantizedStore) -> list[Planned]:
     """Every tensor of the file, not laid out yet."""
     config = store.config
     if not isinstance(config, ModelConfig):
-        return [_Planned(_stored_form(store, record), record) for record in store.records.values()]
+        return [Planned(_stored_form(store, record), record) for record in store.records.values()]
     expected = expected_shapes(config).keys()
     strange = sorted(set(store.records) ^ expected - ({HEAD} if store.tied else set()))
     if strange:
         raise ExportError(f"{store.path}: {strange[0]} is in the store or in the model, but not in both; quantize again")
-    forms = [_Planned(_stored_form(store, record), record) for record in store.records.values()]
+    forms = [Planned(_stored_form(store, record), record) for record in store.records.values()]
     if config.rope.kind != "llama3":
         return forms
-    return [_Planned(TensorInfo(ROPE_FREQS, GGMLQuantizationType.F32, (config.head_dim // 2,), 0), None), *forms]
-
-
-def _lay_out(forms: list[_Planned], alignment: int) -> list[_Planned]:
-    """The same tensors one after another, each padded to the alignment."""
-    offset, plan = 0, []
-    for form in forms:
-        plan.append(replace(form, info=replace(form.info, offset=offset)))
-        offset += padded(form.info.nbytes, alignment)
-    return plan
+    return [Planned(TensorInfo(ROPE_FREQS, GGMLQuantizationType.F32, (config.head_dim // 2,), 0), None), *forms]
 
 
 def _stored_form(store: QuantizedStore, record: TensorRecord) -> TensorInfo:
@@ -106,23 +131,27 @@ def _stored_form(store: QuantizedStore, record: TensorRecord) -> TensorInfo:
     return TensorInfo(f"{name.rpartition('.')[0]}.{WEIGHT_IC}", kind, record.shape[::-1], 0)
 
 
-def _pour(store: QuantizedStore, plan: list[_Planned], metadata: Mapping[str, Value], file: BinaryIO) -> None:
-    alignment = alignment_of(metadata)
-    infos, digest = [item.info for item in plan], hashlib.sha256()
-    start = file.write(encode_header(metadata, infos))
-    for item in track(plan, "writing GGUF"):
+def _pour(store: QuantizedStore, parts: Sequence[Part], files: Sequence[BinaryIO]) -> None:
+    """Each part into its file; the seals, of all parts, into the first."""
+    digest, pieces = hashlib.sha256(), list[tuple[Part, BinaryIO, Planned]]()
+    for part, file in zip(parts, files, strict=True):
+        file.write(part.header)
+        pieces += [(part, file, item) for item in part.tensors]
+    for part, file, item in track(pieces, "writing GGUF"):
         written = 0
         for data in _tensor_bytes(store, item.record):
             digest.update(data)
             written += file.write(data)
         assert written == item.info.nbytes, f"{item.info.name}: {written} bytes, planned {item.info.nbytes}"
-        padding = bytes(padded(written, alignment) - written)
+        padding = bytes(padded(written, part.alignment) - written)
         digest.update(padding)
         file.write(padding)
-    assert file.tell() == start + sum(padded(item.info.nbytes, alignment) for item in plan)
-    sealed = {**metadata, DATA_SEAL: Value.encode(ValueType.STRING, digest.hexdigest())}
-    file.seek(0)
-    file.write(closed(encode_header(sealed, infos), HEADER_SEAL.encode() + struct.pack("<IQ", ValueType.STRING, len(OPEN))))
+    assert [file.tell() for file in files] == [part.nbytes for part in parts]
+    first = replace(parts[0], metadata={**parts[0].metadata, DATA_SEAL: Value.encode(ValueType.STRING, digest.hexdigest())})
+    headers = b"".join([first.header, *(part.header for part in parts[1:])])
+    sealed = closed(headers, HEADER_SEAL.encode() + struct.pack("<IQ", ValueType.STRING, len(OPEN)))
+    files[0].seek(0)
+    files[0].write(sealed[: len(first.header)])
 
 
 def _tensor_bytes(store: QuantizedStore, record: TensorRecord | None) -> Iterator[bytes]:

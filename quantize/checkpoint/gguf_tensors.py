@@ -134,8 +134,11 @@ def open_values(path: Path) -> tuple[GgufFiles, GgufValues]:
 
 
 def other_gguf(path: Path) -> str | None:
-    """What to say of a GGUF that is sound, but no language model; None for any other file."""
+    """What to say of a GGUF that is sound, but no language model, or one file of several that are not found from it.
+
+    None for any other file.
+    """
     try:
         return foreign_gguf(path, open_values(path)[1])
-    except CheckpointError:
-        return None
+    except CheckpointError as error:
+        return str(error) if isinstance(error.__cause__, Misplaced) else None

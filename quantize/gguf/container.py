@@ -26,7 +26,19 @@ import numpy as np
 from quantize.gguf.parts import Buffer, Cursor, TensorInfo, Value, ValueType, encode_string
 from quantize.outside import open_regular
 
-__all__ = ["Cursor", "GgufHeader", "TensorInfo", "Value", "ValueType", "encode_header", "map_file", "padded", "parse_header"]
+__all__ = [
+    "Cursor",
+    "GgufHeader",
+    "TensorInfo",
+    "Value",
+    "ValueType",
+    "encode_header",
+    "encode_info",
+    "encode_values",
+    "map_file",
+    "padded",
+    "parse_header",
+]
 
 MAGIC, VERSION = b"GGUF", 3
 ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAX_ALIGNMENT = "general.alignment", 32, 1 << 20
@@ -127,12 +139,20 @@ def _check_layout(header: GgufHeader, data: Buffer, alignment: int) -> None:
 
 def encode_header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
     """Everything before the data section, padding included."""
-    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
+    out = encode_values(metadata, len(tensors)) + b"".join(map(encode_info, tensors))
+    return out + bytes(-len(out) % alignment_of(metadata))
+
+
+def encode_values(metadata: Mapping[str, Value], tensors: int) -> bytes:
+    """A header's first part: how much there is of what, and the metadata."""
+    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, tensors, len(metadata)))
     for key, value in metadata.items():
         out += encode_string(key) + struct.pack("<I", value.type)
         out += value.payload
-    for info in tensors:
-        out += encode_string(info.name) + struct.pack("<I", len(info.shape))
-        out += struct.pack(f"<{len(info.shape)}Q", *reversed(info.shape)) + struct.pack("<IQ", info.type, info.offset)
-    out += bytes(-len(out) % alignment_of(metadata))
     return bytes(out)
+
+
+def encode_info(info: TensorInfo) -> bytes:
+    """A tensor's entry in the header."""
+    shape = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
+    return encode_string(info.name) + shape + struct.pack("<IQ", info.type, info.offset)

@@ -26,6 +26,20 @@ NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 TYPES = {NUMBER: ValueType.U16, COUNT: ValueType.U16, TENSORS: ValueType.I32}
 
 
+def part_paths(whole: Path, count: int) -> list[Path]:
+    """What the files are called into which ``whole``, NAME.gguf, is split."""
+    name = whole.name.removesuffix(".gguf")
+    return [whole.with_name(f"{name}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+
+
+def named_parts(path: Path) -> list[Path]:
+    """``path``, and if it is called as the first of several, all of them; nothing is read."""
+    found = NAME.fullmatch(path.name)
+    if found is None or int(found[2]) != 1:
+        return [path]
+    return part_paths(path.with_name(f"{found[1]}.gguf"), int(found[3]))
+
+
 class Misplaced(ValueError):
     """A file of a split GGUF that is sound, and not where the others look for it, or not the first; says what to do."""
 
@@ -89,7 +103,7 @@ def _paths(path: Path, number: int, count: int) -> list[Path]:
     if found is None or int(found[2]) != number + 1 or int(found[3]) != count:
         ending = f"-{number + 1:05d}-of-{count:05d}.gguf"
         raise Misplaced(f"is file {number + 1} of {count} of a split GGUF, but not called so; let its name end in {ending}")
-    paths = [path.with_name(f"{found[1]}-{index:05d}-of-{count:05d}.gguf") for index in range(1, count + 1)]
+    paths = part_paths(path.with_name(f"{found[1]}.gguf"), count)
     if number:
         raise Misplaced(f"is file {number + 1} of {count} of a split GGUF; name the first: {paths[0].name}")
     missing = [other.name for other in paths if not other.is_file()]

@@ -115,13 +115,24 @@ class Unfinished:
 
     def finish(self) -> None:
         """Give the file or folder its name. Raises OutputError if it cannot have it, and says where it is kept instead."""
-        try:
-            reason = self._take_name()
-        except OSError as error:
-            raise self._failure(error) from error
+        reason = self.take_name()
         if reason is not None:
             raise OutputError(f"{self.out}: {reason}; it is left alone, and what was made is kept as {self._keep()}")
         self._made.clear()
+
+    def take_name(self) -> str | None:
+        """The same, but says why it cannot have its name, and keeps nothing. Raises OutputError where nothing can be renamed."""
+        try:
+            return self._take_name()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def give_back(self) -> None:
+        """Undo ``take_name``: what it took the place of has its name again. Raises OSError."""
+        if os.path.lexists(self.path):
+            exchange(self.path, self._target)
+        else:
+            self._target.rename(self.path)
 
     def _take_name(self) -> str | None:
         """Why not. What is replaced lies at ``path`` afterwards, to be removed."""
@@ -185,7 +196,7 @@ def new_file(out: Path, force: bool = False, foreign: Foreign | None = None) -> 
     Raises OutputError if what is there must not be replaced (``Rule``), or ``out`` cannot be written.
     """
     check_file(out, force, foreign)
-    if _is_stream(out):
+    if is_stream(out):
         with TemporaryFile() as file:
             yield cast(BinaryIO, file)
             _pour(file, out)
@@ -198,7 +209,7 @@ def new_file(out: Path, force: bool = False, foreign: Foreign | None = None) -> 
 
 def check_file(out: Path, force: bool, foreign: Foreign | None = None) -> None:
     """Raises OutputError if a new file must not take the place of ``out``; removes what a killed run left beside it."""
-    if not _is_stream(out):
+    if not is_stream(out):
         _check_output(out, Rule(False, force, foreign))
 
 
@@ -235,7 +246,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _is_stream(out: Path) -> bool:
+def is_stream(out: Path) -> bool:
     """Whether bytes go through ``out`` to somebody. Raises OutputError for a disk, a socket, and what may not be written to."""
     try:
         mode = out.stat().st_mode

@@ -9,9 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from exporter.inspect import read_gguf_files
 from quantize.blocks import dequantize
 from quantize.errors import FileFormatError
-from quantize.gguf.container import GgufHeader, alignment_of, map_file, padded, parse_header
+from quantize.gguf.files import GgufFiles
 from quantize.gguf.names import WEIGHT_IC, to_gguf_name
 from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, U8, Array, Axis, PlainTensor, QuantizedTensor
@@ -35,37 +36,27 @@ def check_gguf(path: Path, store: QuantizedStore | None = None) -> list[Check]:
     is no GGUF, or holds tensors that no target writes.
     """
     file = open_gguf(path)
-    header, data = _read_with_ours(path, file)
+    ours = _read_with_ours(path, file)
     checks = []
     for name, tensor in file.tensors.items():
-        info = header.tensors[name]
-        start = header.data_start + info.offset
-        checks += _check_decoders(tensor, data[start : start + info.nbytes], info.type)
+        info = ours.tensors[name]
+        checks += _check_decoders(tensor, ours.bytes_of(info), info.type)
         if name.endswith("." + WEIGHT_IC):
             checks.append(_check_out_prod(tensor))
-    checks.append(within("bytes after the last tensor", path.name, _trailing_bytes(header, len(data)), EXACT))
+    for part in file.parts:
+        trailing = max(0, part.path.stat().st_size - part.end)  # the last tensor's padding may be missing
+        checks.append(within("bytes after the last tensor", part.path.name, trailing, EXACT))
     return checks if store is None else checks + _check_store(path, file, store)
 
 
-def _read_with_ours(path: Path, file: GgufFile) -> tuple[GgufHeader, U8]:
+def _read_with_ours(path: Path, file: GgufFile) -> GgufFiles:
     """Where the tensors lie by the parser of our sources, which must find those that the reference does."""
-    try:
-        mapped = map_file(path)
-        header = parse_header(mapped)
-    except ValueError as error:
-        raise FileFormatError(f"{path}: a damaged GGUF ({error}); export it again") from error
-    if [(name, info.type.name, info.shape) for name, info in header.tensors.items()] != [
+    ours = read_gguf_files(path)
+    if [(name, info.type.name, info.shape) for name, info in ours.tensors.items()] != [
         (name, tensor.kind, tensor.shape) for name, tensor in file.tensors.items()
     ]:
         raise FileFormatError(f"{path}: our parser finds other tensors than the reference; export it again")
-    return header, np.frombuffer(mapped, np.uint8)
-
-
-def _trailing_bytes(header: GgufHeader, size: int) -> int:
-    """How many bytes the file has beyond the last tensor and its padding."""
-    alignment = alignment_of(header.metadata)
-    ends = [padded(header.data_start + info.offset + info.nbytes, alignment) for info in header.tensors.values()]
-    return max(0, size - max(ends, default=size))
+    return ours
 
 
 def _check_decoders(tensor: GgufTensor, stored: U8, kind: gguf.GGMLQuantizationType) -> list[Check]:

@@ -42,11 +42,14 @@ def check_seal(path: Path) -> list[Check]:
 
 
 def _gguf_digests(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """By part: what the file says, and what its bytes give."""
+    """By part: what the file says, and what its bytes give; of a split one the parts of all files, one after the other."""
     file = open_gguf(path)
-    held, data = _seals(file.metadata), np.memmap(path, np.uint8, "r")
-    header = data[: file.start].tobytes()
-    return held, {"data": hashlib.sha256(data[file.start :].data).hexdigest(), "header": _sealed(header, held.get("header"))}
+    held, headers, digest = _seals(file.metadata), list[bytes](), hashlib.sha256()
+    for part in file.parts:
+        data = np.memmap(part.path, np.uint8, "r")
+        headers.append(data[: part.start].tobytes())
+        digest.update(data[part.start :].data)
+    return held, {"data": digest.hexdigest(), "header": _sealed(b"".join(headers), held.get("header"))}
 
 
 def _onnx_digests(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

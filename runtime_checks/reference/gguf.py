@@ -7,6 +7,7 @@
     n_tensors  x  string name | u32 n_dims | i64 dims[], innermost first | i32 type | u64 offset
     padding | data, each tensor padded to general.alignment
 
+Of several files, as llama-gguf-split writes them, each is such a one; NAME-00001-of-00003.gguf has the pairs of them all.
 Every count and length is checked against the bytes that are left before anything is taken.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime_checks.reference.cursor import Cursor
 from runtime_checks.reference.decode import (
     BLOCK_BYTES,
     F32,
@@ -52,12 +54,11 @@ TYPE_NAMES = {
     35: "TQ2_0",
     39: "MXFP4",
 }
-SCALARS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8"}
-U32, BOOL, STRING, ARRAY = 4, 7, 8, 9
 MAX_NAME, MAX_DIMS, DEFAULT_ALIGNMENT = 63, 4, 32
-MAX_COUNT = 1 << 16  # of tensors, and of pairs
-MAX_HEADER = 1 << 27  # bytes
 LEAST_PAIR, LEAST_TENSOR = 14, 32  # bytes that one takes
+SPLIT_KEYS = SPLIT_NUMBER, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+U16, U32, I32 = 2, 4, 5
+KINDS = {"general.alignment": U32, SPLIT_NUMBER: U16, SPLIT_COUNT: U16, SPLIT_TENSORS: I32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +76,23 @@ class GgufTensor:
         return replace(self, data=data, shape=(data.shape[0], *self.shape[-1:]) if len(self.shape) > 1 else self.shape)
 
 
+@dataclass(frozen=True)
+class GgufPart:
+    """One of its files: the data's first byte, and the byte after the last tensor's padding."""
+
+    path: Path
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, eq=False)
 class GgufFile:
-    """``metadata``: key -> int, float, bool, str, list of str or array of numbers or bools; ``tensors`` in file order;
-    ``start``: the data's first byte."""
+    """``metadata``: key -> int, float, bool, str, list of str or array of numbers or bools, without what only says how it is
+    split; ``tensors`` in file order; ``parts``: its files, of which there is one if it is not split."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
-    start: int
+    parts: tuple[GgufPart, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,65 @@ class _Info:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """The whole file, tensors mapped and not copied. Raises DamagedFileError."""
+    """The whole file, with all that is split off it; tensors mapped and not copied. Raises DamagedFileError."""
+    metadata, tensors, part = _read_part(path)
+    parts, count = [part], _check_first(path, metadata)
+    total = metadata.get(SPLIT_TENSORS)
+    for number in range(1, count):
+        other = _part_path(path, number, count)
+        if not other.exists():
+            raise DamagedFileError(f"{other}: not there, and {path.name} is split into {count} files")
+        said, found, part = _read_part(other)
+        held, wanted = [said.get(key) for key in SPLIT_KEYS], [number, count, total]
+        if held != wanted:
+            raise DamagedFileError(f"{other}: {SPLIT_NUMBER}, count and tensors.count are {held}, not {wanted} as in {path.name}")
+        twice = next((name for name in found if name in tensors), None)
+        if twice is not None:
+            raise DamagedFileError(f"{other}: tensor {twice} is in a file before it")
+        tensors |= found
+        parts.append(part)
+    if count > 1 and total != len(tensors):
+        raise DamagedFileError(f"{path}: {SPLIT_TENSORS} is {total}, its {count} files have {len(tensors)}")
+    return GgufFile(_unsplit(metadata), tensors, tuple(parts))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The key-value pairs alone, whatever the types of the tensors; of a split file its first has them.
+
+    Raises DamagedFileError.
+    """
+    metadata = _read_header(path)[0]
+    _check_first(path, metadata)
+    return _unsplit(metadata)
+
+
+def _unsplit(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if key not in SPLIT_KEYS}
+
+
+def _check_first(path: Path, metadata: dict[str, Any]) -> int:
+    """Of how many files ``path`` is the first; 1 if it is not split. Raises DamagedFileError if another is."""
+    count, number = metadata.get(SPLIT_COUNT, 1), metadata.get(SPLIT_NUMBER, 0)
+    if count < 2:
+        return 1
+    if number:
+        raise DamagedFileError(f"{path}: is file {number + 1} of {count} that belong together, not the first")
+    if _part_path(path, 0, count) != path:
+        raise DamagedFileError(f"{path}: is the first of {count} files, but its name does not end in {_ending(0, count)}")
+    return int(count)
+
+
+def _part_path(first: Path, number: int, count: int) -> Path:
+    return first.with_name(first.name.removesuffix(_ending(0, count)) + _ending(number, count))
+
+
+def _ending(number: int, count: int) -> str:
+    """As llama.cpp's ``llama_split_path`` writes it."""
+    return f"-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor], GgufPart]:
+    """What one file holds by itself. Raises DamagedFileError."""
     metadata, infos, cursor = _read_header(path)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if alignment <= 0 or alignment & (alignment - 1):
@@ -117,12 +185,7 @@ def read_gguf(path: Path) -> GgufFile:
         shape = tuple(reversed(info.dims))
         tensors[info.name] = GgufTensor(info.name, TYPE_NAMES[info.kind], shape, data.reshape(rows, row_bytes))
         expected += size + -size % alignment
-    return GgufFile(metadata, tensors, start)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The key-value pairs alone, whatever the types of the tensors. Raises DamagedFileError."""
-    return _read_header(path)[0]
+    return metadata, tensors, GgufPart(path, start, start + expected)
 
 
 def decode_gguf(tensor: GgufTensor) -> F32:
@@ -150,13 +213,13 @@ def _layout(path: Path, info: _Info) -> tuple[int, int]:
     return rows, info.dims[0] // block * BLOCK_BYTES[kind]
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], _Cursor]:
+def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], Cursor]:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise DamagedFileError(f"{path}: no regular file")
     if found.st_size < 24:
         raise DamagedFileError(f"{path}: {found.st_size} bytes are no GGUF file")
-    cursor = _Cursor(path, np.asarray(np.memmap(path, np.uint8, "r")))
+    cursor = Cursor(path, np.asarray(np.memmap(path, np.uint8, "r")))
     if cursor.take(4).tobytes() != b"GGUF":
         raise DamagedFileError(f"{path}: does not begin with GGUF")
     version = cursor.scalar("<u4")
@@ -171,8 +234,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], _Cursor]:
         if not key or key in metadata:
             raise DamagedFileError(f"{path}: key {key[:80]!r} is empty or there twice")
         kind = cursor.scalar("<i4")
-        if key == "general.alignment" and kind != U32:
-            raise DamagedFileError(f"{path}: general.alignment is of type {kind}, not {U32}")
+        if kind != KINDS.get(key, kind):
+            raise DamagedFileError(f"{path}: {key} is of type {kind}, not {KINDS[key]}")
         metadata[key] = cursor.value(kind)
     infos = []
     for _ in range(n_tensors):
@@ -184,62 +247,3 @@ def _read_header(path: Path) -> tuple[dict[str, Any], list[_Info], _Cursor]:
             raise DamagedFileError(f"{path}: tensor {name} has shape {dims}")
         infos.append(_Info(name, dims, cursor.scalar("<i4"), cursor.scalar("<u8")))
     return metadata, infos, cursor
-
-
-class _Cursor:
-    """A place in the mapped file that never passes its end."""
-
-    def __init__(self, path: Path, data: U8) -> None:
-        self.path, self.data, self.position = path, data, 0
-
-    def take(self, count: int) -> U8:
-        """The next ``count`` bytes."""
-        if count > self.data.size - self.position:
-            raise DamagedFileError(f"{self.path}: {count} bytes wanted at {self.position}, past the end; it is truncated")
-        if self.position + count > MAX_HEADER:
-            raise DamagedFileError(f"{self.path}: a header of more than {MAX_HEADER} bytes, which no model has")
-        taken = self.data[self.position : self.position + count]
-        self.position += count
-        return taken
-
-    def scalar(self, dtype: str) -> int:
-        """One integer."""
-        return int(self.take(np.dtype(dtype).itemsize).view(dtype)[0])
-
-    def string(self) -> str:
-        """Length and UTF-8 bytes; bytes that are none survive as surrogates."""
-        return self.take(self.scalar("<u8")).tobytes().decode("utf-8", "surrogateescape")
-
-    def check_room(self, count: int, least: int) -> None:
-        """Raises DamagedFileError where ``count`` things of at least so many bytes cannot be in what is left."""
-        if count * least > self.data.size - self.position:
-            raise DamagedFileError(f"{self.path}: {count} entries at {self.position} go past the end; it is truncated")
-        if count > MAX_COUNT:
-            raise DamagedFileError(f"{self.path}: {count} entries, which no model has")
-
-    def value(self, kind: int) -> object:
-        """A value of that type as Python's own; arrays of numbers and bools as numpy's, of strings as lists."""
-        if kind == ARRAY:
-            kind, count = self.scalar("<i4"), self.scalar("<u8")
-            return self._strings(count) if kind == STRING else self._numbers(kind, count)
-        return self.string() if kind == STRING else self._numbers(kind, 1)[0].item()
-
-    def _numbers(self, kind: int, count: int) -> Array:
-        if kind not in SCALARS:
-            raise DamagedFileError(f"{self.path}: value of type {kind} at {self.position} is unknown here")
-        items: Array = self.take(count * np.dtype(SCALARS[kind]).itemsize).view(SCALARS[kind])
-        return items != 0 if kind == BOOL else items
-
-    def _strings(self, count: int) -> list[str]:
-        if 8 * count > min(self.data.size, MAX_HEADER) - self.position:
-            raise DamagedFileError(f"{self.path}: {count} strings at {self.position} go past the end; it is truncated")
-        out: list[str] = []
-        data, position, end = self.data.data, self.position, min(self.data.size, MAX_HEADER)
-        for _ in range(count):
-            start = position + 8
-            position = start + int.from_bytes(data[position:start], "little")
-            if position > end or start > end:
-                raise DamagedFileError(f"{self.path}: string {len(out)} of {count} goes past the end; it is truncated")
-            out.append(str(data[start:position], "utf-8", "surrogateescape"))
-        self.position = position
-        return out

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from quantize.gguf.container import TensorInfo, alignment_of, encode_header, map_file, padded, parse_header
+from exporter.inspect import read_gguf_files
+from quantize.gguf.container import TensorInfo, alignment_of, encode_header, padded
 from quantize.types import F32
 from runtime_checks.reference.gguf import GgufTensor, decode_gguf
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
@@ -16,7 +17,7 @@ from runtime_checks.runtimes.weights import open_gguf, row_chunks
 
 def write_decoded(path: Path, out: Path) -> None:
     """The file at ``path`` in float32. Raises FileFormatError, OSError."""
-    metadata, tensors = parse_header(map_file(path)).metadata, open_gguf(path).tensors
+    metadata, tensors = read_gguf_files(path).metadata, open_gguf(path).tensors
     alignment, offset, infos = alignment_of(metadata), 0, list[TensorInfo]()
     for name, tensor in tensors.items():
         info = TensorInfo(name, GGMLQuantizationType.F32, tensor.shape, offset)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from exporter.inspect import inspect
+from exporter.inspect import inspect, read_gguf_files
 from exporter.writers import writer_at
 from quantize.errors import FileFormatError, asked
 from quantize.model_config import ModelSizes
@@ -69,7 +69,7 @@ class _Gguf:
 
     @property
     def nbytes(self) -> int:
-        return self.path.stat().st_size
+        return read_gguf_files(self.path).nbytes
 
     @property
     def unrunnable(self) -> str | None:

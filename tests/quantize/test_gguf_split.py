@@ -19,6 +19,8 @@ from quantize.checkpoint import open_checkpoint
 from quantize.errors import CheckpointError, ExportError, FileFormatError
 from quantize.gguf.files import COUNT, NUMBER, TENSORS
 from quantize.llama_cpp.model import LlamaModel
+from runtime_checks.reference.decode import DamagedFileError
+from runtime_checks.reference.gguf import decode_gguf, read_gguf, read_metadata
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 
@@ -138,17 +140,35 @@ def test_what_is_not_whole_is_refused(first, fault):
     assert str(caught.value).startswith(f"{first}: ")
     with pytest.raises(FileFormatError, match=words):
         inspect(first)
+    with pytest.raises(DamagedFileError, match=r"m-0000\d-of-00004.gguf: .+") as told:
+        read_gguf(first)
+    assert len(str(told.value).splitlines()) == 1
 
 
-def test_another_than_the_first_leads_to_it(first):
+def test_the_reference_decodes_the_same(whole, first):
+    one, several = read_gguf(whole), read_gguf(first)
+    assert several.metadata.keys() == one.metadata.keys() == read_metadata(first).keys()
+    assert several.tensors.keys() == one.tensors.keys() and len(several.parts) == 4
+    for name, tensor in one.tensors.items():
+        np.testing.assert_array_equal(decode_gguf(several.tensors[name]), decode_gguf(tensor))
+
+
+def test_another_than_the_first_leads_to_it(first, capsys):
     with pytest.raises(CheckpointError, match=r"is file 3 of 4 of a split GGUF; name the first: m-00001-of-00004.gguf$"):
         open_checkpoint(part(first, 3))
+    for read in (read_gguf, read_metadata):
+        with pytest.raises(DamagedFileError, match=r"m-00003-of-00004.gguf: is file 3 of 4 that belong together, not the first"):
+            read(part(first, 3))
+    assert main(["verify", str(part(first, 3)), "--source", str(first)]) == 2
+    assert "name the first: m-00001-of-00004.gguf" in capsys.readouterr().err
 
 
 def test_the_others_are_found_by_name(first):
     other = first.rename(first.with_name("model.gguf"))
     with pytest.raises(CheckpointError, match=r"but not called so; let its name end in -00001-of-00004.gguf$"):
         open_checkpoint(other)
+    with pytest.raises(DamagedFileError, match=r"model.gguf: .* name does not end in -00001-of-00004.gguf$"):
+        read_gguf(other)
 
 
 def test_a_source_that_is_quantized_already_is_said_to_be(whole, tmp_path, capsys):
