@@ -5,71 +5,59 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
-
-from exporter.gguf.file import write_gguf
-from exporter.targets import TARGETS
-from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.checkpoint.gguf_tensors import open_language_model
-from quantize.effort import effort_for
-from quantize.llama_cpp.children import run_logits
-from quantize.run.pipeline import quantize_checkpoint
-from quantize.source.named import named_model
-from quantize.statistics.by_template import gives_gradients
-from quantize.template.convert import convert
 from quantize.template.converter import find_converter
-from runtime_checks.checks.verify import verify
+from runtime_checks.checks.architecture_check import COLUMNS, Architecture, check_architecture
 from tests.any_model import MODELS, make_model
 
 OUT = Path(__file__).parents[1] / "docs" / "evidence" / "models.md"
-TOKENS = np.random.default_rng(0).integers(3, 400, (1, 96))
 HEAD = """# Models
 
-Random models of some thousand weights, one for each architecture, through the whole way: folder, GGUF of its floats by
-llama.cpp's converter, 4 bits, `adadim verify`. Only the first four are known by name, and these are taken as any other here.
+A small random model of each architecture through the whole way, into both files: floats by the target's own tools, beside torch;
+then 4 bits, and every check of `adadim verify`, the runtimes' tokens and strings among them. Only llama, mistral, qwen2 and qwen3
+are known by name, and these are taken as any other here. `adadim check-architecture CONFIG` makes the row of any other model.
 
-- *apart*: the largest difference of a logit between torch and llama.cpp, both on the float weights, by the largest logit.
-- *found*: matrices of the GGUF whose rows were found in torch's model, of those that are quantized.
-- *weighed by*: what the default effort takes: gradients where torch gives them, else the size of each token. The 4 bits of this
-  table are by `--effort fast`, which takes the size.
-- *checks*: of `verify`, held and made.
+- *apart*: the largest difference of a logit between torch and the runtime, both on the float weights, by the largest logit; in
+  ONNX past the window, and token by token.
+- *weighed by*: gradients where torch runs it and all its matrices are found there; else the size of each token.
+- *checks*: of `verify`, held and made. *genai*: whether onnxruntime-genai generates what onnxruntime holds likeliest.
 
-Errors of .001 are llama.cpp's table of half floats for gelu. Written by `python -m tests.models_table`.
+Errors of 1e-4 to 1e-3 are llama.cpp's table of half floats for gelu. Written by `python -m tests.models_table`.
 
-| model_type | apart | found | experts | weighed by | checks |
-|---|---|---|---|---|---|
 """
+REFUSED = "\n## Refused, and why\n\n"
 
 
-def row(folder: Path, model_type: str) -> str:
+def made(folder: Path, model_type: str) -> Architecture:
     """Of one architecture."""
-    model, gguf = make_model(folder / "model", model_type, "float32"), folder / "model.gguf"
-    convert(model, gguf, find_converter(), pre="gpt-2")
-    source = GgufTemplate(gguf, *open_language_model(gguf), twin=model)
-    named = named_model(source, TOKENS)
-    with torch.no_grad():
-        taught = named.causal.logits(named.causal.hidden(torch.from_numpy(TOKENS))[0]).numpy()
-    apart = np.abs(run_logits(gguf, TOKENS[0]) - taught).max() / np.abs(taught).max()
-    matrices = [spec for spec in source.specs.values() if len(spec.shape) > 1 and not spec.kept and ".layers." in spec.name]
-    stacks = sum(len(spec.shape) == 3 for spec in matrices)
-    config = effort_for("fast", source)
-    weighed = "gradients" if gives_gradients(source) else "size"
-    store = quantize_checkpoint(source, folder / "store", config, TARGETS["llama.cpp"])
-    checks = verify(write_gguf(store, folder / "out.gguf"), source, store)
-    held = sum(check.ok for check in checks)
-    found = f"{len(named.rows)} of {len(matrices) - stacks}"
-    return f"| {model_type} | {apart:.0e} | {found} | {stacks or '–'} | {weighed} | {held} of {len(checks)} |\n"
+    return check_architecture(
+        make_model(folder / "model", model_type, "float32"), _empty(folder / "work"), find_converter(), "gpt-2"
+    )
+
+
+def _empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def main() -> None:
     """All of them."""
-    rows = []
+    rows, refused = list[str](), list[str]()
     for model_type in MODELS:
         with TemporaryDirectory() as folder:
-            rows.append(row(Path(folder), model_type))
-            print(rows[-1], end="", flush=True)
-    OUT.write_text(HEAD + "".join(rows), encoding="utf-8")
+            found = made(Path(folder), model_type)
+            rows.append(f"| {' | '.join(found.row())} |\n")
+            reasons = {"GGUF": found.gguf.refused, "ONNX": found.onnx.refused}
+            refused += [f"- {model_type}, {word}: {_plain(reason, folder)}\n" for word, reason in reasons.items() if reason]
+            missed = [check for went in (found.gguf, found.onnx) for check in went.missed]
+            refused += [f"- {model_type}: {check.name}: {check.tensor}\n" for check in missed]
+            print(rows[-1], *refused[-1:], end="", flush=True)
+    table = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
+    OUT.write_text(HEAD + table + "".join(rows) + REFUSED + "".join(refused), encoding="utf-8")
+
+
+def _plain(reason: str, folder: str) -> str:
+    """Without what differs from run to run."""
+    return reason.replace(f"{folder}/work/", "")
 
 
 if __name__ == "__main__":

@@ -188,6 +188,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     genai, raw = read_genai(path)
     decoder = genai.model.decoder
     names = _onnx_names(path, graph, decoder)
+    caches = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input)  # a state of fixed size is none
     source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
         name=source.name or readable(path.name),
@@ -196,7 +197,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
         files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(raw).encode()},
         model=f"{FOLDER}/{MODEL_FILE}",
         context=genai.model.context_length,
-        kv_entries=2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size,
+        kv_entries=caches * decoder.num_key_value_heads * decoder.head_size,
         special={"bos_token_id": genai.model.bos_token_id, "eos_token_ids": genai.model.eos_token_ids},
         tensors=_tensors(report),
         totals=report["totals"],
@@ -220,7 +221,8 @@ def _onnx_names(path: Path, graph: OnnxGraph, decoder: DecoderJson) -> list[str]
     from quantize.onnx.data import inside
     from quantize.onnx.reader import MODEL_FILE
 
-    layers = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input) // 2
+    states = [value.name.split(".") for value in graph.model.graph.input if value.name.startswith("past")]
+    layers = len({name[1] for name in states if len(name) > 1})
     if (decoder.filename, decoder.num_hidden_layers) != (MODEL_FILE, layers):
         told = f"names '{shown(decoder.filename)}' and {decoder.num_hidden_layers} layers, {MODEL_FILE} has {layers}"
         raise FileFormatError(f"{path / GENAI_FILE}: {told}; export it again")

@@ -55,7 +55,7 @@ def gives_gradients(source: Checkpoint) -> bool:
     if find_spec("torch") is None or find_spec("transformers") is None:
         return False
     if source.twin is not None:
-        return not is_quantized(source.twin)  # else torch's floats are not the converter's
+        return source.twin.is_file() or not is_quantized(source.twin)  # else torch's floats are not the converter's
     return source.read_by_torch
 
 

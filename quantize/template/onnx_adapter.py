@@ -4,7 +4,7 @@ A request comes as JSON on stdin, the last line of stdout is the answer: what th
 
     {"action": "unpack", "file", "out"}               OUT: the model of a GGUF as a folder, without a tokenizer
     {"action": "twin", "folder", "out", "whole"}      OUT: a small random model of the same config, and its logits; "whole":
-                                                      with all of its tokens
+                                                      with all of its tokens and its window
     {"action": "logits", "folder", "out"}             OUT/tokens.npy, OUT/logits.npy of the folder's own model
     {"action": "build", "by", "folder", "out"}        OUT/model.onnx in float32, as that tool writes it
 """
@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 TWIN_TOKENS, FEW_TOKENS = 48, 12  # of a twin, past its window; of a model of any size
 WINDOW, VOCABULARY, EXPERTS = 16, 1024, 8  # of a twin, at most
 SPECIAL, IDS = ("<unk>", "<s>", "</s>"), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+ANY = 1 << 30  # as many as the config has
 LOUDER = 4  # times the weights that transformers starts with, so that logits differ
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 USED = ("num_experts_per_tok", "moe_k", "top_k", "moe_topk")
@@ -84,7 +85,8 @@ def _twin(request: Mapping[str, Any]) -> dict[str, Any]:
     sizes |= {"model_type": text.model_type, "max_position": int(getattr(text, "max_position_embeddings", 0) or 0)}
     sizes["experts"] = next((int(count) for key in EXPERT_COUNTS if (count := getattr(text, key, None))), 0)
     files = [path for path in folder.iterdir() if path.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
-    small = _shrunk(text, text.vocab_size if request["whole"] and files else VOCABULARY)
+    whole = request["whole"]
+    small = _shrunk(text, text.vocab_size if whole and files else VOCABULARY, ANY if whole else WINDOW)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     with torch.no_grad():
@@ -123,7 +125,7 @@ def _write_tokenizer(out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(told))
 
 
-def _shrunk(config: Any, tokens: int) -> Any:  # noqa: ANN401
+def _shrunk(config: Any, tokens: int, window: int) -> Any:  # noqa: ANN401
     """Of the same widths, but of few layers, which are of all its kinds, few tokens and experts, and a short window."""
     raw, called = config.to_dict(), type(config).attribute_map
     layers = called.get("num_hidden_layers", "num_hidden_layers")
@@ -135,7 +137,7 @@ def _shrunk(config: Any, tokens: int) -> Any:  # noqa: ANN401
     small |= {key: min(EXPERTS, raw[key]) for key in EXPERT_COUNTS if raw.get(key)}
     small |= {key: min(EXPERTS, raw[key]) for key in USED if raw.get(key)}
     if isinstance(raw.get("sliding_window"), int):
-        small["sliding_window"] = min(WINDOW, raw["sliding_window"])
+        small["sliding_window"] = min(window, raw["sliding_window"])
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = raw[key] if isinstance(raw.get(key), list) else [raw.get(key)]
         known = [token for token in ids if token is not None and token < small["vocab_size"]]

@@ -16,7 +16,7 @@ from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.template import Template
 from quantize.config import DataSpec, QuantizeConfig
-from quantize.errors import AdaDimError, shown
+from quantize.errors import AdaDimError, CheckpointError, shown
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.statistics.by_template import gives_gradients
 from quantize.template.convert import convert
@@ -110,5 +110,8 @@ def _weighed(source: Template, tokens: I64) -> str:
 
     if not gives_gradients(source):
         return "size"
-    named_model(source, tokens[None])
+    try:
+        named_model(source, tokens[None])
+    except CheckpointError:
+        return "size"
     return "gradients"

@@ -13,10 +13,16 @@ from tokenizers import Tokenizer
 
 from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
 from exporter.bundle.verify_bundle import verify
+from exporter.onnx.file import write_onnx
+from exporter.targets import TARGETS
 from quantize import open_checkpoint
 from quantize.llama_cpp.model import LlamaVocab
+from quantize.run.pipeline import quantize_checkpoint
+from quantize.template.onnx_convert import convert_onnx
+from tests.any_model import make_model
 from tests.apps.changes import MORE
 from tests.apps.desktop import check_greedy
+from tests.cases import config_of
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
 from tests.runtime_checks.made import Made, make, make_from
@@ -72,6 +78,21 @@ def test_it_gives_the_desktop_runtimes_greedy_tokens(made, tmp_path):
     streamed = run(tmp_path / "bundle")
     assert streamed.stdout == answer["text"] + "\n"
     assert streamed.stderr.startswith(f"{COUNT} tokens, ")
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2"])
+def test_graphs_of_any_decoder(model_type, tmp_path):
+    """Positions that are given, a cache that is not written in place, states of convolutions."""
+    model = make_model(tmp_path / "model", model_type, "float32")
+    convert_onnx(model, tmp_path / "source")
+    source, config = open_checkpoint(tmp_path / "source"), config_of("rtn-oc", bits=8)
+    file = write_onnx(quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime"]), tmp_path / "onnx")
+    write_bundle(file, tmp_path / "bundle", BundleOptions("web", part_size=PART))
+    done = run(tmp_path / "bundle", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["prompt"] == desktop_prompt(file) and answer["tokens"]
+    assert check_greedy(file, answer["prompt"], answer["tokens"]) == len(answer["tokens"])
 
 
 def test_nothing_is_sent_and_nothing_kept(whole, tmp_path):

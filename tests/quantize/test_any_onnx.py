@@ -37,6 +37,7 @@ from tests.cases import config_of
 from tests.tiny import TEXT
 
 ONNX = TARGETS["onnxruntime"]
+HALVES = ("gpt2", "gemma3_text")  # whose gelu llama.cpp looks up in a table of half floats
 TOKENS = np.random.default_rng(0).integers(3, 400, (2, 96))
 BY = {  # whose graph is the first that computes what torch does
     "gpt2": "mobius-onnx with GroupQueryAttention",  # whose names have no "model.layers"
@@ -73,7 +74,8 @@ def test_it_holds_the_weights_in_their_own_floats(made, source):
     assert len(missing) == packed.get(made[0], 0)
     kinds = {spec.dtype for name, spec in source.specs.items() if len(spec.shape) == 2 and not spec.kept}
     assert kinds == {"F32" if made[0] == "lfm2" else "BF16"}
-    assert source.tied and source.config.num_layers == 2 and source.config.vocab_size == 400
+    assert source.tied == json.loads((made[1] / "config.json").read_text())["tie_word_embeddings"]
+    assert source.config.num_layers == 2 and source.config.vocab_size == 400
     if made[0] == "granitemoe":
         assert {spec.kept for name, spec in source.specs.items() if spec.shape == (4, 64)} == {"a router"}
 
@@ -87,7 +89,8 @@ def test_what_is_made_of_it_verifies(made, source, tmp_path):
     checks = verify(write_onnx(store, tmp_path / "onnx"), source, store)
     assert not [check for check in checks if not check.ok]
     names = {check.name for check in checks}
-    assert {"genai's tokens = onnxruntime's, as shipped", "nodes = source's", "constant = source's"} <= names
+    assert {"genai's tokens = onnxruntime's, as shipped", "nodes = source's"} <= names
+    assert ("constant = source's" in names) == bool(source.skeleton.graph.initializer)
     assert {"logits at accuracy level 0 = torch", "codes = store's"} <= names
     assert evaluate(tmp_path / "onnx", source, TEXT, EvalOptions(64))["kld"] < 0.2
     again = write_onnx(store, tmp_path / "again")
@@ -116,10 +119,12 @@ def test_onnxruntime_and_llama_cpp_see_the_same_inputs(made, source, tmp_path):
         for name, stats in run.stats.items():
             if _mark(source, name) in theirs:
                 hessian = theirs[_mark(source, name)].hessian
-                np.testing.assert_allclose(stats.hessian, hessian, rtol=0, atol=2e-3 * np.abs(hessian).max())
+                np.testing.assert_allclose(
+                    stats.hessian, hessian, rtol=0, atol=(1e-2 if made[0] in HALVES else 1e-4) * np.abs(hessian).max()
+                )
                 assert stats.n_tokens == TOKENS.size
                 found += 1
-    assert found >= 8
+    assert found >= 6
     curvature = measure_curvature(source, TOKENS, 0)
     assert set(curvature.rows) == {name for name in source.specs if source.is_quantized(name)}
 
@@ -192,9 +197,10 @@ def test_verify_sees_another_graph(made, source, tmp_path):
         node = next(node for node in model.graph.node if any(item.name == "epsilon" for item in node.attribute))
         next(item for item in node.attribute if item.name == "epsilon").f *= 1.5
 
+    constants = {tensor.name for tensor in source.skeleton.graph.initializer if tensor.data_type == TensorProto.INT64}
+
     def constant(model: onnx.ModelProto) -> None:
-        tensor = next(one for one in model.graph.initializer if one.data_type == TensorProto.INT64 and one.raw_data)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 0, tensor.name))
+        tensor = next(one for one in model.graph.initializer if one.name in constants)
         value = numpy_helper.to_array(tensor).copy()
         value.reshape(-1)[0] += 1
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
@@ -205,7 +211,7 @@ def test_verify_sees_another_graph(made, source, tmp_path):
         (folder / "genai_config.json").write_text(json.dumps(raw))
 
     assert "nodes = source's" in missed(lambda folder: _changed(folder, epsilon))
-    if made[0] != "lfm2":  # whose constants are nodes
+    if constants:  # those of the builder are nodes
         assert "constant = source's" in missed(lambda folder: _changed(folder, constant))
     assert "genai_config = expected" in missed(genai)
 

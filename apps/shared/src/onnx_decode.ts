@@ -4,8 +4,8 @@ import type { InferenceSession, Tensor, TensorConstructor } from "onnxruntime-co
 
 /** The prompt is fed in pieces: the graph gives logits of every position, which for 500 tokens of SmolLM2 would be 100 MB. */
 const PROMPT_PIECE = 32;
-const PAST = "past_key_values.";
-const PRESENT = "present.";
+const PAST = /^past[a-z_]*(?=\.)/;
+const PRESENT = "present";
 
 type Cache = Record<string, Tensor>;
 
@@ -50,10 +50,12 @@ export async function* greedy(
 function emptyCache(session: InferenceSession, tensor: TensorConstructor): Cache {
   const cache: Cache = {};
   for (const input of session.inputMetadata) {
-    if (!input.name.startsWith(PAST) || !input.isTensor) continue;
-    const [, heads, , size] = input.shape;
-    const data = input.type === "float16" ? new Uint16Array(0) : new Float32Array(0);
-    cache[input.name] = new tensor(input.type, data, [1, Number(heads), 0, Number(size)]);
+    if (!PAST.test(input.name) || !input.isTensor) continue;
+    // Keys and values are [batch, heads, tokens, size] and grow; a state of a convolution is of fixed size.
+    const [, ...rest] = input.shape;
+    const dims = [1, ...rest.map((length) => (typeof length === "number" ? length : 0))];
+    const count = dims.reduce((product, length) => product * length, 1);
+    cache[input.name] = new tensor(input.type, input.type === "float16" ? new Uint16Array(count) : new Float32Array(count), dims);
   }
   return cache;
 }
