@@ -30,6 +30,7 @@ COMMANDS = (
         "sensitivity",
         "imatrix",
         "convert",
+        "check-architecture",
     ),
     *("bench kernel", "bundle", "bundle verify", "methods", "doctor", "completion"),
 )

@@ -26,7 +26,7 @@ COMMANDS = {  # what is done -> the extras that it takes
     "quantize, run, sensitivity, imatrix, convert": ("torch",),
     "export gguf, bundle FILE.gguf, bundle verify, inspect, methods, completion": (),
     "export onnx, bundle DIR": ("onnx",),
-    "verify, eval, compare": ("torch", "onnx", "runtimes"),
+    "verify, eval, compare, check-architecture": ("torch", "onnx", "runtimes"),
     "compare --html": ("torch", "onnx", "runtimes", "report"),
     "report": ("onnx", "report"),
     "report --calibration": ("torch", "onnx", "report"),

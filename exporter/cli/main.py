@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from exporter.cli.architecture import PRE, architecture_report, architecture_table
+from exporter.cli.architecture import PRE, architecture_table
 from exporter.cli.bundle import VERIFY, bundle, verified_bundle
 from exporter.cli.completion import completion
 from exporter.cli.convert import convert_source
@@ -248,7 +248,7 @@ def _check_architecture(args: Namespace) -> int:
 
     with TemporaryDirectory() as work:
         found = check_architecture(args.source, Path(work), find_converter(args.converter), PRE)
-    say(json.dumps(architecture_report(found), indent=1) if args.json else architecture_table(found))
+    say(json.dumps(found.report(), indent=1) if args.json else architecture_table(found.report()))
     return 1 if any(went.refused or went.missed for went in (found.gguf, found.onnx)) else 0
 
 

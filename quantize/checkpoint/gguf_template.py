@@ -60,11 +60,7 @@ class GgufTemplate(GgufTensors, Template):
     @property
     def read_by_torch(self) -> bool:
         """See Template."""
-        if self.is_split:
-            return False
-        from quantize.source import reads_gguf
-
-        return reads_gguf(self.config.model_type)
+        return not self.is_split
 
     @property
     def has_experts(self) -> bool:

@@ -30,7 +30,7 @@ class Template(ABC):
     @property
     @abstractmethod
     def read_by_torch(self) -> bool:
-        """Whether transformers reads the file, without a twin."""
+        """Whether it is a file that transformers may read, without a twin."""
 
     @property
     @abstractmethod

@@ -56,7 +56,11 @@ def gives_gradients(source: Checkpoint) -> bool:
         return False
     if source.twin is not None:
         return source.twin.is_file() or not is_quantized(source.twin)  # else torch's floats are not the converter's
-    return source.read_by_torch
+    if not source.read_by_torch:
+        return False
+    from quantize.source import reads_gguf
+
+    return reads_gguf(source.config.model_type)
 
 
 def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,12 +57,23 @@ class Architecture:
     gguf: Went
     onnx: Went
 
+    def report(self) -> dict[str, Any]:
+        """For a program."""
+        return {"model_type": self.model_type, "gguf": _report(self.gguf), "onnx": _report(self.onnx)}
+
     def row(self) -> tuple[str, ...]:
         """Of COLUMNS."""
         gguf, onnx = self.gguf, self.onnx
         generates = any(check.ok for check in onnx.checks if check.name == GENERATES)
         graph = (onnx.by or "–", *_told(onnx), "yes" if generates else "–")
         return (self.model_type, *_told(gguf), *graph)
+
+
+def _report(went: Went) -> dict[str, Any]:
+    if went.refused:
+        return {"refused": went.refused}
+    missed = [{"name": check.name, "what": check.tensor} for check in went.missed]
+    return {"by": went.by, "apart": went.apart, "weighed_by": went.weighed, "checks": len(went.checks), "missed": missed}
 
 
 def _told(went: Went) -> tuple[str, str, str]:

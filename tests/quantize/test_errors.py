@@ -63,7 +63,12 @@ def test_an_option_is_spelled_for_whoever_reads_it(marked, python, option):
     assert str(error) == f"m: no; give {python}, or not"
 
 
-SCRIPTS = ("quantize/hub.py", "quantize/template/converter.py", "exporter/bundle/verify_bundle.py")
+SCRIPTS = (
+    "quantize/hub.py",
+    "quantize/template/converter.py",
+    "quantize/template/onnx_adapter.py",
+    "exporter/bundle/verify_bundle.py",
+)
 
 
 def test_the_library_spells_no_option_of_the_command_line():
