@@ -55,7 +55,7 @@ def test_all_is_there():
         ({"torch": None}, "export onnx, bundle DIR", "ready"),
         (
             {"torch": None, "xllamacpp": None},
-            "verify, eval, compare",
+            "verify, eval, compare, check-architecture",
             "needs torch, xllamacpp; pip install 'adadim-edge[torch,runtimes]'",
         ),
         (

@@ -154,10 +154,17 @@ def _add_around(tokenizer: Tokenizer, tokens: list[str], metadata: Mapping[str, 
         tokenizer.post_processor = processors.TemplateProcessing([f"{piece}:0" for piece in single], pair, special)
 
 
+def _class(metadata: Mapping[str, Any]) -> str:
+    """The one by which onnxruntime-genai joins the pieces of a SentencePiece vocabulary as it was trained: of any other class it
+    takes a text apart at combining marks, and puts a space before it or not by itself."""
+    pieces = metadata[f"{KEY}model"] == "llama" and not metadata.get(f"{KEY}add_space_prefix", True)
+    return "GemmaTokenizer" if pieces else "PreTrainedTokenizerFast"
+
+
 def _configs(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, bytes]:
     held = {name: metadata.get(f"{KEY}{key}_token_id", NO_TOKEN) for name, key in SPECIAL_IDS.items()}
     ids = {name: index for name, index in held.items() if index != NO_TOKEN}
-    tokenizer: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    tokenizer: dict[str, Any] = {"tokenizer_class": _class(metadata), "clean_up_tokenization_spaces": False}
     tokenizer |= {name: tokens[index] for name, index in ids.items()} | {"add_bos_token": adds_bos(metadata)}
     generation: dict[str, Any] = {f"{name}_id": index for name, index in ids.items() if name != "unk_token"}
     ends = list(dict.fromkeys(metadata[f"{KEY}{word}_token_id"] for word in ENDS if f"{KEY}{word}_token_id" in metadata))

@@ -17,7 +17,7 @@ from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.template import Template
 from quantize.config import DataSpec, QuantizeConfig
-from quantize.errors import AdaDimError, CheckpointError, shown
+from quantize.errors import AdaDimError, CheckpointError
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.statistics.by_template import gives_gradients
 from quantize.template.convert import convert
@@ -112,7 +112,7 @@ def _tried(write: Callable[[Path], tuple[str, Template]], path: Path, twin: Path
         out = writer_of(target).write(store, path.with_name(f"{path.name}-out"))
         checks = verify(out, source, store)
     except AdaDimError as error:
-        return Went(refused=shown(str(error)))
+        return Went(refused=" ".join(str(error).split()))
     return Went(by, apart, _weighed(source, tokens), tuple(checks))
 
 
