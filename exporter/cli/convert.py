@@ -58,16 +58,24 @@ def convert_source(args: Namespace) -> int:
 
 
 def needs_template(path: Path) -> bool:
-    """Whether it is a Hugging Face folder of a decoder that is known by no name. Raises CheckpointError for no model at all."""
+    """Whether it is a Hugging Face folder of a decoder that is known by no name, or of weights that are quantized already. Raises
+    CheckpointError for no model at all."""
     from quantize.checkpoint import check_folder
-    from quantize.checkpoint.huggingface import is_family
+    from quantize.checkpoint.huggingface import is_family, is_quantized
     from quantize.checkpoint.shards import FILE
     from quantize.kinds import is_template
 
     if not path.is_dir() or is_template(path):
         return False
     check_folder(path)
-    return not is_family(FILE.load(path / "config.json", dict[str, Any]))
+    return is_quantized(path) or not is_family(FILE.load(path / "config.json", dict[str, Any]))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether it is a folder of quantized weights, which torch would not run as the floats that are made of them."""
+    from quantize.checkpoint.huggingface import is_quantized
+
+    return path.is_dir() and is_quantized(path)
 
 
 def template_path(args: Namespace, out: Path, writer: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.cli.compare import measuring_text, naming
-from exporter.cli.convert import needs_template, template_path
+from exporter.cli.convert import is_packed, needs_template, template_path
 from exporter.cli.export import Made, RunOutputs, found, write
 from exporter.cli.options import DEFAULT_RUN_TARGETS
 from exporter.cli.process import say, warn
@@ -88,13 +88,13 @@ def _ways(args: Namespace, out: Path) -> list[Way]:
         by_writer.setdefault(writer_of(target).word, []).append(target)
     if given is not None and not (isinstance(given, Template) and given.writer == "gguf" and "onnx" in by_writer):
         return [_way(given, _rungs(args, targets), out)]
-    ways = list[Way]()
+    ways, twin = list[Way](), args.torch or (None if is_packed(args.source) else args.source)
     for writer, own in by_writer.items():
         try:
             if given is not None and given.writer == writer:
                 source: Checkpoint = given
             else:
-                source = open_checkpoint(template_path(args, out, writer), args.torch or args.source)
+                source = open_checkpoint(template_path(args, out, writer), twin)
         except CheckpointError as error:
             if args.target or writer == writer_of(targets[0]).word:  # asked for, or the first
                 raise

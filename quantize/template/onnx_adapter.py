@@ -2,7 +2,7 @@
 
 A request comes as JSON on stdin, the last line of stdout is the answer: what the action gives, or {"error": why}. Actions::
 
-    {"action": "unpack", "file", "out"}               OUT: the model of a GGUF as a folder, without a tokenizer
+    {"action": "unpack", "source", "out"}             OUT: a GGUF, or a folder that is quantized, as one of floats, no tokenizer
     {"action": "twin", "folder", "out", "whole"}      OUT: a small random model of the same config, and its logits; "whole":
                                                       with all of its tokens and its window
     {"action": "logits", "folder", "out"}             OUT/tokens.npy, OUT/logits.npy of the folder's own model
@@ -57,10 +57,16 @@ def _unpack(request: Mapping[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    file = Path(request["file"])
-    options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    whole = GgufConfig(gguf_file=file.name, dequantize=True)
-    read: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, quantization_config=whole, **options)
+    source = Path(request["source"])
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if source.is_file():
+        options |= {"gguf_file": source.name, "quantization_config": GgufConfig(gguf_file=source.name, dequantize=True)}
+        source = source.parent
+    else:
+        config = _config(source)
+        config.quantization_config["dequantize"] = True
+        options |= {"config": config, "use_safetensors": True}
+    read: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

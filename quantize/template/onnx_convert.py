@@ -17,7 +17,7 @@ from onnx import helper
 
 from quantize.checkpoint import check_folder, open_checkpoint
 from quantize.checkpoint.huggingface import ASSETS as SMALL
-from quantize.checkpoint.huggingface import TOKENIZER
+from quantize.checkpoint.huggingface import TOKENIZER, is_quantized, read_assets
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
 from quantize.checkpoint.shards import FILE, stored_tensors
@@ -43,6 +43,7 @@ PRODUCERS = {  # word for the adapter -> what to call it; those whose cache gena
     "genai": "onnxruntime-genai's builder",
     "mobius": "mobius-onnx",
 }
+TO_GGUF = "adadim convert DIR --out MODEL.gguf, then adadim run MODEL.gguf"
 PROMPT = 40  # tokens of a twin's text that go together; the others one by one
 ELSE = f"write it for llama.cpp: {asked('target', 'llama.cpp')}"
 # Largest difference of a logit by the largest logit. Float32 sums in another order make 2e-6 of a twin, and 3e-4 of a real
@@ -106,7 +107,8 @@ def _digest(source: Path) -> str:
 
 def _opened(named: Path, work: Path) -> _Model:
     """With its twin made. Raises CheckpointError where transformers does not run it."""
-    folder = _unpacked(named, work / "unpacked") if named.is_file() else named.resolve()
+    packed = named.is_file() or is_quantized(named)
+    folder = _unpacked(named, work / "unpacked") if packed else named.resolve()
     return _Model(named, folder, _twin_of(named, folder, work / "twin", whole=False), work)
 
 
@@ -128,14 +130,16 @@ def make_twin(source: Path, work: Path) -> tuple[str, Path]:
     return _twin_of(source, folder.resolve(), work / "twin", whole=True).model_type, work / "twin"
 
 
-def _unpacked(file: Path, out: Path) -> Path:
-    """A GGUF as a folder. Raises CheckpointError where transformers does not read it, or its tokenizer is unknown to it."""
-    assets = open_checkpoint(file).assets()
-    if TOKENIZER not in assets:
-        raise CheckpointError(f"{file}: its tokenizer is none that a graph's runtime reads; name the model's own folder")
-    answer = ask(ADAPTER, {"action": "unpack", "file": str(file.resolve()), "out": str(out)}, Answer)
+def _unpacked(source: Path, out: Path) -> Path:
+    """A GGUF, or a folder that is quantized, as one of floats. Raises CheckpointError where transformers does not read it, or a
+    GGUF's tokenizer is unknown to it."""
+    assets = open_checkpoint(source).assets() if source.is_file() else read_assets(source)
+    if TOKENIZER not in assets and source.is_file():
+        raise CheckpointError(f"{source}: its tokenizer is none that a graph's runtime reads; name the model's own folder")
+    answer = ask(ADAPTER, {"action": "unpack", "source": str(source.resolve()), "out": str(out)}, Answer)
     if answer.error is not None:
-        raise CheckpointError(f"{file}: transformers does not read it ({shown(answer.error)}); {ELSE}")
+        way = ELSE if source.is_file() else f"what llama.cpp's converter reads of it is a source: {TO_GGUF}"
+        raise CheckpointError(f"{source}: transformers does not dequantize it ({shown(answer.error)}); {way}")
     for name, data in assets.items():
         if name in SMALL and name != "config.json":
             (out / name).write_bytes(data)
