@@ -19,11 +19,11 @@ EFFORTS = {
 
 def effort_for(word: str, source: Checkpoint | None = None) -> QuantizeConfig:
     """A key of EFFORTS, as far as it can be had of ``source``: without gradients and what learns by them where torch does not run
-    it, and without learning blocks where no block is known by itself."""
+    it."""
     config = EFFORTS[word]
     if source is None or isinstance(source.config, ModelConfig):
         return config
-    config = replace(config, around=replace(config.around, block_steps=0))
     if config.data.token_weight == "unit" or gives_gradients(source):
         return config
-    return replace(config, data=replace(config.data, token_weight="unit"), around=replace(config.around, tune_steps=0))
+    around = replace(config.around, block_steps=0, tune_steps=0)
+    return replace(config, data=replace(config.data, token_weight="unit"), around=around)

@@ -98,11 +98,13 @@ class Curvature:
 
     ``tokens``: F32[n_tokens], mean 1, by input site (the first linear that sees that input). ``rows``:
     F32[OC] in nats per token, by weight name. ``tables``: whole statistics of the embedding and of an untied head.
+    ``blocks``: the two of each decoder block's output, F32[n_tokens] and F32[hidden], by its number.
     """
 
     tokens: Mapping[str, F32]
     rows: Mapping[str, F32]
     tables: Mapping[str, InputStats]
+    blocks: Mapping[int, tuple[F32, F32]] = field(default_factory=dict)
 
 
 class Formula(NamedTuple):

@@ -21,7 +21,7 @@ from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, bloc
 from quantize.planning.plan import ModelPlan
 from quantize.rounding.gptq import with_visits
 from quantize.run.task import BlockTask, Result, run_block, run_chunks
-from quantize.statistics.by_template import TemplateRun, check_template, template_blocks
+from quantize.statistics.by_template import TemplateRun, check_template
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import Imatrix, read_imatrix
@@ -130,10 +130,6 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
     if token_weight == "gradient":
         token_weight = curvature = measured.curvature(tokens, config.data.seed)
         known = curvature.tables
-    if isinstance(source, Template):
-        runs = template_blocks(source, tokens, token_weight)
-        return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in runs), coverage)
-
     sequences = SCOPE_SEQUENCES if config.around.by_scope and job.chooses else 0
     walk = blocks_of(source, tokens, token_weight, sequences, config.around.block_steps > 0)
     # Stores that are made together share what GPTQ makes of a Hessian.

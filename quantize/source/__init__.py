@@ -5,12 +5,15 @@ from __future__ import annotations
 from quantize.source.curvature import measure_curvature
 from quantize.source.model_student import ModelStudent
 from quantize.source.named import named_model, reads_gguf
+from quantize.source.named_blocks import NamedBlock, block_students
 from quantize.source.walk import BlockRun, walk_blocks
 from quantize.source.whole import build_model, greedy, logits, rotary_tables
 
 __all__ = [
     "BlockRun",
     "ModelStudent",
+    "NamedBlock",
+    "block_students",
     "build_model",
     "greedy",
     "logits",

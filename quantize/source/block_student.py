@@ -35,6 +35,11 @@ def output_costs(token_weight: str | Curvature, linear: str, outputs: torch.Tens
     if isinstance(token_weight, Curvature):
         costly, channels = token_weight.tokens[linear], token_weight.rows[linear]
         return Costs(torch.from_numpy(costly), torch.from_numpy(channels))
+    return plain_costs(token_weight, flat)
+
+
+def plain_costs(token_weight: str, flat: torch.Tensor) -> Costs:
+    """Of outputs F32[tokens, hidden], without curvature."""
     mean_square = flat.square().mean(1).clamp_min(1e-20)
     tokens = mean_square.reciprocal() if token_weight == "unit" else torch.ones_like(mean_square)
     return Costs(tokens, torch.full(flat.shape[1:], 1 / flat.shape[1]))

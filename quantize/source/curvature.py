@@ -10,7 +10,7 @@ tokens would own H; its root rounds better (docs/history/what-did-not-help.md, T
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from quantize.progress import track
 from quantize.source.causal import Causal, Weight
 from quantize.source.freed import return_freed
 from quantize.source.named import WITHOUT, Named, named_model
-from quantize.source.whole import LOGIT_ROWS
+from quantize.source.whole import LOGIT_ROWS, hidden_of
 from quantize.types import F32, I64, Curvature, InputStats
 
 BATCH = 1  # sequences that go through the whole model together
@@ -39,6 +39,7 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     causal, rows_of = named.causal, named.rows
     tables = _Tables(*causal.head.shape)
     squares, head, generator = _Squares(tables), _head(causal), torch.Generator().manual_seed(seed)
+    hooks = [block.register_forward_hook(squares.see_block(index)) for index, block in enumerate(causal.blocks)]
     for start in track(range(0, len(tokens), BATCH), "curvature"):
         ids = torch.from_numpy(np.ascontiguousarray(tokens[start : start + BATCH]))
         with causal.watched(squares.see):
@@ -49,6 +50,8 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
         last.backward(tables.add_head(last.detach(), head, generator))  # type: ignore[no-untyped-call]
         if start // BATCH % TIDY == 0:
             return_freed()
+    for hook in hooks:
+        hook.remove()
     found, shares = squares.marginals(tokens.size)
     _check_seen(source, named, shares, tokens.size)
     rows = {name: rows_of[name].gather(found) for names in named.sites for name in names}
@@ -57,7 +60,8 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
             raise CalibrationError(f"{name}: its gradients on the calibration text overflow float32; does the source itself run?")
     weights = {names[0]: _mean({key for name in names for key in rows_of[name].keys}, shares) for names in named.sites}
     stats = tables.stats(tied=causal.head is causal.embedding)
-    return Curvature(weights, rows, {name: one for name, one in stats.items() if name in named.whole})
+    tables_of = {name: one for name, one in stats.items() if name in named.whole}
+    return Curvature(weights, rows, tables_of, squares.blocks(tokens.size))
 
 
 def _check_seen(source: Checkpoint, named: Named, shares: Mapping[Weight, torch.Tensor], count: int) -> None:
@@ -96,6 +100,27 @@ class _Squares:
         self._tables = tables
         self._rows: dict[Weight, torch.Tensor] = {}
         self._tokens: dict[Weight, list[torch.Tensor]] = {}
+        self._block_rows: dict[int, torch.Tensor] = {}
+        self._block_tokens: dict[int, list[torch.Tensor]] = {}
+
+    def see_block(self, index: int) -> Callable[[Any, Any, Any], None]:
+        """A hook for a decoder block's outputs."""
+
+        def add(gradient: torch.Tensor) -> None:
+            square = gradient.reshape(-1, gradient.shape[-1]).square()
+            self._block_rows[index] = self._block_rows.get(index, torch.zeros(())) + square.sum(0)
+            self._block_tokens.setdefault(index, []).append(square.sum(1).sqrt())
+
+        def hook(_module: Any, _args: Any, out: Any) -> None:  # noqa: ANN401 - transformers has no types
+            if hidden_of(out).requires_grad:
+                hidden_of(out).register_hook(add)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    def blocks(self, count: int) -> dict[int, tuple[F32, F32]]:
+        """As ``marginals``, of their outputs: token weights first."""
+        rows = {index: (own / (2 * count)).numpy() for index, own in self._block_rows.items()}
+        return {index: (_share(parts).numpy(), rows[index]) for index, parts in self._block_tokens.items()}
 
     def see(self, weight: Weight | None, x: torch.Tensor, out: torch.Tensor) -> None:
         """What is looked up in the embedding asks for a gradient, so that all that follows has one."""
@@ -113,9 +138,13 @@ class _Squares:
     def marginals(self, count: int) -> tuple[dict[Weight, F32], dict[Weight, torch.Tensor]]:
         """(half the mean of g^2 F32[OC], token weights of mean 1 F32[tokens]), ``count`` tokens in all."""
         rows = {weight: (own / (2 * count)).numpy() for weight, own in self._rows.items()}
-        shares = {weight: torch.cat(parts) for weight, parts in self._tokens.items()}
-        least = torch.finfo(torch.float32).tiny
-        return rows, {weight: tokens / tokens.mean().clamp_min(least) for weight, tokens in shares.items()}
+        return rows, {weight: _share(parts) for weight, parts in self._tokens.items()}
+
+
+def _share(parts: list[torch.Tensor]) -> torch.Tensor:
+    """F32[tokens], of mean 1."""
+    tokens = torch.cat(parts)
+    return tokens / tokens.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _draw(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

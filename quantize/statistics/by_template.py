@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from quantize.statistics.experts import ExpertStats
 from quantize.types import F32, I64, Curvature, InputStats
 from quantize.workers import physical_memory
 
+if TYPE_CHECKING:
+    from quantize.source import NamedBlock
+
 SHARE = 4  # of this machine's memory, the part that moments may take
 
 
@@ -34,7 +37,7 @@ class TemplateRun:
     stats: Mapping[str, InputStats]
     sites: tuple[tuple[str, ...], ...]
     experts: Mapping[str, ExpertStats] = field(default_factory=dict)  # of stacks
-    student: None = None
+    student: NamedBlock | None = None  # what it is left with at the end counts as this block for the next one's
 
     def scope_loss(self, name: str, candidates: list[F32]) -> NoReturn:
         """Refused before any data."""
@@ -71,19 +74,17 @@ def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None
     """
     around, data, named = config.around, config.data, shown(source.config.model_type)
     weighs = runs and data.token_weight == "gradient"
-    if (weighs or around.tune_steps) and not gives_gradients(source):
+    wanted = {"block_steps": around.block_steps, "tune_steps": around.tune_steps}
+    learned = [option for option, steps in wanted.items() if steps]
+    if (weighs or learned) and not gives_gradients(source):
         reason = f"{source.path}: {named} runs in {source.runtime}, which gives no gradients"
         if weighs:
             raise ConfigError(f"{asked('token_weight', data.token_weight)}: {reason}; give {asked('token_weight', 'unit')}")
-        raise ConfigError(f"{asked('tune_steps', around.tune_steps)}: {reason}; give {asked('tune_steps', 0)}")
+        raise ConfigError(f"{asked(learned[0], wanted[learned[0]])}: {reason}; give {asked(learned[0], 0)}")
     if around.by_scope:
         raise ConfigError(
             f"{asked('selection', around.selection)}: {source.path}: no part of {named} is known by itself; "
             f"drop {asked('selection')}"
-        )
-    if steps := around.block_steps:
-        raise ConfigError(
-            f"{asked('block_steps', steps)}: {source.path}: no block of {named} runs by itself; give {asked('block_steps', 0)}"
         )
     if around.transforms:
         raise ConfigError(
@@ -102,13 +103,17 @@ def check_gradients(source: Checkpoint) -> None:
         )
 
 
-def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature) -> Iterator[TemplateRun]:
-    """Every block of I64[sequences, length] tokens; ``token_weight`` as for ``quantize.source.walk_blocks``.
+def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature, taught: bool = False) -> Iterator[TemplateRun]:
+    """Every block of I64[sequences, length] tokens; ``token_weight`` and ``taught`` as for ``quantize.source.walk_blocks``.
 
     The text passes as often as the moments need that fit into a part of this machine's memory. Raises CalibrationError,
     CheckpointError.
     """
-    known = source.specs
+    known, students = source.specs, None
+    if taught:
+        from quantize.source import block_students
+
+        students = block_students(source, tokens, token_weight)
     blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, known) if i is not None))]
     wanted = [product for product in source.products if source.is_quantized(product.weight)]
     by_block = {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
@@ -118,7 +123,8 @@ def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature
             text = Text(tokens, token_weight == "unit", _by_site(own, token_weight))
             moments = source.measure(text, own, Path(folder)) if own else {}
             for index in some:
-                yield _weighed(_block(index, by_block[index], moments), token_weight)
+                run = _weighed(_block(index, by_block[index], moments), token_weight)
+                yield run if students is None else replace(run, student=next(students))
 
 
 def _by_site(products: Sequence[Product], token_weight: str | Curvature) -> dict[int, F32]:

@@ -37,9 +37,9 @@ class Measured:
 def blocks_of(
     source: Checkpoint, tokens: I64, token_weight: str | Curvature, sequences: int = 0, taught: bool = False
 ) -> Iterator[BlockRun | TemplateRun]:
-    """``walk_blocks``, or ``template_blocks`` for a template, where the last two are refused before."""
+    """``walk_blocks``, or ``template_blocks`` for a template, of which no scope loss is asked."""
     if isinstance(source, Template):
-        return template_blocks(source, tokens, token_weight)
+        return template_blocks(source, tokens, token_weight, taught)
     from quantize.source import walk_blocks
 
     return walk_blocks(source, tokens, token_weight, sequences, taught)

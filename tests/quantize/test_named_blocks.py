@@ -1,0 +1,88 @@
+"""Decoder blocks of any model in torch, called with what the model calls them with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.gguf.file import write_gguf
+from exporter.targets import TARGETS
+from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.gguf_tensors import open_language_model
+from quantize.effort import effort_for
+from quantize.run.pipeline import quantize_checkpoint
+from quantize.source import block_students, measure_curvature, walk_blocks
+from quantize.template.convert import convert
+from quantize.template.converter import find_converter
+from runtime_checks.measure.evaluate import EvalOptions, evaluate
+from tests.any_model import make_model
+from tests.cases import config_of
+from tests.tiny import TEXT
+
+LLAMA = TARGETS["llama.cpp"]
+TOKENS = np.random.default_rng(0).integers(3, 400, (4, 48))
+EVERY = np.arange(4)
+RNG = np.random.default_rng(1)
+
+
+def template(folder: Path, model_type: str) -> GgufTemplate:
+    """Of known families too."""
+    model = make_model(folder / "model", model_type, "float32")
+    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
+    return GgufTemplate(folder / "model.gguf", *open_language_model(folder / "model.gguf"), twin=model)
+
+
+def test_they_are_those_of_a_family(tmp_path):
+    """The same losses and slopes as of blocks that are known by name; rows of q and k lie in another order there."""
+    theirs = template(tmp_path, "llama")
+    ours = open_checkpoint(theirs.twin)
+    pairs = zip(walk_blocks(ours, TOKENS, "unit", 0, taught=True), block_students(theirs, TOKENS, "unit"), strict=True)
+    for run, student in pairs:
+        known = run.student
+        changed = {name: ours.read(name) + RNG.standard_normal(ours.specs[name].shape).astype("f4") / 32 for name in run.stats}
+        orders = {name: _order(ours.read(name), theirs.read(name)) for name in changed}
+        for name, weight in changed.items():
+            known.put(name, weight, learns=True)
+            student.put(name, weight[orders[name]], learns=True)
+        assert student.loss(EVERY) == pytest.approx(known.loss(EVERY), rel=1e-4) and known.loss(EVERY) > 1e-4
+        slopes, found = known.gradients(EVERY[:2]), student.gradients(EVERY[:2])
+        for name, rows in orders.items():
+            np.testing.assert_allclose(found[name], slopes[name][rows], rtol=1e-3, atol=1e-3 * np.abs(slopes[name]).max())
+        assert student.sequences == known.sequences == 4
+
+
+def _order(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.array([int(np.flatnonzero((left == row).all(1))[0]) for row in right])
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2", "falcon_h1", "gpt2", "phi3"])
+def test_unchanged_they_give_what_the_model_gives(tmp_path, model_type):
+    """Windows in some layers, convolutions, blocks that give tuples; a change in one is felt in the next."""
+    source = template(tmp_path, model_type)
+    curvature = measure_curvature(source, TOKENS, 0)
+    sizes = {index: (len(tokens), len(channels)) for index, (tokens, channels) in curvature.blocks.items()}
+    assert sizes == dict.fromkeys(range(2), (TOKENS.size, 64))
+    losses = []
+    for index, student in enumerate(block_students(source, TOKENS, curvature)):
+        losses.append(student.loss(EVERY))
+        if index == 0:
+            name = [one.weight for one in source.products if ".layers.0." in one.weight][-1]
+            student.put(name, RNG.standard_normal(source.specs[name].shape).astype("f4") / 8, learns=False)
+            assert student.loss(EVERY) > 1e-6
+    assert losses[0] == 0 and losses[1] > 1e-6
+
+
+def test_what_is_learned_is_nearer(tmp_path):
+    source = template(tmp_path, "gemma3_text")
+    assert effort_for("best", source).around.block_steps == 30
+    data = {"calibration_tokens": 8192, "grid": "q4_0"}
+    plain = quantize_checkpoint(source, tmp_path / "plain", config_of("gptq-oc", **data), LLAMA)
+    learned = quantize_checkpoint(source, tmp_path / "learned", config_of("gptq-oc", block_steps=20, **data), LLAMA)
+    before, after = (np.array(learned.header["blocks"][key]) for key in ("before", "after"))
+    assert (after <= before).all() and after.sum() < 0.98 * before.sum()
+    files = [write_gguf(store, tmp_path / f"{store.path.name}.gguf") for store in (plain, learned)]
+    near = [evaluate(file, source, TEXT, EvalOptions(64))["kld"] for file in files]
+    assert near[1] < 1.05 * near[0]
