@@ -67,6 +67,11 @@ class GgufTemplate(GgufTensors, Template):
         """See Template."""
         return any(product.experts for product in self.products)
 
+    @property
+    def computes_all_experts(self) -> bool:
+        """No: llama.cpp multiplies by those that a token is sent to."""
+        return False
+
     def logits(self, tokens: I64) -> F32:
         """See Template."""
         return run_logits(self.path, tokens)

@@ -90,6 +90,11 @@ class OnnxTemplate(Template):
         """See Template."""
         return self._facts.experts > 0
 
+    @property
+    def computes_all_experts(self) -> bool:
+        """See Template: a graph has no other way where experts are a matrix each."""
+        return self.has_experts
+
     def logits(self, tokens: I64) -> F32:
         """See Template."""
         with self._running() as child:

@@ -39,6 +39,11 @@ class Template(ABC):
 
     @property
     @abstractmethod
+    def computes_all_experts(self) -> bool:
+        """Whether each expert is computed for every token, and what is not asked for thrown away."""
+
+    @property
+    @abstractmethod
     def products(self) -> Sequence[Product]:
         """What the runtime multiplies, by this source's names, in its order."""
 

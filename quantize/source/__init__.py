@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantize.source.curvature import measure_curvature
+from quantize.source.expert_inputs import ExpertInputs
 from quantize.source.model_student import ModelStudent
 from quantize.source.named import named_model, reads_gguf
 from quantize.source.named_blocks import NamedBlock, block_students
@@ -11,6 +12,7 @@ from quantize.source.whole import build_model, greedy, logits, rotary_tables
 
 __all__ = [
     "BlockRun",
+    "ExpertInputs",
     "ModelStudent",
     "NamedBlock",
     "block_students",

@@ -123,10 +123,17 @@ def _by_content(source: Template, sample: I64, split: bool) -> Named:
             f"kernels alone make less than {MOST_APART:g}; {WITHOUT}"
         )
     tables = {EMBEDDING: causal.embedding, HEAD: causal.head}
+    seen |= dict.fromkeys(other for one in seen for other in _stack_of(causal, one))
     own = [one for one in seen if not any(causal.parameters[one.parameter] is table for table in tables.values())]
     matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in own)
     whole = {name: one for name, one in tables.items() if name in source.specs and _alike(source, name, one)}
     return Named(causal, _matched(source, matcher), _sites(source), whole)
+
+
+def _stack_of(causal: Causal, weight: Weight) -> list[Weight]:
+    """All matrices of the stack that it is one of, of experts that saw none of the tokens too; else none."""
+    parameter, size = causal.parameters[weight.parameter], weight.shape[0] * weight.shape[1]
+    return [weight._replace(offset=offset) for offset in range(0, parameter.numel(), size)] if parameter.ndim == 3 else []
 
 
 def _divergence(by_runtime: F32, by_torch: torch.Tensor) -> float:

@@ -24,7 +24,8 @@ from quantize.types import F32, I64, Curvature, InputStats
 from quantize.workers import physical_memory
 
 if TYPE_CHECKING:
-    from quantize.source import NamedBlock
+    from quantize.source import ExpertInputs, NamedBlock
+    from quantize.source.expert_inputs import Seen
 
 SHARE = 4  # of this machine's memory, the part that moments may take
 
@@ -114,6 +115,7 @@ def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature
         from quantize.source import block_students
 
         students = block_students(source, tokens, token_weight)
+    apart = _experts_apart(source, tokens)
     blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, known) if i is not None))]
     wanted = [product for product in source.products if source.is_quantized(product.weight)]
     by_block = {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
@@ -124,7 +126,28 @@ def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature
             moments = source.measure(text, own, Path(folder)) if own else {}
             for index in some:
                 run = _weighed(_block(index, by_block[index], moments), token_weight)
+                run = run if apart is None else _by_expert(run, apart.of(run.stats, token_weight == "unit"))
                 yield run if students is None else replace(run, student=next(students))
+
+
+def _experts_apart(source: Template, tokens: I64) -> ExpertInputs | None:
+    """What tells which tokens each expert sees, where the runtime does not and torch runs the source."""
+    runs = source.twin is not None and source.twin.is_dir() and not is_quantized(source.twin)
+    if not source.computes_all_experts or not runs or find_spec("torch") is None or find_spec("transformers") is None:
+        return None
+    from quantize.source import ExpertInputs
+
+    return ExpertInputs(source, tokens)
+
+
+def _by_expert(run: TemplateRun, seen: Sequence[Seen]) -> TemplateRun:
+    """With each expert known by its own tokens; one that saw few by its channels' squares alone."""
+    known = {name: one for one in seen for name in one.names}
+    own = {id(one): ExpertStats(one.moment[None], np.array([one.tokens])).of(0) for one in seen}
+    stats = {name: own[id(known[name])] if name in known else stats for name, stats in run.stats.items()}
+    shared = (tuple(name for name in names if name not in known) for names in run.sites)
+    sites = (*(names for names in shared if names), *(tuple(one.names) for one in seen))
+    return replace(run, stats=stats, sites=sites)
 
 
 def _by_site(products: Sequence[Product], token_weight: str | Curvature) -> dict[int, F32]:
@@ -146,7 +169,7 @@ def _passes(source: Template, by_block: Mapping[int, list[Product]], most: int) 
     """Blocks whose moments take ``most`` bytes together, or one."""
     taken, some = 0, list[int]()
     for index, products in by_block.items():
-        sites = {product.site: product for product in products}
+        sites = dict(enumerate(products)) if source.computes_all_experts else {product.site: product for product in products}
         size = sum(4 * max(1, one.experts) * source.specs[one.weight].shape[-1] ** 2 for one in sites.values())
         if some and taken + size > most:
             yield some
