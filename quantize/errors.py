@@ -100,6 +100,10 @@ class CheckpointError(AdaDimError):
     """The source model cannot be used."""
 
 
+class NoGraphError(CheckpointError):
+    """A model of which no tool's graph computes what torch does; other formats may hold it."""
+
+
 class ConfigError(AdaDimError):
     """Options contradict one another or the target."""
 

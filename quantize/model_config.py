@@ -15,6 +15,7 @@ from quantize.rotary import Base, Rope, read_rope
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+BLOCK = re.compile(r"model\.layers\.(\d{1,6})\.")
 PART = re.compile(r"(.+)\.part[1-9]\d{0,2}\.weight")
 
 CONFIG = Door(CheckpointError, "compare it with the original model's config.json")
@@ -197,7 +198,8 @@ def with_ids_of(raw: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
 
 def block_index(name: str) -> int | None:
     """Which decoder block a tensor belongs to; None for embedding, final norm and head."""
-    return int(name.split(".", 3)[2]) if name.startswith("model.layers.") else None
+    found = BLOCK.match(name)
+    return None if found is None else int(found[1])
 
 
 def block_prefix(index: int) -> str:

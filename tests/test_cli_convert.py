@@ -64,3 +64,43 @@ def test_what_sees_pictures_is_left_out_and_counted(tmp_path, capsys):
     assert run("convert", model, "--out", tmp_path / "m.gguf", "--tokenizer-pre", "gpt-2") == 0
     assert "left out: vision_tower" in capsys.readouterr().out
     assert len(open_checkpoint(tmp_path / "m.gguf").specs) == 2 + 2 * 13
+
+
+def test_what_cannot_be_is_said_before_anything_is_converted(folder, tmp_path, capsys):
+    command = ("run", folder, "--out", tmp_path / "out", "--target", "onnxruntime")
+    for option, told in (
+        (("--split-size", "1GB"), "--split-size: is for GGUF files"),
+        (("--tokenizer-pre", "gpt-2"), "--tokenizer-pre: is for GGUF files"),
+        (("--target", "llama.cpp", "--bits", "4,8"), "files of one source are measured side by side"),
+    ):
+        assert run(*command, *option) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_formats_are_made_and_gone_on_from(folder, tmp_path, capsys):
+    command = ("run", folder, "--out", tmp_path / "out", "--tokenizer-pre", "gpt-2", *CALIBRATION)
+    assert run(*command) == 0
+    assert capsys.readouterr().out.count("checks hold") == 2
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"llama.cpp", "onnxruntime", "source.gguf", "source.onnx"}
+    assert run(*command) == 0
+    assert capsys.readouterr().out.count("taken as an earlier run") == 2
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == made
+
+
+def test_an_architecture_is_checked_from_its_config_alone(tmp_path, capsys):
+    config = {"model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 900}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config | heads | {"architectures": ["Qwen3ForCausalLM"]}))
+    assert run("check-architecture", tmp_path / "config.json", "--json", "--quiet") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model_type"] == "qwen3"
+    for went in (report["gguf"], report["onnx"]):
+        assert went["apart"] < 1e-5 and went["missed"] == [] and went["checks"] > 200 and went["weighed_by"] == "gradients"
+
+
+def test_an_unknown_architecture_is_one_line(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "of_tomorrow"}))
+    assert run("check-architecture", tmp_path / "config.json") == 2
+    assert "transformers does not run it" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.writers import source_notes, writer_of
 from quantize.checkpoint.template import Template
-from quantize.errors import CheckpointError, ConfigError
+from quantize.errors import ConfigError, NoGraphError
 from quantize.statistics.calibration import BUILTIN, CalibrationText
 from quantize.store.outputs import check_file, new_file
 
@@ -49,25 +49,27 @@ class Rung:
 
 def run(args: Namespace) -> int:
     """All that was asked for; 1 if a check missed, or a file could not be measured."""
+    from quantize import open_checkpoint
+
     out = args.out or default_out(args.source)
-    ways = _ways(args, out)
-    ladder = Ladder(args, out) if len({rung.name for way in ways for rung in way.rungs}) > 1 else None
-    _check_options(args, ladder, ways)
+    given = None if needs_template(args.source) else open_checkpoint(args.source, args.torch)
+    wanted = _wanted(args, given, out)
+    ladder = Ladder(args, out) if len({rung.name for each in wanted for rung in each.rungs}) > 1 else None
+    _check_options(args, ladder, wanted, given)
+    ways = _ways(args, out, wanted, given)
     for way in ways:
-        for each in way.outputs:
-            each.check(args.force, args.split_size is None)
-        for target in way.targets:
-            writer_of(target).check(way.source, args.tokenizer_pre)
-    warn(dict.fromkeys(note for way in ways for target in way.targets for note in source_notes(way.source, target)))
+        for target in way.wanted.targets:
+            writer_of(target).check(way.source, None if way.made else args.tokenizer_pre)  # said, and in the file
+    warn(dict.fromkeys(note for way in ways for target in way.wanted.targets for note in source_notes(way.source, target)))
     made = [_made(args, out, way, ladder) for way in ways]  # all, whatever one misses
     return 0 if all(made) else 1
 
 
 @dataclass(frozen=True)
-class Way:
-    """A source, and the files that are made of it."""
+class Wanted:
+    """Files that are made of one source, by one writer or by all."""
 
-    source: Checkpoint
+    writer: str
     rungs: Sequence[Rung]
     outputs: Sequence[RunOutputs]
 
@@ -77,43 +79,60 @@ class Way:
         return list(dict.fromkeys(rung.target for rung in self.rungs))
 
 
-def _ways(args: Namespace, out: Path) -> list[Way]:
-    """One; of a decoder that is known by no name, a source for each writer, made first. Raises ConfigError, CheckpointError."""
+@dataclass(frozen=True)
+class Way:
+    """A source, which was ``made`` of what was given, and what is wanted of it."""
+
+    source: Checkpoint
+    wanted: Wanted
+    made: bool
+
+
+def _wanted(args: Namespace, given: Checkpoint | None, out: Path) -> list[Wanted]:
+    """One; of a decoder that is known by no name, one for each writer, for each has a source of its own. ``given``: None for a
+    folder that is none yet."""
+    targets = _targets(args, given)
+    words = list(dict.fromkeys(writer_of(target).word for target in targets))
+    groups = {words[0]: list(targets)}
+    if given is None or any(_lacks_graph(given, word) for word in words):
+        groups = {word: [target for target in targets if writer_of(target).word == word] for word in words}
+    made = {word: _rungs(args, own) for word, own in groups.items()}
+    return [
+        Wanted(word, rungs, [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs])
+        for word, rungs in made.items()
+    ]
+
+
+def _lacks_graph(given: Checkpoint, word: str) -> bool:
+    """Whether a graph is made of it for that writer."""
+    return isinstance(given, Template) and given.writer == "gguf" and word == "onnx"
+
+
+def _ways(args: Namespace, out: Path, wanted: Sequence[Wanted], given: Checkpoint | None) -> list[Way]:
+    """A source for each, made where there is none. What no tool has a graph of is left out if nobody asked for it by name.
+
+    Raises CheckpointError, ConfigError, OutputError."""
     from quantize import open_checkpoint
 
-    given = None if needs_template(args.source) else open_checkpoint(args.source, args.torch)
-    targets = _targets(args, given)
-    by_writer: dict[str, list[str]] = {}
-    for target in targets:
-        by_writer.setdefault(writer_of(target).word, []).append(target)
-    if given is not None and not (isinstance(given, Template) and given.writer == "gguf" and "onnx" in by_writer):
-        return [_way(given, _rungs(args, targets), out)]
     ways, twin = list[Way](), args.torch or (None if is_packed(args.source) else args.source)
-    for writer, own in by_writer.items():
-        try:
-            if given is not None and given.writer == writer:
-                source: Checkpoint = given
-            else:
-                source = open_checkpoint(template_path(args, out, writer), twin)
-        except CheckpointError as error:
-            if args.target or writer == writer_of(targets[0]).word:  # asked for, or the first
-                raise
-            warn([f"{error}; no {writer} file is made"])
+    for index, each in enumerate(wanted):
+        if given is not None and not _lacks_graph(given, each.writer):
+            ways.append(Way(given, each, made=False))
             continue
-        ways.append(_way(source, _rungs(args, own), out))
-    args.tokenizer_pre = None  # said, and in the file
+        try:
+            ways.append(Way(open_checkpoint(template_path(args, out, each.writer), twin), each, made=True))
+        except NoGraphError as error:
+            if args.target or not index:
+                raise
+            warn([f"{error}; no {each.writer} file is made"])
     return ways
-
-
-def _way(source: Checkpoint, rungs: Sequence[Rung], out: Path) -> Way:
-    return Way(source, rungs, [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs])
 
 
 def _made(args: Namespace, out: Path, way: Way, ladder: Ladder | None) -> bool:
     """Whether all checks held, and all could be measured."""
     from quantize.statistics.measured import Measured
 
-    source, rungs, outputs = way.source, way.rungs, way.outputs
+    source, rungs, outputs = way.source, way.wanted.rungs, way.wanted.outputs
     absent = [index for index, each in enumerate(outputs) if args.force or not each.store.exists()]
     if args.sizes:  # known before their plans, which take long to make
         _check_disk(source, out, len(absent), lambda: sum(rungs[index].size or 0 for index in absent))
@@ -156,14 +175,20 @@ def _rungs(args: Namespace, targets: Sequence[str]) -> list[Rung]:
     return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
 
 
-def _check_options(args: Namespace, ladder: Ladder | None, ways: Sequence[Way]) -> None:
-    """Raises ConfigError for options that say how to measure where nothing is measured, or for files of two sources, or to split
-    what cannot be."""
-    if ladder is not None and len(ways) > 1:
+def _check_options(args: Namespace, ladder: Ladder | None, wanted: Sequence[Wanted], given: Checkpoint | None) -> None:
+    """Before any work. Raises ConfigError for options that say how to measure where nothing is measured, for files of two
+    sources, and for what no file takes; OutputError for what would not be replaced."""
+    if ladder is not None and len(wanted) > 1:
         raise ConfigError("--target: files of one source are measured side by side; name targets of one format")
-    writers = [writer_of(target) for way in ways for target in way.targets]
+    writers = [writer_of(target) for each in wanted for target in each.targets]
     if args.split_size is not None and not any("split_size" in writer.options for writer in writers):
         raise ConfigError("--split-size: is for GGUF files, and none is made; drop it, or use --target llama.cpp")
+    converts = {"--tokenizer-pre": args.tokenizer_pre, "--converter": args.converter}
+    for option in (option for option, value in converts.items() if value is not None and given is None):
+        if all(each.writer != "gguf" for each in wanted):
+            raise ConfigError(f"{option}: is for GGUF files, and none is made; drop it, or use --target llama.cpp")
+    for place in (place for each in wanted for place in each.outputs):
+        place.check(args.force, args.split_size is None)
     if ladder is None and (args.text is not None or args.chunks is not None):
         raise ConfigError("--text, --chunks: measure a ladder; ask for some with --sizes or --bits, or use `adadim compare`")
 

@@ -54,7 +54,7 @@ def _of_graph(store: QuantizedStore) -> tuple[dict[str, Any], bool]:
     where = store.path / "assets" / SKELETON_ASSET
     facts = facts_of(parse_skeleton(store.asset(SKELETON_ASSET), where), where)
     assert facts is not None, where  # the store was opened by them
-    return facts.genai["model"], bool(facts.genai["share"])
+    return facts.genai.model, facts.genai.share
 
 
 def _decoder(config: ModelConfig) -> dict[str, Any]:

@@ -59,11 +59,11 @@ def build_decoder(config: ModelConfig, tied: bool, context: int) -> Decoder:
     return _cut_holes(model, constants)
 
 
-def template_decoder(model: ModelProto, tied: bool, context: int) -> Decoder:
-    """Of a template's skeleton, with rotary tables for ``context`` positions; ``tied``: whether the store's head is its
-    embedding, which may have been put apart."""
+def template_decoder(model: ModelProto, tied: bool, context: int, longest: int) -> Decoder:
+    """Of a template's skeleton, its rotary tables cut from ``longest`` to ``context`` positions; one of another length is several
+    in one. ``tied``: whether the store's head is its embedding, which may have been put apart."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    cut = {name: table[:context] for name, table in constants.items() if name.endswith(TABLES) and table.ndim == 2}
+    cut = {name: table[:context] for name, table in constants.items() if name.endswith(TABLES) and len(table) == longest}
     bare = model if tied else with_own_head(model)
     del bare.graph.initializer[:]
     return _cut_holes(bare, constants | cut)

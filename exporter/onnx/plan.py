@@ -73,7 +73,7 @@ def _decoder(store: QuantizedStore, context: int) -> Decoder:
     if SKELETON_ASSET not in store.asset_names():
         return build_decoder(named(store.config, store.path), store.tied, context)
     skeleton = parse_skeleton(store.asset(SKELETON_ASSET), store.path / "assets" / SKELETON_ASSET)
-    return template_decoder(skeleton, store.tied, context)
+    return template_decoder(skeleton, store.tied, context, store.config.max_position)
 
 
 def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int) -> Form:

@@ -5,29 +5,31 @@ No decoder is known here by name. The graph says what is multiplied: these matri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from quantize.checkpoint.floats import FLOATS, check_finite, to_f32
 from quantize.checkpoint.huggingface import read_assets
 from quantize.checkpoint.shards import files_digest
-from quantize.checkpoint.template import OUTSIDE, ROUTER, SKELETON_ASSET, UNSEEN, Template
+from quantize.checkpoint.template import OUTSIDE, ROUTER, SKELETON_ASSET, TOGETHER, UNSEEN, Template
 from quantize.child import Child, ChildEnded
-from quantize.errors import CheckpointError, FileFormatError
+from quantize.errors import CheckpointError, FileFormatError, shown
 from quantize.model_config import EMBEDDING, HEAD, block_index, with_ids_of
 from quantize.moments import Moments, Product, Text, measure_in
 from quantize.onnx.reader import MODEL_FILE, OnnxGraph, read_graph
-from quantize.onnx.template import ASSETS, DATA_FILE, DTYPES, Facts, facts_of, is_weight, sizes_of, skeleton_of
+from quantize.onnx.template import ASSETS, DATA_FILE, DTYPES, Facts, facts_of, is_weight, is_whole, site, sizes_of, skeleton_of
 from quantize.onnx.watched import WatchedGraph, run_logits
 from quantize.outside import Door
 from quantize.types import F32, I64, Array, PlainTensor, TensorSpec
 
+CHOOSING, TOGETHER_OPS = ("TopK", "MoE", "QMoE"), ("MoE", "QMoE")
+ENDING = ("MatMul", "Attention", "GroupQueryAttention", "MultiHeadAttention", "Add")  # behind which another thing begins
 AGAIN = "; export it again"  # what a reader of files of ours advises, and is no use here
 MEND = "; make it again: adadim convert DIR --format onnx"
 FILE = Door(CheckpointError, "make it again: adadim convert DIR --format onnx")
@@ -48,12 +50,30 @@ class OnnxTemplate(Template):
             raise CheckpointError(f"{path}: its graph was not written as a source{MEND}")
         self._facts: Facts = facts
         self._stored = {name: tensor for name, tensor in self._graph.initializers.items() if is_weight(tensor)}
-        if EMBEDDING not in self._stored:
-            raise CheckpointError(f"{path}: {EMBEDDING} is missing{MEND}")
+        self._check()
         rows = self._stored[EMBEDDING].dims[0]
         raw = with_ids_of(FILE.load(path / ASSETS / "config.json", dict[str, Any]), rows)
         self.config = sizes_of(facts, rows, raw)
         self.tied = HEAD not in self._stored
+
+    def _check(self) -> None:
+        """Raises CheckpointError for what is no template of a language model, whatever else it is."""
+        hidden, layers = self._facts.hidden_size, self._facts.num_layers
+        tables = {name: list(self._stored[name].dims) for name in (EMBEDDING, HEAD) if name in self._stored}
+        if EMBEDDING not in tables:
+            raise CheckpointError(f"{self.path}: {EMBEDDING} is missing{MEND}")
+        for name, dims in tables.items():
+            if len(dims) != 2 or dims != [tables[EMBEDDING][0], hidden]:
+                raise CheckpointError(f"{self.path}: {name} is {dims}, where rows of {hidden} channels should be{MEND}")
+        empty = next((name for name, tensor in self._stored.items() if not tensor.dims or 0 in tensor.dims), None)
+        outside = next((place.location for place in self._graph.places.values() if place.location != DATA_FILE), None)
+        held = {index for name in self._stored if (index := block_index(name)) is not None}
+        if empty is not None:
+            raise CheckpointError(f"{self.path}: {empty} holds nothing{MEND}")
+        if outside is not None:
+            raise CheckpointError(f"{self.path}: weights lie in {shown(outside)}, not in {DATA_FILE}{MEND}")
+        if held != set(range(layers)):
+            raise CheckpointError(f"{self.path}: has weights of {len(held)} decoder blocks, where {layers} are said to be{MEND}")
 
     @cached_property
     def products(self) -> Sequence[Product]:
@@ -63,14 +83,15 @@ class OnnxTemplate(Template):
         for node in self._graph.model.graph.node:
             if node.op_type == "MatMul" and node.input[1] in turned:
                 name = f"{turned[node.input[1]].rpartition('/')[0]}.weight"
-                if name in self._stored:
+                if name in self._stored and len(self._stored[name].dims) == 2 and node.name == f"{site(name)}/MatMul":
                     found.append(Product(name, sites.setdefault(node.input[0], len(sites))))
         return found
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """See Template."""
-        seen = {product.weight for product in self.products}
+        seen, together = {product.weight for product in self.products}, self._read_by(TOGETHER_OPS)
+        routers = {product.weight for product in self.products if self._routes(product.weight)}
 
         def kept(name: str, shape: tuple[int, ...]) -> str:
             if len(shape) == 1 or name in (EMBEDDING, HEAD):
@@ -78,12 +99,38 @@ class OnnxTemplate(Template):
             if block_index(name) is None:
                 return OUTSIDE
             if name not in seen:
-                return UNSEEN
-            return ROUTER if shape[0] == self._facts.experts else ""
+                return TOGETHER if name in together else UNSEEN
+            return ROUTER if name in routers else ""
 
         shapes = {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
         kinds = {name: DTYPES[tensor.data_type] for name, tensor in self._stored.items()}
         return {name: TensorSpec(name, kinds[name], shape, kept(name, shape)) for name, shape in shapes.items()}
+
+    def _read_by(self, kinds: Collection[str]) -> set[str]:
+        return {name for node in self._graph.model.graph.node if node.op_type in kinds for name in node.input}
+
+    def _routes(self, name: str) -> bool:
+        """Whether what comes of it is chosen from: no further product, and the largest of them are taken."""
+        waiting, seen = [node.output[0] for node in self._readers(f"{site(name)}.transposed")], set[str]()
+        while waiting:
+            for node in self._readers(waiting.pop()):
+                if node.op_type in CHOOSING:
+                    return True
+                if node.op_type not in ENDING and node.output and node.output[0] not in seen:
+                    seen.update(node.output)
+                    waiting += node.output
+        return False
+
+    def _readers(self, value: str) -> list[NodeProto]:
+        return self._by_input.get(value, [])
+
+    @cached_property
+    def _by_input(self) -> dict[str, list[NodeProto]]:
+        out: dict[str, list[NodeProto]] = {}
+        for node in self._graph.model.graph.node:
+            for name in dict.fromkeys(node.input):
+                out.setdefault(name, []).append(node)
+        return out
 
     @property
     def has_experts(self) -> bool:
@@ -116,7 +163,13 @@ class OnnxTemplate(Template):
     @cached_property
     def sha256(self) -> str:
         """Digest of all that is read of the folder."""
-        return files_digest({self.path / MODEL_FILE, self.path / DATA_FILE, *(self.path / ASSETS).iterdir()})
+        assets = (path for path in (self.path / ASSETS).rglob("*") if path.is_file())
+        return files_digest({self.path / MODEL_FILE, self.path / DATA_FILE, *assets})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its data are those that it was written with."""
+        return is_whole(self.path, self._graph.model)
 
     def read(self, name: str) -> F32:
         """See Checkpoint."""

@@ -63,6 +63,15 @@ def read_graph(folder: Path) -> OnnxGraph:
         raise DOOR.refused(path, str(problem)) from problem
 
 
+def check_skeleton(model: ModelProto, weights: Iterable[str]) -> None:
+    """A graph without its ``weights``, whose names it reads, and with all else inside. Raises Problem."""
+    _check_structure(model, set(weights))
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise Problem(f"tensor {shown(tensor.name)} lies outside of it")
+        check_tensor(tensor, Path(), {})
+
+
 def parse_model(path: Path) -> ModelProto:
     """The file's protobuf, unchecked. Raises FileFormatError for what is none."""
     data, model = DOOR.read(path), ModelProto()
@@ -103,6 +112,19 @@ def _check_texts(model: ModelProto) -> None:
 
 
 def _checked(folder: Path, model: ModelProto) -> OnnxGraph:
+    _check_structure(model, set())
+    sizes: dict[str, int] = {}
+    places = {}
+    for tensor in _tensors(model):
+        place = check_tensor(tensor, folder, sizes)
+        if place is not None:
+            places[tensor.name] = place
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return OnnxGraph(folder, model, places, frozenset(sizes), metadata)
+
+
+def _check_structure(model: ModelProto, given: set[str]) -> None:
+    """``given``: names of values that are there beside what the model has."""
     _check_texts(model)
     graph = model.graph
     if not graph.node:
@@ -118,15 +140,7 @@ def _checked(folder: Path, model: ModelProto) -> OnnxGraph:
             _check_node(node, domains)
     for function in model.functions:
         _check_values(function.node, set(function.input), function.output)
-    _check_graph(graph, set())
-    sizes: dict[str, int] = {}
-    places = {}
-    for tensor in _tensors(model):
-        place = check_tensor(tensor, folder, sizes)
-        if place is not None:
-            places[tensor.name] = place
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return OnnxGraph(folder, model, places, frozenset(sizes), metadata)
+    _check_graph(graph, given)
 
 
 def _domain(name: str) -> str:

@@ -15,6 +15,7 @@ A head that is the embedding reads it too. The *skeleton* is the same graph with
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +27,28 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from quantize.errors import CheckpointError
 from quantize.model_config import HEAD, ModelSizes
-from quantize.onnx.reader import MODEL_FILE
+from quantize.onnx.data import Problem
+from quantize.onnx.reader import MODEL_FILE, check_skeleton
 from quantize.outside import MIB, Door, Size
 from quantize.types import Array
 
-FACTS = "adadim.template"
+FACTS, DATA_SEAL = "adadim.template", "adadim.sha256.data"  # in its metadata
 DOOR = Door(CheckpointError, "make it again: adadim convert DIR --format onnx", 512 * MIB)
 DATA_FILE, ASSETS = "model.onnx.data", "assets"
 INSIDE = 1024  # constants up to this size stay in the protobuf: shape inference needs them there
 PAGE, LARGE, ALIGNMENT = 4096, 1 << 20, 64  # large tensors start at pages, to be mapped; small ones would waste them
 FLOATS: Mapping[str, int] = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 HEAD_TURNED = "lm_head/Transpose"
+ENDINGS = (".weight", ".bias")  # of a weight's name
 WIDE, NARROW = ".wide", ".narrow"  # values on either side of a Cast to float32
 DTYPES = {kind: word for word, kind in FLOATS.items()}
+
+
+class Genai(msgspec.Struct):
+    """``model``: its section of the same name, with ``type`` and ``decoder``. ``share``: whether a cache is written in place."""
+
+    model: dict[str, Any]
+    share: bool
 
 
 class Facts(msgspec.Struct):
@@ -51,7 +61,7 @@ class Facts(msgspec.Struct):
     max_position: Size
     made_from: str
     made_by: str
-    genai: dict[str, Any]
+    genai: Genai
     experts: int = 0
 
 
@@ -64,9 +74,14 @@ class FloatWeight:
     read: Callable[[], Array]
 
 
+def site(name: str) -> str:
+    """Prefix of the names of a weight's nodes and values."""
+    return name.removesuffix(".weight")
+
+
 def is_weight(tensor: TensorProto) -> bool:
     """Whether an initializer of a template is one of its weights."""
-    return tensor.name.endswith((".weight", ".bias")) and tensor.data_type in DTYPES
+    return tensor.name.endswith(ENDINGS) and tensor.data_type in DTYPES
 
 
 def with_own_head(skeleton: ModelProto) -> ModelProto:
@@ -86,13 +101,25 @@ def parse_skeleton(data: bytes, where: object) -> ModelProto:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError; its class moved between versions
         raise DOOR.refused(where, "not an ONNX model") from error
+    made = {name for node in model.graph.node for name in node.output}
+    free = {name for node in model.graph.node for name in node.input if name.endswith(ENDINGS)} - made
+    try:
+        check_skeleton(model, free - {tensor.name for tensor in model.graph.initializer})
+    except Problem as problem:
+        raise DOOR.refused(where, str(problem)) from problem
     return model
 
 
 def facts_of(model: ModelProto, where: object) -> Facts | None:
     """What a graph says of itself; None if it is no template. Raises CheckpointError."""
     held = {entry.key: entry.value for entry in model.metadata_props}
-    return None if FACTS not in held else DOOR.json(held[FACTS].encode(), f"{where}: {FACTS} in its metadata", Facts)
+    if FACTS not in held:
+        return None
+    facts = DOOR.json(held[FACTS].encode(), f"{where}: {FACTS} in its metadata", Facts)
+    for key, kind in (("type", str), ("decoder", dict)):
+        if not isinstance(facts.genai.model.get(key), kind):
+            raise DOOR.refused(where, f"{FACTS} in its metadata: genai.model has no {key}")
+    return facts
 
 
 def sizes_of(facts: Facts, rows: int, raw: Mapping[str, Any]) -> ModelSizes:
@@ -124,7 +151,19 @@ def write_template(folder: Path, skeleton: ModelProto, weights: Mapping[str, Flo
             graph.initializer.append(_poured(file, name, FLOATS[weight.dtype], weight.read().reshape(weight.shape)))
         for name, value in large.items():
             graph.initializer.append(_poured(file, name, helper.np_dtype_to_tensor_dtype(value.dtype), value))
+    model.metadata_props.add(key=DATA_SEAL, value=_sha256(folder / DATA_FILE))
     (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def is_whole(folder: Path, model: ModelProto) -> bool:
+    """Whether the data beside a template's graph are those that it was written with."""
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    return (folder / DATA_FILE).is_file() and held.get(DATA_SEAL) == _sha256(folder / DATA_FILE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _poured(file: BinaryIO, name: str, kind: int, values: Array) -> TensorProto:
@@ -162,9 +201,11 @@ def skeleton_of(model: ModelProto) -> ModelProto:
         elif node.op_type == "Gather" and node.output[0] in casts:
             node.output[0] = casts[node.output[0]].output[0]
     constants = [tensor for tensor in graph.initializer if not is_weight(tensor)]
-    del graph.node[:], graph.initializer[:]
+    told = [entry for entry in out.metadata_props if entry.key != DATA_SEAL]
+    del graph.node[:], graph.initializer[:], out.metadata_props[:]
     graph.node.extend(kept)
     graph.initializer.extend(constants)
+    out.metadata_props.extend(told)
     return out
 
 

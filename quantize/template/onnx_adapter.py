@@ -12,16 +12,24 @@ A request comes as JSON on stdin, the last line of stdout is the answer: what th
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any, NoReturn
 
 TWIN_TOKENS, FEW_TOKENS = 48, 12  # of a twin, past its window; of a model of any size
 WINDOW, VOCABULARY, EXPERTS = 16, 1024, 8  # of a twin, at most
 SPECIAL, IDS = ("<unk>", "<s>", "</s>"), {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+DENSE_FIRST = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
+MOST_KINDS = 4  # of layers that a list tells apart; more are numbers of their own
+TURNS = ("sliding_window", "original_max_position_embeddings", "attention_chunk_size")
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+LONGEST = 2048  # tokens of a model that says nothing of them
 ANY = 1 << 30  # as many as the config has
 LOUDER = 4  # times the weights that transformers starts with, so that logits differ
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -31,12 +39,20 @@ USED = ("num_experts_per_tok", "moe_k", "top_k", "moe_topk")
 def main() -> None:
     """One request. Whatever goes wrong is an answer."""
     request = json.load(sys.stdin)
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         _no_code_of_others()
         answer = ACTIONS[request["action"]](request)
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
     sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+def _end_with(parent: int) -> None:
+    """Nobody waits for an answer any more when the process that asked is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _no_code_of_others() -> None:
@@ -53,7 +69,7 @@ def _no_code_of_others() -> None:
 
 
 def _unpack(request: Mapping[str, Any]) -> dict[str, Any]:
-    """In the narrowest floats that hold all matrices, as its own are dequantized."""
+    """Each matrix in the narrowest floats that hold it; all else in float32."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -70,12 +86,13 @@ def _unpack(request: Mapping[str, Any]) -> dict[str, Any]:
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    kinds = (torch.bfloat16, torch.float16)
-    exact = (kind for kind in kinds if all(torch.equal(one, one.to(kind).float()) for one in matrices))
-    model.to(next(exact, torch.float32)).save_pretrained(request["out"])
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), assign=True)
+    for parameter in (one for one in model.parameters() if one.ndim > 1):
+        exact = (kind for kind in (torch.bfloat16, torch.float16) if torch.equal(parameter, parameter.to(kind).float()))
+        parameter.data = parameter.data.to(next(exact, torch.float32))
+    model.save_pretrained(request["out"])
     return {}
 
 
@@ -88,11 +105,13 @@ def _twin(request: Mapping[str, Any]) -> dict[str, Any]:
     config = _config(folder)
     text = config.get_text_config(decoder=True)
     sizes = {key: getattr(text, key, 0) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    sizes |= {"model_type": text.model_type, "max_position": int(getattr(text, "max_position_embeddings", 0) or 0)}
+    longest = next((int(length) for key in LENGTHS if (length := getattr(text, key, None))), LONGEST)
+    sizes |= {"model_type": text.model_type, "max_position": longest}
     sizes["experts"] = next((int(count) for key in EXPERT_COUNTS if (count := getattr(text, key, None))), 0)
     files = [path for path in folder.iterdir() if path.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
     whole = request["whole"]
     small = _shrunk(text, text.vocab_size if whole and files else VOCABULARY, ANY if whole else WINDOW)
+    sizes["twin_layers"] = small.num_hidden_layers
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
     with torch.no_grad():
@@ -135,21 +154,31 @@ def _shrunk(config: Any, tokens: int, window: int) -> Any:  # noqa: ANN401
     """Of the same widths, but of few layers, which are of all its kinds, few tokens and experts, and a short window."""
     raw, called = config.to_dict(), type(config).attribute_map
     layers = called.get("num_hidden_layers", "num_hidden_layers")
-    count, kinds = raw[layers], raw.get("layer_types")
-    kept = 2 if kinds is None else next(n for n in range(1, count + 1) if set(kinds[:n]) == set(kinds))
-    kept = min(count, max(2, kept))
+    count = raw[layers]
+    lists = [[str(item) for item in value] for value in raw.values() if isinstance(value, list) and len(value) == count]
+    first = [int(raw[key]) + 1 for key in DENSE_FIRST if isinstance(raw.get(key), int)]  # layers before others begin
+    few = [each for each in lists if len(set(each)) <= MOST_KINDS]
+    kinds = [next(n for n in range(1, count + 1) if set(each[:n]) == set(each)) for each in few]
+    kept = min(count, max([2, *first, *kinds]))
     small = {key: value[:kept] if isinstance(value, list) and len(value) == count else value for key, value in raw.items()}
     small |= {layers: kept, "vocab_size": min(raw["vocab_size"], tokens)}
     small |= {key: min(EXPERTS, raw[key]) for key in EXPERT_COUNTS if raw.get(key)}
     small |= {key: min(EXPERTS, raw[key]) for key in USED if raw.get(key)}
-    if isinstance(raw.get("sliding_window"), int):
-        small["sliding_window"] = min(window, raw["sliding_window"])
+    small = _shortened(small, window)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = raw[key] if isinstance(raw.get(key), list) else [raw.get(key)]
         known = [token for token in ids if token is not None and token < small["vocab_size"]]
         small[key] = known[0] if known else None if ids == [None] else IDS[key]
     small.pop("dtype", None)
     return type(config)(**small)
+
+
+def _shortened(raw: Any, window: int) -> Any:  # noqa: ANN401 - JSON
+    """With every length from which on something changes no longer than ``window``, wherever it stands."""
+    if not isinstance(raw, dict):
+        return raw
+    out = {key: _shortened(value, window) for key, value in raw.items()}
+    return out | {key: min(window, out[key]) for key in TURNS if isinstance(out.get(key), int)}
 
 
 def _logits(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -23,10 +23,10 @@ from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
 from quantize.checkpoint.shards import FILE, stored_tensors
 from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
 from quantize.child import Child, ChildEnded
-from quantize.errors import CheckpointError, FileFormatError, asked, shown
+from quantize.errors import CheckpointError, FileFormatError, NoGraphError, OutputError, asked, shown
 from quantize.kinds import is_template
-from quantize.onnx.reader import read_graph
-from quantize.onnx.template import ASSETS, FACTS, Facts, write_template
+from quantize.onnx.reader import MODEL_FILE, read_graph
+from quantize.onnx.template import ASSETS, DATA_FILE, FACTS, Facts, Genai, write_template
 from quantize.onnx.watched import run_steps
 from quantize.store.outputs import Unfinished
 from quantize.store.outputs import check_folder as check_output
@@ -44,6 +44,7 @@ PRODUCERS = {  # word for the adapter -> what to call it; those whose cache gena
     "mobius": "mobius-onnx",
 }
 TO_GGUF = "adadim convert DIR --out MODEL.gguf, then adadim run MODEL.gguf"
+WORK = "work"  # a folder that is gone when all is written
 PROMPT = 40  # tokens of a twin's text that go together; the others one by one
 ELSE = f"write it for llama.cpp: {asked('target', 'llama.cpp')}"
 # Largest difference of a logit by the largest logit. Float32 sums in another order make 2e-6 of a twin, and 3e-4 of a real
@@ -57,6 +58,7 @@ class _Answer(Answer):
     hidden_size: int = 0
     num_hidden_layers: int = 0
     num_attention_heads: int = 0
+    twin_layers: int = 0
     model_type: str = ""
     max_position: int = 0
     experts: int = 0
@@ -71,6 +73,10 @@ class _Model:
     sizes: _Answer
     work: Path
 
+    def layers_of(self, source: Path) -> int:
+        """Of the model itself, or of its twin."""
+        return self.sizes.num_hidden_layers if source == self.folder else self.sizes.twin_layers
+
 
 def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
     """Write ``folder`` as the float ONNX folder ``out``, whole or not at all; it may be a GGUF that transformers reads.
@@ -80,20 +86,32 @@ def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
     """
     made_from = _digest(folder)
     check_output(out, force, _foreign)
-    with Unfinished(out, True, force, _foreign) as unfinished, TemporaryDirectory(dir=out.absolute().parent) as made:
-        model = _opened(folder, Path(made))
-        by = _chosen(model)
-        problem = _build(model, by, model.folder, unfinished.path, made_from) or _misses(model, unfinished.path)
-        if problem is not None:
-            raise CheckpointError(f"{folder}: {PRODUCERS[by]}: {problem}; {ELSE}")
+    with Unfinished(out, True, force, _foreign) as unfinished:
+        work = unfinished.path / WORK
+        work.mkdir()
+        model = _opened(folder, work)
+        by = _written(model, unfinished.path, made_from)
         _copy_small(model.folder, unfinished.path / ASSETS)
+        shutil.rmtree(work)
+        floats = _floats(unfinished.path)  # which opens it
         unfinished.finish()
-    return Converted(out, _floats(out), PRODUCERS[by])
+    return Converted(out, floats, PRODUCERS[by])
 
 
 def made_of(template: Path, folder: Path) -> bool:
-    """Whether it is what ``convert_onnx`` would make, but for its tools. Raises CheckpointError for what cannot be read."""
-    return is_template(template) and OnnxTemplate(template).facts.made_from == _digest(folder)
+    """Whether it is what ``convert_onnx`` would make, by tools of the same versions, and whole. Raises CheckpointError for what
+    cannot be read."""
+    if not is_template(template):
+        return False
+    source = OnnxTemplate(template)
+    tools = {_made_by(by) for by in PRODUCERS}
+    return source.facts.made_from == _digest(folder) and source.facts.made_by in tools and source.is_whole
+
+
+def _made_by(by: str) -> str:
+    """With its version, as a template says it."""
+    package = "onnxruntime-genai" if by == "genai" else "mobius-onnx"
+    return f"{PRODUCERS[by]} ({package} {version(package)})"
 
 
 def _digest(source: Path) -> str:
@@ -114,8 +132,9 @@ def _opened(named: Path, work: Path) -> _Model:
 
 def _twin_of(named: Path, folder: Path, out: Path, whole: bool) -> _Answer:
     sizes = ask(ADAPTER, {"action": "twin", "folder": str(folder), "out": str(out), "whole": whole}, _Answer)
+    _check_alive(named, sizes)
     if sizes.error is not None:
-        raise CheckpointError(f"{named}: transformers does not run it ({shown(sizes.error)}); {ELSE}")
+        raise NoGraphError(f"{named}: transformers does not run it ({shown(sizes.error)}); {ELSE}")
     return sizes
 
 
@@ -137,9 +156,10 @@ def _unpacked(source: Path, out: Path) -> Path:
     if TOKENIZER not in assets and source.is_file():
         raise CheckpointError(f"{source}: its tokenizer is none that a graph's runtime reads; name the model's own folder")
     answer = ask(ADAPTER, {"action": "unpack", "source": str(source.resolve()), "out": str(out)}, Answer)
+    _check_alive(source, answer)
     if answer.error is not None:
         way = ELSE if source.is_file() else f"what llama.cpp's converter reads of it is a source: {TO_GGUF}"
-        raise CheckpointError(f"{source}: transformers does not dequantize it ({shown(answer.error)}); {way}")
+        raise NoGraphError(f"{source}: transformers does not dequantize it ({shown(answer.error)}); {way}")
     for name, data in assets.items():
         if name in SMALL and name != "config.json":
             (out / name).write_bytes(data)
@@ -154,17 +174,19 @@ def _floats(template: Path) -> str:
     return ", ".join(dtype for dtype, count in found.most_common() if count)
 
 
-def _chosen(model: _Model) -> str:
-    """The first producer whose graph of the twin computes what the twin does. Raises CheckpointError if there is none."""
+def _written(model: _Model, out: Path, made_from: str) -> str:
+    """The first producer whose graph of the twin computes what the twin does, and whose graph of the model, in ``out``, what the
+    model does. Raises NoGraphError if there is none."""
     twin, reasons = model.work / "twin", list[str]()
     for by, name in PRODUCERS.items():
         place = model.work / f"twin-{by}"
         place.mkdir()
         problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART)
+        problem = problem or _build(model, by, model.folder, out, made_from) or _misses(model, out)
         if problem is None:
             return by
         reasons.append(f"{name}: {problem}")
-    raise CheckpointError(f"{model.named}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
+    raise NoGraphError(f"{model.named}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
 
 
 def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "") -> str | None:
@@ -172,18 +194,27 @@ def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "")
     graph = model.work / "graph"
     answer = ask(ADAPTER, {"action": "build", "by": by, "folder": str(source), "out": str(graph)}, Answer)
     try:
+        _check_alive(model.named, answer)
         if answer.error is not None:
             return shown(answer.error.replace(str(source), model.named.name))
         read = read_graph(graph)
         facts = genai_facts(graph, read.model, msgspec.to_builtins(model.sizes))
-        found = normal(read, {"kv_cache_dim": head_size(facts)})
+        found = normal(read, {"kv_cache_dim": head_size(facts)}, model.layers_of(source))
         helper.set_model_props(found.skeleton, {FACTS: json.dumps(_facts(model.sizes, by, made_from, facts), sort_keys=True)})
         write_template(out, found.skeleton, found.weights)
-    except (FileFormatError, ValueError, KeyError) as error:
+    except (FileFormatError, ValueError, LookupError, TypeError) as error:
         return shown(str(error))
     finally:
         shutil.rmtree(graph, ignore_errors=True)
     return None
+
+
+def _check_alive(named: Path, answer: Answer) -> None:
+    """Raises OutputError where the disk is full, CheckpointError where the process ended: neither says anything of a graph."""
+    if answer.error is not None and "No space left" in answer.error:
+        raise OutputError(f"{named}: cannot be converted ({shown(answer.error)}); free some space")
+    if answer.ended:
+        raise CheckpointError(f"{named}: the process that read it ended ({shown(answer.error)}); is there enough memory for it?")
 
 
 def _distance(template: Path, torch: Path, prompt: int, most: float) -> str | None:
@@ -201,17 +232,18 @@ def _distance(template: Path, torch: Path, prompt: int, most: float) -> str | No
 def _misses(model: _Model, template: Path) -> str | None:
     """As ``_distance``, of the model itself and few tokens: whether its weights are where they belong."""
     answer = ask(ADAPTER, {"action": "logits", "folder": str(model.folder), "out": str(model.work)}, Answer)
+    _check_alive(model.named, answer)
     return shown(answer.error) if answer.error is not None else _distance(template, model.work, 8, MISPLACED)
 
 
-def _facts(sizes: _Answer, by: str, made_from: str, genai: dict[str, Any]) -> dict[str, Any]:
+def _facts(sizes: _Answer, by: str, made_from: str, genai: Genai) -> dict[str, Any]:
     facts = Facts(
         model_type=sizes.model_type,
         hidden_size=sizes.hidden_size,
         num_layers=sizes.num_hidden_layers,
         max_position=sizes.max_position,
         made_from=made_from,
-        made_by=PRODUCERS[by],
+        made_by=_made_by(by),
         genai=genai,
         experts=sizes.experts,
     )
@@ -231,4 +263,12 @@ def _copy_small(folder: Path, out: Path) -> None:
 
 
 def _foreign(folder: Path) -> str | None:
-    return None if is_template(folder) else "was not written by adadim as a source"
+    """Why a folder was not written here, or holds what was not."""
+    try:
+        OnnxTemplate(folder)
+    except CheckpointError:
+        return "was not written by adadim as a source"
+    known = {MODEL_FILE, DATA_FILE, ASSETS, *(f"{ASSETS}/{name}" for name in (*SMALL, MORE_TEMPLATES))}
+    more = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
+    strange = (name for name in more if name not in known and not name.startswith(f"{ASSETS}/{MORE_TEMPLATES}/"))
+    return next((f"{name} in it is no part of a source" for name in strange), None)

@@ -9,25 +9,27 @@ from typing import Any
 
 from onnx import ModelProto
 
+from quantize.onnx.template import Genai
+
 GENAI_FILE = "genai_config.json"
 ANY = "decoder"  # genai's word for a model of which it knows nothing but its inputs and outputs
 SHARING = "GroupQueryAttention"  # the one operator whose past and present may lie in one place
 OF_THE_TEXT = ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "context_length", "decoder")
 
 
-def genai_facts(folder: Path, model: ModelProto, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def genai_facts(folder: Path, model: ModelProto, sizes: Mapping[str, Any]) -> Genai:
     """As the graph's own tool says, if it wrote one; else from the graph. ``sizes``: hidden_size, num_attention_heads,
     num_hidden_layers. Raises ValueError for a graph whose cache genai has no words for."""
     if (folder / GENAI_FILE).is_file():
         raw = json.loads((folder / GENAI_FILE).read_text(encoding="utf-8"))
         known = {key: value for key, value in raw["model"].items() if key not in OF_THE_TEXT}
-        return {"model": {**known, "decoder": raw["model"]["decoder"]}, "share": raw["search"]["past_present_share_buffer"]}
-    return {"model": {"type": ANY, "decoder": _decoder(model, sizes)}, "share": _shares(model)}
+        return Genai({**known, "decoder": raw["model"]["decoder"]}, bool(raw["search"]["past_present_share_buffer"]))
+    return Genai({"type": ANY, "decoder": _decoder(model, sizes)}, _shares(model))
 
 
-def head_size(facts: Mapping[str, Any]) -> int:
+def head_size(facts: Genai) -> int:
     """Of the cache."""
-    return int(facts["model"]["decoder"]["head_size"])
+    return int(facts.model["decoder"]["head_size"])
 
 
 def _shares(model: ModelProto) -> bool:

@@ -41,17 +41,16 @@ class _Matrix:
     by_columns: bool
 
 
-def normal(read: OnnxGraph, sizes: Mapping[str, int]) -> Normal:
-    """``sizes``: of dimensions of inputs and outputs that have a name and are no one's choice.
+def normal(read: OnnxGraph, sizes: Mapping[str, int], layers: int) -> Normal:
+    """``sizes``: of dimensions of inputs and outputs that have a name and are no one's choice. ``layers``: decoder blocks.
 
     Raises ValueError for a graph without an embedding and a head, or in which two weights would have one name.
     """
     found = _Found(read)
     names = {found.embedding.node: EMBEDDING, found.head.node: EMBEDDING if found.tied else HEAD}
-    names |= {one.node: _in_block(ENDING.sub("", one.initializer)) + ".weight" for one in found.products}
-    plain = {
-        name: _in_block(name) for name, tensor in read.initializers.items() if is_weight(tensor) and name not in found.matrices
-    }
+    names |= {one.node: _in_block(ENDING.sub("", one.initializer), layers) + ".weight" for one in found.products}
+    others = (name for name, tensor in read.initializers.items() if is_weight(tensor) and name not in found.matrices)
+    plain = {name: _in_block(name, layers) for name in others}
     inner = [names[one.node] for one in found.products]
     twice = [name for name, count in Counter((EMBEDDING, HEAD, *inner, *plain.values())).items() if count > 1]
     if twice:
@@ -171,10 +170,14 @@ def _skeleton(model: ModelProto, nodes: list[NodeProto], constants: list[TensorP
     return out
 
 
-def _in_block(name: str) -> str:
-    """``transformer.h.3.attn.q.weight`` as our names have it, which tell a block by their beginning."""
+def _in_block(name: str, layers: int) -> str:
+    """``transformer.h.3.attn.q.weight`` as our names have it, which tell a block by their beginning; some tools count what comes
+    after the last block as one more."""
     found = NUMBER.match(name)
-    return name if found is None else f"{block_prefix(int(found[1]))}{found[2].replace('/', '.')}"
+    if found is None:
+        return name
+    inner, index = found[2].replace("/", "."), int(found[1])
+    return f"{block_prefix(index)}{inner}" if index < layers else f"model.{inner}"
 
 
 def _place(name: str) -> tuple[int, int]:

@@ -18,9 +18,10 @@ T = TypeVar("T", bound="Answer")
 
 
 class Answer(msgspec.Struct):
-    """``error``: why there is none."""
+    """``error``: why there is none. ``ended``: the process said nothing of its own, as where memory is short."""
 
     error: str | None = None
+    ended: bool = False
 
 
 def ask(adapter: Path, request: Mapping[str, Any], answer: type[T]) -> T:
@@ -36,6 +37,8 @@ def ask(adapter: Path, request: Mapping[str, Any], answer: type[T]) -> T:
     )
     try:
         return msgspec.json.decode((done.stdout.splitlines() or [""])[-1], type=answer)
+    except msgspec.ValidationError as error:
+        return answer(error=f"its answer is strange: {error}")
     except msgspec.DecodeError:
-        words = (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
-        return answer(error=f"it ended: {words}")
+        words = (done.stderr.splitlines() or [""])[-1] if done.returncode >= 0 else ""
+        return answer(error=f"it ended: {words or f'exit code {done.returncode}'}", ended=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.checkpoint.template import Template
 from quantize.model_config import named
 from quantize.types import F32, Array
+from runtime_checks.checks.template_check import check_against
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
 
@@ -31,37 +31,11 @@ def check_graph(folder: Path, source: Checkpoint) -> list[Check]:
     graph = Graph(folder)
     dead = _dead_nodes(graph.model.graph)
     return [
-        *(_check_template(graph, source) if isinstance(source, Template) else _check_tables(graph, source)),
+        *(check_against(graph, source) if isinstance(source, Template) else _check_tables(graph, source)),
         *_check_levels(graph.model),
         within("nodes that no output needs", ", ".join(dead[:3]) or "all", len(dead), EXACT),
         *(within("bytes between tensors that are not 0", name, count, EXACT) for name, count in _stray_bytes(graph).items()),
     ]
-
-
-def _check_template(graph: Graph, source: Template) -> list[Check]:
-    """Every node of the source's graph that reads no weight, and every constant, rotary tables as far as they go."""
-    from runtime_checks.runtimes.decoded_onnx import skeleton_of
-
-    skeleton = skeleton_of(source)
-    spelled = [node for node in skeleton.node if not _reads_weight(node)]
-    held = {node.SerializeToString(deterministic=True) for node in graph.model.graph.node}
-    other = [node.name or node.op_type for node in spelled if node.SerializeToString(deterministic=True) not in held]
-    checks = [within("nodes = source's", ", ".join(other[:3]) or "all", len(other), EXACT)]
-    for tensor in skeleton.initializer:
-        mine = graph.initializers.get(tensor.name)
-        same = mine is not None and _begins(graph.array(mine), numpy_helper.to_array(tensor))
-        checks.append(within("constant = source's", tensor.name, float(not same), EXACT))
-    return checks
-
-
-def _reads_weight(node: onnx.NodeProto) -> bool:
-    """As a template spells it: its place is taken by what holds the codes."""
-    return node.op_type in ("Transpose", "MatMul", "Gather") and node.name.endswith(f"/{node.op_type}")
-
-
-def _begins(held: Array, whole: Array) -> bool:
-    """Whether ``held`` is all of it, or its first rows."""
-    return held.dtype == whole.dtype and np.array_equal(held, whole[: len(held)] if held.ndim else whole)
 
 
 def _check_tables(graph: Graph, source: Checkpoint) -> list[Check]:

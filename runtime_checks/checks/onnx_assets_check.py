@@ -99,7 +99,7 @@ def _of_template(source: Template) -> tuple[dict[str, Any], bool]:
     from runtime_checks.runtimes.decoded_onnx import genai_of
 
     facts = genai_of(source)
-    return deepcopy(facts["model"]), facts["share"]
+    return deepcopy(facts.model), facts.share
 
 
 def _of_family(source: Checkpoint) -> dict[str, Any]:

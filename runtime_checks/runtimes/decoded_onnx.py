@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from onnx import GraphProto
+from onnx import ModelProto
 
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.template import Template
 from quantize.errors import FileFormatError
 from quantize.model_config import HEAD
-from quantize.onnx.template import FloatWeight, with_own_head, write_template
+from quantize.onnx.template import FloatWeight, Genai, with_own_head, write_template
 from quantize.types import F32
 from runtime_checks.runtimes.decoded_runner import DecodedRunner
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
@@ -27,13 +26,13 @@ def template_runner(path: Path, source: Template, context: int) -> Runner:
     return DecodedRunner(partial(write_decoded, path, source), context, exactly, source.runtime)
 
 
-def skeleton_of(source: Template) -> GraphProto:
+def skeleton_of(source: Template) -> ModelProto:
     """Of the source, constants with it."""
     assert isinstance(source, OnnxTemplate), source
-    return source.skeleton.graph
+    return source.skeleton
 
 
-def genai_of(source: Template) -> dict[str, Any]:
+def genai_of(source: Template) -> Genai:
     """What onnxruntime-genai has to be told of its graph."""
     assert isinstance(source, OnnxTemplate), source
     return source.facts.genai

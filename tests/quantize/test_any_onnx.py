@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
@@ -20,9 +20,12 @@ from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.onnx_template import OnnxTemplate
+from quantize.checkpoint.template import SKELETON_ASSET
+from quantize.checkpoint.tokenizer_files import TEMPLATES
 from quantize.effort import effort_for
 from quantize.errors import CheckpointError, ConfigError, ExportError, OutputError
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.onnx.template import parse_skeleton
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source import measure_curvature
 from quantize.statistics.by_template import template_blocks
@@ -231,7 +234,27 @@ def test_verify_sees_another_graph(made, source, tmp_path):
         raw["model"]["decoder"]["head_size"] *= 2
         (folder / "genai_config.json").write_text(json.dumps(raw))
 
+    def inserted(model: onnx.ModelProto) -> None:
+        """Before the first product, where no value of a weight is touched."""
+        node = next(node for node in model.graph.node if node.name.endswith("/MatMulNBits"))
+        limit = numpy_helper.from_array(np.array(6, np.float32), "limit")
+        model.graph.initializer.append(limit)
+        model.graph.node.insert(
+            list(model.graph.node).index(node), helper.make_node("Min", [node.input[0], "limit"], ["less"], "m")
+        )
+        node.input[0] = "less"
+
+    def more_outputs(model: onnx.ModelProto) -> None:
+        value = next(node for node in model.graph.node if node.name.endswith("/MatMulNBits")).output[0]
+        model.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
+
+    def older(model: onnx.ModelProto) -> None:
+        next(one for one in model.opset_import if one.domain in ("", "ai.onnx")).version -= 1
+
     assert "nodes = source's" in missed(lambda folder: _changed(folder, epsilon))
+    assert {"nodes = source's", "reads and makes what the source's does"} <= missed(lambda folder: _changed(folder, inserted))
+    assert "outputs = source's" in missed(lambda folder: _changed(folder, more_outputs))
+    assert "operators' versions = source's" in missed(lambda folder: _changed(folder, older))
     if constants:  # those of the builder are nodes
         assert "constant = source's" in missed(lambda folder: _changed(folder, constant))
     assert "genai_config = expected" in missed(genai)
@@ -242,10 +265,70 @@ def test_other_formats_say_where_to_go(made, source):
         WRITERS["gguf"].check(source, None)
 
 
-def test_made_before_is_made_of_the_same(made):
+def test_made_before_is_made_of_the_same_and_whole(made, tmp_path):
     assert made_of(made[2], made[1])
     with pytest.raises(OutputError, match="exists already"):
         convert_onnx(made[1], made[2])
+    copy = Path(shutil.copytree(made[2], tmp_path / "copy"))
+    data = bytearray((copy / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx.data").write_bytes(data)
+    assert not made_of(copy, made[1])
+    (copy / "app.js").write_text("of somebody else")
+    with pytest.raises(OutputError, match=r"app\.js in it is no part of a source"):
+        convert_onnx(made[1], copy, force=True)
+    assert (copy / "app.js").is_file()
+
+
+def test_more_chat_templates_are_read(made, tmp_path):
+    copy = Path(shutil.copytree(made[2], tmp_path / "copy"))
+    before = open_checkpoint(copy).sha256
+    (copy / "assets" / "additional_chat_templates").mkdir()
+    (copy / "assets" / "additional_chat_templates" / "tools.jinja").write_text("{{ messages[0].content }}")
+    assert open_checkpoint(copy).sha256 != before
+    assert b"tools" in open_checkpoint(copy).assets()[TEMPLATES]
+
+
+def test_a_store_s_graph_is_checked(source, tmp_path):
+    """It reads no file, and what is no graph is one line."""
+    model = onnx.ModelProto.FromString(source.assets()[SKELETON_ASSET])
+    assert parse_skeleton(model.SerializeToString(), "here") == model
+    outside = helper.make_tensor("secret", TensorProto.FLOAT, [1], [0.0])
+    outside.ClearField("float_data")
+    outside.data_location = TensorProto.EXTERNAL
+    outside.external_data.add(key="location", value="secret.txt")
+    twice = onnx.ModelProto.FromString(model.SerializeToString())
+    twice.graph.node.append(twice.graph.node[0])
+    model.graph.initializer.append(outside)
+    for damaged, told in ((model, "lies outside"), (twice, "there already"), (onnx.ModelProto(), "empty")):
+        with pytest.raises(CheckpointError, match=f"^here: .*{told}"):
+            parse_skeleton(damaged.SerializeToString(), "here")
+
+
+def test_past_the_length_from_which_factors_change(tmp_path):
+    """Phi 3.5's rotary factors are others beyond a length; GroupQueryAttention's table would hold both, one after the other."""
+    factors = {"short_factor": [1.0 + index / 10 for index in range(8)], "long_factor": [2.0 + index for index in range(8)]}
+    sizes = {"max_position_embeddings": 512, "original_max_position_embeddings": 64}
+    model = make_model(tmp_path / "model", "phi3", "float32", rope_scaling={"rope_type": "longrope", **factors}, **sizes)
+    assert convert_onnx(model, tmp_path / "onnx").by == "mobius-onnx"
+
+
+def test_a_gguf_that_transformers_reads_gives_the_same_floats(tmp_path):
+    """Matrices in BF16, norms in F32 that no 16 bits hold."""
+    from safetensors.torch import load_file, save_file
+
+    model = make_model(tmp_path / "model", "qwen2", "float32")
+    weights = load_file(model / "model.safetensors")
+    rounded = {name: weight.bfloat16() if weight.ndim > 1 else weight + 1e-5 for name, weight in weights.items()}
+    save_file(rounded, model / "model.safetensors", metadata={"format": "pt"})
+    gguf = tmp_path / "model.gguf"
+    convert(model, gguf, find_converter(), pre="qwen2")
+    convert_onnx(gguf, tmp_path / "onnx")
+    source, theirs = open_checkpoint(tmp_path / "onnx", gguf), open_checkpoint(gguf)
+    assert {spec.dtype for name, spec in source.specs.items() if len(spec.shape) > 1} == {"BF16"}
+    ours = {source.read(name).tobytes() for name in source.specs}
+    assert not [name for name in theirs.specs if theirs.read(name).tobytes() not in ours]
+    assert measure_curvature(source, TOKENS, 0).rows
 
 
 def test_no_graph_that_computes_it_is_said_with_numbers(tmp_path):

@@ -84,7 +84,7 @@ GRAPHS = {
 def respelled(folder: Path, key: str) -> tuple[Path, Path, Normal]:
     nodes, weights = GRAPHS[key]
     theirs, ours = written(folder / "theirs", nodes, weights), folder / "ours"
-    found = normal(read_graph(theirs), {})
+    found = normal(read_graph(theirs), {}, 1)
     ours.mkdir()
     write_template(ours, found.skeleton, found.weights)
     return theirs, ours, found
@@ -125,7 +125,7 @@ def test_weights_that_16_bits_hold_take_16(tmp_path, dtype, narrow):
     theirs = written(
         tmp_path / "theirs", nodes, {name: cut(value) if value.ndim > 1 else value for name, value in weights.items()}
     )
-    found = normal(read_graph(theirs), {})
+    found = normal(read_graph(theirs), {}, 1)
     assert {weight.dtype for name, weight in found.weights.items()} == {dtype}
     (tmp_path / "ours").mkdir()
     write_template(tmp_path / "ours", found.skeleton, found.weights)
@@ -163,4 +163,4 @@ def test_what_is_no_decoder_is_refused(tmp_path, nodes, weights, told):
         weights = {**weights, "axis": np.array([2])}
     theirs = written(tmp_path / "theirs", nodes, weights)
     with pytest.raises(ValueError, match=told):
-        normal(read_graph(theirs), {})
+        normal(read_graph(theirs), {}, 1)

@@ -1,0 +1,95 @@
+"""A graph that was made from a template, against the template's own: everything in it that holds no weight, and what each weight
+reads and makes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from quantize.checkpoint.template import Template
+from quantize.types import Array
+from runtime_checks.measure.results import Check, within
+from runtime_checks.reference.graph import Graph
+from runtime_checks.runtimes.decoded_onnx import skeleton_of
+
+EXACT = 0.0  # nodes, values and sizes are as they were or they are not
+TABLES = ("cos_cache", "sin_cache")  # endings of what is cut to the exported context
+OURS = ("com.microsoft", "ai.adadim")  # domains that a file may import beside its template's
+PARTS = (".sum", ".part")  # after a weight's name, of the nodes that hold it with others
+
+
+def check_against(graph: Graph, source: Template) -> list[Check]:
+    """Raises DamagedFileError."""
+    theirs, ours = skeleton_of(source), graph.model
+    sites = {name for name, _ in _weight_nodes(theirs)}
+    kept = [node for node in theirs.graph.node if node.name.rpartition("/")[0] not in sites]
+    checks = [_same("nodes = source's", kept, [node for node in ours.graph.node if _site_of(node, sites) is None])]
+    for what in ("input", "output"):
+        checks.append(_same(f"{what}s = source's", getattr(theirs.graph, what), getattr(ours.graph, what)))
+    checks.append(_same("functions = source's", theirs.functions, [one for one in ours.functions if one.domain not in OURS[1:]]))
+    known = {entry.domain: entry.version for entry in theirs.opset_import}
+    strange = [one.domain for one in ours.opset_import if one.domain not in OURS and known.get(one.domain) != one.version]
+    checks.append(within("operators' versions = source's", ", ".join(strange) or "all", len(strange), EXACT))
+    for tensor in theirs.graph.initializer:
+        held = graph.initializers.get(tensor.name)
+        same = held is not None and _begins(graph.array(held), numpy_helper.to_array(tensor), tensor.name.endswith(TABLES))
+        checks.append(within("constant = source's", tensor.name, float(not same), EXACT))
+    return checks + [_check_site(graph, name, node) for name, node in _weight_nodes(theirs)]
+
+
+def _same(name: str, expected: Iterable[Any], held: Iterable[Any]) -> Check:  # protobuf has no types
+    """How many of one side the other has not."""
+    one, two = (Counter(each.SerializeToString(deterministic=True) for each in side) for side in (expected, held))
+    return within(name, "all", ((one - two) + (two - one)).total(), EXACT)
+
+
+def _weight_nodes(theirs: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """The node that multiplies by a weight or looks it up, and the name before its role."""
+    made = {tensor.name for tensor in theirs.graph.initializer} | {name for node in theirs.graph.node for name in node.output}
+    given = {value.name for value in theirs.graph.input}
+    turned = {
+        node.output[0]
+        for node in theirs.graph.node
+        if node.op_type == "Transpose" and node.input[0] not in made | given and node.name.endswith("/Transpose")
+    }
+    for node in theirs.graph.node:
+        free = node.op_type == "Gather" and node.input[0] not in made | given
+        if free or (node.op_type == "MatMul" and node.input[1] in turned):
+            yield node.name.rpartition("/")[0], node
+
+
+def _site_of(node: onnx.NodeProto, sites: set[str]) -> str | None:
+    """The weight that it is a part of."""
+    stem = node.name.rpartition("/")[0]
+    if stem in sites:
+        return stem
+    whole = next((stem.rpartition(part)[0] for part in PARTS if part in stem), "")
+    return whole if whole in sites else None
+
+
+def _check_site(graph: Graph, name: str, expected: onnx.NodeProto) -> Check:
+    """What holds a weight reads what the source's node reads, and makes what that makes, and neither more."""
+    own = [node for node in graph.model.graph.node if _site_of(node, {name}) == name]
+    made = {value for node in own for value in node.output}
+    read = {value for node in own for value in node.input if value} - made
+    x = expected.input[1] if expected.op_type == "Gather" else expected.input[0]
+    strange = {value for value in read if value not in graph.initializers and not _is_constant(graph, value)} ^ {x}
+    wanted = expected.output[0] not in made
+    return within("reads and makes what the source's does", name, len(strange) + int(wanted), EXACT)
+
+
+def _is_constant(graph: Graph, value: str) -> bool:
+    """Whether it is made of initializers alone, as scales that two weights share."""
+    node = graph.producers.get(value)
+    return node is not None and all(name in graph.initializers or _is_constant(graph, name) for name in node.input if name)
+
+
+def _begins(held: Array, whole: Array, cut: bool) -> bool:
+    """Whether ``held`` is all of it, or, if it may be ``cut``, its first rows."""
+    wanted = whole[: max(1, len(held))] if cut and held.ndim else whole
+    return held.dtype == whole.dtype and np.array_equal(held, wanted)
