@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.cli.compare import measuring_text, naming
-from exporter.cli.convert import is_packed, needs_template, template_path
+from exporter.cli.convert import needs_template
 from exporter.cli.export import Made, RunOutputs, found, write
-from exporter.cli.options import DEFAULT_RUN_TARGETS
 from exporter.cli.process import say, warn
 from exporter.cli.reports import json_bytes, page_of, report_of
 from exporter.cli.size import model_plan, planned_size, size_plans
 from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
+from exporter.cli.ways import Rung, Wanted, Way, wanted_of, ways_of
 from exporter.writers import source_notes, writer_of
-from quantize.checkpoint.template import Template
-from quantize.errors import ConfigError, NoGraphError
+from quantize.errors import ConfigError
 from quantize.statistics.calibration import BUILTIN, CalibrationText
 from quantize.store.outputs import check_file, new_file
 
@@ -31,20 +30,9 @@ if TYPE_CHECKING:
     from quantize.statistics.measured import Measured
     from quantize.store.tensors import QuantizedStore
 
-LADDER_TARGETS = DEFAULT_RUN_TARGETS[:1]
 CHUNKS = 8  # of 512 tokens, which is enough to tell sizes apart
 MOST_BYTES = 5  # of a weight in a file: a float32, and its share of a graph and a tokenizer
 STORE_BYTES = 1.1  # of a weight in a store: a code, and its share of scales
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One file to be made: of a target, and of a size in bytes or a width in bits if there are several."""
-
-    target: str
-    name: str = ""
-    size: int | None = None
-    bits: int | None = None
 
 
 def run(args: Namespace) -> int:
@@ -53,79 +41,16 @@ def run(args: Namespace) -> int:
 
     out = args.out or default_out(args.source)
     given = None if needs_template(args.source) else open_checkpoint(args.source, args.torch)
-    wanted = _wanted(args, given, out)
+    wanted = wanted_of(args, given, out)
     ladder = Ladder(args, out) if len({rung.name for each in wanted for rung in each.rungs}) > 1 else None
     _check_options(args, ladder, wanted, given)
-    ways = _ways(args, out, wanted, given)
+    ways = ways_of(args, out, wanted, given)
     for way in ways:
         for target in way.wanted.targets:
-            writer_of(target).check(way.source, None if way.made else args.tokenizer_pre)  # said, and in the file
+            writer_of(target).check(way.source, args.tokenizer_pre)
     warn(dict.fromkeys(note for way in ways for target in way.wanted.targets for note in source_notes(way.source, target)))
     made = [_made(args, out, way, ladder) for way in ways]  # all, whatever one misses
     return 0 if all(made) else 1
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Files that are made of one source, by one writer or by all."""
-
-    writer: str
-    rungs: Sequence[Rung]
-    outputs: Sequence[RunOutputs]
-
-    @property
-    def targets(self) -> list[str]:
-        """Each once."""
-        return list(dict.fromkeys(rung.target for rung in self.rungs))
-
-
-@dataclass(frozen=True)
-class Way:
-    """A source, which was ``made`` of what was given, and what is wanted of it."""
-
-    source: Checkpoint
-    wanted: Wanted
-    made: bool
-
-
-def _wanted(args: Namespace, given: Checkpoint | None, out: Path) -> list[Wanted]:
-    """One; of a decoder that is known by no name, one for each writer, for each has a source of its own. ``given``: None for a
-    folder that is none yet."""
-    targets = _targets(args, given)
-    words = list(dict.fromkeys(writer_of(target).word for target in targets))
-    groups = {words[0]: list(targets)}
-    if given is None or any(_lacks_graph(given, word) for word in words):
-        groups = {word: [target for target in targets if writer_of(target).word == word] for word in words}
-    made = {word: _rungs(args, own) for word, own in groups.items()}
-    return [
-        Wanted(word, rungs, [RunOutputs.under(out / rung.target / rung.name, rung.target) for rung in rungs])
-        for word, rungs in made.items()
-    ]
-
-
-def _lacks_graph(given: Checkpoint, word: str) -> bool:
-    """Whether a graph is made of it for that writer."""
-    return isinstance(given, Template) and given.writer == "gguf" and word == "onnx"
-
-
-def _ways(args: Namespace, out: Path, wanted: Sequence[Wanted], given: Checkpoint | None) -> list[Way]:
-    """A source for each, made where there is none. What no tool has a graph of is left out if nobody asked for it by name.
-
-    Raises CheckpointError, ConfigError, OutputError."""
-    from quantize import open_checkpoint
-
-    ways, twin = list[Way](), args.torch or (None if is_packed(args.source) else args.source)
-    for index, each in enumerate(wanted):
-        if given is not None and not _lacks_graph(given, each.writer):
-            ways.append(Way(given, each, made=False))
-            continue
-        try:
-            ways.append(Way(open_checkpoint(template_path(args, out, each.writer), twin), each, made=True))
-        except NoGraphError as error:
-            if args.target or not index:
-                raise
-            warn([f"{error}; no {each.writer} file is made"])
-    return ways
 
 
 def _made(args: Namespace, out: Path, way: Way, ladder: Ladder | None) -> bool:
@@ -149,30 +74,6 @@ def _made(args: Namespace, out: Path, way: Way, ladder: Ladder | None) -> bool:
 def default_out(source: Path) -> Path:
     """Where ``run`` writes if nobody says: in this folder, named after the model."""
     return Path(f"{source.resolve().with_suffix('').name if source.is_file() else source.resolve().name}-adadim")
-
-
-def _several(args: Namespace) -> bool:
-    """Whether a ladder is asked for."""
-    return len(args.sizes or args.widths or ()) > 1
-
-
-def _targets(args: Namespace, source: Checkpoint | None) -> Sequence[str]:
-    """Those asked for; else what a source of this kind is written as; None: a folder of which each writer has its own."""
-    if args.target:
-        return list(args.target)
-    if isinstance(source, Template):
-        return [target for target in DEFAULT_RUN_TARGETS if writer_of(target).word == source.writer]
-    return LADDER_TARGETS if _several(args) else DEFAULT_RUN_TARGETS
-
-
-def _rungs(args: Namespace, targets: Sequence[str]) -> list[Rung]:
-    """Raises ConfigError for options that say the size twice."""
-    several = args.sizes or args.widths or ()
-    if args.sizes and (args.target_size or args.target_bpw or args.widths):
-        raise ConfigError("--sizes: says already how large the files are; drop --target-size, --target-bpw and --bits")
-    steps = [Rung("", word, size=size) for word, size in args.sizes or ()]
-    steps += [Rung("", f"{bits}bit" if len(several) > 1 else "", bits=bits) for bits in args.widths or ()]
-    return [replace(rung, target=target) for target in targets for rung in steps or [Rung("")]]
 
 
 def _check_options(args: Namespace, ladder: Ladder | None, wanted: Sequence[Wanted], given: Checkpoint | None) -> None:

@@ -171,7 +171,7 @@ def template(made) -> Path:
         (lambda folder: (folder / "model.onnx.data").write_bytes(b"short"), "which has 5 bytes"),
         (lambda folder: (folder / "model.onnx").write_bytes(b"no"), "not an ONNX model"),
         (lambda folder: (folder / "assets" / "config.json").write_bytes(b"{"), "not JSON"),
-        (lambda folder: _changed(folder, lambda model: model.metadata_props.pop()), "was not written as a source"),
+        (lambda folder: _changed(folder, lambda model: model.metadata_props.pop(0)), "was not written as a source"),
         (lambda folder: _told(folder, {"hidden_size": "64"}), "hidden_size"),
         (lambda folder: _changed(folder, lambda model: _rename(model, EMBEDDING)), f"{EMBEDDING} is missing"),
     ],
