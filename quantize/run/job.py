@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from quantize.architecture.families import fold_sites
 from quantize.block import Kit
 from quantize.checkpoint import Checkpoint
@@ -228,6 +230,8 @@ def _table_tasks(job: Job, plan: TensorPlan, statistics: Statistics) -> Iterator
         return
     tables = _of_weights(statistics.known)
     known = tables.get(plan.name, tables.get(name))
+    if known is not None and known.hessian.ndim == 1 and METHODS[plan.method].needs >= Need.HESSIAN:
+        known = replace(known, hessian=np.diag(known.hessian))  # what is looked up has no channels that go together
     step = max(1, 4 * config.hidden_size * (config.hidden_size + _ffn(config)) // plan.shape[1])
     for start in range(0, plan.shape[0], step):
         rows = source.read_rows(name, start, min(start + step, plan.shape[0]))

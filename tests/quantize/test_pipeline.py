@@ -22,6 +22,7 @@ from quantize.gguf.container import parse_header
 from quantize.grids import make_grid
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS, WORDS
+from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.run import pipeline
 from quantize.run.pipeline import quantize_planned
@@ -315,3 +316,11 @@ def test_one_that_fails_leaves_none_of_them(source, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="full"):
         quantize_planned(Measured(source), {tmp_path / name: planned(source, "llama.cpp", method="rtn-oc") for name in "ab"})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_embedding_apart_from_its_head_is_rounded_by_its_look_ups(tmp_path):
+    """Of which a diagonal is known: no two channels go together."""
+    source = open_checkpoint(make_tiny_model(tmp_path / "model", tied=False))
+    config = config_of("gptq-oc", grid="q4_0", embedding="q4_0", token_weight="gradient", calibration_tokens=1024)
+    records = quantize_checkpoint(source, tmp_path / "store", config, TARGETS["llama.cpp"]).records
+    assert records[EMBEDDING].grid.name == records[HEAD].grid.name == "q4_0"
