@@ -13,6 +13,7 @@ from gguf import GGUFWriter
 
 from exporter.cli.main import main
 from quantize.foreign import BEGINNINGS, ENDINGS, GGUFS, MARKS, OTHER_TOKENIZERS, WITHOUT_CONFIG, quantized_by
+from quantize.template.convert import UNPACKED
 from tests.tiny import make_tiny_model
 
 TAKE_A_MODEL = (
@@ -168,7 +169,8 @@ def test_a_checkpoint_that_is_quantized_already(capsys, model, keys, by):
     assert quantized_by(config) is None
     named = f" (by {by})" if by else ""
     for command in TAKE_A_MODEL:
-        assert f"this checkpoint is quantized already{named}; use the model" in error(capsys, command.format("model"))
+        if not command.startswith("run ") or by not in UNPACKED:  # whose converter says what it thinks of this one
+            assert f"this checkpoint is quantized already{named}; use the model" in error(capsys, command.format("model"))
 
 
 def test_weights_that_are_missing_or_a_pointer(capsys, model):

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from quantize.onnx.reader import MODEL_FILE
+from quantize.onnx.template import ASSETS
 
 BLOCK = 32
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -42,17 +44,19 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def main() -> None:
     """One folder."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
     source, out = map(Path, sys.argv[1:])
-    model = folded(onnx.load(source / "model.onnx"))
+    model = folded(onnx.load(source / MODEL_FILE))
     axes = (("MatMul", 0), ("Gather", 1))
     quantizer = MatMulNBitsQuantizer(
         model, block_size=BLOCK, is_symmetric=True, accuracy_level=4, op_types_to_quantize=("MatMul", "Gather"), quant_axes=axes
     )
     quantizer.process()
     out.mkdir(parents=True)
-    quantizer.model.save_model_to_file(str(out / "model.onnx"), True)
+    quantizer.model.save_model_to_file(str(out / MODEL_FILE), True)
     for name in TOKENIZER:
-        shutil.copyfile(source / "assets" / name, out / name)
+        shutil.copyfile(source / ASSETS / name, out / name)
 
 
 if __name__ == "__main__":

@@ -58,17 +58,20 @@ def convert_source(args: Namespace) -> int:
 
 
 def needs_template(path: Path) -> bool:
-    """Whether it is a Hugging Face folder of a decoder that is known by no name, or of weights that are quantized already. Raises
-    CheckpointError for no model at all."""
+    """Whether it is a Hugging Face folder of a decoder that is known by no name, or of weights that are quantized in a way that
+    the converter reads. Raises CheckpointError for no model at all."""
     from quantize.checkpoint import check_folder
-    from quantize.checkpoint.huggingface import is_family, is_quantized
+    from quantize.checkpoint.huggingface import is_family
     from quantize.checkpoint.shards import FILE
+    from quantize.foreign import quantized_by
     from quantize.kinds import is_template
+    from quantize.template.convert import UNPACKED
 
     if not path.is_dir() or is_template(path):
         return False
     check_folder(path)
-    return is_quantized(path) or not is_family(FILE.load(path / "config.json", dict[str, Any]))
+    raw = FILE.load(path / "config.json", dict[str, Any])
+    return (quantized_by(raw) or "").lower() in UNPACKED or not is_family(raw)
 
 
 def is_packed(path: Path) -> bool:

@@ -24,6 +24,7 @@ from quantize.template.process import Answer, ask
 ADAPTER = Path(__file__).with_name("adapter.py")
 FLOAT_TYPES = "F32", "F16", "BF16"
 NOT_READ = ("awq", "bitsandbytes")  # by the converter
+UNPACKED = ("fp8", "gptq", "compressed-tensors", "mxfp4")  # by it, exactly
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", f"{MORE_TEMPLATES}/*.jinja")  # what it reads beside weights
 MADE_FROM, MADE_BY, MADE_WITH = (f"adadim.converted.{word}" for word in ("sha256", "by", "pre"))  # keys of the file
 OWN_CODE = "the model brings code of its own, which is never run"
