@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporter.cli.convert import add_converter
-from exporter.cli.parser import Subparsers, add_common, command
+from exporter.cli.parser import Subparsers, add_quiet, command
 from exporter.cli.summary import Row, table
 from exporter.cli.values import file_path
 
@@ -22,7 +22,7 @@ def add_check_architecture(commands: Subparsers) -> None:
     parser.add_argument("source", metavar="CONFIG", type=file_path, help="config.json, or a folder with one (and a tokenizer)")
     add_converter(parser)
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
-    add_common(parser)
+    add_quiet(parser)
 
 
 def architecture_table(report: Mapping[str, Any]) -> str:
