@@ -7,6 +7,7 @@ end, no half of a surrogate pair. What the project reads of it is a ``msgspec.St
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -118,6 +119,12 @@ def open_regular(path: Path) -> BufferedReader:
         return file
     file.close()
     raise OSError(errno.EINVAL, "no regular file", str(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file. Raises OSError, also for what is no regular file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ COMPOSITION_ROOT = ("exporter/cli/main.py", "exporter/cli/run.py")
 REFERENCE = "runtime_checks/reference/"
 RUNS_TORCH_MODELS = (
     "quantize/source/",
-    "quantize/template/adapter.py",
+    "quantize/template/serve.py",
     "quantize/template/onnx_adapter.py",
 )  # two in processes of their own
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))

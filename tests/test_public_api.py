@@ -36,6 +36,8 @@ def test_the_steps_of_the_command_line_are_there():
 
 @pytest.mark.parametrize("name", ["quantize", "exporter", "exporter.cli.main"])
 def test_importing_pulls_in_no_runtime(name):
-    code = f"import {name}, sys; print([m for m in ('torch', 'transformers', 'onnxruntime', 'mobius') if m in sys.modules])"
+    code = (
+        f"import {name}, sys; print([m for m in ('torch', 'transformers', 'onnx', 'onnxruntime', 'mobius') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "[]"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from exporter.inspect import Report, inspect, read_gguf_files
-from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import DecoderJson, read_genai
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.targets import GGUF_TARGETS
@@ -24,6 +23,7 @@ from quantize.gguf.names import to_source_name
 from quantize.kinds import Wanted, is_store, mistaken, readable
 from quantize.outside import Count, Door
 from quantize.store.schema import Sha256, Word
+from quantize.template.onnx_genai import GENAI_FILE
 
 if TYPE_CHECKING:
     from quantize.onnx.reader import OnnxGraph

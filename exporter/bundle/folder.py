@@ -30,12 +30,13 @@ from exporter.bundle import verify_bundle
 from exporter.bundle.card import model_card
 from exporter.bundle.facts import FOLDER, Facts, read_facts, with_losses
 from exporter.bundle.verify_bundle import FORMAT, MANIFEST, SUMS, VERSION, library_problem
-from exporter.onnx.genai import GENAI_FILE, MAX_LENGTH
+from exporter.onnx.genai import MAX_LENGTH
 from quantize.errors import ConfigError, ExportError, OutputError, asked
 from quantize.outside import MIB, Door, open_regular
 from quantize.progress import track
 from quantize.store.outputs import Unfinished, check_file, check_folder, new_file
 from quantize.store.schema import Bytes, Word
+from quantize.template.onnx_genai import GENAI_FILE
 
 PART_SIZE = 24 << 20  # below the 25 MiB that the strictest static hosts take of one file
 CARD, CHECKER = "MODEL_CARD.md", "verify_bundle.py"

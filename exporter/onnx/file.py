@@ -14,7 +14,7 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
-from exporter.onnx.genai import GENAI_FILE, write_genai_files
+from exporter.onnx.genai import write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.onnx.graph import exported_context
 from exporter.onnx.library import LIBRARY
@@ -25,10 +25,12 @@ from exporter.targets import ONNX_TARGETS, check_target
 from quantize.errors import FileFormatError
 from quantize.onnx.reader import MODEL_FILE, parse_model
 from quantize.onnx.template import DATA_FILE
+from quantize.outside import sha256_of
 from quantize.progress import track
 from quantize.store.outputs import Unfinished, check_folder
-from quantize.store.seal import OPEN, closed, sha256_of
+from quantize.store.seal import OPEN, closed
 from quantize.store.tensors import QuantizedStore
+from quantize.template.onnx_genai import GENAI_FILE
 from quantize.types import PlainTensor
 
 VALUE_OF_SEAL = bytes((2 << 3 | 2, len(OPEN)))  # protobuf: field 2 of a metadata entry, of so many bytes

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.onnx.genai_tokenizer import genai_tokenizer_files
-from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.checkpoint.tokenizer_files import generation_id, special_ids
 from quantize.model_config import ModelConfig, named
-from quantize.onnx.template import facts_of, parse_skeleton
 from quantize.store.tensors import QuantizedStore
+from quantize.template.onnx_genai import GENAI_FILE, decoder_section
 
 MAX_LENGTH = 1024  # the KV cache is allocated for this many tokens at once: a phone's share, not the model's context
-GENAI_FILE = "genai_config.json"
 
 
 def write_genai_files(store: QuantizedStore, directory: Path, context: int) -> None:
@@ -49,31 +47,16 @@ def genai_config(store: QuantizedStore, context: int) -> dict[str, Any]:
 
 def _of_graph(store: QuantizedStore) -> tuple[dict[str, Any], bool]:
     """What genai has to know of the graph, and whether its cache may be written in place."""
-    if SKELETON_ASSET not in store.asset_names():
+    if store.skeleton is None:
         return {"type": store.config.model_type, "decoder": _decoder(named(store.config, store.path))}, True
-    where = store.path / "assets" / SKELETON_ASSET
-    facts = facts_of(parse_skeleton(store.asset(SKELETON_ASSET), where), where)
-    assert facts is not None, where  # the store was opened by them
-    return facts.genai.model, facts.genai.share
+    genai = store.skeleton.facts.genai
+    return genai.model, genai.share
 
 
 def _decoder(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "filename": "model.onnx",
-        "head_size": config.head_dim,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_heads,
-        "num_hidden_layers": config.num_layers,
-        "num_key_value_heads": config.num_kv_heads,
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
-    }
+    heads = {"head_size": config.head_dim, "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads}
+    sizes = {**heads, "hidden_size": config.hidden_size, "num_hidden_layers": config.num_layers}
+    return decoder_section(sizes, ("input_ids", "attention_mask"))
 
 
 def _special_ids(store: QuantizedStore) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from exporter.onnx.genai import GENAI_FILE
 from quantize.errors import FileFormatError
 from quantize.outside import MIB, Door, Size, TokenId
+from quantize.template.onnx_genai import GENAI_FILE
 
 DOOR = Door(FileFormatError, "is not as `adadim export onnx` writes it, export it again", MIB)
 

@@ -19,7 +19,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from quantize.errors import ExportError
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes
-from quantize.onnx.template import with_own_head
+from quantize.onnx.template import with_head
 from quantize.types import Array
 
 PROVIDER = "adadim"
@@ -64,7 +64,7 @@ def template_decoder(model: ModelProto, tied: bool, context: int, longest: int) 
     in one. ``tied``: whether the store's head is its embedding, which may have been put apart."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     cut = {name: table[:context] for name, table in constants.items() if name.endswith(TABLES) and len(table) == longest}
-    bare = model if tied else with_own_head(model)
+    bare = with_head(model, own=not tied)
     del bare.graph.initializer[:]
     return _cut_holes(bare, constants | cut)
 

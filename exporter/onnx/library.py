@@ -6,11 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import read_genai
 from quantize.errors import ConfigError, ExportError, FileFormatError, asked
 from quantize.store.outputs import new_file
 from quantize.store.tensors import QuantizedStore
+from quantize.template.onnx_genai import GENAI_FILE
 
 LIBRARY = "libadadim_ort.so"
 

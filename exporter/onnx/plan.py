@@ -18,11 +18,10 @@ from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import Form, Planned, Wire
-from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD, named
-from quantize.onnx.template import INSIDE, aligned, external, parse_skeleton
+from quantize.onnx.template import INSIDE, aligned, external
 from quantize.store.seal import OPEN
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
@@ -70,10 +69,9 @@ def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxP
 
 
 def _decoder(store: QuantizedStore, context: int) -> Decoder:
-    if SKELETON_ASSET not in store.asset_names():
+    if store.skeleton is None:
         return build_decoder(named(store.config, store.path), store.tied, context)
-    skeleton = parse_skeleton(store.asset(SKELETON_ASSET), store.path / "assets" / SKELETON_ASSET)
-    return template_decoder(skeleton, store.tied, context, store.config.max_position)
+    return template_decoder(store.skeleton.model, store.tied, context, store.config.max_position)
 
 
 def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int) -> Form:

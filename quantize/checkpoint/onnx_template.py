@@ -11,8 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from quantize.checkpoint.floats import FLOATS, check_finite, to_f32
 from quantize.checkpoint.huggingface import read_assets
@@ -23,7 +22,7 @@ from quantize.errors import CheckpointError, FileFormatError, shown
 from quantize.model_config import EMBEDDING, HEAD, block_index, with_ids_of
 from quantize.moments import Moments, Product, Text, measure_in
 from quantize.onnx.reader import MODEL_FILE, OnnxGraph, read_graph
-from quantize.onnx.template import ASSETS, DATA_FILE, DTYPES, Facts, facts_of, is_weight, is_whole, site, sizes_of, skeleton_of
+from quantize.onnx.template import ASSETS, DATA_FILE, DTYPES, Facts, facts_of, is_weight, is_whole, site, skeleton_of
 from quantize.onnx.watched import WatchedGraph, run_logits
 from quantize.outside import Door
 from quantize.types import F32, I64, Array, PlainTensor, TensorSpec
@@ -36,7 +35,8 @@ FILE = Door(CheckpointError, "make it again: adadim convert DIR --format onnx")
 
 
 class OnnxTemplate(Template):
-    """See ``Checkpoint``. Raises CheckpointError at once for a folder that ``adadim convert`` did not write."""
+    """See ``Checkpoint``. ``facts``: what it says of itself. Raises CheckpointError at once for a folder that ``adadim convert``
+    did not write."""
 
     runtime, writer = "onnxruntime", "onnx"
     read_by_torch = False
@@ -48,17 +48,17 @@ class OnnxTemplate(Template):
         facts = facts_of(self._graph.model, path)
         if facts is None:
             raise CheckpointError(f"{path}: its graph was not written as a source{MEND}")
-        self._facts: Facts = facts
+        self.facts: Facts = facts
         self._stored = {name: tensor for name, tensor in self._graph.initializers.items() if is_weight(tensor)}
         self._check()
         rows = self._stored[EMBEDDING].dims[0]
         raw = with_ids_of(FILE.load(path / ASSETS / "config.json", dict[str, Any]), rows)
-        self.config = sizes_of(facts, rows, raw)
+        self.config = facts.sizes(rows, raw)
         self.tied = HEAD not in self._stored
 
     def _check(self) -> None:
         """Raises CheckpointError for what is no template of a language model, whatever else it is."""
-        hidden, layers = self._facts.hidden_size, self._facts.num_layers
+        hidden, layers = self.facts.hidden_size, self.facts.num_layers
         tables = {name: list(self._stored[name].dims) for name in (EMBEDDING, HEAD) if name in self._stored}
         if EMBEDDING not in tables:
             raise CheckpointError(f"{self.path}: {EMBEDDING} is missing{MEND}")
@@ -135,7 +135,7 @@ class OnnxTemplate(Template):
     @property
     def has_experts(self) -> bool:
         """See Template."""
-        return self._facts.experts > 0
+        return self.facts.experts > 0
 
     @property
     def computes_all_experts(self) -> bool:
@@ -193,30 +193,18 @@ class OnnxTemplate(Template):
         data = self.skeleton.SerializeToString(deterministic=True)
         return {**read_assets(self.path / ASSETS), SKELETON_ASSET: data}
 
-    @property
-    def facts(self) -> Facts:
-        """What it says of itself."""
-        return self._facts
-
     @cached_property
     def skeleton(self) -> ModelProto:
         """Its graph without weights; constants are in it."""
         model = skeleton_of(self._graph.model)
         for index, tensor in enumerate(model.graph.initializer):
             if tensor.name in self._graph.places:
-                model.graph.initializer[index].CopyFrom(numpy_helper.from_array(self._mapped(tensor.name), tensor.name))
+                model.graph.initializer[index].CopyFrom(numpy_helper.from_array(self._graph.mapped(tensor.name), tensor.name))
         return model
 
     def _values(self, name: str) -> Array:
         dtype = FLOATS[DTYPES[self._stored[name].data_type]]
-        return self._mapped(name).view(dtype)
-
-    def _mapped(self, name: str) -> Array:
-        tensor, place = self._graph.initializers[name], self._graph.places.get(name)
-        if place is None or not place.length:
-            return numpy_helper.to_array(tensor)
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        return np.memmap(self.path / place.location, dtype, "r", place.offset, tuple(tensor.dims))
+        return self._graph.mapped(name).view(dtype)
 
 
 @contextmanager

@@ -12,12 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx import IR_VERSION, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs
+import numpy as np
+from onnx import IR_VERSION, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from quantize.errors import FileFormatError, shown
 from quantize.kinds import Wanted, mistaken
 from quantize.onnx.data import Place, Problem, check_tensor, once
 from quantize.outside import LARGEST, Door
+from quantize.types import Array
 
 MODEL_FILE = "model.onnx"
 DOOR = Door(FileFormatError, "export it again", LARGEST)  # protobuf has no larger message
@@ -44,6 +46,14 @@ class OnnxGraph:
     def initializers(self) -> dict[str, TensorProto]:
         """By name."""
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def mapped(self, name: str) -> Array:
+        """An initializer's values where they lie."""
+        place, tensor = self.places.get(name), self.initializers[name]
+        if place is None or not place.length:
+            return numpy_helper.to_array(tensor)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(self.folder / place.location, dtype, "r", place.offset, tuple(tensor.dims))
 
     def stored_bytes(self, tensor: TensorProto) -> int:
         """Of an initializer, in the external file or in the graph."""

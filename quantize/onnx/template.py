@@ -15,11 +15,10 @@ A head that is the embedding reads it too. The *skeleton* is the same graph with
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,7 +28,7 @@ from quantize.errors import CheckpointError
 from quantize.model_config import HEAD, ModelSizes
 from quantize.onnx.data import Problem
 from quantize.onnx.reader import MODEL_FILE, check_skeleton
-from quantize.outside import MIB, Door, Size
+from quantize.outside import MIB, Door, Size, sha256_of
 from quantize.types import Array
 
 FACTS, DATA_SEAL = "adadim.template", "adadim.sha256.data"  # in its metadata
@@ -64,6 +63,24 @@ class Facts(msgspec.Struct):
     genai: Genai
     experts: int = 0
 
+    def sizes(self, rows: int, raw: Mapping[str, Any]) -> ModelSizes:
+        """``rows`` of the embedding; ``raw``: config.json."""
+        return ModelSizes(
+            model_type=self.model_type,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            vocab_size=rows,
+            max_position=self.max_position,
+            raw=raw,
+        )
+
+
+class Skeleton(NamedTuple):
+    """A template's graph without weights, and what it says of itself."""
+
+    model: ModelProto
+    facts: Facts
+
 
 @dataclass(frozen=True)
 class FloatWeight:
@@ -84,12 +101,12 @@ def is_weight(tensor: TensorProto) -> bool:
     return tensor.name.endswith(ENDINGS) and tensor.data_type in DTYPES
 
 
-def with_own_head(skeleton: ModelProto) -> ModelProto:
-    """The same, its head read from a weight of its own if it was the embedding."""
+def with_head(skeleton: ModelProto, own: bool) -> ModelProto:
+    """A copy; ``own``: its head is read from a weight of its own, even if it was the embedding."""
     out = ModelProto()
     out.CopyFrom(skeleton)
     for node in out.graph.node:
-        if node.name == HEAD_TURNED:
+        if own and node.name == HEAD_TURNED:
             node.input[0] = HEAD
     return out
 
@@ -122,18 +139,6 @@ def facts_of(model: ModelProto, where: object) -> Facts | None:
     return facts
 
 
-def sizes_of(facts: Facts, rows: int, raw: Mapping[str, Any]) -> ModelSizes:
-    """``rows`` of the embedding; ``raw``: config.json."""
-    return ModelSizes(
-        model_type=facts.model_type,
-        hidden_size=facts.hidden_size,
-        num_layers=facts.num_layers,
-        vocab_size=rows,
-        max_position=facts.max_position,
-        raw=raw,
-    )
-
-
 def write_template(folder: Path, skeleton: ModelProto, weights: Mapping[str, FloatWeight]) -> None:
     """model.onnx and model.onnx.data of a ``skeleton`` and all its weights, one of which is in memory at a time."""
     model = ModelProto()
@@ -151,19 +156,14 @@ def write_template(folder: Path, skeleton: ModelProto, weights: Mapping[str, Flo
             graph.initializer.append(_poured(file, name, FLOATS[weight.dtype], weight.read().reshape(weight.shape)))
         for name, value in large.items():
             graph.initializer.append(_poured(file, name, helper.np_dtype_to_tensor_dtype(value.dtype), value))
-    model.metadata_props.add(key=DATA_SEAL, value=_sha256(folder / DATA_FILE))
+    model.metadata_props.add(key=DATA_SEAL, value=sha256_of(folder / DATA_FILE))
     (folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def is_whole(folder: Path, model: ModelProto) -> bool:
     """Whether the data beside a template's graph are those that it was written with."""
     held = {entry.key: entry.value for entry in model.metadata_props}
-    return (folder / DATA_FILE).is_file() and held.get(DATA_SEAL) == _sha256(folder / DATA_FILE)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return (folder / DATA_FILE).is_file() and held.get(DATA_SEAL) == sha256_of(folder / DATA_FILE)
 
 
 def _poured(file: BinaryIO, name: str, kind: int, values: Array) -> TensorProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,8 +46,31 @@ def plain_costs(token_weight: str, flat: torch.Tensor) -> Costs:
     return Costs(tokens, torch.full(flat.shape[1:], 1 / flat.shape[1]))
 
 
+class Summing(ABC):
+    """Of a ``Student`` of ``quantize.block``: what it says of a loss that comes in parts."""
+
+    @abstractmethod
+    def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:
+        """A batch's share of the mean, one after the other."""
+
+    @abstractmethod
+    def _take_gradients(self) -> dict[str, F32]:
+        """Those that there are, by name; there are none afterwards."""
+
+    def loss(self, sequences: NDArray[np.intp]) -> float:
+        """Mean over those sequences, in nats per token where curvature is known."""
+        with torch.no_grad():
+            return sum(float(part) for part in self._losses(sequences))
+
+    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
+        """Of the mean loss over those sequences, for every weight that learns."""
+        for part in self._losses(sequences):
+            part.backward()  # type: ignore[no-untyped-call]
+        return self._take_gradients()
+
+
 @dataclass(eq=False)
-class BlockStudent:
+class BlockStudent(Summing):
     """A block of the source, into which other weights are put; a ``Student`` of ``quantize.block``.
 
     ``_inputs`` F32[sequences, length, hidden] is what the blocks before it give with other weights in them, ``_taught`` what the
@@ -69,24 +93,15 @@ class BlockStudent:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
         change(self._block.get_parameter(name.removeprefix(self._prefix)), weight, learns)
 
-    def loss(self, sequences: NDArray[np.intp]) -> float:
-        """Mean over those sequences, in nats per token where curvature is known."""
-        with torch.no_grad():
-            return sum(float(part) for part in self._losses(sequences))
-
-    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
-        """Of the mean loss over those sequences, for every weight that learns."""
-        for part in self._losses(sequences):
-            part.backward()  # type: ignore[no-untyped-call]
-        return take_gradients((self._prefix + name, parameter) for name, parameter in self._block.named_parameters())
-
     @torch.no_grad()
     def outputs(self) -> torch.Tensor:
         """What the next block gets, F32[sequences, length, hidden]."""
         return torch.cat([self._run(self._inputs[start : start + BATCH]) for start in range(0, self.sequences, BATCH)])
 
+    def _take_gradients(self) -> dict[str, F32]:
+        return take_gradients((self._prefix + name, parameter) for name, parameter in self._block.named_parameters())
+
     def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:
-        """A batch's share of the mean, one after the other."""
         length = self._inputs.shape[1]
         tokens = self._costs.tokens.reshape(self.sequences, length)
         for start in range(0, len(sequences), BATCH):

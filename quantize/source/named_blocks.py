@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CheckpointError
-from quantize.source.block_student import Costs, plain_costs
+from quantize.source.block_student import Costs, Summing, plain_costs
 from quantize.source.causal import Causal
 from quantize.source.freed import return_freed
 from quantize.source.named import WITHOUT, Named, named_model
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 @dataclass(eq=False)
-class NamedBlock:
+class NamedBlock(Summing):
     """A block of a source, into which other weights are put; a ``Student`` of ``quantize.block``.
 
     By sequence: ``_inputs`` [1, length, hidden] is what the blocks before it give with other weights in them, ``_taught`` what
@@ -61,21 +61,13 @@ class NamedBlock:
         if learns:
             self._learning.add(name)
 
-    def loss(self, sequences: NDArray[np.intp]) -> float:
-        """Mean over those sequences, in nats per token where curvature is known."""
-        with torch.no_grad():
-            return sum(float(part) for part in self._losses(sequences))
-
-    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
-        """Of the mean loss over those sequences, for every weight that learns."""
-        for part in self._losses(sequences):
-            part.backward()  # type: ignore[no-untyped-call]
-        return self._named.take_gradients(self._learning)
-
     @torch.no_grad()
     def outputs(self) -> list[torch.Tensor]:
         """What the next block gets."""
         return [_run(self._forward, hidden, call) for hidden, call in zip(self._inputs, self._calls, strict=True)]
+
+    def _take_gradients(self) -> dict[str, F32]:
+        return self._named.take_gradients(self._learning)
 
     def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:
         length = self._inputs[0].shape[1]

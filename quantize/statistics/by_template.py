@@ -56,7 +56,7 @@ def gives_gradients(source: Checkpoint) -> bool:
         return True
     if source.has_experts:
         return False
-    if find_spec("torch") is None or find_spec("transformers") is None:
+    if not _has_torch():
         return False
     if source.twin is not None:
         return source.twin.is_file() or not is_quantized(source.twin)  # else torch's floats are not the converter's
@@ -65,6 +65,10 @@ def gives_gradients(source: Checkpoint) -> bool:
     from quantize.source import reads_gguf
 
     return reads_gguf(source.config.model_type)
+
+
+def _has_torch() -> bool:
+    return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
 def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None:
@@ -133,7 +137,7 @@ def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature
 def _experts_apart(source: Template, tokens: I64) -> ExpertInputs | None:
     """What tells which tokens each expert sees, where the runtime does not and torch runs the source."""
     runs = source.twin is not None and source.twin.is_dir() and not is_quantized(source.twin)
-    if not source.computes_all_experts or not runs or find_spec("torch") is None or find_spec("transformers") is None:
+    if not source.computes_all_experts or not runs or not _has_torch():
         return None
     from quantize.source import ExpertInputs
 

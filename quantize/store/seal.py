@@ -8,17 +8,8 @@ seal with it.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-
-from quantize.outside import open_regular
 
 OPEN = "0" * 64  # where the digits will stand
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file. Raises OSError, also for what is no regular file."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def closed(data: bytes, before: bytes) -> bytes:

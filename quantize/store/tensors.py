@@ -17,8 +17,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -33,10 +34,14 @@ from quantize.gguf.container import parse_header
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, is_linear, weight_name, with_ids_of
+from quantize.outside import sha256_of
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
-from quantize.store.seal import holds, sha256_of
+from quantize.store.seal import holds
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight
+
+if TYPE_CHECKING:
+    from quantize.onnx.template import Skeleton
 
 FORMAT = 1
 CONFIG_ASSET = "config.json"
@@ -147,17 +152,25 @@ class QuantizedStore:
                 raise StoreError(f"{where}: cannot be read ({shown(error)}); quantize again") from error
         where = str(self.path / "assets" / CONFIG_ASSET)
         raw = ASSET_DOOR.json(self.asset(CONFIG_ASSET), where, dict[str, Any])
-        return self._sizes_of_graph(raw) if SKELETON_ASSET in self.asset_names() else ModelConfig.from_hf(raw, where)
+        if self.skeleton is None:
+            return ModelConfig.from_hf(raw, where)
+        rows = self.records[EMBEDDING].shape[0]
+        return self.skeleton.facts.sizes(rows, with_ids_of(raw, rows))
 
-    def _sizes_of_graph(self, raw: Mapping[str, Any]) -> ModelSizes:
-        """``raw``: config.json, of whatever decoder."""
-        from quantize.onnx.template import facts_of, parse_skeleton, sizes_of  # imports onnx, which few stores need
+    @cached_property
+    def skeleton(self) -> Skeleton | None:
+        """The graph of the template that it was made of, if that was an ONNX folder; not to be changed. Raises StoreError,
+        CheckpointError."""
+        if SKELETON_ASSET not in self.asset_names():
+            return None
+        from quantize.onnx.template import Skeleton, facts_of, parse_skeleton  # imports onnx, which few stores need
 
-        where, rows = self.path / "assets" / SKELETON_ASSET, self.records[EMBEDDING].shape[0]
-        facts = facts_of(parse_skeleton(self.asset(SKELETON_ASSET), where), where)
+        where = self.path / "assets" / SKELETON_ASSET
+        model = parse_skeleton(self.asset(SKELETON_ASSET), where)
+        facts = facts_of(model, where)
         if facts is None:
             raise StoreError(f"{where}: says nothing of its model; quantize again")
-        return sizes_of(facts, rows, with_ids_of(raw, rows))
+        return Skeleton(model, facts)
 
     def asset(self, name: str) -> bytes:
         """One of the source's small files. Raises StoreError if it is missing, too large or has changed."""

@@ -1,7 +1,7 @@
-"""Runs llama.cpp's converter, in a process of its own: the converter brings another ``gguf`` than ours. Imports nothing of ours.
+"""Runs llama.cpp's converter, under ``serve.py``: the converter brings another ``gguf`` than ours. Imports nothing of ours.
 
-A request comes as JSON on stdin: ``path`` (folders for sys.path), ``folder``, ``out``, ``outtype``, ``pre`` and ``keys`` (strings
-to add). The last line of stdout is the answer: {"left_out": names} or {"error": why}.
+A request has ``path`` (folders for sys.path), ``folder``, ``out``, ``outtype``, ``pre`` and ``keys`` (strings to add). The answer
+is {"left_out": names}.
 """
 
 from __future__ import annotations
@@ -11,26 +11,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Keys that the converter reads, and where transformers 5 writes what they say.
 MOVED = {"n_ctx": ("n_positions",), "rotary_pct": ("rope_parameters", "partial_rotary_factor")}
 
 
-def main() -> None:
-    """One model. Whatever goes wrong is an answer."""
-    request = json.load(sys.stdin)
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """One model."""
     sys.path[0:1] = request["path"]  # in place of this file's folder
-    try:
-        answer: dict[str, object] = {"left_out": _convert(request)}
-    except Exception as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+    return {"left_out": _convert(request)}
 
 
 def _convert(request: Mapping[str, Any]) -> list[str]:
     """Names of the weights that the file does not hold."""
-    _no_code_of_others()
     conversion, base, gguf = (import_module(name) for name in ("conversion", "conversion.base", "gguf"))
 
     folder = Path(request["folder"])
@@ -50,19 +44,6 @@ def _convert(request: Mapping[str, Any]) -> list[str]:
         model.gguf_writer.add_string(key, value)
     model.write()
     return left_out
-
-
-def _no_code_of_others() -> None:
-    """The converter asks for it here and there; a model's own Python and pickles run nowhere."""
-    import torch
-    from transformers import dynamic_module_utils
-
-    def refused(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError("the model brings code of its own, which is never run")
-
-    dynamic_module_utils.get_class_from_dynamic_module = refused
-    dynamic_module_utils.get_imports = refused
-    torch.load = refused
 
 
 def _over(known: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +87,3 @@ def _noting(model_class: Any) -> list[str]:  # noqa: ANN401 - the converter's
 
     model_class.filter_tensors = staticmethod(filter_tensors)
     return left_out
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
-"""Asks torch and the makers of ONNX graphs about a Hugging Face folder, in a process of its own. Imports nothing of ours.
+"""Asks torch and the makers of ONNX graphs about a Hugging Face folder, under ``serve.py``. Imports nothing of ours.
 
-A request comes as JSON on stdin, the last line of stdout is the answer: what the action gives, or {"error": why}. Actions::
+Requests::
 
     {"action": "unpack", "source", "out"}             OUT: a GGUF, or a folder that is quantized, as one of floats, no tokenizer
     {"action": "twin", "folder", "out", "whole"}      OUT: a small random model of the same config, and its logits; "whole":
@@ -12,15 +12,12 @@ A request comes as JSON on stdin, the last line of stdout is the answer: what th
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Thread
-from typing import Any, NoReturn
+from typing import Any
 
 TWIN_TOKENS, FEW_TOKENS = 48, 12  # of a twin, past its window; of a model of any size
 WINDOW, VOCABULARY, EXPERTS = 16, 1024, 8  # of a twin, at most
@@ -36,36 +33,9 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 USED = ("num_experts_per_tok", "moe_k", "top_k", "moe_topk")
 
 
-def main() -> None:
-    """One request. Whatever goes wrong is an answer."""
-    request = json.load(sys.stdin)
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    try:
-        _no_code_of_others()
-        answer = ACTIONS[request["action"]](request)
-    except Exception as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    sys.stdout.write("\n" + json.dumps(answer) + "\n")
-
-
-def _end_with(parent: int) -> None:
-    """Nobody waits for an answer any more when the process that asked is gone."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _no_code_of_others() -> None:
-    """A model's own Python and pickles run nowhere."""
-    import torch
-    from transformers import dynamic_module_utils
-
-    def refused(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError("the model brings code of its own, which is never run")
-
-    dynamic_module_utils.get_class_from_dynamic_module = refused
-    dynamic_module_utils.get_imports = refused
-    torch.load = refused
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What its action gives."""
+    return ACTIONS[request["action"]](request)
 
 
 def _unpack(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +212,3 @@ ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "logits": _logits,
     "build": _build,
 }
-
-if __name__ == "__main__":
-    main()

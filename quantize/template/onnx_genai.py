@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onnx import ModelProto
+if TYPE_CHECKING:  # a configuration is written where no onnx library is
+    from onnx import ModelProto
 
-from quantize.onnx.template import Genai
+    from quantize.onnx.template import Genai
 
 GENAI_FILE = "genai_config.json"
 ANY = "decoder"  # genai's word for a model of which it knows nothing but its inputs and outputs
 SHARING = "GroupQueryAttention"  # the one operator whose past and present may lie in one place
+SIZES = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")  # in its order
 OF_THE_TEXT = ("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "context_length", "decoder")
 
 
 def genai_facts(folder: Path, model: ModelProto, sizes: Mapping[str, Any]) -> Genai:
     """As the graph's own tool says, if it wrote one; else from the graph. ``sizes``: hidden_size, num_attention_heads,
     num_hidden_layers. Raises ValueError for a graph whose cache genai has no words for."""
+    from quantize.onnx.template import Genai
+
     if (folder / GENAI_FILE).is_file():
         raw = json.loads((folder / GENAI_FILE).read_text(encoding="utf-8"))
         known = {key: value for key, value in raw["model"].items() if key not in OF_THE_TEXT}
@@ -47,13 +51,14 @@ def _decoder(model: ModelProto, sizes: Mapping[str, Any]) -> dict[str, Any]:
     if not keys or 2 * len(keys) != len(caches) or len({(shape[1], shape[3]) for shape in keys}) != 1:
         raise ValueError(f"its cache is {', '.join(caches) or 'nothing'}, for which onnxruntime-genai has no words")
     given = [value.name for value in model.graph.input if not value.name.startswith("past")]
+    return decoder_section({**sizes, "head_size": keys[0][3], "num_key_value_heads": keys[0][1]}, given)
+
+
+def decoder_section(sizes: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Of a graph with keys and values of every layer beside the inputs ``given``; ``sizes`` are those of SIZES and others."""
     return {
         "filename": "model.onnx",
-        "head_size": keys[0][3],
-        "hidden_size": sizes["hidden_size"],
-        "num_attention_heads": sizes["num_attention_heads"],
-        "num_hidden_layers": sizes["num_hidden_layers"],
-        "num_key_value_heads": keys[0][1],
+        **{key: sizes[key] for key in SIZES},
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "inputs": {**{name: name for name in given}, **_names("past", "past_key_values")},
         "outputs": {"logits": "logits", **_names("present", "present")},

@@ -16,7 +16,7 @@ from quantize.checkpoint.floats import from_f32, to_f32
 from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
 from quantize.onnx.reader import OnnxGraph
 from quantize.onnx.template import FloatWeight, is_weight
-from quantize.types import F32, Array
+from quantize.types import F32
 
 ENDING = re.compile(r"(\.MatMul)?(\.weight)?(_t)?$")  # of a matrix' name
 NUMBER = re.compile(r"(?:^|.*?[./])(\d+)[./](.+)$")
@@ -60,7 +60,7 @@ def normal(read: OnnxGraph, sizes: Mapping[str, int], layers: int) -> Normal:
     weights = {names[one.node]: _narrowed(found.values(one)) for one in found.all}
     weights |= {new: _weight(read, name) for name, new in plain.items()}
     rest = used - set(plain) - found.matrices
-    constants = [numpy_helper.from_array(_mapped(read, name), name) for name in read.initializers if name in rest]
+    constants = [numpy_helper.from_array(read.mapped(name), name) for name in read.initializers if name in rest]
     skeleton = _skeleton(read.model, nodes, constants, sizes)
     return Normal(skeleton, {name: weights[name] for name in sorted(weights, key=_place) if name in used})
 
@@ -104,7 +104,7 @@ class _Found:
 
     def values(self, one: _Matrix) -> F32:
         """[OC, IC] or [tokens, hidden], a map."""
-        values = _mapped(self._read, one.initializer)
+        values = self._read.mapped(one.initializer)
         return values.T if one.by_columns else values
 
     def _same(self) -> bool:
@@ -185,17 +185,8 @@ def _place(name: str) -> tuple[int, int]:
     return (0 if name == EMBEDDING else 1 if index is not None else 3 if name == HEAD else 2), index or 0
 
 
-def _mapped(read: OnnxGraph, name: str) -> Array:
-    """An initializer's values where they lie."""
-    place, tensor = read.places.get(name), read.initializers[name]
-    if place is None or not place.length:
-        return numpy_helper.to_array(tensor)
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(read.folder / place.location, dtype, "r", place.offset, tuple(tensor.dims))
-
-
 def _weight(read: OnnxGraph, name: str) -> FloatWeight:
-    return FloatWeight(tuple(read.initializers[name].dims), "F32", lambda: _mapped(read, name))
+    return FloatWeight(tuple(read.initializers[name].dims), "F32", lambda: read.mapped(name))
 
 
 def _narrowed(values: F32) -> FloatWeight:

@@ -14,6 +14,7 @@ import msgspec
 
 from quantize.telemetry import OFF, OFFLINE
 
+SERVE = Path(__file__).with_name("serve.py")
 T = TypeVar("T", bound="Answer")
 
 
@@ -25,9 +26,9 @@ class Answer(msgspec.Struct):
 
 
 def ask(adapter: Path, request: Mapping[str, Any], answer: type[T]) -> T:
-    """What the script ``adapter`` says to ``request``; that it ended otherwise is an error of the answer."""
+    """What the script ``adapter`` says to ``request``, under ``serve.py``; that it ended otherwise is an error of the answer."""
     done = subprocess.run(
-        [sys.executable, str(adapter)],
+        [sys.executable, str(SERVE), str(adapter)],
         input=json.dumps(request),
         capture_output=True,
         text=True,

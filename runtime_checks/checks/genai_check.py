@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from exporter.onnx.genai import GENAI_FILE
 from exporter.onnx.genai_reader import DOOR
 from quantize.errors import FileFormatError, shown
 from quantize.model_config import ModelConfig, ModelSizes
 from quantize.onnx.native_path import native_path
+from quantize.template.onnx_genai import GENAI_FILE
 from quantize.types import I64
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context, load_graph

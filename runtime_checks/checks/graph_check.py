@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.checkpoint.template import Template
 from quantize.model_config import named
 from quantize.types import F32, Array
 from runtime_checks.checks.template_check import check_against
@@ -31,7 +31,7 @@ def check_graph(folder: Path, source: Checkpoint) -> list[Check]:
     graph = Graph(folder)
     dead = _dead_nodes(graph.model.graph)
     return [
-        *(check_against(graph, source) if isinstance(source, Template) else _check_tables(graph, source)),
+        *(check_against(graph, source) if isinstance(source, OnnxTemplate) else _check_tables(graph, source)),
         *_check_levels(graph.model),
         within("nodes that no output needs", ", ".join(dead[:3]) or "all", len(dead), EXACT),
         *(within("bytes between tensors that are not 0", name, count, EXACT) for name, count in _stray_bytes(graph).items()),

@@ -11,8 +11,8 @@ from typing import Any
 
 from exporter.onnx.genai_template import for_genai
 from exporter.onnx.library import LIBRARY
+from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.protocol import Checkpoint
-from quantize.checkpoint.template import Template
 from quantize.errors import CheckpointError, FileFormatError
 from quantize.model_config import named
 from runtime_checks.checks.chat_template import special_tokens_of, template_of
@@ -80,7 +80,10 @@ def _genai(folder: Path, source: Checkpoint) -> dict[str, Any]:
     """genai_config.json without ids: greedy, one beam, a cache of CACHE_TOKENS; names as the graph has them."""
     context = exported_context(folder) or source.config.context
     library = {"custom_ops_library": LIBRARY} if (folder / LIBRARY).exists() else {}
-    told, shares = _of_template(source) if isinstance(source, Template) else (_of_family(source), True)
+    if isinstance(source, OnnxTemplate):  # as its graph's own tool says
+        told, shares = deepcopy(source.facts.genai.model), source.facts.genai.share
+    else:
+        told, shares = _of_family(source), True
     told["decoder"]["session_options"] |= library
     return {
         "model": {**told, "vocab_size": source.config.vocab_size, "context_length": context},
@@ -92,14 +95,6 @@ def _genai(folder: Path, source: Checkpoint) -> dict[str, Any]:
             "past_present_share_buffer": shares,
         },
     }
-
-
-def _of_template(source: Template) -> tuple[dict[str, Any], bool]:
-    """What its graph's own tool says."""
-    from runtime_checks.runtimes.decoded_onnx import genai_of
-
-    facts = genai_of(source)
-    return deepcopy(facts.model), facts.share
 
 
 def _of_family(source: Checkpoint) -> dict[str, Any]:

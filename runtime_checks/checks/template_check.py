@@ -11,11 +11,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from quantize.checkpoint.template import Template
+from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.types import Array
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
-from runtime_checks.runtimes.decoded_onnx import skeleton_of
 
 EXACT = 0.0  # nodes, values and sizes are as they were or they are not
 TABLES = ("cos_cache", "sin_cache")  # endings of what is cut to the exported context
@@ -23,9 +22,9 @@ OURS = ("com.microsoft", "ai.adadim")  # domains that a file may import beside i
 PARTS = (".sum", ".part")  # after a weight's name, of the nodes that hold it with others
 
 
-def check_against(graph: Graph, source: Template) -> list[Check]:
+def check_against(graph: Graph, source: OnnxTemplate) -> list[Check]:
     """Raises DamagedFileError."""
-    theirs, ours = skeleton_of(source), graph.model
+    theirs, ours = source.skeleton, graph.model
     sites = {name for name, _ in _weight_nodes(theirs)}
     kept = [node for node in theirs.graph.node if node.name.rpartition("/")[0] not in sites]
     checks = [_same("nodes = source's", kept, [node for node in ours.graph.node if _site_of(node, sites) is None])]

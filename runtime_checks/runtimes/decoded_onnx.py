@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from onnx import ModelProto
-
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.template import Template
 from quantize.errors import FileFormatError
 from quantize.model_config import HEAD
-from quantize.onnx.template import FloatWeight, Genai, with_own_head, write_template
+from quantize.onnx.template import FloatWeight, with_head, write_template
 from quantize.types import F32
 from runtime_checks.runtimes.decoded_runner import DecodedRunner
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
@@ -26,18 +24,6 @@ def template_runner(path: Path, source: Template, context: int) -> Runner:
     return DecodedRunner(partial(write_decoded, path, source), context, exactly, source.runtime)
 
 
-def skeleton_of(source: Template) -> ModelProto:
-    """Of the source, constants with it."""
-    assert isinstance(source, OnnxTemplate), source
-    return source.skeleton
-
-
-def genai_of(source: Template) -> Genai:
-    """What onnxruntime-genai has to be told of its graph."""
-    assert isinstance(source, OnnxTemplate), source
-    return source.facts.genai
-
-
 def write_decoded(path: Path, source: OnnxTemplate, out: Path) -> None:
     """The folder ``out``. Raises FileFormatError for a file that has not the source's tensors."""
     weights = OnnxWeights(path)
@@ -46,7 +32,7 @@ def write_decoded(path: Path, source: OnnxTemplate, out: Path) -> None:
     if own_head:
         shapes[HEAD] = weights.shapes[HEAD]
     out.mkdir()
-    write_template(out, with_own_head(source.skeleton) if own_head else source.skeleton, _floats(path, weights, shapes))
+    write_template(out, with_head(source.skeleton, own_head), _floats(path, weights, shapes))
 
 
 def _floats(path: Path, weights: OnnxWeights, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, FloatWeight]:

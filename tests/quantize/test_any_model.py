@@ -257,8 +257,8 @@ def test_it_says_what_it_was_made_of(folder, tmp_path):
 
 OWN = """
 import sys
-from quantize.template.adapter import _no_code_of_others
-if sys.argv[2] == "off": _no_code_of_others()
+from quantize.template.serve import no_code_of_others
+if sys.argv[2] == "off": no_code_of_others()
 from transformers import AutoTokenizer
 AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 """
