@@ -23,15 +23,26 @@ Index = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """``order`` intp[n], a permutation, and ``factor`` F32[n], never 0."""
+    """``order`` intp[n], a permutation, and ``factor`` F32[n], never 0.
+
+    ``offset``: what makes the channels is that much more than what is stored of it.
+    """
 
     order: Index
     factor: F32
+    offset: float = 0.0
 
     @classmethod
     def scaled(cls, factor: F32) -> Basis:
         """Every channel in its place."""
         return cls(np.arange(len(factor), dtype=np.intp), factor)
+
+    def within(self, rows: slice, count: int) -> Basis:
+        """Of ``count`` channels, of which ``rows`` are these and the others stay as they are."""
+        order, factor = np.arange(count, dtype=np.intp), np.ones(count, np.float32)
+        order[rows] = order[rows][self.order]
+        factor[rows] = self.factor
+        return Basis(order, factor)
 
     @classmethod
     def ordered(cls, order: Index) -> Basis:
@@ -40,11 +51,11 @@ class Basis:
 
     def made(self, values: F32) -> F32:
         """F32[n, ...] of what makes the channels."""
-        return values[self.order] * self._along(values)
+        return self._stored(self._whole(values)[self.order] * self._along(values))
 
     def made_back(self, values: F32) -> F32:
         """The inverse of ``made``."""
-        return _scattered(values / self._along(values), self.order)
+        return self._stored(_scattered(self._whole(values) / self._along(values), self.order))
 
     def read(self, weight: F32) -> F32:
         """F32[OC, n] of what reads the channels."""
@@ -68,6 +79,12 @@ class Basis:
         costs: F32 = per_square[self.order]
         costs /= np.square(self.factor)
         return costs
+
+    def _whole(self, stored: F32) -> F32:
+        return stored + np.float32(self.offset) if self.offset else stored
+
+    def _stored(self, whole: F32) -> F32:
+        return whole - np.float32(self.offset) if self.offset else whole
 
     def _along(self, values: F32) -> F32:
         return self.factor.reshape(-1, *[1] * (values.ndim - 1))

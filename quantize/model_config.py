@@ -78,7 +78,8 @@ class ModelSizes:
     """What is to be known of any language model.
 
     ``model_type``: config.json's word, or a GGUF's ``general.architecture``. ``window``: the longest distance that attention
-    looks back in some layer, where a runtime has to know it. ``raw`` is the whole config.json, without ids that no row of the
+    looks back in some layer, where a runtime has to know it. ``num_kv_heads`` of ``head_dim`` channels each have the values of
+    every layer; 0 where that is not known, or differs. ``raw`` is the whole config.json, without ids that no row of the
     embedding has (-1 stands for none); of a GGUF without one the ids alone.
     """
 
@@ -88,6 +89,8 @@ class ModelSizes:
     vocab_size: int
     max_position: int
     window: int | None = None
+    num_kv_heads: int = 0
+    head_dim: int = 0
     raw: Mapping[str, Any]
 
     @property
@@ -102,8 +105,6 @@ class ModelConfig(ModelSizes):
 
     intermediate_size: int
     num_heads: int
-    num_kv_heads: int
-    head_dim: int
     rms_norm_eps: float
     rope: Rope
     attention_bias: bool

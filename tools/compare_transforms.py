@@ -66,7 +66,8 @@ def block_of(source: Checkpoint, index: int, plans: Mapping[str, TensorPlan], st
     prefix = block_prefix(index)
     tensors = {name: np.array(source.read(name)) for name in plans if name.startswith(prefix)}
     quantized = {name: plans[name] for name in tensors if plans[name].candidates}
-    return Block(quantized, tensors, dict(stats), fold_sites=fold_sites(source.config, prefix))
+    shapes = {name: value.shape for name, value in tensors.items()}
+    return Block(quantized, tensors, dict(stats), fold_sites=fold_sites(source.config, prefix, shapes))
 
 
 def losses(block: Block, judged: Stats, names: tuple[str, ...], kit: Kit) -> dict[str, float]:
@@ -85,7 +86,7 @@ def losses(block: Block, judged: Stats, names: tuple[str, ...], kit: Kit) -> dic
     values = {name: dequantize(found.tensor) for name, found in rounded.items()}
     for norm, linears in corrected.fold_sites.norms.items() if corrected.fold_sites else ():
         for name in linears:
-            values[name] = values[name] * (corrected.tensors[norm] / block.tensors[norm])
+            values[name] = values[name] * (corrected.tensors[norm] / block.tensors[norm])  # a family's gain is what is stored
     return {
         name: output_loss(plain.tensors[name], block.in_source_basis(name, value), judged[name]) for name, value in values.items()
     }

@@ -28,7 +28,7 @@ from quantize.errors import CheckpointError
 from quantize.model_config import HEAD, ModelSizes
 from quantize.onnx.data import Problem
 from quantize.onnx.reader import MODEL_FILE, check_skeleton
-from quantize.outside import MIB, Door, Size, sha256_of
+from quantize.outside import LARGEST, MIB, Door, Size, sha256_of
 from quantize.types import Array
 
 FACTS, DATA_SEAL = "adadim.template", "adadim.sha256.data"  # in its metadata
@@ -71,8 +71,16 @@ class Facts(msgspec.Struct):
             num_layers=self.num_layers,
             vocab_size=rows,
             max_position=self.max_position,
+            num_kv_heads=self._of_decoder("num_key_value_heads"),
+            head_dim=self._of_decoder("head_size"),
             raw=raw,
         )
+
+    def _of_decoder(self, key: str) -> int:
+        """A size that genai is told of; 0 where it is told none."""
+        decoder = self.genai.model.get("decoder")
+        size = decoder.get(key, 0) if isinstance(decoder, dict) else 0
+        return size if isinstance(size, int) and 0 < size <= LARGEST else 0
 
 
 class Skeleton(NamedTuple):

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
+from quantize.architecture.families import knows_folds
 from quantize.checkpoint import Checkpoint
+from quantize.errors import shown
 from quantize.kinds import readable
 from quantize.methods import METHODS
 from quantize.model_config import ModelSizes
@@ -36,7 +38,7 @@ def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) 
         "blocks": _learned(reports, config.around.block_steps),
         "tuning": next((report["tuning"] for report in reports if "tuning" in report), None),
         "transforms": {name: _digits(reports, name, source.config.num_layers) for name in _transforms(job)},
-        "notes": [*plan_notes(job.plan.tensors, config, job.target), *_slowdown_note(job, taken_back), *_notes_of(source)],
+        "notes": plan_notes(job.plan.tensors, config, job.target) + _notes_of(job, taken_back),
     }
 
 
@@ -53,6 +55,12 @@ def _digits(reports: list[Report], name: str, blocks: int) -> str:
     return "".join(str(int(index in applied)) for index in range(blocks))
 
 
+def _transforms_note(job: Job) -> list[str]:
+    if not _transforms(job) or knows_folds(job.source.config):
+        return []
+    return [f"no transforms: where a block of {shown(job.source.config.model_type)} may change its basis is not known"]
+
+
 def _learned(reports: list[Report], steps: int) -> dict[str, Any] | None:
     losses = [report["learned"] for report in reports if "learned" in report]
     if not losses:
@@ -60,8 +68,9 @@ def _learned(reports: list[Report], steps: int) -> dict[str, Any] | None:
     return {"steps": steps, "before": [before for before, _ in losses], "after": [after for _, after in losses]}
 
 
-def _notes_of(source: Checkpoint) -> list[str]:
-    return _window_note(source.config) + _kept_notes(source)
+def _notes_of(job: Job, taken_back: int) -> list[str]:
+    source = job.source
+    return [*_slowdown_note(job, taken_back), *_transforms_note(job), *_window_note(source.config), *_kept_notes(source)]
 
 
 def _window_note(model: ModelSizes) -> list[str]:

@@ -192,7 +192,7 @@ def _block_result(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistic
         {plan.name: job.orders.to_target(plan.name, job.source.read(plan.name)) for plan in dense},
         {plan.name: _in_target_rows(job, plan.name, stats[plan.name]) for plan in dense if plan.name in stats},
         () if run is None else run.sites,
-        fold_sites(job.source.config, block_prefix(index)),
+        fold_sites(job.source.config, block_prefix(index), {plan.name: plan.shape for plan in plans}),
         index,
         Around() if run is None else job.config.around,
     )

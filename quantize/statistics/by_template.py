@@ -91,10 +91,10 @@ def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None
             f"{asked('selection', around.selection)}: {source.path}: no part of {named} is known by itself; "
             f"drop {asked('selection')}"
         )
-    if around.transforms:
+    if around.transforms and learned:  # torch's model has no norms in it by which a folded block could be put there
         raise ConfigError(
-            f"{asked('transforms', around.transforms, ','.join(around.transforms))}: {source.path}: where a block's basis may "
-            f"change is not known of {named}; drop {asked('transforms')}"
+            f"{asked(learned[0], wanted[learned[0]])}: {source.path}: a block of {named} whose basis changes does not learn; "
+            f"drop {asked('transforms')}, or give {asked(learned[0], 0)}"
         )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantize.architecture.families import FoldSites, bias_of
+from quantize.architecture.families import FoldSites
 from quantize.block import Block
 from quantize.fold import Basis, Fold
+from quantize.transforms.rows import made_rows
 from quantize.transforms.scales import channel_factors
 
 
 def ffn_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Candidates by what down sees: to up, whose groups run along its rows, a row's size is nearly all the same."""
-    factors = channel_factors(block.stats[at.down].importance, [block.tensors[at.down]])
-    yield [Fold(dict.fromkeys((at.up, bias_of(at.up)), basis), {at.down: basis}) for basis in map(Basis.scaled, factors)]
+    _, up, down = at.mlp
+    factors = channel_factors(block.stats[down].importance, [block.tensors[down]])
+    yield [Fold(made_rows(block, basis, up), {down: basis}) for basis in map(Basis.scaled, factors)]

@@ -31,7 +31,8 @@ def norm_gains(block: Block, at: FoldSites) -> dict[str, F32]:
             for factor in (factors, np.float32(1))
         )
         if tuned < plain:
-            out[norm] = block.tensors[norm] * factors
+            gain = block.tensors[norm] + np.float32(at.gain_offset)
+            out[norm] = gain * factors - np.float32(at.gain_offset)
     return out
 
 

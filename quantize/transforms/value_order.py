@@ -16,9 +16,12 @@ from quantize.types import F32
 
 def value_order(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Falling by the norm of o's columns, or by the norm of v's rows."""
-    read = block.tensors[at.output]
-    columns, rows = shared(column_norms([read]), at), column_norms([block.tensors[at.value].T])
-    yield [value_fold(Basis.ordered(_falling(key, at.head_dim)), at, read.shape[1]) for key in (columns, rows)]
+    values = at.values
+    if values is None:
+        return
+    made = block.tensors[values.value.weight][values.value.of]
+    columns, rows = shared(column_norms([block.tensors[values.output]]), values), column_norms([made.T])
+    yield [value_fold(block, Basis.ordered(_falling(key, values.head_dim)), values) for key in (columns, rows)]
 
 
 def _falling(key: F32, head_dim: int) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

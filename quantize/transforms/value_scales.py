@@ -13,6 +13,8 @@ from quantize.transforms.scales import bounded, channel_factors
 
 def value_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Candidates by what o sees, one factor for all query heads of a group."""
-    read = block.tensors[at.output]
-    factors = channel_factors(block.stats[at.output].importance, [read])
-    yield [value_fold(Basis.scaled(bounded(shared(factor, at))), at, read.shape[1]) for factor in factors]
+    values = at.values
+    if values is None:
+        return
+    factors = channel_factors(block.stats[values.output].importance, [block.tensors[values.output]])
+    yield [value_fold(block, Basis.scaled(bounded(shared(factor, values))), values) for factor in factors]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from quantize.architecture.families import FoldSites, bias_of, fold_sites
+from quantize.architecture.families import FoldSites, Rows, bias_of, fold_sites
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import FileFormatError
 from quantize.model_config import block_prefix
@@ -39,50 +40,56 @@ def check_folds(path: Path, source: Checkpoint) -> list[Check]:
     check_shapes(path, source.config, weights)
     for index in layers:
         prefix = block_prefix(index)
-        sites = fold_sites(source.config, prefix)
+        sites = fold_sites(source.config, prefix, weights.shapes)
         if sites is None:
             raise FileFormatError(f"{path}: says that its blocks were folded, which is known of no {source.config.model_type}")
         parts = {name: weights.part(name) for name in weights.shapes if name.startswith(prefix)}
         probes = np.random.default_rng(index).standard_normal((2, source.config.hidden_size, PROBES), dtype=np.float32)
-        held = _outputs({name: part.values for name, part in parts.items()}, sites, probes)
-        expected = _outputs({name: source.read(name) for name in parts}, sites, probes)
-        for key, linears in _paths(sites).items():
-            tolerance = _tolerance([parts[linear] for linear in linears])
-            error, slope = _compare(held[key], expected[key])
+        held = _paths({name: part.values for name, part in parts.items()}, sites, probes)
+        expected = _paths({name: source.read(name) for name in parts}, sites, probes)
+        for key, (passed, output) in held.items():
+            error, slope = _compare(output, expected[key].output)
+            tolerance = _tolerance([parts[name] for name in passed])
             checks.append(within("decoded path = source's, but for rounding", prefix + key, error, tolerance))
             checks.append(within("decoded path as large as source's", prefix + key, slope, SLOPE_TOLERANCE))
     return checks
 
 
-def _paths(at: FoldSites) -> dict[str, tuple[str, ...]]:
-    """What is compared, and the weights on the way."""
-    _, (q, k, _) = _attention(at)
-    return {"q": (q,), "k": (k,), "values": (at.value, at.output), "mlp": (at.gate, at.up, at.down)}
+class _Path(NamedTuple):
+    """Weights on the way, and what comes out, F32[parts, n, PROBES], every part as right as the next."""
+
+    weights: tuple[str, ...]
+    output: F32
 
 
-def _attention(at: FoldSites) -> tuple[str, tuple[str, ...]]:
-    """The norm before attention, and what reads it."""
-    return next((norm, linears) for norm, linears in at.norms.items() if at.value in linears)
+def _paths(tensors: Mapping[str, F32], at: FoldSites, probes: F32) -> dict[str, _Path]:
+    """What no fold changes, for inputs F32[2, hidden, PROBES]: other linears behind norms, ``values`` and ``mlp``."""
 
+    def linear(rows: Rows, x: F32) -> F32:
+        bias = tensors.get(bias_of(rows.weight))
+        made = tensors[rows.weight][rows.of] @ x
+        return made if bias is None else made + bias[rows.of][:, None]
 
-def _outputs(tensors: Mapping[str, F32], at: FoldSites, probes: F32) -> dict[str, F32]:
-    """By the keys of ``_paths``, for inputs F32[2, hidden, PROBES]: F32[parts, n, PROBES], every part as right as the next."""
+    def before(weight: str, probe: F32) -> F32:
+        """What that linear reads, the norm before it without its division."""
+        norm = next((norm for norm, linears in at.norms.items() if weight in linears), None)
+        return probe if norm is None else (tensors[norm] + np.float32(at.gain_offset))[:, None] * probe
 
-    def linear(weight: str, x: F32) -> F32:
-        return tensors[weight] @ x + tensors.get(bias_of(weight), np.zeros(1, np.float32))[:, None]
-
-    norm, (q, k, _) = _attention(at)
-    normed, after = tensors[norm][:, None] * probes[0], next(name for name in at.norms if name != norm)
-    values = linear(at.value, normed).reshape(at.kv_heads, 1, at.head_dim, PROBES)
-    hidden, heads = len(tensors[at.output]), tensors[at.output].shape[1] // at.head_dim
-    output = tensors[at.output].reshape(hidden, at.kv_heads, -1, at.head_dim)
-    first, second = tensors[after][:, None] * probes
-    return {
-        "q": linear(q, normed)[None],
-        "k": linear(k, normed)[None],
-        "values": (output.transpose(1, 2, 0, 3) @ values).reshape(heads, hidden, PROBES),
-        "mlp": linear(at.down, linear(at.gate, first) * linear(at.up, second))[None],
-    }
+    out = dict[str, _Path]()
+    for weight in (weight for linears in at.norms.values() for weight in linears):
+        kept = Rows(weight, 0, min([len(tensors[weight]), *(rows.start for rows in at.made if rows.weight == weight)]))
+        if kept.stop:
+            out[weight.split(".")[-2]] = _Path((weight,), linear(kept, before(weight, probes[0]))[None])
+    gate, up, down = at.mlp
+    product = linear(gate, before(gate.weight, probes[0])) * linear(up, before(up.weight, probes[1]))
+    out["mlp"] = _Path((gate.weight, up.weight, down), (tensors[down] @ product)[None])
+    if at.values is not None:
+        value, name, kv_heads, head_dim = at.values
+        values = linear(value, before(value.weight, probes[0])).reshape(kv_heads, 1, head_dim, PROBES)
+        read = tensors[name].reshape(len(tensors[name]), kv_heads, -1, head_dim)
+        per_head = read.transpose(1, 2, 0, 3) @ values
+        out["values"] = _Path((value.weight, name), per_head.reshape(-1, *per_head.shape[2:]))
+    return out
 
 
 def _compare(held: F32, expected: F32) -> tuple[float, float]:

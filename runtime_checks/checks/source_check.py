@@ -6,7 +6,7 @@ Tensors that a fold may have changed are left to fold_check.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     for name in dict.fromkeys([*origin, *weights.shapes]):
         both = name in origin and name in weights.shapes
         checks.append(within("in the file and in the source, once", name, float(not both), EXACT))
-        if both and not _is_folded(name, folded, source.config):
+        if both and not _is_folded(name, folded, source.config, weights.shapes):
             shape = source.specs[origin[name]].shape
             if weights.shapes[name] != shape:
                 checks.append(within(f"shape = source's {shape}", f"{name} {weights.shapes[name]}", math.inf, EXACT))
@@ -53,9 +53,9 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
     return checks
 
 
-def _is_folded(name: str, folded: Collection[int], config: ModelSizes) -> bool:
+def _is_folded(name: str, folded: Collection[int], config: ModelSizes, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     index = block_index(name)
-    sites = None if index is None or index not in folded else fold_sites(config, block_prefix(index))
+    sites = None if index is None or index not in folded else fold_sites(config, block_prefix(index), shapes)
     return sites is not None and name in sites.moved
 
 

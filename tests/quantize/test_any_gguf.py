@@ -199,7 +199,6 @@ REFUSED = {
     "learned codes": ({**TOKENS, "block_steps": 2}, "no gradients; give block_steps=0"),
     "tuned floats": ({**TOKENS, "tune_steps": 2}, "tune_steps.*give tune_steps=0"),
     "scopes": ({**TOKENS, "selection": "scope"}, "selection.*drop selection"),
-    "transforms": ({**TOKENS, "transforms": ("ffn-order",)}, "transforms.*where a block's basis may change is not known"),
 }
 
 
@@ -209,6 +208,13 @@ def test_what_llama_cpp_cannot_tell_is_refused_before_any_work(case, moe, tmp_pa
     with pytest.raises(ConfigError, match=words):
         quantize_checkpoint(moe, tmp_path / "store", config_of("gptq-oc", **options), LLAMA)
     assert not list(tmp_path.iterdir())
+
+
+def test_transforms_are_left_out_by_name_where_no_basis_may_change(moe, tmp_path):
+    config = config_of("rtn-oc", allow_fallback=True, transforms=("ffn-order",), **TOKENS)
+    store = quantize_checkpoint(moe, tmp_path / "store", config, LLAMA)
+    assert "no transforms: where a block of qwen3moe may change its basis is not known" in store.header["notes"]
+    assert set(store.header["transforms"]["ffn-order"]) == {"0"}
 
 
 def test_no_size_is_met_without_gradients(moe):

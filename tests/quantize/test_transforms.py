@@ -71,7 +71,7 @@ def block_of(source: Checkpoint, index: int = 0, rounder: str = "rtn", axes: tup
     tensors = {name: np.array(source.read(name)) for name in source.specs if name.startswith(prefix)}
     weights = {name: value for name, value in tensors.items() if value.ndim > 1}
     plans = {name: TensorPlan(name, value.shape, dict.fromkeys(axes, GRID), rounder) for name, value in weights.items()}
-    sites = fold_sites(source.config, prefix)
+    sites = fold_sites(source.config, prefix, {name: spec.shape for name, spec in source.specs.items()})
     first = {linear: linears[0] for linears in sites.norms.values() for linear in linears}
     seeds = {name: seed for seed, name in enumerate(weights)}
     stats = {name: stats_of(value.shape[1], seed=seeds[first.get(name, name)]) for name, value in weights.items()}

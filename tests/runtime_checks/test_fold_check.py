@@ -76,7 +76,7 @@ def test_a_file_without_folds_is_compared_tensor_by_tensor(model, tmp_path):
 
 LAYER = "model.layers.0."
 CHANGES = {  # (tensor in the file, what becomes of its numbers, the paths that see it)
-    "a norm": ("attn_norm.weight", lambda x: x * 2, "q k values"),
+    "a norm": ("attn_norm.weight", lambda x: x * 2, "q_proj k_proj values"),
     "the other norm": ("ffn_norm.weight", lambda x: x * 2, "mlp"),
     "a bias": ("attn_v.bias", lambda x: x + 5, "values"),
     "scales": ("ffn_up.weight", lambda x: x * 2, "mlp"),

@@ -1,0 +1,107 @@
+"""Changes of basis in blocks of any architecture where they are known, in the runtime's own file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from gguf import GGUFReader
+
+from exporter.targets import TARGETS
+from exporter.writers import WRITERS
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.gguf_tensors import open_language_model
+from quantize.checkpoint.onnx_template import OnnxTemplate
+from quantize.checkpoint.template import Template
+from quantize.errors import ConfigError
+from quantize.gguf.names import to_gguf_name
+from quantize.run.pipeline import quantize_checkpoint
+from quantize.template.convert import convert
+from quantize.template.converter import find_converter
+from quantize.template.onnx_convert import convert_onnx
+from quantize.transforms import NAMES, TRANSFORMS
+from runtime_checks.checks.verify import verify
+from tests.any_model import make_model
+from tests.cases import config_of
+from tests.quantize.test_transforms import block_of
+
+TOKENS = np.random.default_rng(0).integers(3, 400, 48)
+BOTH_NORMS = {"norm-scales": 2, "ffn-scales": 1, "value-scales": 1, "ffn-order": 1, "value-order": 1}
+PLACES = {"olmo2": BOTH_NORMS | {"norm-scales": 0}}  # its norms come after
+IN_GGUF = ("llama", "qwen2", "qwen3", "phi3", "gemma3_text", "granite", "olmo2", "smollm3")
+IN_ONNX = ("phi3", "gemma3_text")
+HALVES = ("gemma3_text",)  # llama.cpp looks its gelu up in a table of half floats
+TARGET = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
+
+
+@pytest.fixture(scope="module", params=[("gguf", word) for word in IN_GGUF] + [("onnx", word) for word in IN_ONNX], ids="-".join)
+def made(request, tmp_path_factory) -> tuple[str, Template]:
+    """(model_type, template); families as templates too."""
+    (writer, model_type), folder = request.param, tmp_path_factory.mktemp("-".join(request.param))
+    model = make_model(folder / "model", model_type, "float32")
+    if writer == "onnx":
+        convert_onnx(model, folder / "onnx")
+        return model_type, OnnxTemplate(folder / "onnx", model)
+    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
+    return model_type, GgufTemplate(folder / "model.gguf", *open_language_model(folder / "model.gguf"), twin=model)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_runtime_computes_the_same_in_another_basis(made, tmp_path, name):
+    model_type, source = made
+    blocks = [block_of(source, index) for index in range(source.config.num_layers)]
+    places = [len(list(TRANSFORMS[name](block, block.fold_sites))) for block in blocks]
+    assert places == [PLACES.get(model_type, BOTH_NORMS)[name]] * 2
+    changed = {}
+    for block in blocks:
+        for place in range(places[0]):
+            block = block.folded(list(TRANSFORMS[name](block, block.fold_sites))[place][0])
+        changed |= {key: value for key, value in block.tensors.items() if not np.array_equal(value, source.read(key))}
+        for linear in block.plans:
+            np.testing.assert_allclose(block.in_source_basis(linear, block.tensors[linear]), source.read(linear), rtol=1e-6)
+    assert len(changed) >= 4 * places[0]
+    expected = source.logits(TOKENS)
+    tolerance = (3e-3 if model_type in HALVES and source.writer == "gguf" else 3e-5) * np.abs(expected).max()
+    np.testing.assert_allclose(_with(source, changed, tmp_path).logits(TOKENS), expected, rtol=0, atol=tolerance)
+
+
+def _with(source: Template, changed: dict[str, np.ndarray], folder: Path) -> Template:
+    """A copy of its file that holds other values."""
+    if isinstance(source, GgufTemplate):
+        path = Path(shutil.copy(source.path, folder / "changed.gguf"))
+        held = {tensor.name: tensor for tensor in GGUFReader(path, "r+").tensors}
+        for name, value in changed.items():
+            held[to_gguf_name(name)].data[...] = value
+            held[to_gguf_name(name)].data.flush()
+        return GgufTemplate(path, *open_language_model(path))
+    shutil.copytree(source.path, folder / "changed")
+    graph = onnx.load(folder / "changed" / "model.onnx", load_external_data=False).graph
+    places = {tensor.name: {entry.key: entry.value for entry in tensor.external_data} for tensor in graph.initializer}
+    with (folder / "changed" / "model.onnx.data").open("r+b") as file:
+        for name, value in changed.items():
+            file.seek(int(places[name]["offset"]))
+            file.write(value.astype("<f4").tobytes())
+    return OnnxTemplate(folder / "changed")
+
+
+def test_what_is_rounded_in_another_basis_verifies(made, tmp_path):
+    model_type, source = made
+    config = config_of("rtn-oc", bits=4, group_size=32, transforms=NAMES, token_weight="unit")
+    store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS[TARGET[source.writer]])
+    applied = store.header["transforms"]
+    assert "1" in applied["ffn-scales"] + applied["value-scales"] + applied["ffn-order"]
+    assert ("1" in applied["norm-gains"]) == (model_type != "olmo2")
+    out = WRITERS[source.writer].write(store, tmp_path / f"model.{source.writer}")
+    checks = verify(out, source, store)
+    assert not [check for check in checks if not check.ok]
+    assert "decoded path = source's, but for rounding" in {check.name for check in checks}
+
+
+def test_a_folded_block_does_not_learn(made, tmp_path):
+    _, source = made
+    config = config_of("rtn-oc", bits=4, group_size=32, transforms=NAMES, token_weight="unit", tune_steps=4)
+    with pytest.raises(ConfigError, match="whose basis changes does not learn; drop "):
+        quantize_checkpoint(source, tmp_path / "store", config, TARGETS[TARGET[source.writer]])
