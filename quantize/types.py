@@ -171,6 +171,9 @@ class Grid(Protocol):
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """Params for blocks F32[..., block_size], as the file stores them, in its dtypes, each shaped [...]."""
 
+    def exact(self, blocks: F32) -> Params | None:
+        """Params with which blocks F32[..., block_size] are decoded as they are, bit for bit; None if none are found."""
+
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """What encode and decode use, F32[..., block_size // group_size] each."""
 

@@ -12,6 +12,7 @@ from quantize.blocks import matrix
 from quantize.grids import grid_from_json
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.rounding.exact import EXACT
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid
 
@@ -44,7 +45,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
         for record in store.records.values()
         if record.grid is not None and is_linear(record.name, record.shape)
     ]
-    rows += _linear_rows(linears, store.target, _beside_bytes(store)) + _loss_rows(store)
+    rows += _linear_rows(linears, store.target, _beside_bytes(store)) + _loss_rows(store) + _exact_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
     for name in (EMBEDDING, HEAD):
         if name in store.records:
@@ -53,6 +54,11 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     if store.tied:
         rows.append((HEAD, "tied to the embedding"))
     return table(title or str(store.path), rows + [("note", note) for note in header.get("notes", ())])
+
+
+def _exact_rows(store: QuantizedStore) -> list[Row]:
+    count = sum(record.rounder == EXACT for record in store.records.values())
+    return [("exact", f"{count} tensors lie on their grid already: codes carried over, nothing rounded")] if count else []
 
 
 def inspect_summary(report: dict[str, Any], title: str) -> str:

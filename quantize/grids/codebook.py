@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.ggml import BLOCK, CUTS, to_float16
 from quantize.grids.least_squares import Nearest, best_scale, fit_turned, half_steps, ratio, reciprocal, total
 from quantize.types import F32, TINY, U8, Array, Formula, Params
@@ -83,6 +84,11 @@ class GgmlCodebook:
         """Params of least error; without ``importance`` large weights count more (w**2), as in ggml."""
         return fit_turned(blocks, np.square(blocks) if importance is None else importance, self.group_size, self._fit)
 
+    def exact(self, blocks: F32) -> Params | None:
+        """See Grid."""
+        d = exact_scale(blocks, either_sign(self.book.levels), self.book.nearest.__call__, to_float16)
+        return None if d is None else {"d": d}
+
     def _fit(self, x: F32, w: F32) -> Params:
         """F32[group, 1, n] twice -> params [n]."""
         scale, _ = best_scale(x[:, 0], w[:, 0], self.book.nearest, self.book.starts)
@@ -105,6 +111,20 @@ class GgmlCodebook:
 @dataclass(frozen=True)
 class GgmlMicroscale(GgmlCodebook):
     """``w = 2**(e - 128) * level[q]``; params: ``e`` U8[rows, n_blocks] (OCP's E8M0, halved because levels are doubled)."""
+
+    def exact(self, blocks: F32) -> Params | None:
+        """See Grid."""
+        levels = [level for level in self.book.levels if level > 0]
+        nearest = self.book.nearest.__call__
+
+        def power(scale: F32) -> F32:
+            """The power of two that it is, or the nearest."""
+            exponents = np.log2(np.maximum(np.abs(scale), np.float32(2.0**-128)))
+            out: F32 = np.exp2(np.clip(np.rint(exponents), -128, 126), dtype=np.float32)
+            return out
+
+        scale = exact_scale(blocks, levels, nearest, power)
+        return None if scale is None else {"e": (np.log2(scale) + 128).astype(np.uint8)}
 
     def _fit(self, x: F32, w: F32) -> Params:
         """The best of the three powers of two that put the extreme weight between a quarter and twice the highest level."""
@@ -131,6 +151,10 @@ class GgmlKCodebook(GgmlCodebook):
 
     block_size: int = SUPER_BLOCK
     span: int = 32
+
+    def exact(self, blocks: F32) -> Params | None:
+        """Not looked for: a scale is a product of two."""
+        return None
 
     def _fit(self, x: F32, w: F32) -> Params:
         """The best scale of each group, the best d for these, then whole numbers beside them and d again.

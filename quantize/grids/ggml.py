@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.least_squares import Nearest, best_line, best_scale, fit_turned, spreads, whole_codes, whole_formula
 from quantize.types import F32, U8, Array, Formula, Params
 
@@ -42,6 +43,12 @@ class GgmlSymmetric:
         if not self.signed_extreme:
             return {"d": to_float16(np.maximum(-low, high) / (middle - 1))}
         return {"d": to_float16(np.where(-low > high, low, high) / -middle)}
+
+    def exact(self, blocks: F32) -> Params | None:
+        """See Grid."""
+        middle = 2 ** (self.bits - 1)
+        d = exact_scale(blocks, either_sign(range(-middle, middle)), Nearest(-middle, middle - 1).__call__, to_float16)
+        return None if d is None else {"d": d}
 
     def _search(self, x: F32, w: F32) -> Params:
         middle = 2 ** (self.bits - 1)
@@ -84,6 +91,12 @@ class GgmlOffset:
             return fit_turned(blocks, importance, BLOCK, self._search)
         low, high = blocks.min(-1), blocks.max(-1)
         return {"d": to_float16((high - low) / np.float32(2**self.bits - 1)), "m": to_float16(low)}
+
+    def exact(self, blocks: F32) -> Params | None:
+        """See Grid."""
+        low = to_float16(blocks.min(-1))
+        d = exact_scale(blocks - low.astype(np.float32)[..., None], range(1, 2**self.bits), np.rint, to_float16)
+        return None if d is None else {"d": d, "m": low}
 
     def _search(self, x: F32, w: F32) -> Params:
         scale, low, _ = best_line(x[:, 0], w[:, 0], 2**self.bits - 1, spreads(2**self.bits - 1), ceiling=np.inf)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantize.errors import ConfigError, asked
+from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.ggml import CUTS
 from quantize.grids.least_squares import Nearest, best_centred, best_scale, fit_turned, spreads, whole_codes, whole_formula
 from quantize.types import F32, U8, Array, Formula, Params
@@ -76,6 +77,19 @@ class IntAffine:
         scale = self._stored((high - low) / np.float32(self._top))
         zero = np.clip(np.rint(-low / scale.astype(np.float32)), 0, self._top)
         return {"scale": scale, "zero_point": zero.astype(np.uint8)}
+
+    def exact(self, blocks: F32) -> Params | None:
+        """See Grid."""
+        if self.symmetric:
+            levels = either_sign(range(-self._middle, self._middle))
+            scale = exact_scale(blocks, levels, Nearest(-self._middle, self._middle - 1).__call__, self._stored)
+            return None if scale is None else self._centred(scale)
+        scale = exact_scale(blocks, range(1, self._top + 1), np.rint, self._stored)
+        if scale is None:
+            return None
+        whole = np.rint(blocks / scale.astype(np.float32)[..., None])
+        low, high = np.minimum(whole.min(-1), 0), np.maximum(whole.max(-1), 0)
+        return None if (high - low > self._top).any() else {"scale": scale, "zero_point": (-low).astype(np.uint8)}
 
     def _search(self, x: F32, w: F32) -> Params:
         """F32[group, 1, n] twice -> params [n]."""

@@ -31,6 +31,7 @@ from quantize.model_config import EMBEDDING, HEAD
 from quantize.outside import Door
 from quantize.planning.memory import check_backward
 from quantize.progress import track
+from quantize.rounding.exact import exact
 from quantize.rounding.rtn import rtn
 from quantize.statistics.by_template import check_gradients
 from quantize.statistics.calibration import calibration_data, rank_poor
@@ -143,7 +144,8 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
             if not quick_enough(option, target, config.max_slowdown):
                 continue
             assert option.grid is not None
-            rounded = dequantize(rtn(name, rows, option.grid, option.axis, stats))
+            held = exact(name, rows, option.grid, option.axis)
+            rounded = dequantize(held or rtn(name, rows, option.grid, option.axis, stats))
             loss = output_loss(rows, rounded, stats)
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))

@@ -13,8 +13,11 @@ EVEN = np.ones(1, np.float32)  # of output channels of which nothing is known on
 
 def rtn(name: str, weight: F32, grid: Grid, axis: Axis, stats: InputStats | None = None) -> QuantizedTensor:
     """Quantize F32[OC, IC]; ``stats`` have every group's params searched for the least error by their importance."""
-    rows = to_rows(weight, axis)
-    params = fit_groups(weight, grid, axis, stats)
+    return encoded(name, to_rows(weight, axis), grid, axis, fit_groups(weight, grid, axis, stats))
+
+
+def encoded(name: str, rows: F32, grid: Grid, axis: Axis, params: Params) -> QuantizedTensor:
+    """The nearest codes of F32[rows, cols], whose groups run along the last axis."""
     scale, zero = grid.scale_zero(params)
     codes, cols = np.empty(rows.shape, np.uint8), rows.shape[1]
     step = max(1, CHUNK_WEIGHTS // cols)

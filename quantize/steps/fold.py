@@ -11,6 +11,7 @@ from quantize.blocks import dequantize
 from quantize.fold import Fold
 from quantize.loss import output_loss
 from quantize.rounding import NEAREST
+from quantize.rounding.exact import exact
 from quantize.rounding.gptq import with_visits
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Need
@@ -52,9 +53,15 @@ class Correction:
 
 
 def foldable(block: Block) -> FoldSites | None:
-    """Where its basis may change. Nowhere if a linear stays in floats: no fold helps it, and its values would move."""
-    whole = all(name in block.plans for name, value in block.tensors.items() if value.ndim > 1)
-    return block.fold_sites if whole else None
+    """Where its basis may change. Nowhere if a linear stays as it is, in floats or on its grid: no fold helps it, and its values
+    would move."""
+    moves = all(name in block.plans and not _is_exact(block, name) for name, value in block.tensors.items() if value.ndim > 1)
+    return block.fold_sites if moves else None
+
+
+def _is_exact(block: Block, name: str) -> bool:
+    grids = block.plans[name].candidates
+    return any(exact(name, block.tensors[name], grid, axis) is not None for axis, grid in grids.items())
 
 
 def best_fold(block: Block, candidates: Iterable[Fold], kit: Kit) -> Fold | None:

@@ -13,6 +13,7 @@ from quantize.blocks import dequantize, unstack
 from quantize.float_params import check_params
 from quantize.loss import output_loss
 from quantize.rounding import Rounder
+from quantize.rounding.exact import EXACT, exact
 from quantize.rounding.gptq import with_visits
 from quantize.types import F32, Axis, Grid, InputStats, Need, QuantizedTensor
 from quantize.workers import in_threads
@@ -32,7 +33,9 @@ class Round:
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step. Raises PlanError for scales that overflow the file's dtype."""
         linears = [self._linear(block, name) for name in names]
-        found = dict(zip(names, round_all(linears, block.sites), strict=True))
+        found = {linear.name: held for linear in linears if (held := linear.exact())}
+        others = [linear for linear in linears if linear.name not in found]
+        found |= zip((linear.name for linear in others), round_all(others, block.sites), strict=True)
         return replace(block, tried={**block.tried, **found})
 
     def _linear(self, block: Block, name: str) -> Linear:
@@ -50,6 +53,12 @@ class Linear:
     stats: InputStats | None
     grids: Mapping[Axis, Grid]
     rounder: Rounder
+
+    def exact(self) -> dict[Axis, Rounded]:
+        """On the axes whose grid holds the weight as it is."""
+        held = {axis: exact(self.name, self.weight, grid, axis) for axis, grid in self.grids.items()}
+        loss = None if self.stats is None else 0.0
+        return {axis: Rounded(tensor, EXACT, loss) for axis, tensor in held.items() if tensor is not None}
 
     def rounded(self, axis: Axis) -> Rounded:
         """The rounder's result, or what it started from where that has the lower output loss.
