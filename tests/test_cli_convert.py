@@ -45,6 +45,19 @@ def test_run_converts_and_goes_on_from_there(folder, tmp_path, capsys):
     assert "source.gguf: exists already" in capsys.readouterr().err
 
 
+def test_a_damaged_source_is_not_taken_again(folder, tmp_path, capsys):
+    """Though its header is as it was."""
+    command = ("run", folder, "--out", tmp_path, "--target", "llama.cpp", "--tokenizer-pre", "gpt-2", "--method", "rtn-oc", "--quiet")
+    assert run(*command) == 0
+    path = tmp_path / "source.gguf"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:])
+    assert run(*command) == 2
+    assert "source.gguf: exists already" in capsys.readouterr().err
+    assert run(*command, "--force") == 0
+    assert path.read_bytes() == whole
+
+
 def test_other_commands_name_the_one_that_converts(folder, tmp_path, capsys):
     assert run("quantize", folder, "--out", tmp_path / "store") == 2
     assert f"adadim convert {folder} --out MODEL.gguf" in capsys.readouterr().err
