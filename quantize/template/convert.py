@@ -23,6 +23,7 @@ from quantize.store.seal import OPEN, close_file, file_holds
 from quantize.template.converted import Converted
 from quantize.template.converter import Converter
 from quantize.template.process import Answer, ask
+from quantize.template.room import check_gguf_room
 
 ADAPTER = Path(__file__).with_name("adapter.py")
 FLOAT_TYPES = "F32", "F16", "BF16"
@@ -51,6 +52,7 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
     _check_quantized(folder, raw)
     stored = stored_tensors(folder, raw, QUANTIZED_BYTES)
     outtype = _outtype(stored)
+    check_gguf_room(folder, out, (tensor.spec for tensor in stored.values()), outtype)
     with Unfinished(out, False, force) as unfinished:
         request = {
             "path": [str(path.resolve()) for path in converter.path],

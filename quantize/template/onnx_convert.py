@@ -19,7 +19,7 @@ from quantize.checkpoint import check_folder, open_checkpoint
 from quantize.checkpoint.huggingface import ASSETS as SMALL
 from quantize.checkpoint.huggingface import TOKENIZER, is_quantized, read_assets
 from quantize.checkpoint.onnx_template import OnnxTemplate
-from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
+from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES, StoredTensor
 from quantize.checkpoint.shards import FILE, stored_tensors
 from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
 from quantize.child import Child, ChildEnded
@@ -35,7 +35,8 @@ from quantize.template.converted import Converted
 from quantize.template.onnx_genai import genai_facts, head_size
 from quantize.template.onnx_normal import normal
 from quantize.template.process import Answer, ask
-from quantize.types import F32
+from quantize.template.room import check_graph_room
+from quantize.types import F32, TensorSpec
 
 ADAPTER = Path(__file__).with_name("onnx_adapter.py")
 PRODUCERS = {  # word for the adapter -> what to call it; those whose cache genai shares come first
@@ -86,6 +87,7 @@ def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
     """
     made_from = _digest(folder)
     check_output(out, force, _foreign)
+    check_graph_room(folder, out, _specs(folder), ELSE)
     with Unfinished(out, True, force, _foreign) as unfinished:
         work = unfinished.path / WORK
         work.mkdir()
@@ -116,11 +118,18 @@ def _made_by(by: str) -> str:
 
 def _digest(source: Path) -> str:
     """Of all that is read of it. Raises CheckpointError for what is neither a GGUF nor a folder of safetensors."""
+    return open_checkpoint(source).sha256 if source.is_file() else folder_digest(source, _stored(source))
+
+
+def _specs(source: Path) -> list[TensorSpec]:
     if source.is_file():
-        return open_checkpoint(source).sha256
-    check_folder(source)
-    raw = FILE.load(source / "config.json", dict[str, Any])
-    return folder_digest(source, stored_tensors(source, raw, QUANTIZED_BYTES))
+        return list(open_checkpoint(source).specs.values())
+    return [tensor.spec for tensor in _stored(source).values()]
+
+
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    check_folder(folder)
+    return stored_tensors(folder, FILE.load(folder / "config.json", dict[str, Any]), QUANTIZED_BYTES)
 
 
 def _opened(named: Path, work: Path) -> _Model:
