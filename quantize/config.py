@@ -48,7 +48,8 @@ class GridSpec:
 class DataSpec:
     """What statistics come from: ``tokens`` of a ``text`` (a file, or "builtin"), drawn by ``seed``; or an importance matrix.
 
-    ``token_weight`` "gradient" needs the whole source in memory once, in float32.
+    ``token_weight`` "gradient" needs the whole source in memory once, in float32. ``max_memory``: bytes that may be taken as if
+    this machine had no more; None: all that it has. What comes out is the same.
     """
 
     text: str = "builtin"
@@ -56,12 +57,15 @@ class DataSpec:
     seed: int = 0
     token_weight: str = TOKEN_WEIGHTS[0]
     imatrix: Path | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.token_weight not in TOKEN_WEIGHTS:
             raise ConfigError(f"{asked('token_weight', self.token_weight)}: choose one of {', '.join(TOKEN_WEIGHTS)}")
         if self.tokens < 1:
             raise ConfigError(f"{asked('data.tokens', self.tokens)}: must be positive")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise ConfigError(f"{asked('max_memory', self.max_memory)}: must be positive")
         if not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"{asked('seed', self.seed)}: must be a whole number from 0, of 64 bits")
 

@@ -63,6 +63,12 @@ def borrowed(idle: SimpleQueue[T]) -> Iterator[T]:
         idle.put(one)
 
 
+def memory_within(most: int | None = None) -> int:
+    """Bytes that may be taken: of this machine, and no more than ``most``."""
+    there = physical_memory()
+    return there if most is None else min(most, there)
+
+
 def physical_memory() -> int:
     """Bytes of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

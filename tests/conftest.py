@@ -31,6 +31,15 @@ MAY_BE_SKIPPED: dict[str, Callable[[], bool]] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def verdicts_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """What other runs have found out is not believed here, and what tests find out is nobody else's."""
+    folder = tmp_path_factory.mktemp("verdicts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantize.template.verdicts.home", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def hangup_is_not_ignored() -> Generator[None]:
     """As in a terminal: also where the tests run under nohup, which a command heeds."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from exporter.cli.main import main
+from quantize import workers
 from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.shards import stored_tensors
+from quantize.template import room
 from tests.any_model import make_model, make_pictured
 
 CALIBRATION = ("--calibration-tokens", "1024", "--quiet")
@@ -43,6 +47,56 @@ def test_run_converts_and_goes_on_from_there(folder, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
     assert run(*(word if word != "gpt-2" else "qwen2" for word in command)) == 2  # not replaced without --force
     assert "source.gguf: exists already" in capsys.readouterr().err
+
+
+def test_a_damaged_source_is_not_taken_again(folder, tmp_path, capsys):
+    """Though its header is as it was."""
+    command = (
+        "run",
+        folder,
+        "--out",
+        tmp_path,
+        "--target",
+        "llama.cpp",
+        "--tokenizer-pre",
+        "gpt-2",
+        "--method",
+        "rtn-oc",
+        "--quiet",
+    )
+    assert run(*command) == 0
+    path = tmp_path / "source.gguf"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:])
+    assert run(*command) == 2
+    assert "source.gguf: exists already" in capsys.readouterr().err
+    assert run(*command, "--force") == 0
+    assert path.read_bytes() == whole
+
+
+SHORT = {  # what there is too little of -> what is said
+    ("gguf", room, "free_space"): r"m: to convert \S+model takes about 0 MB there, and 0 MB are free; free some, or name another",
+    ("onnx", room, "free_space"): r"m: to convert \S+model takes about 1 MB there, and 1 MB are free; free some, or name another",
+    ("gguf", workers, "physical_memory"): r"model: .* about 0 MB of memory, and this machine has 0; convert it on a machine that",
+    ("onnx", workers, "physical_memory"): r"has 1; convert it on a machine that has more, or write it for llama.cpp: --target",
+}
+
+
+@pytest.mark.parametrize(("form", "module", "what"), SHORT)
+def test_too_little_room_is_said_before_anything_is_written(form, module, what, folder, tmp_path, monkeypatch, capsys):
+    specs = [tensor.spec for tensor in stored_tensors(folder, json.loads((folder / "config.json").read_text())).values()]
+    weights, most = sum(spec.size for spec in specs), max(spec.size for spec in specs)
+    least = {("gguf", room): 2 * weights, ("onnx", room): 6 * weights, ("gguf", workers): 8 * most}
+    needed = least.get((form, module), int(6.5 * weights))
+    monkeypatch.setattr(module, what, lambda *_: needed - 1)
+    pre = ("--tokenizer-pre", "gpt-2") if form == "gguf" else ()
+    asked = ("convert", folder, "--format", form, "--out", tmp_path / "m", *pre)
+    assert run(*asked) == 2
+    line = capsys.readouterr().err
+    assert re.search(SHORT[form, module, what], line) and line.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(module, what, lambda *_: needed)
+    assert run(*asked) == 0
 
 
 def test_other_commands_name_the_one_that_converts(folder, tmp_path, capsys):

@@ -111,7 +111,7 @@ def test_what_no_ladder_can_be_made_of(model, unmeasured, tmp_path, monkeypatch,
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_work(model, unmeasured, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli_run.shutil, "disk_usage", lambda path: cli_run.shutil._ntuple_diskusage(10**9, 10**9, 300_000))
+    monkeypatch.setattr(cli_run, "free_space", lambda out: 300_000)
     for words in (("--bits", "4,5,8", "--method", "rtn-oc"), ("--sizes", "300kB,400kB,500kB")):
         assert run(model, "--out", tmp_path / "out", *words) == 2
         line = capsys.readouterr().err

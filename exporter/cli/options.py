@@ -18,7 +18,7 @@ from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
-from exporter.cli.values import BITS, file_path, group_size, positive, text_path, transform_names, whole, widths
+from exporter.cli.values import BITS, file_path, file_size, group_size, positive, text_path, transform_names, whole, widths
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
@@ -265,4 +265,10 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
         help="UTF-8 text (default: %(default)s)",
     )
     group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
+    group.add_argument(
+        "--max-memory",
+        type=file_size,
+        metavar="SIZE",
+        help="most memory that measuring may take, as 4GB; the bytes written are the same (default: all of this machine's)",
+    )
     group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.data.seed, help="(default: %(default)s)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from exporter.cli.ways import Rung, Wanted, Way, wanted_of, ways_of
 from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
 from quantize.statistics.calibration import BUILTIN, CalibrationText
+from quantize.store.output_place import free_space
 from quantize.store.outputs import check_file, new_file
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def _plans(args: Namespace, measured: Measured, rungs: Sequence[Rung]) -> list[M
 def _check_disk(source: Checkpoint, out: Path, count: int, sizes: Callable[[], int]) -> None:
     """Raises ConfigError if ``count`` files of that many bytes and their stores will not fit, before any work."""
     weights = sum(spec.size for spec in source.specs.values())
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
-    free, stores = shutil.disk_usage(there).free, count * int(STORE_BYTES * weights)
+    free, stores = free_space(out), count * int(STORE_BYTES * weights)
     if stores + count * MOST_BYTES * weights <= free:
         return  # whatever they take, which a graph would have to be planned for
     needed = stores + sizes()

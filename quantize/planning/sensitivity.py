@@ -33,9 +33,9 @@ from quantize.planning.memory import check_backward
 from quantize.progress import track
 from quantize.rounding.exact import exact
 from quantize.rounding.rtn import rtn
-from quantize.statistics.by_template import check_gradients
+from quantize.statistics.by_template import check_gradients, check_passes
 from quantize.statistics.calibration import calibration_data, rank_poor
-from quantize.statistics.measured import Measured, blocks_of
+from quantize.statistics.measured import Measured, Walk, blocks_of
 from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record
 from quantize.store.tensors import TensorRecord
 from quantize.types import F32, FINE_BITS, Axis, Grid, InputStats, Target, TensorSpec
@@ -132,10 +132,11 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     """
     source = measured.source
     check_gradients(source)
-    check_backward(source.specs, str(source.path))
+    check_backward(source.specs, config.data, str(source.path))
+    check_passes(source, config.data)
     tokens, coverage = calibration_data(config.data, source)
     curvature = measured.curvature(tokens, config.data.seed)
-    poor = list[str]()
+    poor, walk = list[str](), Walk(memory=config.data.max_memory)
     options: dict[str, list[TensorRecord]] = {}
 
     def measure(name: str, rows: F32, stats: InputStats) -> None:
@@ -150,7 +151,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))
 
-    for run in track(blocks_of(source, tokens, curvature), "sensitivity", source.config.num_layers):
+    for run in track(blocks_of(source, tokens, curvature, walk), "sensitivity", source.config.num_layers):
         poor += rank_poor(run.stats, run.sites)
         for name, stats in run.stats.items():
             measure(name, *_sample(source.read(name), stats))

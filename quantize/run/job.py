@@ -27,7 +27,7 @@ from quantize.statistics.by_template import TemplateRun, check_template
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import Imatrix, read_imatrix
-from quantize.statistics.measured import Measured, blocks_of
+from quantize.statistics.measured import Measured, Walk, blocks_of
 from quantize.types import I64, Curvature, InputStats, Need, Target, TensorPlan
 from quantize.weight import StoredWeight
 
@@ -133,7 +133,7 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
         token_weight = curvature = measured.curvature(tokens, config.data.seed)
         known = curvature.tables
     sequences = SCOPE_SEQUENCES if config.around.by_scope and job.chooses else 0
-    walk = blocks_of(source, tokens, token_weight, sequences, config.around.block_steps > 0)
+    walk = blocks_of(source, tokens, token_weight, Walk(sequences, config.around.block_steps > 0, config.data.max_memory))
     # Stores that are made together share what GPTQ makes of a Hessian.
     return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in walk), coverage)
 

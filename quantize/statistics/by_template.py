@@ -15,19 +15,19 @@ import numpy as np
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.huggingface import is_quantized
 from quantize.checkpoint.template import Template
-from quantize.config import QuantizeConfig
+from quantize.config import DataSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
 from quantize.model_config import block_index
 from quantize.moments import Moments, Product, Text
 from quantize.statistics.experts import ExpertStats
 from quantize.types import F32, I64, Curvature, InputStats
-from quantize.workers import physical_memory
+from quantize.workers import memory_within
 
 if TYPE_CHECKING:
     from quantize.source import ExpertInputs, NamedBlock
     from quantize.source.expert_inputs import Seen
 
-SHARE = 4  # of this machine's memory, the part that moments may take
+SHARE = 4  # of the memory that may be taken, the part of moments: others hold them too, and what is made of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,8 @@ def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None
     ``runs``: whether a text passes through it; how its tokens are weighed does not matter otherwise.
     """
     around, data, named = config.around, config.data, shown(source.config.model_type)
+    if runs:
+        check_passes(source, data)
     weighs = runs and data.token_weight == "gradient"
     wanted = {"block_steps": around.block_steps, "tune_steps": around.tune_steps}
     learned = [option for option, steps in wanted.items() if steps]
@@ -108,22 +110,36 @@ def check_gradients(source: Checkpoint) -> None:
         )
 
 
-def template_blocks(source: Template, tokens: I64, token_weight: str | Curvature, taught: bool = False) -> Iterator[TemplateRun]:
+def check_passes(source: Checkpoint, data: DataSpec) -> None:
+    """Raises ConfigError for less memory than the moments of one block need. Without a bound the largest has what it needs."""
+    if data.max_memory is None or not isinstance(source, Template):
+        return
+    index, needed = max(
+        ((index, SHARE * _moments_size(source, products)) for index, products in _by_block(source).items()),
+        key=lambda item: item[1],
+        default=(0, 0),
+    )
+    given, least = (asked("max_memory", size, f"{size}B") for size in (data.max_memory, needed))
+    if needed > data.max_memory:
+        raise ConfigError(f"{given}: {source.path}: block {index} needs {needed:,} bytes; give {least} or more")
+
+
+def template_blocks(
+    source: Template, tokens: I64, token_weight: str | Curvature, taught: bool = False, memory: int | None = None
+) -> Iterator[TemplateRun]:
     """Every block of I64[sequences, length] tokens; ``token_weight`` and ``taught`` as for ``quantize.source.walk_blocks``.
 
-    The text passes as often as the moments need that fit into a part of this machine's memory. Raises CalibrationError,
-    CheckpointError.
+    The text passes as often as the moments need that fit into a part of this machine's memory, or of ``memory`` bytes if they
+    are fewer. Raises CalibrationError, CheckpointError.
     """
-    known, students = source.specs, None
+    students = None
     if taught:
         from quantize.source import block_students
 
         students = block_students(source, tokens, token_weight)
     apart = _experts_apart(source, tokens)
-    blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, known) if i is not None))]
-    wanted = [product for product in source.products if source.is_quantized(product.weight)]
-    by_block = {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
-    for some in _passes(source, by_block, physical_memory() // SHARE):
+    by_block = _by_block(source)
+    for some in _passes(source, by_block, memory_within(memory) // SHARE):
         with TemporaryDirectory() as folder:
             own = [product for index in some for product in by_block[index]]
             text = Text(tokens, token_weight == "unit", _by_site(own, token_weight))
@@ -169,12 +185,24 @@ def _weighed(run: TemplateRun, token_weight: str | Curvature) -> TemplateRun:
     return replace(run, stats=stats)
 
 
+def _by_block(source: Template) -> dict[int, list[Product]]:
+    """What is quantized of each block, in order."""
+    blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, source.specs) if i is not None))]
+    wanted = [product for product in source.products if source.is_quantized(product.weight)]
+    return {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
+
+
+def _moments_size(source: Template, products: Sequence[Product]) -> int:
+    """Bytes."""
+    sites = dict(enumerate(products)) if source.computes_all_experts else {product.site: product for product in products}
+    return sum(4 * max(1, one.experts) * source.specs[one.weight].shape[-1] ** 2 for one in sites.values())
+
+
 def _passes(source: Template, by_block: Mapping[int, list[Product]], most: int) -> Iterator[list[int]]:
     """Blocks whose moments take ``most`` bytes together, or one."""
     taken, some = 0, list[int]()
     for index, products in by_block.items():
-        sites = dict(enumerate(products)) if source.computes_all_experts else {product.site: product for product in products}
-        size = sum(4 * max(1, one.experts) * source.specs[one.weight].shape[-1] ** 2 for one in sites.values())
+        size = _moments_size(source, products)
         if some and taken + size > most:
             yield some
             taken, some = 0, []

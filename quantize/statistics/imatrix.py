@@ -46,10 +46,10 @@ from quantize.gguf.names import to_gguf_name, to_source_name
 from quantize.kinds import readable
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.progress import track
-from quantize.statistics.by_template import TemplateRun
+from quantize.statistics.by_template import TemplateRun, check_passes
 from quantize.statistics.calibration import Coverage, calibration_data, rank_poor
 from quantize.statistics.experts import ExpertStats
-from quantize.statistics.measured import blocks_of
+from quantize.statistics.measured import Walk, blocks_of
 from quantize.store.outputs import new_file
 from quantize.types import F32, I64, InputStats, TensorSpec
 
@@ -125,13 +125,14 @@ def read_imatrix(path: Path) -> Imatrix:
 def make_imatrix(source: Checkpoint, out: Path, data: DataSpec, force: bool = False) -> Coverage:
     """Run ``source`` over the calibration text of ``data`` and write what llama-quantize reads; returns what was run over.
 
-    The same inputs give the same bytes. Raises CalibrationError and OutputError.
+    The same inputs give the same bytes. Raises CalibrationError, ConfigError and OutputError.
     """
     with new_file(out, force) as file:
+        check_passes(source, data)
         tokens, coverage = calibration_data(data, source)
         sums: dict[str, F32] = {}
         poor = list[str]()
-        for run in track(blocks_of(source, tokens, "none"), "measuring"):
+        for run in track(blocks_of(source, tokens, "none", Walk(memory=data.max_memory)), "measuring"):
             poor += rank_poor(run.stats, run.sites)
             for name, stats in run.stats.items():
                 sums[to_gguf_name(name) + SUMS] = stats.importance * np.float32(stats.n_tokens)

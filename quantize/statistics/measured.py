@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantize.checkpoint import Checkpoint
@@ -34,12 +35,19 @@ class Measured:
         return self._curvature
 
 
-def blocks_of(
-    source: Checkpoint, tokens: I64, token_weight: str | Curvature, sequences: int = 0, taught: bool = False
-) -> Iterator[BlockRun | TemplateRun]:
+@dataclass(frozen=True)
+class Walk:
+    """How blocks are run: ``sequences`` that judge a scope loss, whether rounding is ``taught``, and bytes of ``memory``."""
+
+    sequences: int = 0
+    taught: bool = False
+    memory: int | None = None
+
+
+def blocks_of(source: Checkpoint, tokens: I64, token_weight: str | Curvature, walk: Walk) -> Iterator[BlockRun | TemplateRun]:
     """``walk_blocks``, or ``template_blocks`` for a template, of which no scope loss is asked."""
     if isinstance(source, Template):
-        return template_blocks(source, tokens, token_weight, taught)
+        return template_blocks(source, tokens, token_weight, walk.taught, walk.memory)
     from quantize.source import walk_blocks
 
-    return walk_blocks(source, tokens, token_weight, sequences, taught)
+    return walk_blocks(source, tokens, token_weight, walk.sequences, walk.taught)

@@ -51,6 +51,12 @@ def hidden_name(target: Path, key: str = "") -> Path:
     return target.with_name(f"{_stem(target)}.{key[:8] or secrets.token_hex(4)}.adadim")
 
 
+def free_space(out: Path) -> int:
+    """Bytes that are free where ``out`` is, or will be."""
+    target = place_of(out)
+    return shutil.disk_usage(next(folder for folder in (target, *target.parents) if folder.is_dir())).free
+
+
 def descriptor_of(out: Path) -> int | None:
     """N for /dev/stdout, /dev/fd/N and links to them, whatever is open there: it is written to, not replaced."""
     path = Path(os.path.abspath(out))  # noqa: PTH100 - links are followed one by one

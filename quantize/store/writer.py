@@ -38,7 +38,7 @@ from quantize.store.tensors import FORMAT, SEAL, TENSORS, Piece, TensorRecord, f
 from quantize.types import PlainTensor
 from quantize.weight import Part, StoredWeight
 
-OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf))?")
+OURS = re.compile(r"plan\.json|tensors(/.+\.\d{5}\.safetensors)?|assets(/[\w.]+\.(json|jinja|gguf|onnx))?")
 PART_DOOR = Door(StoreError, "remove it", LARGEST)
 Report = Mapping[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +17,21 @@ from quantize.checkpoint.shards import FILE, files_digest, stored_tensors
 from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
 from quantize.errors import CheckpointError, OutputError, asked, shown
 from quantize.foreign import quantized_by
+from quantize.gguf.parts import ValueType, encode_string
 from quantize.store.outputs import Unfinished, check_file
+from quantize.store.seal import OPEN, close_file, file_holds
 from quantize.template.converted import Converted
 from quantize.template.converter import Converter
 from quantize.template.process import Answer, ask
+from quantize.template.room import check_gguf_room
 
 ADAPTER = Path(__file__).with_name("adapter.py")
 FLOAT_TYPES = "F32", "F16", "BF16"
 NOT_READ = ("awq", "bitsandbytes")  # by the converter
 UNPACKED = ("fp8", "gptq", "compressed-tensors", "mxfp4")  # by it, exactly
 SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", f"{MORE_TEMPLATES}/*.jinja")  # what it reads beside weights
-MADE_FROM, MADE_BY, MADE_WITH = (f"adadim.converted.{word}" for word in ("sha256", "by", "pre"))  # keys of the file
+MADE_FROM, MADE_BY, MADE_WITH, SEAL = (f"adadim.converted.{word}" for word in ("sha256", "by", "pre", "seal"))  # its keys
+BEFORE_SEAL = encode_string(SEAL) + struct.pack("<IQ", ValueType.STRING, len(OPEN))
 OWN_CODE = "the model brings code of its own, which is never run"
 PRE_UNKNOWN = "BPE pre-tokenizer was not recognized"
 
@@ -47,6 +52,7 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
     _check_quantized(folder, raw)
     stored = stored_tensors(folder, raw, QUANTIZED_BYTES)
     outtype = _outtype(stored)
+    check_gguf_room(folder, out, (tensor.spec for tensor in stored.values()), outtype)
     with Unfinished(out, False, force) as unfinished:
         request = {
             "path": [str(path.resolve()) for path in converter.path],
@@ -54,9 +60,10 @@ def convert(folder: Path, out: Path, converter: Converter, pre: str = "", force:
             "out": str(unfinished.path),
             "outtype": outtype,
             "pre": pre,
-            "keys": _keys(folder, stored, converter, pre),
+            "keys": {**_keys(folder, stored, converter, pre), SEAL: OPEN},
         }
         left_out = _asked(folder, request)
+        close_file(unfinished.path, BEFORE_SEAL)
         try:
             open_checkpoint(unfinished.path).specs  # noqa: B018 - llama.cpp runs two tokens for it
         except CheckpointError as error:
@@ -116,8 +123,8 @@ def _by_place(names: list[str]) -> dict[str, int]:
 
 
 def made_of(path: Path, folder: Path, converter: Converter, pre: str = "") -> bool:
-    """Whether that GGUF is what ``convert`` would make. Raises CheckpointError for a folder or a file that cannot be read."""
+    """Whether that GGUF is what ``convert`` would make, and whole. Raises CheckpointError for what cannot be read."""
     raw = FILE.load(folder / "config.json", dict[str, Any])
     values = open_values(path)[1]
     wanted = _keys(folder, stored_tensors(folder, raw, QUANTIZED_BYTES), converter, pre)
-    return all(values.get(key) == wanted.get(key) for key in (MADE_FROM, MADE_BY, MADE_WITH))
+    return all(values.get(key) == wanted.get(key) for key in (MADE_FROM, MADE_BY, MADE_WITH)) and file_holds(path, BEFORE_SEAL)

@@ -19,7 +19,7 @@ from quantize.checkpoint import check_folder, open_checkpoint
 from quantize.checkpoint.huggingface import ASSETS as SMALL
 from quantize.checkpoint.huggingface import TOKENIZER, is_quantized, read_assets
 from quantize.checkpoint.onnx_template import OnnxTemplate
-from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES
+from quantize.checkpoint.safetensors_file import QUANTIZED_BYTES, StoredTensor
 from quantize.checkpoint.shards import FILE, stored_tensors
 from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES
 from quantize.child import Child, ChildEnded
@@ -35,7 +35,9 @@ from quantize.template.converted import Converted
 from quantize.template.onnx_genai import genai_facts, head_size
 from quantize.template.onnx_normal import normal
 from quantize.template.process import Answer, ask
-from quantize.types import F32
+from quantize.template.room import check_graph_room
+from quantize.template.verdicts import Sizes, Verdicts
+from quantize.types import F32, TensorSpec
 
 ADAPTER = Path(__file__).with_name("onnx_adapter.py")
 PRODUCERS = {  # word for the adapter -> what to call it; those whose cache genai shares come first
@@ -52,26 +54,23 @@ ELSE = f"write it for llama.cpp: {asked('target', 'llama.cpp')}"
 APART, MISPLACED = 1e-4, 1e-2
 
 
-class _Answer(Answer):
-    """Of the action "twin": sizes of the folder's own config."""
-
-    hidden_size: int = 0
-    num_hidden_layers: int = 0
-    num_attention_heads: int = 0
-    twin_layers: int = 0
-    model_type: str = ""
-    max_position: int = 0
-    experts: int = 0
+class _Once(str):
+    """A reason that says nothing of a graph, as memory that ran out: another time it may pass."""
 
 
 @dataclass(frozen=True)
 class _Model:
-    """``folder`` with its sizes, as it was ``named``; ``work``: where what is made on the way lies."""
+    """``folder`` as it was ``named``; ``work``: where what is made on the way lies; ``tried``: what is known of its twin."""
 
     named: Path
     folder: Path
-    sizes: _Answer
     work: Path
+    tried: Verdicts
+
+    @property
+    def sizes(self) -> Sizes:
+        """Known as soon as there is a twin, or was one."""
+        return self.tried.sizes
 
     def layers_of(self, source: Path) -> int:
         """Of the model itself, or of its twin."""
@@ -80,16 +79,18 @@ class _Model:
 
 def convert_onnx(folder: Path, out: Path, force: bool = False) -> Converted:
     """Write ``folder`` as the float ONNX folder ``out``, whole or not at all; it may be a GGUF that transformers reads.
+    ``force``: also try again what is known of its config.
 
     Raises CheckpointError for a model that torch does not run, or of which no tool's graph computes what torch does;
     OutputError.
     """
     made_from = _digest(folder)
     check_output(out, force, _foreign)
+    check_graph_room(folder, out, _specs(folder), ELSE)
     with Unfinished(out, True, force, _foreign) as unfinished:
         work = unfinished.path / WORK
         work.mkdir()
-        model = _opened(folder, work)
+        model = _opened(folder, work, force)
         by = _written(model, unfinished.path, made_from)
         _copy_small(model.folder, unfinished.path / ASSETS)
         shutil.rmtree(work)
@@ -116,22 +117,29 @@ def _made_by(by: str) -> str:
 
 def _digest(source: Path) -> str:
     """Of all that is read of it. Raises CheckpointError for what is neither a GGUF nor a folder of safetensors."""
+    return open_checkpoint(source).sha256 if source.is_file() else folder_digest(source, _stored(source))
+
+
+def _specs(source: Path) -> list[TensorSpec]:
     if source.is_file():
-        return open_checkpoint(source).sha256
-    check_folder(source)
-    raw = FILE.load(source / "config.json", dict[str, Any])
-    return folder_digest(source, stored_tensors(source, raw, QUANTIZED_BYTES))
+        return list(open_checkpoint(source).specs.values())
+    return [tensor.spec for tensor in _stored(source).values()]
 
 
-def _opened(named: Path, work: Path) -> _Model:
-    """With its twin made. Raises CheckpointError where transformers does not run it."""
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    check_folder(folder)
+    return stored_tensors(folder, FILE.load(folder / "config.json", dict[str, Any]), QUANTIZED_BYTES)
+
+
+def _opened(named: Path, work: Path, forget: bool) -> _Model:
+    """Raises CheckpointError where transformers does not read it."""
     packed = named.is_file() or is_quantized(named)
     folder = _unpacked(named, work / "unpacked") if packed else named.resolve()
-    return _Model(named, folder, _twin_of(named, folder, work / "twin", whole=False), work)
+    return _Model(named, folder, work, Verdicts(folder, forget))
 
 
-def _twin_of(named: Path, folder: Path, out: Path, whole: bool) -> _Answer:
-    sizes = ask(ADAPTER, {"action": "twin", "folder": str(folder), "out": str(out), "whole": whole}, _Answer)
+def _twin_of(named: Path, folder: Path, out: Path, whole: bool) -> Sizes:
+    sizes = ask(ADAPTER, {"action": "twin", "folder": str(folder), "out": str(out), "whole": whole}, Sizes)
     _check_alive(named, sizes)
     if sizes.error is not None:
         raise NoGraphError(f"{named}: transformers does not run it ({shown(sizes.error)}); {ELSE}")
@@ -177,16 +185,27 @@ def _floats(template: Path) -> str:
 def _written(model: _Model, out: Path, made_from: str) -> str:
     """The first producer whose graph of the twin computes what the twin does, and whose graph of the model, in ``out``, what the
     model does. Raises NoGraphError if there is none."""
-    twin, reasons = model.work / "twin", list[str]()
+    reasons = list[str]()
     for by, name in PRODUCERS.items():
-        place = model.work / f"twin-{by}"
-        place.mkdir()
-        problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART)
-        problem = problem or _build(model, by, model.folder, out, made_from) or _misses(model, out)
-        if problem is None:
+        known = model.tried.said.get(by)
+        problem = _on_twin(model, by) if known is None else known
+        problem = problem or _build(model, by, model.folder, out, made_from) or _misses(model, out) or ""
+        if not problem:
             return by
         reasons.append(f"{name}: {problem}")
     raise NoGraphError(f"{model.named}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
+
+
+def _on_twin(model: _Model, by: str) -> str:
+    """Why its graph of the twin does not compute what the twin does, "" where it does; remembered."""
+    twin, place = model.work / "twin", model.work / f"twin-{by}"
+    if not twin.exists():
+        model.tried.sizes = _twin_of(model.named, model.folder, twin, whole=False)
+    place.mkdir()
+    problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART) or ""
+    if not isinstance(problem, _Once):
+        model.tried.note(by, problem)
+    return problem
 
 
 def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "") -> str | None:
@@ -196,7 +215,8 @@ def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "")
     try:
         _check_alive(model.named, answer)
         if answer.error is not None:
-            return shown(answer.error.replace(str(source), model.named.name))
+            said = shown(answer.error.replace(str(source), "it"))
+            return _Once(said) if "memory" in said else said
         read = read_graph(graph)
         facts = genai_facts(graph, read.model, msgspec.to_builtins(model.sizes))
         found = normal(read, {"kv_cache_dim": head_size(facts)}, model.layers_of(source))
@@ -223,7 +243,9 @@ def _distance(template: Path, torch: Path, prompt: int, most: float) -> str | No
     try:
         with Child() as child:
             found: F32 = child.call(run_steps, template, tokens, prompt)
-    except (ChildEnded, FileFormatError) as error:
+    except ChildEnded as error:
+        return _Once(shown(str(error)))
+    except FileFormatError as error:
         return shown(str(error).removesuffix("; export it again").rpartition(f"{template}: ")[2])
     apart = float(np.abs(found - taught).max() / np.abs(taught).max()) if found.shape == taught.shape else np.inf
     return None if apart <= most else f"logits are {apart:.2g} of the largest apart"
@@ -236,7 +258,7 @@ def _misses(model: _Model, template: Path) -> str | None:
     return shown(answer.error) if answer.error is not None else _distance(template, model.work, 8, MISPLACED)
 
 
-def _facts(sizes: _Answer, by: str, made_from: str, genai: Genai) -> dict[str, Any]:
+def _facts(sizes: Sizes, by: str, made_from: str, genai: Genai) -> dict[str, Any]:
     facts = Facts(
         model_type=sizes.model_type,
         hidden_size=sizes.hidden_size,

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from exporter.cli.main import main
 from exporter.gguf.file import gguf_size, write_gguf
 from exporter.targets import TARGETS
 from exporter.writers import WRITERS
+from quantize import workers
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
@@ -21,6 +23,8 @@ from quantize.gguf.container import TensorInfo, Value, ValueType, encode_header,
 from quantize.llama_cpp.children import find_products
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.planning.sensitivity import measure_sensitivity
+from quantize.run.digest import run_digest
+from quantize.run.job import make_job
 from quantize.run.pipeline import planned_store, quantize_checkpoint
 from quantize.source import walk_blocks
 from quantize.statistics import by_template
@@ -32,7 +36,7 @@ from quantize.statistics.measured import Measured
 from quantize.types import Axis
 from runtime_checks.checks.verify import verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
-from tests.any_gguf import BLOCKS, EXPERTS, HIDDEN, LAYERS, encode, make_gguf
+from tests.any_gguf import BLOCKS, EXPERT_FFN, EXPERTS, HIDDEN, LAYERS, encode, make_gguf
 from tests.cases import config_of
 from tests.stores import rtn_store
 from tests.tiny import TEXT, make_tiny_model
@@ -141,13 +145,37 @@ def test_moments_in_several_passes_are_the_same(moe, monkeypatch):
     whole = list(template_blocks(moe, tokens, "unit"))
     passes = list[list[int]]()
     real = by_template._passes
-    monkeypatch.setattr(by_template, "physical_memory", lambda: 1)
+    monkeypatch.setattr(workers, "physical_memory", lambda: 1)
     monkeypatch.setattr(by_template, "_passes", lambda *args: (passes.append(some) or some for some in real(*args)))
     parts = list(template_blocks(moe, tokens, "unit"))
     assert passes == [[index] for index in range(LAYERS)]
     for one, other in zip(whole, parts, strict=True):
         assert all(np.array_equal(one.stats[name].hessian, other.stats[name].hessian) for name in one.stats)
         assert all(np.array_equal(one.experts[name].squares, other.experts[name].squares) for name in one.experts)
+
+
+def test_a_bound_on_memory_changes_the_passes_and_no_byte(moe, tmp_path, monkeypatch):
+    passes, made, digests = list[list[int]](), list[dict[str, bytes]](), set[str]()
+    real = by_template._passes
+    monkeypatch.setattr(by_template, "_passes", lambda *args: (passes.append(some) or some for some in real(*args)))
+    for size in (1 << 20, 1 << 30):
+        config = config_of("gptq-oc", grid="q4_0", max_memory=size, **TOKENS)
+        store = quantize_checkpoint(moe, tmp_path / str(size), config, LLAMA).path
+        made.append({path.name: path.read_bytes() for path in store.rglob("*") if path.is_file()})
+        digests.add(run_digest(make_job(moe, ModelPlan(config, LLAMA, build_plan(moe.specs, config, LLAMA)))))
+    assert passes == [[0], [1], [0, 1]]
+    assert made[0] == made[1] and len(digests) == 1
+
+
+def test_less_memory_than_a_block_needs_is_refused_with_what_it_needs(moe, tmp_path, capsys):
+    text = ("--calibration-tokens", "512", "--quiet")
+    needed = 4 * 4 * (2 * HIDDEN**2 + EXPERTS * (HIDDEN**2 + EXPERT_FFN**2))  # qkv, o; gate with up, down; a quarter is theirs
+    for command in ("imatrix", "quantize"):
+        asked = [command, str(moe.path), "--out", str(tmp_path / command), *text]
+        assert main([*asked, "--max-memory", f"{needed - 1}B"]) == 2
+        assert f"block 0 needs {needed:,} bytes; give --max-memory {needed}B or more" in capsys.readouterr().err
+        assert not list(tmp_path.glob(f"*{command}*"))
+        assert main([*asked, "--max-memory", f"{needed}B"]) == 0
 
 
 def test_an_expert_without_tokens_is_rounded_and_said(tmp_path):

@@ -260,6 +260,12 @@ def test_verify_sees_another_graph(made, source, tmp_path):
     assert "genai_config = expected" in missed(genai)
 
 
+def test_a_store_of_it_is_replaced_as_any_other(made, source, tmp_path):
+    for force in (False, True):
+        quantize_checkpoint(source, tmp_path / "store", config_of("rtn-oc"), ONNX, force)
+    assert SKELETON_ASSET in QuantizedStore(tmp_path / "store").asset_names()
+
+
 def test_other_formats_say_where_to_go(made, source):
     with pytest.raises(ExportError, match="adadim convert DIR --out MODEL"):
         WRITERS["gguf"].check(source, None)

@@ -8,10 +8,10 @@ import pytest
 
 from exporter.cli.spelling import as_option
 from exporter.targets import TARGETS
+from quantize import workers
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, PlanError
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.planning import memory
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import build_plan, plan_notes
 from quantize.types import Axis, TensorSpec
@@ -240,12 +240,15 @@ def test_contradictions(config, message):
 def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, options, fits, mend):
     specs = {"w": TensorSpec("w", "F16", (1 << 15, 1 << 15))}  # 4 GiB in float32
     config = config_of(**options)
-    monkeypatch.setattr(memory, "physical_memory", lambda: 32 << 30)
+    monkeypatch.setattr(workers, "physical_memory", lambda: 32 << 30)
     check_memory(specs, config, "model")
-    monkeypatch.setattr(memory, "physical_memory", lambda: int(fits * (4 << 30)))
+    monkeypatch.setattr(workers, "physical_memory", lambda: int(fits * (4 << 30)))
     if mend:
         with pytest.raises(ConfigError, match=rf"model: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
             check_memory(specs, config, "model")
+        monkeypatch.setattr(workers, "physical_memory", lambda: 32 << 30)
+        with pytest.raises(ConfigError, match=rf"takes about \d+ GiB of memory, and max_memory gives it \d+; give {mend}"):
+            check_memory(specs, config_of(**options, max_memory=int(fits * (4 << 30))), "model")
 
 
 def test_transforms_need_more_than_an_importance_matrix():

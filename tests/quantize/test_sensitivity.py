@@ -105,6 +105,6 @@ def test_three_bits_are_an_option_where_they_save_bytes(source):
 
 
 def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypatch):
-    monkeypatch.setattr("quantize.planning.memory.physical_memory", lambda: 4 * sum(spec.size for spec in source.specs.values()))
+    monkeypatch.setattr("quantize.workers.physical_memory", lambda: 4 * sum(spec.size for spec in source.specs.values()))
     with pytest.raises(ConfigError, match=r"takes about 0 GiB of memory, and this machine has 0; measure on a larger one"):
         measure_sensitivity(Measured(source), QuantizeConfig(), TARGETS["llama.cpp"])
