@@ -22,7 +22,6 @@ import msgspec
 
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
 from exporter.writers import writer_at
-from quantize.blocks import matrix
 from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
@@ -103,7 +102,7 @@ def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report
     if grid is None:
         bits = FLOAT_BITS[record.dtype]
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
-    stored = target.stored_bytes(grid, record.axis, matrix(record.shape))
+    stored = target.stored_bytes(grid, record.axis, record.shape)
     item |= grid_to_json(grid) | {"axis": str(record.axis)}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
 

@@ -38,7 +38,9 @@ from quantize.template.process import Answer, ask
 from quantize.types import F32
 
 ADAPTER = Path(__file__).with_name("onnx_adapter.py")
+OF_EXPERTS = "mobius-moe"
 PRODUCERS = {  # word for the adapter -> what to call it; those whose cache genai shares come first
+    OF_EXPERTS: "mobius-onnx with GroupQueryAttention and MoE",
     "mobius-gqa": "mobius-onnx with GroupQueryAttention",
     "genai": "onnxruntime-genai's builder",
     "mobius": "mobius-onnx",
@@ -179,6 +181,8 @@ def _written(model: _Model, out: Path, made_from: str) -> str:
     model does. Raises NoGraphError if there is none."""
     twin, reasons = model.work / "twin", list[str]()
     for by, name in PRODUCERS.items():
+        if by == OF_EXPERTS and not model.sizes.experts:
+            continue
         place = model.work / f"twin-{by}"
         place.mkdir()
         problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART)
