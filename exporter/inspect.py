@@ -7,7 +7,8 @@ The report of all three::
 
 ``totals.bytes`` is the whole file (for a folder: model.onnx and its external data), ``totals.weights`` counts every tensor's
 weights, and ``totals.bits_per_weight`` speaks of the decoder's linear layers alone, from the bytes that they take in the file.
-A tensor of floats has its dtype as grid, and no group size and axis (None). Shapes are (OC, IC) as in ``nn.Linear``.
+A tensor of floats has its dtype as grid, and no group size and axis (None). Shapes are (OC, IC) as in ``nn.Linear``,
+of a stack (experts, OC, IC).
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class _Codes(GridJson, kw_only=True):
     """A quantized one."""
 
     name: TensorName
-    shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=2)]
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=3)]
     axis: Axis
 
 

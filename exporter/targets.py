@@ -94,11 +94,11 @@ class GgufTarget:
         """Bytes in the file: ggml's blocks cost the same on both axes."""
         return round(grid.bits_per_weight * prod(shape) / 8)
 
-    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """llama.cpp multiplies by one tensor at a time."""
         return 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
 
@@ -149,14 +149,14 @@ class OnnxTarget:
         shape = matrix(shape)
         return linear_bytes(grid, axis, shape) if self.split else tile_bytes(grid, axis, shape)
 
-    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Graph nodes that one linear becomes."""
-        return linear_nodes(grid, axis, shape) if self.split else 1
+        return linear_nodes(grid, axis, matrix(shape)) if self.split else 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
         """Estimated seconds for one row of activations; MatMulAdaDim's kernel is taken to be as fast as MatMulNBits."""
         if self.split:
-            return linear_seconds(grid, axis, shape)
+            return linear_seconds(grid, axis, matrix(shape))
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE
 
 

@@ -287,5 +287,5 @@ class Target(Protocol):
     def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Bytes of codes, scales and zeros of a linear (OC, IC), or of a stack, in the file."""
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
         """Estimated seconds to multiply one row of activations."""
