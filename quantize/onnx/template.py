@@ -179,7 +179,9 @@ def _widened(node: NodeProto, narrow: Collection[str]) -> list[NodeProto]:
     """A reader of a weight of 16 bits, and the Cast before it, or behind a look-up, which makes float32 of fewer numbers."""
     stem = node.name.rpartition("/")[0]
     if node.op_type in ("Transpose", MOE):
-        casts = {name: _widening(name) for name in node.input if name in narrow}
+        casts = {
+            name: _widening(name, stem if node.op_type == "Transpose" else site(name)) for name in node.input if name in narrow
+        }
         node.input[:] = [casts[name].output[0] if name in casts else name for name in node.input]
         return [*casts.values(), node]
     if node.op_type == "Gather" and node.input[0] in narrow:
@@ -189,8 +191,7 @@ def _widened(node: NodeProto, narrow: Collection[str]) -> list[NodeProto]:
     return [node]
 
 
-def _widening(name: str) -> NodeProto:
-    stem = site(name)
+def _widening(name: str, stem: str) -> NodeProto:
     return helper.make_node("Cast", [name], [f"{stem}{WIDE}"], f"{stem}/Cast", to=TensorProto.FLOAT)
 
 

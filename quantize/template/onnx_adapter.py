@@ -15,8 +15,7 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ ANY = 1 << 30  # as many as the config has
 LOUDER = 4  # times the weights that transformers starts with, so that logits differ
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 USED = ("num_experts_per_tok", "moe_k", "top_k", "moe_topk")
-STACKS = "adadim.stacks"  # a domain, while a graph is built, of matrices that are put one below the other
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,85 +194,12 @@ def _mobius_package(folder: Path, provider: str) -> Any:  # noqa: ANN401 - mobiu
 
 
 def _by_mobius_moe(folder: Path, out: Path) -> None:
-    """Each layer's experts as one MoE, where mobius computes each for every token: for layers of its two kinds."""
-    from mobius.components import MoELayer
-    from mobius.models import gptoss
-
-    MoELayer.forward = gptoss._GptOssMoELayer.forward = _experts
+    """Each layer's experts as one node."""
+    own = runpy.run_path(str(Path(__file__).with_name("mobius_experts.py")))
+    own["replace_layers"]()
     package = _mobius_package(folder, "adadim")
-    found = [(model.graph, node) for model in package.values() for node in model.graph if node.domain == STACKS]
-    if not found:
-        raise ValueError("it has no layer of experts of these kinds")
-    for graph, node in found:
-        _stack(graph, node)
+    own["fold"](model.graph for model in package.values())
     package.save(str(out))
-
-
-def _experts(layer: Any, op: Any, hidden: Any) -> Any:  # noqa: ANN401 - mobius's
-    """In place of the forward of a layer: the softmax of the best scores, or the best of a softmax, and of silu(gate) * up."""
-    layer.gate.forward = partial(_scores, layer.gate)
-    scores = op.Reshape(layer.gate(op, hidden), [-1, layer.num_experts])
-    held: dict[str, list[Any]] = {"gate_proj": [], "up_proj": [], "down_proj": []}
-    for expert in layer.experts:
-        parts = {name: getattr(expert, name) for name in held}
-        for part in parts.values():
-            part.forward = partial(_own, part)
-        expert.forward = partial(_each, parts)
-        for name, own in expert(op).items():
-            held[name].append(own)
-    gates = [matrix for pair in zip(held["gate_proj"], held["up_proj"], strict=True) for matrix in pair]
-    inputs = [op.Stack(*one, _domain=STACKS) for sums in (gates, held["down_proj"]) for one in zip(*sums, strict=True)]
-    up, *up_bias, down, down_bias = inputs if len(inputs) > 2 else (inputs[0], None, inputs[1], None)
-    limit = getattr(layer.experts[0], "_LIMIT", None)  # of the one kind of experts that has biases too
-    swiglu = {"activation_alpha": 1.0, "activation_beta": 0.0}
-    if limit is not None:
-        swiglu = {"activation_alpha": layer.experts[0]._ALPHA, "activation_beta": 1.0, "swiglu_limit": limit}
-    return op.MoE(
-        hidden, scores, up, up_bias[0], down, down_bias, _domain="com.microsoft", k=layer.top_k, activation_type="swiglu",
-        swiglu_fusion=1, normalize_routing_weights=int(getattr(layer.gate, "norm_topk_prob", True)), **swiglu,
-    )  # fmt: skip
-
-
-def _scores(gate: Any, op: Any, hidden: Any) -> Any:  # noqa: ANN401
-    found = op.MatMul(hidden, op.Transpose(gate.weight, perm=[1, 0]))
-    return op.Add(found, gate.bias) if hasattr(gate, "bias") else found
-
-
-def _each(parts: Mapping[str, Any], op: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Of the linears of an expert, whose parameters are called so."""
-    return {name: part(op) for name, part in parts.items()}
-
-
-def _own(linear: Any, _: Any) -> list[Any]:  # noqa: ANN401
-    return [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
-
-
-def _stack(graph: Any, node: Any) -> None:  # noqa: ANN401 - onnx_ir's
-    """An initializer in place of ``node``: [experts, OC, IC], rows of gate and up in turn; or biases [experts, OC]."""
-    import onnx_ir as ir
-
-    own = [value.const_value for value in node.inputs]
-    name, (rows, *columns) = node.inputs[0].name, own[0].shape.numpy()
-    together = 2 if ".gate_proj." in name else 1
-    shape = ir.Shape([len(own) // together, rows * together, *columns])
-    called = name.replace(".0.gate_proj.", ".gate_up_proj.").replace(".0.down_proj.", ".down_proj.")
-    tensor = ir.LazyTensor(partial(_stacked, own, shape), dtype=ir.DataType.FLOAT, shape=shape, name=called)
-    value = ir.Value(name=called, shape=shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
-    ir.convenience.replace_all_uses_with(node.outputs[0], value)
-    graph.register_initializer(value)
-    graph.remove(node, safe=True)
-    for old in {value.name for value in own}:
-        graph.initializers.pop(old)
-
-
-def _stacked(own: Sequence[Any], shape: Any) -> Any:  # noqa: ANN401
-    """In memory only while it is written."""
-    import numpy as np
-    import onnx_ir as ir
-
-    together = len(own) // shape[0]
-    pairs = [np.stack([one.numpy() for one in own[start : start + together]], 1) for start in range(0, len(own), together)]
-    return ir.tensor(np.stack(pairs).reshape(shape.numpy()))
 
 
 def _by_genai(folder: Path, out: Path) -> None:
