@@ -1,8 +1,8 @@
 """mobius-onnx with one MoE for a layer of experts, where its own graph computes each for every token. Imports nothing of ours.
 
-Its layers keep an expert's matrices apart. In place of their forward, a node of a domain of our own reads these matrices; when the
-graph is built it becomes an initializer. Whether a layer computes anything beside that is not asked here: whoever uses the graph
-compares it with torch.
+Its layers keep an expert's matrices apart. In place of their forward, a node of a domain of our own reads these matrices; when
+the graph is built it becomes an initializer. Whether a layer computes anything beside that is not asked here: whoever uses the
+graph compares it with torch.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from exporter.bundle.folder import BundleOptions, write_bundle
 from exporter.inspect import inspect
 from exporter.onnx.file import onnx_size, write_onnx
 from exporter.targets import TARGETS
@@ -84,6 +85,11 @@ def test_one_node_holds_the_experts_of_a_layer(source, exported):
     assert onnx_size(store) == sum((out / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     items = {item["name"]: item for item in inspect(out)["tensors"]}
     assert (items[UP]["shape"], items[UP]["bits"], items[UP]["group_size"]) == ([4, 192, 64], 4, 64)
+
+
+def test_a_bundle_asks_for_a_runtime_that_multiplies_them(exported, tmp_path):
+    manifest = write_bundle(exported[1], tmp_path / "out", BundleOptions("android"))
+    assert manifest["runtime"]["minimum_version"] == "1.32.0"
 
 
 def test_a_changed_byte_of_one_expert_is_seen(source, exported, tmp_path):
