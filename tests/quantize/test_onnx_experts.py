@@ -25,6 +25,7 @@ from quantize.template import onnx_convert
 from quantize.template.onnx_convert import OF_EXPERTS, PRODUCERS, convert_onnx
 from runtime_checks.checks.verify import verify
 from runtime_checks.reference.onnx import read_onnx
+from runtime_checks.report.outliers import find_outliers
 from tests.any_model import make_model
 from tests.cases import config_of
 
@@ -85,6 +86,11 @@ def test_one_node_holds_the_experts_of_a_layer(source, exported):
     assert onnx_size(store) == sum((out / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
     items = {item["name"]: item for item in inspect(out)["tensors"]}
     assert (items[UP]["shape"], items[UP]["bits"], items[UP]["group_size"]) == ([4, 192, 64], 4, 64)
+
+
+def test_the_report_shows_a_linear_that_is_one_matrix(source, exported):
+    found = find_outliers(exported[0], source, None, None)
+    assert len(source.specs[found.name].shape) == 2
 
 
 def test_a_bundle_asks_for_a_runtime_that_multiplies_them(exported, tmp_path):
