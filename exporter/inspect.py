@@ -7,7 +7,8 @@ The report of all three::
 
 ``totals.bytes`` is the whole file (for a folder: model.onnx and its external data), ``totals.weights`` counts every tensor's
 weights, and ``totals.bits_per_weight`` speaks of the decoder's linear layers alone, from the bytes that they take in the file.
-A tensor of floats has its dtype as grid, and no group size and axis (None). Shapes are (OC, IC) as in ``nn.Linear``.
+A tensor of floats has its dtype as grid, and no group size and axis (None). Shapes are (OC, IC) as in ``nn.Linear``,
+of a stack (experts, OC, IC).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import msgspec
 
 from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
 from exporter.writers import writer_at
-from quantize.blocks import matrix
 from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_source import check_gguf_model
 from quantize.checkpoint.gguf_values import GgufValues
@@ -103,7 +103,7 @@ def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report
     if grid is None:
         bits = FLOAT_BITS[record.dtype]
         return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
-    stored = target.stored_bytes(grid, record.axis, matrix(record.shape))
+    stored = target.stored_bytes(grid, record.axis, record.shape)
     item |= grid_to_json(grid) | {"axis": str(record.axis)}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
 
@@ -169,7 +169,7 @@ class _Codes(GridJson, kw_only=True):
     """A quantized one."""
 
     name: TensorName
-    shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=2)]
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=3)]
     axis: Axis
 
 

@@ -14,12 +14,15 @@ A whole SmolLM2-135M (head and attention included) takes 2.0 times as long all p
 
 from __future__ import annotations
 
+from math import prod
+
 from quantize.grids.int_affine import IntAffine
 from quantize.types import Axis, Grid
 
 FASTEST_2_BIT_BLOCK = 128  # onnxruntime's 2-bit MatMulNBits is 100 times slower at 256 and refuses more
 SMALLEST_FAST_BLOCK = 32
 SPLIT_K_BLOCK = 32  # the kernel rounds activations to 8 bits per block: the smallest fast one is the most accurate
+SMALLEST_STACK_BLOCK = 16  # of QMoE
 SCALED_VALUES = 1 << 15  # most values of x * s per token and Mul of the split form: 64 MiB for a prompt of 512 tokens
 
 TILE, BLOCK = 16, 32  # output and input channels that MatMulAdaDim's kernels take at a time
@@ -57,6 +60,24 @@ def block_size(grid: Grid, length: int) -> int:
     limit = min(group_size, FASTEST_2_BIT_BLOCK) if width == 2 else group_size
     sizes = [limit >> shift for shift in range(limit.bit_length()) if limit >> shift >= min(group_size, SMALLEST_FAST_BLOCK)]
     return min(sizes, key=lambda size: -(-length // size) * (size * width + 8 * scale_bytes(grid) + width))
+
+
+def stack_bits(grid: Grid) -> int:
+    """Width of codes in QMoE: what is exact there at 4 bits is not at 2, so these ride in 4."""
+    return max(4, stored_bits(grid.bits))
+
+
+def stack_block(group_size: int, *lengths: int) -> int:
+    """The block that QMoE stores rows of ``lengths`` in: the group, or the largest part of it that fits them evenly."""
+    return min(group_size, *(length & -length for length in lengths))
+
+
+def stack_bytes(grid: Grid, shape: tuple[int, ...]) -> int:
+    """Bytes of a stack [experts, OC, IC] in QMoE beside one that is stored alike."""
+    width, size = stack_bits(grid), stack_block(grid.group_size, shape[-1])
+    blocks = shape[-1] // size
+    zeros = 0 if grid.symmetric and width == grid.bits else packed_size(blocks, width)
+    return prod(shape[:-1]) * (blocks * (size * width // 8 + scale_bytes(grid)) + zeros)
 
 
 def groups_per_mul(groups: int, ic: int) -> int:

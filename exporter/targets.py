@@ -6,18 +6,23 @@
 | gguf-adadim         | ggml blocks                   | ggml blocks of the transposed weight                       |
 | onnxruntime         | one MatMulNBits               | one MatMulNBits per group of output channels (split form)  |
 | onnxruntime+adadim  | one MatMulAdaDim              | one MatMulAdaDim                                           |
+
+Stacks of experts: in ONNX one QMoE of two of them, PER_OC alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from exporter.onnx_cost import (
     SECONDS_PER_BYTE,
     SECONDS_PER_NODE,
+    SMALLEST_STACK_BLOCK,
     linear_bytes,
     linear_nodes,
     linear_seconds,
+    stack_bytes,
     tile_bytes,
 )
 from quantize.blocks import matrix
@@ -67,8 +72,9 @@ class GgufTarget:
         """A tensor of a GGUF is a whole weight."""
         return f"target {self.name} stores a weight as one tensor, to which nothing is added; onnxruntime can"
 
-    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
-        """None, or why a weight (OC, IC) does not fit."""
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
+        """None, or why a weight (OC, IC), or a stack of them, does not fit."""
+        shape = matrix(shape)
         length, side = (shape[1], "IC") if axis is Axis.PER_OC else (shape[0], "OC")
         if length % grid.block_size:
             return (
@@ -77,22 +83,22 @@ class GgufTarget:
             )
         return None
 
-    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
+    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> Grid | None:
         """A block of 32 where one of 256 does not fit; None, that is floats, where that does not fit either."""
         smaller = GRIDS.get(GGML_FALLBACKS.get(grid.name, ""))
         if smaller is None or isinstance(smaller, type) or self.refuses(smaller, axis, shape) is not None:
             return None
         return smaller
 
-    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Bytes in the file: ggml's blocks cost the same on both axes."""
-        return round(grid.bits_per_weight * shape[0] * shape[1] / 8)
+        return round(grid.bits_per_weight * prod(shape) / 8)
 
-    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """llama.cpp multiplies by one tensor at a time."""
         return 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
 
@@ -119,26 +125,38 @@ class OnnxTarget:
     def lacks_parts(self) -> None:
         """A graph adds what its nodes give."""
 
-    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
-        """None: a ragged last group is legal."""
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
+        """None for a weight (OC, IC): a ragged last group is legal. Of a stack QMoE takes whole blocks along IC alone."""
+        if len(shape) == 2:
+            return None
+        if axis is Axis.PER_IC:
+            return f"a stack of {shape[0]} experts is multiplied by QMoE, which has no per-IC groups"
+        if shape[-1] % SMALLEST_STACK_BLOCK:
+            told = (
+                f"a stack of {shape[0]} experts is multiplied by QMoE, whose blocks have {SMALLEST_STACK_BLOCK} weights or more"
+            )
+            return f"shape {shape}: {told}; {shape[-1]} is no multiple of that"
         return None
 
-    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
-        """None: no shape is refused, so there is nothing to fall back to but floats."""
+    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> Grid | None:
+        """None: where a shape is refused, all grids are, so there is nothing to fall back to but floats."""
         return None
 
-    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Bytes of codes, scales and zero points in the file."""
+        if len(shape) > 2:
+            return stack_bytes(grid, shape)
+        shape = matrix(shape)
         return linear_bytes(grid, axis, shape) if self.split else tile_bytes(grid, axis, shape)
 
-    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
+    def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Graph nodes that one linear becomes."""
-        return linear_nodes(grid, axis, shape) if self.split else 1
+        return linear_nodes(grid, axis, matrix(shape)) if self.split else 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
         """Estimated seconds for one row of activations; MatMulAdaDim's kernel is taken to be as fast as MatMulNBits."""
         if self.split:
-            return linear_seconds(grid, axis, shape)
+            return linear_seconds(grid, axis, matrix(shape))
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE
 
 
@@ -163,7 +181,7 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         reason = target.lacks_parts if record.inputs else None
         if record.grid is not None:
             reason = reason or target.lacks(record.grid, record.axis)
-            reason = reason or target.refuses(record.grid, record.axis, matrix(record.shape))
+            reason = reason or target.refuses(record.grid, record.axis, record.shape)
         if reason is not None:
             raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
     return target

@@ -51,12 +51,14 @@ class Need(IntEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a header says of a tensor: ``dtype``, a word as "BF16" or "Q4_1"; ``kept``, why it has to stay floats."""
+    """What a header says of a tensor: ``dtype``, a word as "BF16" or "Q4_1"; ``kept``, why it has to stay floats; ``partner``, a
+    tensor that stays floats if this one does, and the other way round."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     kept: str = ""
+    partner: str = ""
 
     @property
     def size(self) -> int:
@@ -278,14 +280,15 @@ class Target(Protocol):
     def lacks_parts(self) -> str | None:
         """None if a weight may be a sum of several parts, else the reason."""
 
-    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> str | None:
-        """None if a weight (OC, IC) fits where nothing is lacking, else the reason with the numbers and what would fit."""
+    def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
+        """None if a weight (OC, IC) or a stack [experts, OC, IC] fits where nothing is lacking, else the reason with the numbers
+        and what would fit."""
 
-    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> Grid | None:
+    def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> Grid | None:
         """The next grid that fits where ``grid`` does not; None means floats."""
 
-    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
-        """Bytes of codes, scales and zeros of a linear (OC, IC) in the file."""
+    def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
+        """Bytes of codes, scales and zeros of a linear (OC, IC), or of a stack, in the file."""
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
         """Estimated seconds to multiply one row of activations."""

@@ -51,6 +51,7 @@ PACKAGES = {
 }
 # The oldest that gave what today's give, by trial (docs/reference/bundle.md); older ones load some files and compute them wrong.
 MINIMUM = {"onnxruntime": "1.27.0", "llama.cpp": "b6451"}
+WITH_EXPERTS = "1.32.0"  # the one whose QMoE was tried; older ones know no accuracy level of it
 CHUNK = 1 << 20
 EVAL_DOOR = Door(ConfigError, "it is not what `adadim eval --json` writes", MIB)
 LIBRARY_DOOR = Door(ExportError, "name a native library", 256 * MIB)
@@ -105,7 +106,7 @@ def _manifest(facts: Facts, options: BundleOptions) -> dict[str, Any]:
         "platform": options.platform,
         "runtime": {
             "name": facts.runtime,
-            "minimum_version": MINIMUM[facts.runtime],
+            "minimum_version": _minimum(facts),
             "package": PACKAGES[facts.runtime, options.platform],
         },
         "model": facts.model,
@@ -138,6 +139,12 @@ def _libraries(facts: Facts, options: BundleOptions) -> Mapping[str, Path]:
         if problem is not None:
             raise ExportError(f"{path}: {problem}")
     return options.libraries
+
+
+def _minimum(facts: Facts) -> str:
+    """The oldest version of its runtime."""
+    stacks = any(len(item["shape"]) > 2 and item["axis"] is not None for item in facts.tensors)
+    return WITH_EXPERTS if stacks and facts.runtime == "onnxruntime" else MINIMUM[facts.runtime]
 
 
 def _library_path(options: BundleOptions, abi: str) -> str:

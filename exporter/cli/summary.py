@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import prod
 from statistics import median
 from typing import Any, NamedTuple
 
 from exporter.targets import TARGETS
-from quantize.blocks import matrix
 from quantize.grids import grid_from_json
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.model_config import EMBEDDING, HEAD, is_linear
@@ -25,7 +25,7 @@ class LinearCost(NamedTuple):
 
     grid: Grid
     axis: Axis
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 def table(title: str, rows: Iterable[Row]) -> str:
@@ -41,7 +41,7 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     rows = [("target", f"{store.target}, method {header['config']['method']}"), *_budget_rows(header.get("budget"))]
     rows += calibration_rows(header.get("calibration"), header.get("imatrix"))
     linears = [
-        LinearCost(record.grid, record.axis, matrix(record.shape))
+        LinearCost(record.grid, record.axis, record.shape)
         for record in store.records.values()
         if record.grid is not None and is_linear(record.name, record.shape)
     ]
@@ -81,7 +81,7 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
     if "target" in report:
         items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"], item["shape"])]
         grids = [grid_from_json(item) for item in items]
-        linears = [LinearCost(grid, Axis(item["axis"]), matrix(item["shape"])) for grid, item in zip(grids, items, strict=True)]
+        linears = [LinearCost(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
         rows += _cost_rows(linears, report["target"])
     return rows
 
@@ -142,7 +142,7 @@ def _linear_rows(linears: Sequence[LinearCost], target_name: str, beside: int) -
     if not linears:
         return [("linears", "none quantized")]
     target = TARGETS[target_name]
-    weights = sum(shape[0] * shape[1] for _, _, shape in linears)
+    weights = sum(prod(shape) for _, _, shape in linears)
     bits = 8 * (beside + sum(target.stored_bytes(*linear) for linear in linears)) / weights
     rows = [
         ("linears", f"{len(linears)} tensors, {weights:,} weights at {bits:.3f} bits a weight"),
@@ -153,6 +153,8 @@ def _linear_rows(linears: Sequence[LinearCost], target_name: str, beside: int) -
         rows.append(("float16", f"input channels in {beside:,} bytes of it, whose nodes are not in the estimates below"))
     if target_name == "onnxruntime" and any(linear.grid.bits == 3 for linear in linears):
         rows.append(("note", "3-bit codes ride in 4-bit nodes: MatMulNBits has no 3 bits"))
+    if target.writer == "onnx" and any(linear.grid.bits < 4 and len(linear.shape) > 2 for linear in linears):
+        rows.append(("note", "codes of experts ride in 4-bit nodes: QMoE has no fewer that are exact"))
     return rows + _cost_rows(linears, target_name)
 
 

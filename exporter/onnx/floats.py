@@ -16,6 +16,11 @@ DATA_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": Tens
 def vector(record: TensorRecord) -> Form:
     """An initializer that the graph reads as it is: norms and biases, F32."""
     assert record.dtype == "F32", (record.name, record.dtype)
+    return kept(record)
+
+
+def kept(record: TensorRecord) -> Form:
+    """An initializer in the source's dtype, and no node."""
     return Form("float", [], (_planned(record),), _pour)
 
 
@@ -24,7 +29,7 @@ def float_embedding(record: TensorRecord, wire: Wire) -> Form:
     rows = wire.y if record.dtype == "F32" else f"{site(record.name)}.narrow"
     nodes = [node("Gather", [record.name, wire.x], [rows], f"{site(record.name)}/Gather", axis=0)]
     if rows != wire.y:
-        nodes.append(_widen(rows, wire.y, site(record.name)))
+        nodes.append(widen(rows, wire.y, site(record.name)))
     return Form("float", nodes, (_planned(record),), _pour)
 
 
@@ -42,7 +47,7 @@ def _linear_nodes(record: TensorRecord, wire: Wire, prefix: str) -> list[NodePro
     weight, nodes = record.name, []
     if record.dtype != "F32":
         weight = f"{prefix}.wide"
-        nodes.append(_widen(record.name, weight, prefix))
+        nodes.append(widen(record.name, weight, prefix))
     transposed = f"{prefix}.transposed"
     return [
         *nodes,
@@ -51,7 +56,8 @@ def _linear_nodes(record: TensorRecord, wire: Wire, prefix: str) -> list[NodePro
     ]
 
 
-def _widen(narrow: str, wide: str, prefix: str) -> NodeProto:
+def widen(narrow: str, wide: str, prefix: str) -> NodeProto:
+    """Floats of 16 bits as float32."""
     return node("Cast", [narrow], [wide], f"{prefix}/Cast", to=TensorProto.FLOAT)
 
 

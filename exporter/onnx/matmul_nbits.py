@@ -24,6 +24,7 @@ from exporter.onnx.tensors import (
     wide_scale,
 )
 from exporter.onnx_cost import block_size, packed_size, stored_bits
+from quantize.blocks import matrix
 from quantize.model_config import HEAD
 from quantize.store.tensors import TensorRecord
 from quantize.types import Array, QuantizedTensor
@@ -31,24 +32,27 @@ from quantize.types import Array, QuantizedTensor
 CONTRIB = "com.microsoft"
 
 
-class _Layout:
+class Layout:
     """Sizes of one tensor's initializers: OC rows of ``blocks`` blocks of ``size`` codes of ``bits`` bits."""
 
-    def __init__(self, record: TensorRecord) -> None:
+    def __init__(self, record: TensorRecord, sizes: tuple[int, int] | None = None) -> None:
+        """``sizes``: bits and block size, if they are not the tensor's own choice."""
         grid = record.grid
         assert grid is not None
-        self.record, self.bits = record, stored_bits(grid.bits)
-        self.oc, self.ic = record.shape
-        self.size = block_size(grid, self.ic)
+        self.record = record
+        self.oc, self.ic = matrix(record.shape)
+        self.bits, self.size = sizes or (stored_bits(grid.bits), block_size(grid, self.ic))
         self.blocks = -(-self.ic // self.size)
         self.block_bytes = self.size * self.bits // 8
-        # Without zero points both operators take 2**(bits-1), which is not the middle of 3 bits that ride in 4.
+        # Without zero points the operators take 2**(bits-1), which is not the middle of fewer bits that ride in more.
         self.zeros = not grid.symmetric or self.bits != grid.bits
 
     def codes(self) -> Planned:
+        """U8, packed."""
         return Planned(f"{self.record.name}.codes", TensorProto.UINT8, (self.oc, self.blocks, self.block_bytes))
 
     def scale(self) -> Planned:
+        """In the grid's type."""
         return planned_scale(self.record, (self.oc, self.blocks))
 
     def widening(self) -> list[NodeProto]:
@@ -56,6 +60,7 @@ class _Layout:
         return wide_scale(self.scale())[1]
 
     def zero_point(self, name: str, bits: int) -> tuple[Planned, ...]:
+        """U8, packed in so many bits; none where the operators' own is meant."""
         shape = (self.oc, packed_size(self.blocks, bits))
         return (Planned(f"{name}.zero_point", TensorProto.UINT8, shape),) if self.zeros else ()
 
@@ -75,6 +80,7 @@ class _Layout:
             yield initializer, first * packed_size(self.blocks, bits), pack_bits(repeated, bits).tobytes()
 
     def matmul(self, name: str, wire: Wire, zeros: tuple[Planned, ...], accuracy_level: int) -> NodeProto:
+        """Of the weight ``name``, that is this one or one that reads its codes too."""
         inputs = [wire.x, self.codes().name, wide_scale(self.scale())[0], *(zero.name for zero in zeros)]
         sizes = {"K": self.ic, "N": self.oc, "bits": self.bits, "block_size": self.size, "accuracy_level": accuracy_level}
         return node("MatMulNBits", inputs, [wire.y], f"{site(name)}/MatMulNBits", domain=CONTRIB, **sizes)
@@ -82,7 +88,7 @@ class _Layout:
 
 def matmul_nbits(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
     """A PER_OC tensor as one node."""
-    layout = _Layout(record)
+    layout = Layout(record)
     zeros = layout.zero_point(record.name, layout.bits)
     matmul = layout.matmul(record.name, wire, zeros, accuracy_level)
     widths = {zero.name: layout.bits for zero in zeros}
@@ -95,7 +101,7 @@ def embedding(record: TensorRecord, wire: Wire) -> Form:
 
     So every block has its own zero point, one a byte.
     """
-    layout = _Layout(record)
+    layout = Layout(record)
     zeros = layout.zero_point(record.name, 8)
     nodes, constants = _gather_nodes(layout, wire, zeros)
     widths = {zero.name: 8 for zero in zeros}
@@ -105,7 +111,7 @@ def embedding(record: TensorRecord, wire: Wire) -> Form:
 
 def tied_head(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
     """A head that is the embedding: MatMulNBits on ``embedding``'s initializers; below 8 bits it packs its own zero points."""
-    layout = _Layout(record)
+    layout = Layout(record)
     zeros = layout.zero_point(record.name if layout.bits == 8 else HEAD, layout.bits)
     matmul = layout.matmul(HEAD, wire, zeros, accuracy_level)
     widths = {} if layout.bits == 8 else {zero.name: layout.bits for zero in zeros}
@@ -113,7 +119,7 @@ def tied_head(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
     return Form("matmulnbits", [matmul], planned, lambda first, chunk: layout.zero_pieces(first, chunk, widths))
 
 
-def _gather_nodes(layout: _Layout, wire: Wire, zeros: tuple[Planned, ...]) -> tuple[list[NodeProto], dict[str, Array]]:
+def _gather_nodes(layout: Layout, wire: Wire, zeros: tuple[Planned, ...]) -> tuple[list[NodeProto], dict[str, Array]]:
     prefix, columns = site(layout.record.name), layout.blocks * layout.size
     constants = {"adadim.axis_2": np.array([2], np.int64), f"adadim.columns_{columns}": np.array([0, 0, columns], np.int64)}
     scale, widening = wide_scale(layout.scale())

@@ -15,12 +15,14 @@ from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_ada
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
 from exporter.onnx.graph import HOLE, Decoder, build_decoder, template_decoder
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
+from exporter.onnx.qmoe import float_moe, qmoe
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD, named
+from quantize.onnx.moe import experts_of
 from quantize.onnx.template import INSIDE, aligned, external
 from quantize.store.seal import OPEN
 from quantize.store.tensors import QuantizedStore
@@ -52,7 +54,10 @@ def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxP
     nodes: list[NodeProto] = []
     for node in decoder.model.graph.node:
         if node.domain != HOLE:
-            nodes.append(node)
+            own, stacks = _experts(store, node, accuracy_level)
+            nodes += own
+            for name, form in stacks.items():
+                forms[name].append(form)
             continue
         record = store.records[node.input[1]]
         parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0]))
@@ -88,6 +93,17 @@ def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int)
     if record.axis is Axis.PER_OC:
         return matmul_nbits(record, wire, accuracy_level)
     return split_form(record, wire, accuracy_level)
+
+
+def _experts(store: QuantizedStore, node: NodeProto, accuracy_level: int) -> tuple[list[NodeProto], dict[str, Form]]:
+    """A node that is no hole, or over stacks in the form that they have in the store, and these forms."""
+    experts = experts_of(node)
+    if experts is None or not set(experts.stacks) <= set(store.records):
+        return [node], {}
+    floats = [name for name in experts.stacks if store.records[name].grid is None]
+    if len(floats) == 1:
+        raise ExportError(f"{store.path}: {floats[0]} is floats and its partner is not, which no node takes; quantize again")
+    return float_moe(node, experts, store.records) if floats else qmoe(node, experts, store.records, accuracy_level)
 
 
 def _check_names(store: QuantizedStore, decoder: Decoder) -> None:

@@ -68,7 +68,7 @@ class GgufTemplate(GgufTensors, Template):
         return any(product.experts for product in self.products)
 
     @property
-    def computes_all_experts(self) -> bool:
+    def hides_experts(self) -> bool:
         """No: llama.cpp multiplies by those that a token is sent to."""
         return False
 

@@ -16,19 +16,27 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from quantize.checkpoint.floats import FLOATS, check_finite, to_f32
 from quantize.checkpoint.huggingface import read_assets
 from quantize.checkpoint.shards import files_digest
-from quantize.checkpoint.template import OUTSIDE, ROUTER, SKELETON_ASSET, TOGETHER, UNSEEN, Template
+from quantize.checkpoint.template import BIASES, OUTSIDE, ROUTER, SKELETON_ASSET, TOGETHER, UNSEEN, Template
 from quantize.child import Child, ChildEnded
 from quantize.errors import CheckpointError, FileFormatError, shown
 from quantize.model_config import EMBEDDING, HEAD, block_index, with_ids_of
 from quantize.moments import Moments, Product, Text, measure_in
+from quantize.onnx.moe import experts_of
 from quantize.onnx.reader import MODEL_FILE, OnnxGraph, read_graph
 from quantize.onnx.template import ASSETS, DATA_FILE, DTYPES, Facts, facts_of, is_weight, is_whole, site, skeleton_of
 from quantize.onnx.watched import WatchedGraph, run_logits
 from quantize.outside import Door
 from quantize.types import F32, I64, Array, PlainTensor, TensorSpec
 
-CHOOSING, TOGETHER_OPS = ("TopK", "MoE", "QMoE"), ("MoE", "QMoE")
-ENDING = ("MatMul", "Attention", "GroupQueryAttention", "MultiHeadAttention", "Add")  # behind which another thing begins
+CHOOSING, TOGETHER_OPS = "TopK", ("MoE", "QMoE")  # these read scores second
+ENDING = (
+    "MatMul",
+    "Attention",
+    "GroupQueryAttention",
+    "MultiHeadAttention",
+    "Add",
+    *TOGETHER_OPS,
+)  # behind which another thing begins
 AGAIN = "; export it again"  # what a reader of files of ours advises, and is no use here
 MEND = "; make it again: adadim convert DIR --format onnx"
 FILE = Door(CheckpointError, "make it again: adadim convert DIR --format onnx")
@@ -91,6 +99,7 @@ class OnnxTemplate(Template):
     def specs(self) -> Mapping[str, TensorSpec]:
         """See Template."""
         seen, together = {product.weight for product in self.products}, self._read_by(TOGETHER_OPS)
+        partners = self._partners
         routers = {product.weight for product in self.products if self._routes(product.weight)}
 
         def kept(name: str, shape: tuple[int, ...]) -> str:
@@ -99,12 +108,32 @@ class OnnxTemplate(Template):
             if block_index(name) is None:
                 return OUTSIDE
             if name not in seen:
-                return TOGETHER if name in together else UNSEEN
+                return "" if name in partners else UNSEEN if name not in together else BIASES if len(shape) < 3 else TOGETHER
             return ROUTER if name in routers else ""
 
         shapes = {name: tuple(tensor.dims) for name, tensor in self._stored.items()}
         kinds = {name: DTYPES[tensor.data_type] for name, tensor in self._stored.items()}
-        return {name: TensorSpec(name, kinds[name], shape, kept(name, shape)) for name, shape in shapes.items()}
+        return {
+            name: TensorSpec(name, kinds[name], shape, kept(name, shape), partners.get(name, ""))
+            for name, shape in shapes.items()
+        }
+
+    @cached_property
+    def _partners(self) -> dict[str, str]:
+        """Stacks that one node multiplies by, which takes codes of both or of neither."""
+        found = [stacks for node in self.skeleton.graph.node if (stacks := self._stacks(node)) is not None]
+        return {one: other for up, down in found for one, other in ((up, down), (down, up))}
+
+    def _stacks(self, node: NodeProto) -> tuple[str, str] | None:
+        experts = experts_of(node)
+        if experts is None or not all(self._is_stack(name) for name in experts.stacks):
+            return None
+        return experts.stacks
+
+    def _is_stack(self, name: str) -> bool:
+        """Of one node's own, in a block."""
+        stored = self._stored.get(name)
+        return stored is not None and len(stored.dims) == 3 and len(self._readers(name)) == 1 and block_index(name) is not None
 
     def _read_by(self, kinds: Collection[str]) -> set[str]:
         return {name for node in self._graph.model.graph.node if node.op_type in kinds for name in node.input}
@@ -113,13 +142,18 @@ class OnnxTemplate(Template):
         """Whether what comes of it is chosen from: no further product, and the largest of them are taken."""
         waiting, seen = [node.output[0] for node in self._readers(f"{site(name)}.transposed")], set[str]()
         while waiting:
-            for node in self._readers(waiting.pop()):
-                if node.op_type in CHOOSING:
+            value = waiting.pop()
+            for node in self._readers(value):
+                if node.op_type == CHOOSING or (node.op_type in TOGETHER_OPS and node.input[1] == value):
                     return True
-                if node.op_type not in ENDING and node.output and node.output[0] not in seen:
+                if not self._ends(node) and node.output and node.output[0] not in seen:
                     seen.update(node.output)
                     waiting += node.output
         return False
+
+    def _ends(self, node: NodeProto) -> bool:
+        """Whether another thing begins behind it; not where a bias is added."""
+        return node.op_type in ENDING and not (node.op_type == "Add" and any(name in self._stored for name in node.input))
 
     def _readers(self, value: str) -> list[NodeProto]:
         return self._by_input.get(value, [])
@@ -138,8 +172,8 @@ class OnnxTemplate(Template):
         return self.facts.experts > 0
 
     @property
-    def computes_all_experts(self) -> bool:
-        """See Template: a graph has no other way where experts are a matrix each."""
+    def hides_experts(self) -> bool:
+        """See Template."""
         return self.has_experts
 
     def logits(self, tokens: I64) -> F32:

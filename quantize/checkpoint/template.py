@@ -15,6 +15,7 @@ from quantize.types import F32, I64, PlainTensor, TensorSpec
 SKELETON_ASSET = "skeleton.onnx"  # of a store: the graph of a template that is an ONNX folder
 OUTSIDE = "outside the blocks"  # why a matrix stays floats
 UNSEEN, TOGETHER, ROUTER = "multiplied by nothing", "a stack that is multiplied whole", "a router"
+BIASES = "biases, a row of them for each expert"
 
 
 class Template(ABC):
@@ -39,8 +40,8 @@ class Template(ABC):
 
     @property
     @abstractmethod
-    def computes_all_experts(self) -> bool:
-        """Whether each expert is computed for every token, and what is not asked for thrown away."""
+    def hides_experts(self) -> bool:
+        """Whether the runtime does not tell which tokens are sent to an expert: it computes each for all, or all in one node."""
 
     @property
     @abstractmethod

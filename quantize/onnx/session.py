@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from quantize.types import F32, I64, Array
 
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 GIVEN = "input_ids", "attention_mask", "position_ids"
+UNROUNDED = "ORT_QMOE_CPU_QNBIT_GEMM", "fp32"  # else QMoE rounds activations to 8 bits at every accuracy level where codes have 8
 PAST = re.compile(r"past[a-z_]*(?=\.)")
 States = Mapping[str, ort.OrtValue]
 
@@ -76,10 +79,10 @@ class Decoder:
         return dict(zip(self._outputs, results, strict=True))
 
 
-def open_session(model: Path | onnx.ModelProto, folder: Path, library: str = "") -> ort.InferenceSession:
+def open_session(model: Path | onnx.ModelProto, folder: Path, library: str = "", unrounded: bool = False) -> ort.InferenceSession:
     """A CPU session on a file, or on a graph whose external data lies in ``folder``, with ``library`` if it lies there too.
 
-    Raises FileFormatError.
+    ``unrounded``: no kernel rounds activations that its accuracy level does not let it round. Raises FileFormatError.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception
@@ -91,9 +94,25 @@ def open_session(model: Path | onnx.ModelProto, folder: Path, library: str = "")
             source = str(Path(where) / model.name) if isinstance(model, Path) else model.SerializeToString()
             if library and (Path(where) / library).exists():
                 options.register_custom_ops_library(str((Path(where) / library).absolute()))
-            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            with _unrounded() if unrounded else nullcontext():
+                return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base below Exception
         raise FileFormatError(f"{folder}: onnxruntime refuses it ({_line(error)}); export it again") from error
+
+
+@contextmanager
+def _unrounded() -> Iterator[None]:
+    """A kernel asks for it when it is made, and knows no attribute for it."""
+    key, value = UNROUNDED
+    before = os.environ.get(key)
+    os.environ[key] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
 
 
 def _line(error: Exception) -> str:

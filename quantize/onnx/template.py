@@ -9,6 +9,7 @@
 A weight is a float initializer NAME.weight or NAME.bias. A matrix that activations are multiplied by lies as [OC, IC]::
 
     NAME.weight ─ (NAME/Cast) ─ NAME/Transpose ─ NAME/MatMul        model.embed_tokens.weight ─ (Cast) ─ Gather by input_ids
+    NAME.weight ─ (NAME/Cast) ─ MoE, a stack [experts, OC, IC]
 
 A head that is the embedding reads it too. The *skeleton* is the same graph without weights and Casts: all of it but numbers.
 """
@@ -27,6 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from quantize.errors import CheckpointError
 from quantize.model_config import HEAD, ModelSizes
 from quantize.onnx.data import Problem
+from quantize.onnx.moe import MOE
 from quantize.onnx.reader import MODEL_FILE, check_skeleton
 from quantize.outside import LARGEST, MIB, Door, Size, sha256_of
 from quantize.types import Array
@@ -184,10 +186,12 @@ def _poured(file: BinaryIO, name: str, kind: int, values: Array) -> TensorProto:
 def _widened(node: NodeProto, narrow: Collection[str]) -> list[NodeProto]:
     """A reader of a weight of 16 bits, and the Cast before it, or behind a look-up, which makes float32 of fewer numbers."""
     stem = node.name.rpartition("/")[0]
-    if node.op_type == "Transpose" and node.input[0] in narrow:
-        cast = helper.make_node("Cast", [node.input[0]], [f"{stem}{WIDE}"], f"{stem}/Cast", to=TensorProto.FLOAT)
-        node.input[0] = cast.output[0]
-        return [cast, node]
+    if node.op_type in ("Transpose", MOE):
+        casts = {
+            name: _widening(name, stem if node.op_type == "Transpose" else site(name)) for name in node.input if name in narrow
+        }
+        node.input[:] = [casts[name].output[0] if name in casts else name for name in node.input]
+        return [*casts.values(), node]
     if node.op_type == "Gather" and node.input[0] in narrow:
         cast = helper.make_node("Cast", [f"{stem}{NARROW}"], [node.output[0]], f"{stem}/Cast", to=TensorProto.FLOAT)
         node.output[0] = cast.input[0]
@@ -195,19 +199,23 @@ def _widened(node: NodeProto, narrow: Collection[str]) -> list[NodeProto]:
     return [node]
 
 
+def _widening(name: str, stem: str) -> NodeProto:
+    return helper.make_node("Cast", [name], [f"{stem}{WIDE}"], f"{stem}/Cast", to=TensorProto.FLOAT)
+
+
 def skeleton_of(model: ModelProto) -> ModelProto:
     """The graph of a template, large constants still outside."""
     out = ModelProto()
     out.CopyFrom(model)
     graph = out.graph
-    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.output[0].endswith(WIDE)}
-    casts |= {node.input[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0].endswith(NARROW)}
-    kept = [node for node in graph.node if not any(node is cast for cast in casts.values())]
+    wide = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.output[0].endswith(WIDE)}
+    narrow = {node.input[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0].endswith(NARROW)}
+    kept = [node for node in graph.node if not any(node is cast for cast in (*wide.values(), *narrow.values()))]
     for node in kept:
-        if node.op_type == "Transpose" and node.input[0] in casts:
-            node.input[0] = casts[node.input[0]].input[0]
-        elif node.op_type == "Gather" and node.output[0] in casts:
-            node.output[0] = casts[node.output[0]].output[0]
+        if node.op_type in ("Transpose", MOE):
+            node.input[:] = [wide[name].input[0] if name in wide else name for name in node.input]
+        elif node.op_type == "Gather" and node.output[0] in narrow:
+            node.output[0] = narrow[node.output[0]].output[0]
     constants = [tensor for tensor in graph.initializer if not is_weight(tensor)]
     told = [entry for entry in out.metadata_props if entry.key != DATA_SEAL]
     del graph.node[:], graph.initializer[:], out.metadata_props[:]

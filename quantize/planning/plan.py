@@ -69,7 +69,18 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
         raise ConfigError(f"{config.recipe}: rule[{index}], match '{shown(rules[index].match)}', names no linear of this model")
-    return plans
+    return _with_partners(plans, specs)
+
+
+def _with_partners(plans: list[TensorPlan], specs: Mapping[str, TensorSpec]) -> list[TensorPlan]:
+    """Where one of two that belong together stays floats, both do."""
+    floats = {plan.name for plan in plans if not plan.candidates}
+
+    def own(plan: TensorPlan) -> TensorPlan:
+        partner = specs[plan.name].partner if plan.name in specs and plan.candidates else ""
+        return as_floats(specs[plan.name], f"{partner} stays floats") if partner in floats else plan
+
+    return [own(plan) for plan in plans]
 
 
 def plan_notes(plans: Iterable[TensorPlan], config: QuantizeConfig, target: Target) -> list[str]:
@@ -154,7 +165,7 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
     grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
     held = [axis for axis in _axes_of(spec, axes) if target.lacks(grids[axis], axis) is None]
-    reasons = {axis: target.refuses(grids[axis], axis, shape) for axis in held}
+    reasons = {axis: target.refuses(grids[axis], axis, spec.shape) for axis in held}
     told = "; ".join(f"{axis} {reason}" for axis, reason in reasons.items() if reason is not None)
     fitting = {axis: grids[axis] for axis in held if reasons[axis] is None}
     if fitting:
@@ -165,8 +176,8 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
         )
     grid: Grid | None = grids[Axis.PER_OC]
     assert grid is not None
-    if target.refuses(grid, Axis.PER_OC, shape) is not None:
-        grid = target.fallback(grid, Axis.PER_OC, shape)
+    if target.refuses(grid, Axis.PER_OC, spec.shape) is not None:
+        grid = target.fallback(grid, Axis.PER_OC, spec.shape)
     if grid is None:
         return as_floats(spec, told)
     return TensorPlan(
@@ -182,7 +193,7 @@ def _axes_of(spec: TensorSpec, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
 def _float_columns(spec: TensorSpec, hidden: int, config: QuantizeConfig, target: Target) -> int:
     """How many input channels float16 keeps. Raises ConfigError where the target adds no parts, or all would be kept."""
     wanted = config.around.float_columns
-    if not wanted:
+    if not wanted or len(spec.shape) > 2:  # a stack is multiplied by one node, to which nothing is added
         return 0
     if target.lacks_parts is not None:
         raise ConfigError(f"{asked('float_columns', wanted)}: {target.lacks_parts}")

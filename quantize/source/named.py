@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,14 @@ class Named:
     """``causal`` is the model, whole in memory in float32.
 
     ``rows``: of every linear, in the source's order. ``sites``: linears that see the same input. ``whole``: tensors that are a
-    parameter as they are.
+    parameter as they are. ``experts``: of every stack, each expert's.
     """
 
     causal: Causal
     rows: Mapping[str, Rows[Weight]]
     sites: Sequence[Sequence[str]]
     whole: Mapping[str, nn.Parameter]
+    experts: Mapping[str, Sequence[Rows[Weight]]] = field(default_factory=dict)
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``; its parameters ask for a gradient if it ``learns``. Else nothing is done."""
@@ -127,7 +128,8 @@ def _by_content(source: Template, sample: I64, split: bool) -> Named:
     own = [one for one in seen if not any(causal.parameters[one.parameter] is table for table in tables.values())]
     matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in own)
     whole = {name: one for name, one in tables.items() if name in source.specs and _alike(source, name, one)}
-    return Named(causal, _matched(source, matcher), _sites(source), whole)
+    rows, experts = _matched(source, matcher)
+    return Named(causal, rows, _sites(source), whole, experts)
 
 
 def _stack_of(causal: Causal, weight: Weight) -> list[Weight]:
@@ -176,19 +178,26 @@ def _is_alone(source: Template, name: str) -> bool:
     return source.is_quantized(name) and len(source.specs[name].shape) == 2
 
 
-def _matched(source: Template, matcher: Matcher[Weight]) -> dict[str, Rows[Weight]]:
-    found, missed = dict[str, Rows[Weight]](), list[str]()
-    for name in source.specs:
-        if _is_alone(source, name):
-            rows, part = matcher.find(source.read(name))
-            if rows is None:
-                missed.append(f"{name} ({part:.0%} of its rows)")
-            else:
-                found[name] = rows
+def _matched(source: Template, matcher: Matcher[Weight]) -> tuple[dict[str, Rows[Weight]], dict[str, list[Rows[Weight]]]]:
+    """Linears, and stacks where torch has to say what their experts see."""
+    found, stacks, missed = dict[str, Rows[Weight]](), dict[str, list[Rows[Weight]]](), list[str]()
+    for name, spec in source.specs.items():
+        stack = len(spec.shape) > 2
+        if not source.is_quantized(name) or (stack and not source.hides_experts):
+            continue
+        each = (source.read_rows(name, i, i + 1)[0] for i in range(spec.shape[0])) if stack else (source.read(name),)
+        own = [matcher.find(weight) for weight in each]
+        known = [rows for rows, _ in own if rows is not None]
+        if len(known) < len(own):
+            missed.append(f"{name} ({min(part for _, part in own):.0%} of its rows)")
+        elif stack:
+            stacks[name] = known
+        else:
+            found[name] = known[0]
     if missed:
         more = f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
         raise CheckpointError(f"{source.path}: torch's model has no weight like {', '.join(missed[:SHOWN])}{more}; {WITHOUT}")
-    return found
+    return found, stacks
 
 
 def _alike(source: Template, name: str, parameter: nn.Parameter) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quantize.source import ExpertInputs, NamedBlock
     from quantize.source.expert_inputs import Seen
 
+HIDDEN = -1  # a site that only torch knows
 SHARE = 4  # of the memory that may be taken, the part of moments: others hold them too, and what is made of them
 
 
@@ -141,33 +142,48 @@ def template_blocks(
     by_block = _by_block(source)
     for some in _passes(source, by_block, memory_within(memory) // SHARE):
         with TemporaryDirectory() as folder:
-            own = [product for index in some for product in by_block[index]]
+            own = [product for index in some for product in by_block[index] if product.site != HIDDEN]
             text = Text(tokens, token_weight == "unit", _by_site(own, token_weight))
             moments = source.measure(text, own, Path(folder)) if own else {}
             for index in some:
-                run = _weighed(_block(index, by_block[index], moments), token_weight)
-                run = run if apart is None else _by_expert(run, apart.of(run.stats, token_weight == "unit"))
+                run = _weighed(_block(source, index, by_block[index], moments), token_weight)
+                if apart is not None:
+                    names = [product.weight for product in by_block[index]]
+                    run = _by_expert(run, *apart.of(names, token_weight == "unit"))
                 yield run if students is None else replace(run, student=next(students))
 
 
 def _experts_apart(source: Template, tokens: I64) -> ExpertInputs | None:
     """What tells which tokens each expert sees, where the runtime does not and torch runs the source."""
     runs = source.twin is not None and source.twin.is_dir() and not is_quantized(source.twin)
-    if not source.computes_all_experts or not runs or not _has_torch():
+    if not source.hides_experts or not runs or not _has_torch():
         return None
     from quantize.source import ExpertInputs
 
     return ExpertInputs(source, tokens)
 
 
-def _by_expert(run: TemplateRun, seen: Sequence[Seen]) -> TemplateRun:
+def _hidden_stacks(source: Template) -> list[Product]:
+    """Those of which the runtime tells nothing."""
+    names = [name for name, spec in source.specs.items() if len(spec.shape) > 2 and source.is_quantized(name)]
+    return [Product(name, HIDDEN, source.specs[name].shape[0]) for name in names if source.hides_experts]
+
+
+def _unknown(product: Product, channels: int) -> ExpertStats:
+    """Of no tokens."""
+    nothing = np.broadcast_to(np.float32(0), (product.experts, channels, channels))
+    return ExpertStats(nothing, np.zeros(product.experts, np.int64))
+
+
+def _by_expert(run: TemplateRun, seen: Sequence[Seen], stacks: Mapping[str, Moments]) -> TemplateRun:
     """With each expert known by its own tokens; one that saw few by its channels' squares alone."""
     known = {name: one for one in seen for name in one.names}
     own = {id(one): ExpertStats(one.moment[None], np.array([one.tokens])).of(0) for one in seen}
     stats = {name: own[id(known[name])] if name in known else stats for name, stats in run.stats.items()}
     shared = (tuple(name for name in names if name not in known) for names in run.sites)
     sites = (*(names for names in shared if names), *(tuple(one.names) for one in seen))
-    return replace(run, stats=stats, sites=sites)
+    experts = {name: ExpertStats(*moments) for name, moments in stacks.items()}
+    return replace(run, stats=stats, sites=sites, experts={**run.experts, **experts})
 
 
 def _by_site(products: Sequence[Product], token_weight: str | Curvature) -> dict[int, F32]:
@@ -189,12 +205,13 @@ def _by_block(source: Template) -> dict[int, list[Product]]:
     """What is quantized of each block, in order."""
     blocks = [index for index, _ in groupby(sorted(i for i in map(block_index, source.specs) if i is not None))]
     wanted = [product for product in source.products if source.is_quantized(product.weight)]
+    wanted += _hidden_stacks(source)
     return {index: [product for product in wanted if block_index(product.weight) == index] for index in blocks}
 
 
 def _moments_size(source: Template, products: Sequence[Product]) -> int:
     """Bytes."""
-    sites = dict(enumerate(products)) if source.computes_all_experts else {product.site: product for product in products}
+    sites = dict(enumerate(products)) if source.hides_experts else {product.site: product for product in products}
     return sum(4 * max(1, one.experts) * source.specs[one.weight].shape[-1] ** 2 for one in sites.values())
 
 
@@ -211,15 +228,17 @@ def _passes(source: Template, by_block: Mapping[int, list[Product]], most: int) 
         yield some
 
 
-def _block(index: int, products: Sequence[Product], moments: Mapping[int, Moments]) -> TemplateRun:
+def _block(source: Template, index: int, products: Sequence[Product], moments: Mapping[int, Moments]) -> TemplateRun:
     plain = [product for product in products if not product.experts]
     stats = {site: InputStats(np.array(moments[site].squares[0]), int(moments[site].tokens[0])) for site in _sites(plain)}
     sites = tuple(tuple(one.weight for one in plain if one.site == site) for site in stats)
     experts = {
         product.weight: ExpertStats(moments[product.site].squares, moments[product.site].tokens)
         for product in products
-        if product.experts
+        if product.experts and product.site != HIDDEN
     }
+    for product in (product for product in products if product.site == HIDDEN):
+        experts[product.weight] = _unknown(product, source.specs[product.weight].shape[-1])
     return TemplateRun(index, {one.weight: stats[one.site] for one in plain}, sites, experts)
 
 

@@ -179,6 +179,10 @@ def _build(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_mobius(folder: Path, out: Path, provider: str) -> None:
+    _mobius_package(folder, provider).save(str(out))
+
+
+def _mobius_package(folder: Path, provider: str) -> Any:  # noqa: ANN401 - mobius has no types
     import mobius
     import onnx_ir as ir
 
@@ -186,7 +190,15 @@ def _by_mobius(folder: Path, out: Path, provider: str) -> None:
         mobius.register_ep(mobius.EpCapabilities(name=provider, gqa_dtypes=frozenset({ir.DataType.FLOAT})))
     config = _config(folder)
     pictured = config.get_text_config(decoder=True) is not config
-    package = mobius.build(str(folder), dtype="f32", execution_provider=provider, text_only=pictured)
+    return mobius.build(str(folder), dtype="f32", execution_provider=provider, text_only=pictured)
+
+
+def _by_mobius_moe(folder: Path, out: Path) -> None:
+    """Each layer's experts as one node."""
+    own = runpy.run_path(str(Path(__file__).with_name("mobius_experts.py")))
+    own["replace_layers"]()
+    package = _mobius_package(folder, "adadim")
+    own["fold"](model.graph for model in package.values())
     package.save(str(out))
 
 
@@ -202,6 +214,7 @@ def _by_genai(folder: Path, out: Path) -> None:
 
 
 BUILDERS: Mapping[str, Callable[[Path, Path], None]] = {
+    "mobius-moe": _by_mobius_moe,
     "mobius-gqa": lambda folder, out: _by_mobius(folder, out, "adadim"),
     "genai": _by_genai,
     "mobius": lambda folder, out: _by_mobius(folder, out, "default"),

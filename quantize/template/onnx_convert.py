@@ -40,7 +40,9 @@ from quantize.template.verdicts import Sizes, Verdicts
 from quantize.types import F32, TensorSpec
 
 ADAPTER = Path(__file__).with_name("onnx_adapter.py")
+OF_EXPERTS = "mobius-moe"
 PRODUCERS = {  # word for the adapter -> what to call it; those whose cache genai shares come first
+    OF_EXPERTS: "mobius-onnx with GroupQueryAttention and MoE",
     "mobius-gqa": "mobius-onnx with GroupQueryAttention",
     "genai": "onnxruntime-genai's builder",
     "mobius": "mobius-onnx",
@@ -187,6 +189,8 @@ def _written(model: _Model, out: Path, made_from: str) -> str:
     model does. Raises NoGraphError if there is none."""
     reasons = list[str]()
     for by, name in PRODUCERS.items():
+        if by == OF_EXPERTS and not model.sizes.experts:
+            continue
         known = model.tried.said.get(by)
         problem = _on_twin(model, by) if known is None else known
         problem = problem or _build(model, by, model.folder, out, made_from) or _misses(model, out) or ""

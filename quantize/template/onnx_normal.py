@@ -12,8 +12,10 @@ from functools import partial
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from quantize.blocks import matrix
 from quantize.checkpoint.floats import from_f32, to_f32
 from quantize.model_config import EMBEDDING, HEAD, block_index, block_prefix
+from quantize.onnx.moe import experts_of
 from quantize.onnx.reader import OnnxGraph
 from quantize.onnx.template import FloatWeight, is_weight
 from quantize.types import F32
@@ -58,7 +60,8 @@ def normal(read: OnnxGraph, sizes: Mapping[str, int], layers: int) -> Normal:
     nodes = _needed(_spelled(read.model.graph.node, found, names, plain), [value.name for value in read.model.graph.output])
     used = {name for node in nodes for name in node.input}
     weights = {names[one.node]: _narrowed(found.values(one)) for one in found.all}
-    weights |= {new: _weight(read, name) for name, new in plain.items()}
+    stacks = {name for node in read.model.graph.node if (experts := experts_of(node)) is not None for name in experts.stacks}
+    weights |= {new: _narrowed(read.mapped(name)) if name in stacks else _weight(read, name) for name, new in plain.items()}
     rest = used - set(plain) - found.matrices
     constants = [numpy_helper.from_array(read.mapped(name), name) for name in read.initializers if name in rest]
     skeleton = _skeleton(read.model, nodes, constants, sizes)
@@ -191,7 +194,8 @@ def _weight(read: OnnxGraph, name: str) -> FloatWeight:
 
 def _narrowed(values: F32) -> FloatWeight:
     """As BF16, or F16, if that holds all of them."""
-    parts = [values[start : start + 1024] for start in range(0, len(values), 1024)]
+    rows = values.reshape(matrix(values.shape)) if values.ndim > 2 else values  # a view either way
+    parts = [rows[start : start + 1024] for start in range(0, len(rows), 1024)]
     with np.errstate(over="ignore"):
         for dtype in ("BF16", "F16"):
             if all(np.array_equal(to_f32(from_f32(part, dtype), dtype), part) for part in parts):

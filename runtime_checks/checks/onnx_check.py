@@ -13,6 +13,7 @@ from quantize.model_config import EMBEDDING, HEAD
 from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.checks.onnx_parts import OnnxParts
+from runtime_checks.checks.onnx_stacks import experts
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.onnx_sum import OnnxWeight, whole_weights
 from runtime_checks.reference.onnx_tensor import OnnxCodes, OnnxTensor
@@ -24,7 +25,7 @@ EXACT = 0.0
 # The split form adds s * (q - mid) and s * (mid - z), each rounded, and rounds the sum; the reference rounds once. Each of the
 # four is off by at most 2**-24 of s * 2**bits: in steps of the grid, at 8 bits, that is this. A wrong code is a step of 1.
 SPLIT_TOLERANCE = 4 * 2.0**-16
-SPLIT = "split"
+SPLIT, STACK = "split", "qmoe"
 FLOAT = "float"
 
 
@@ -67,6 +68,8 @@ def _check_decoders(tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts, sites
     for name in sites:
         if name == EMBEDDING:
             error, tolerance = _embedding_error(held, parts), EXACT
+        elif tensor.form == STACK:
+            error, tolerance = _stack_error(name, tensor, held, parts), EXACT
         elif tensor.form == SPLIT:
             error, tolerance = _split_error(name, tensor, held, parts), SPLIT_TOLERANCE
         else:
@@ -122,6 +125,15 @@ def _linear_error(name: str, tensor: OnnxTensor, held: OnnxCodes, parts: OnnxPar
     """How many values differ of the weight that onnxruntime multiplies by."""
     columns = parts.linear(name, tensor.shape)
     return sum(_differ_in_value(part.T, held.decode(ic=slice(start, start + len(part)))) for start, part in columns)
+
+
+def _stack_error(name: str, tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts) -> float:
+    """How many values differ of the experts that onnxruntime multiplies by."""
+    error = 0.0
+    for expert, rows, columns, part in experts(parts, name, tensor.shape):
+        first = expert * tensor.shape[1]
+        error += _differ_in_value(part, held.decode(slice(first + rows.start, first + rows.stop), columns))
+    return error
 
 
 def _split_error(name: str, tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
@@ -19,6 +20,7 @@ from runtime_checks.runtimes.onnx_runner import set_accuracy_level
 
 CHUNK_BYTES = 1 << 26  # of a linear's output per call
 CHUNK_ROWS = 1 << 12  # of an embedding per call
+Run = Callable[[dict[str, Array]], F32]  # what goes in by name, a batch of one -> what comes out for it
 
 
 class OnnxParts:
@@ -79,6 +81,23 @@ class OnnxParts:
             ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
             yield start, self._run(session, wanted, {given: ids[None]})
 
+    def reader(self, initializer: str) -> onnx.NodeProto:
+        """The one node that reads it. Raises FileFormatError."""
+        found = self._readers[initializer]
+        if len(found) != 1:
+            raise FileFormatError(f"{self._folder}: {shown(initializer)} is read by {len(found)} nodes; export it again")
+        node: onnx.NodeProto = self._model.graph.node[found[0]]
+        return node
+
+    def alone(self, node: onnx.NodeProto, given: Sequence[str], more: Sequence[onnx.TensorProto]) -> Run:
+        """Runs ``node``, whose first output is wanted, on float32 ``given``, the file's own constants and ``more``."""
+        made = [self._constant_nodes[name] for name in node.input if name in self._constant_nodes]
+        nodes = [*(self._model.graph.node[index] for index in sorted(self._with_constants(made))), node]
+        held = {name for one in nodes for name in one.input} & self._initializers.keys()
+        tensors = [*(self._initializers[name] for name in sorted(held)), *more]
+        session = self._session(nodes, dict.fromkeys(given, TensorProto.FLOAT), node.output[0], tensors)
+        return lambda feeds: self._run(session, node.output[0], feeds)
+
     def _run(self, session: ort.InferenceSession, wanted: str, feeds: dict[str, Array]) -> F32:
         """What comes out for the first of one. Raises FileFormatError if onnxruntime refuses, or gives something else."""
         try:
@@ -92,7 +111,7 @@ class OnnxParts:
 
     def _cut(self, sites: Sequence[str], kind: int) -> tuple[ort.InferenceSession, str, str]:
         """A session on the sites' nodes and whatever constants they need; the value they read and the one that others read."""
-        model, graph = self._model, self._model.graph
+        graph = self._model.graph
         mine = sorted(self._with_constants([index for site in sites for index in self._sites[site]]))
         made = {name for index in mine for name in graph.node[index].output}
         read = {name for index in mine for name in graph.node[index].input if name} - made
@@ -104,15 +123,24 @@ class OnnxParts:
                 f"{self._folder}: nodes {shown(sites[0])}/... read {listed(given)} and make {listed(wanted)}, "
                 "expected one value each"
             )
+        tensors = [self._initializers[name] for name in sorted(read & self._initializers.keys())]
+        nodes = [graph.node[index] for index in mine]
+        return self._session(nodes, {given[0]: kind}, wanted[0], tensors), given[0], wanted[0]
+
+    def _session(
+        self, nodes: Sequence[onnx.NodeProto], given: Mapping[str, int], wanted: str, tensors: Sequence[onnx.TensorProto]
+    ) -> ort.InferenceSession:
+        """``given``: types of the values that go in."""
+        model = self._model
         part = helper.make_graph(
-            [graph.node[index] for index in mine],
-            sites[0],
-            [helper.make_tensor_value_info(given[0], kind, None)],
-            [helper.make_tensor_value_info(wanted[0], TensorProto.FLOAT, None)],
-            [self._initializers[name] for name in sorted(read & self._initializers.keys())],
+            nodes,
+            "part",
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in given.items()],
+            [helper.make_tensor_value_info(wanted, TensorProto.FLOAT, None)],
+            tensors,
         )
         small = helper.make_model(part, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
-        return open_session(small, self._folder, LIBRARY), given[0], wanted[0]
+        return open_session(small, self._folder, LIBRARY, unrounded=True)
 
     def _with_constants(self, nodes: list[int]) -> set[int]:
         """These nodes, and those that make their inputs from initializers alone."""

@@ -12,7 +12,9 @@ import onnx
 from onnx import numpy_helper
 
 from quantize.checkpoint.onnx_template import OnnxTemplate
+from quantize.onnx.template import site
 from quantize.types import Array
+from runtime_checks.checks.experts_check import check_layer, layers_of
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
 
@@ -25,9 +27,12 @@ PARTS = (".sum", ".part")  # after a weight's name, of the nodes that hold it wi
 def check_against(graph: Graph, source: OnnxTemplate) -> list[Check]:
     """Raises DamagedFileError."""
     theirs, ours = source.skeleton, graph.model
-    sites = {name for name, _ in _weight_nodes(theirs)}
-    kept = [node for node in theirs.graph.node if node.name.rpartition("/")[0] not in sites]
-    checks = [_same("nodes = source's", kept, [node for node in ours.graph.node if _site_of(node, sites) is None])]
+    layers = layers_of(theirs)
+    sites = {name for name, _ in _weight_nodes(theirs)} | {site(name) for _, one in layers for name in one.stacks}
+    apart = {node.output[0] for node, _ in layers}
+    kept = [node for node in theirs.graph.node if node.name.rpartition("/")[0] not in sites and node.output[0] not in apart]
+    found = [node for node in ours.graph.node if _site_of(node, sites) is None and apart.isdisjoint(node.output)]
+    checks = [_same("nodes = source's", kept, found)]
     for what in ("input", "output"):
         checks.append(_same(f"{what}s = source's", getattr(theirs.graph, what), getattr(ours.graph, what)))
     checks.append(_same("functions = source's", theirs.functions, [one for one in ours.functions if one.domain not in OURS[1:]]))
@@ -38,6 +43,7 @@ def check_against(graph: Graph, source: OnnxTemplate) -> list[Check]:
         held = graph.initializers.get(tensor.name)
         same = held is not None and _begins(graph.array(held), numpy_helper.to_array(tensor), tensor.name.endswith(TABLES))
         checks.append(within("constant = source's", tensor.name, float(not same), EXACT))
+    checks += [check_layer(graph, node, experts) for node, experts in layers]
     return checks + [_check_site(graph, name, node) for name, node in _weight_nodes(theirs)]
 
 

@@ -6,6 +6,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
                           zero points packed U8[N, ceil(n_blocks * bits / 8)], or absent: 2**(bits - 1)
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
     MatMulAdaDim          docs/reference/matmul-adadim.md
+    QMoE                  two stacks of experts: ``onnx_stacks.py``
     Gather                of a part beside a weight, NAME.part1: the input channels that it reads
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
                           [groups, 1, 1, K] multiplies its input; zero_point U4 or U8 of the same shape
@@ -27,6 +28,7 @@ import onnx
 from runtime_checks.reference.adadim import LAYOUTS
 from runtime_checks.reference.decode import U8, Array, DamagedFileError, unpack
 from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
+from runtime_checks.reference.onnx_stacks import stacks_of
 from runtime_checks.reference.onnx_sum import channels_of, check_part, weight_name
 from runtime_checks.reference.onnx_tensor import ALL, OnnxCodes, OnnxTensor
 
@@ -54,6 +56,10 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
             raise DamagedFileError(f"{graph.path}: {name} is there as floats and as codes")
         form = "split" if _is_slice(nodes[0]) else FORMS[nodes[0].op_type]
         tensors[name] = OnnxTensor(name, form, "U8", _shape(graph, nodes), read_codes=partial(READERS[form], graph, nodes))
+    for stack in stacks_of(graph):
+        if stack.name in tensors:
+            raise DamagedFileError(f"{graph.path}: {stack.name[:80]} is there twice")
+        tensors[stack.name] = stack
     for name, tensor in tensors.items():
         if weight_name(name) != name:
             check_part(graph, tensor, tensors.get(weight_name(name)))

@@ -34,7 +34,8 @@ class OnnxCodes:
 
 @dataclass(frozen=True, eq=False)
 class OnnxTensor:
-    """One weight under its Hugging Face name. ``form``: a key of READERS, or "float"; ``shape`` (OC, IC) or (n,)."""
+    """One weight under its Hugging Face name. ``form``: a key of READERS, "qmoe" or "float"; ``shape`` (OC, IC) or (n,), of a
+    stack (experts, OC, IC), whose codes lie one expert below the other."""
 
     name: str
     form: str

@@ -58,8 +58,10 @@ def find_outliers(store: QuantizedStore, source: Checkpoint, text: str | None, l
     ``text`` is a file or "builtin". Raises ConfigError for a layer that is no quantized linear of the store and for a store of
     another model, CalibrationError for a text that is no use.
     """
-    records = {
-        name: record for name, record in store.records.items() if record.grid is not None and is_linear(name, record.shape)
+    records = {  # of a stack each expert sees other tokens: it is no one matrix
+        name: record
+        for name, record in store.records.items()
+        if record.grid is not None and is_linear(name, record.shape) and len(record.shape) == 2
     }
     if store.header["source"].get("sha256") != source.sha256:
         raise ConfigError(f"{source.path}: is not what {store.path} was quantized from; give that model as {asked('source')}")

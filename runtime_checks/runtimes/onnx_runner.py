@@ -34,7 +34,8 @@ class OnnxRunner:
         if accuracy_level is not None:
             set_accuracy_level(model, accuracy_level)
         opened = model_path(folder) if accuracy_level is None else model
-        self._decoder = Decoder(open_session(opened, folder, LIBRARY), folder, lambda: head_size(folder))
+        session = open_session(opened, folder, LIBRARY, unrounded=accuracy_level == 0)
+        self._decoder = Decoder(session, folder, lambda: head_size(folder))
 
     def logits(self, tokens: I64, skip: int = 0) -> F32:
         """F32[n - skip, vocab] for a prompt of I64[n] tokens, from an empty cache."""

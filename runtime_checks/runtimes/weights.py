@@ -95,12 +95,21 @@ class OnnxWeights:
         try:
             if tensor.read_floats is not None:
                 return Part(weight.plus_beside(tensor.decode(rows), rows), tensor.dtype)
+            if len(tensor.shape) > 2:
+                return _experts(tensor, rows)
             whole = rows == ALL or (rows.start, rows.stop) == (0, tensor.shape[0])
             held = tensor.codes(ALL if whole else rows)
             values = weight.plus_beside(held.decode() if whole or held.per_oc else tensor.codes().decode(rows), rows)
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
         return Part(values, None, int(held.codes.max()).bit_length())
+
+
+def _experts(tensor: OnnxTensor, rows: slice) -> Part:
+    """Some experts of a stack. Raises DamagedFileError."""
+    first, stop, _ = rows.indices(tensor.shape[0])
+    held = tensor.codes(slice(first * tensor.shape[1], stop * tensor.shape[1]))
+    return Part(held.decode().reshape(-1, *tensor.shape[1:]), None, int(held.codes.max()).bit_length())
 
 
 def row_chunks(rows: int, cols: int, weights: int = CHUNK_WEIGHTS) -> Iterator[slice]:
