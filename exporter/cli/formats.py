@@ -30,6 +30,7 @@ def add_export(commands: Subparsers) -> None:
         help="add this machine's kernel of MatMulAdaDim (default: the model's portable body runs, exact but slow)",
     )
     for parser in (gguf, onnx):
+        add_split_size(parser)
         add_common(parser)
 
 
@@ -38,12 +39,16 @@ def add_gguf_options(parser: OneLineParser) -> None:
     parser.add_argument(
         "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified from tokenizer.json)"
     )
+
+
+def add_split_size(parser: OneLineParser) -> None:
+    """Of both formats."""
     parser.add_argument(
         "--split-size",
         type=file_size,
         metavar="SIZE",
-        help="most that one file of a GGUF may take, as 2GB: what takes more is split into NAME-00001-of-00003.gguf and so on, "
-        "what fits stays NAME.gguf (default: one file)",
+        help="most that one file of the model may take, as 2GB: what takes more is split, a GGUF into NAME-00001-of-00003.gguf "
+        "and so on, an ONNX folder's data into model.onnx.data, model.onnx.data.1 and so on (default: one file)",
     )
 
 

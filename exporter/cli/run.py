@@ -81,9 +81,6 @@ def _check_options(args: Namespace, ladder: Ladder | None, wanted: Sequence[Want
     sources, and for what no file takes; OutputError for what would not be replaced."""
     if ladder is not None and len(wanted) > 1:
         raise ConfigError("--target: files of one source are measured side by side; name targets of one format")
-    writers = [writer_of(target) for each in wanted for target in each.targets]
-    if args.split_size is not None and not any("split_size" in writer.options for writer in writers):
-        raise ConfigError("--split-size: is for GGUF files, and none is made; drop it, or use --target llama.cpp")
     converts = {"--tokenizer-pre": args.tokenizer_pre, "--converter": args.converter}
     for option in (option for option, value in converts.items() if value is not None and given is None):
         if all(each.writer != "gguf" for each in wanted):
