@@ -85,7 +85,7 @@ class _Gguf:
 
 class _Onnx:
     word, file_name = "onnx", "onnx"
-    options: tuple[str, ...] = ("accuracy_level", "context", "split_size")
+    options: tuple[str, ...] = ("accuracy_level", "context", "split_size", "onnx_dtype")
 
     def check(self, source: Checkpoint, tokenizer_pre: str | None) -> None:
         from exporter.onnx.genai_tokenizer import genai_tokenizer_files

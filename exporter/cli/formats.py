@@ -6,6 +6,7 @@ from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.values import file_path, file_size, positive
 
 CONTEXT = 4096
+DTYPES = ("float32", "float16")
 
 
 def add_export(commands: Subparsers) -> None:
@@ -67,4 +68,10 @@ def add_onnx_options(parser: OneLineParser) -> None:
         metavar="N",
         default=CONTEXT,
         help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
+    )
+    parser.add_argument(
+        "--onnx-dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="what an ONNX graph computes in: float16 is for GPUs and NPUs (default: %(default)s)",
     )

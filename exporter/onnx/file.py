@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from exporter.onnx.float16 import check_float16
 from exporter.onnx.genai import write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.onnx.graph import exported_context
@@ -48,6 +49,8 @@ def write_onnx(store: QuantizedStore, out_dir: Path, *, force: bool = False, **o
     check_target(store, ONNX_TARGETS)
     check_onnx_output(out_dir, force)
     check_onnx(store.config, store.asset_names(), str(store.path))
+    if options.get("onnx_dtype") == "float16":
+        check_float16(store)
     with Unfinished(out_dir, True, force, _foreign) as unfinished:
         _write_folder(store, unfinished.path, OnnxOptions(**options))
         unfinished.finish()

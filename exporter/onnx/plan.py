@@ -12,13 +12,15 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_adadim
+from exporter.onnx.float16 import in_float16
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
 from exporter.onnx.graph import HOLE, Decoder, build_decoder, exported_context, template_decoder
 from exporter.onnx.layout import Layout, lay_out, too_large
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
-from exporter.onnx.tensors import Form, Planned, Wire
+from exporter.onnx.preflight import check_dtype
+from exporter.onnx.tensors import FLOAT_TYPES, Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD, named
@@ -54,17 +56,19 @@ class OnnxPlan:
 class OnnxOptions:
     """How a store is written. ``accuracy_level``: 0 leaves activations alone, 4 lets the kernels round them to 8 bits (fast).
     ``context``: positions for which rotary tables are written, cut to the model's own limit. ``split_size``: bytes of a file of
-    the model at most; None for one data file."""
+    the model at most; None for one data file. ``onnx_dtype``: "float32" or "float16", of activations, caches and logits."""
 
     accuracy_level: int = 4
     context: int = 4096
     split_size: int | None = None
+    onnx_dtype: str = "float32"
 
 
 def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
     """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid, or
-    no file of the size asked for holds it."""
-    decoder = _decoder(store, exported_context(store.config, options.context))
+    no file of the size asked for holds it, or float16 cannot hold its graph."""
+    check_dtype(store.target, options.onnx_dtype)
+    decoder, kind = _decoder(store, options), FLOAT_TYPES[options.onnx_dtype]
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
     nodes: list[NodeProto] = []
@@ -73,7 +77,7 @@ def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
             nodes.append(node)
             continue
         record = store.records[node.input[1]]
-        parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0]))
+        parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0], kind))
         for part in parts:
             form = part.form(_form(store, part, node.op_type == "MatMul", options.accuracy_level))
             forms[part.record.name].append(form)
@@ -81,14 +85,17 @@ def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
         nodes += added
     for name, found in forms.items():
         if not found:
-            found.append(vector(store.records[name]))
+            found.append(vector(store.records[name], kind))
     return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, options)
 
 
-def _decoder(store: QuantizedStore, context: int) -> Decoder:
+def _decoder(store: QuantizedStore, options: OnnxOptions) -> Decoder:
+    context = exported_context(store.config, options.context)
     if store.skeleton is None:
-        return build_decoder(named(store.config, store.path), store.tied, context)
-    return template_decoder(store.skeleton.model, store.tied, context, store.config.max_position)
+        decoder = build_decoder(named(store.config, store.path), store.tied, context)
+    else:
+        decoder = template_decoder(store.skeleton.model, store.tied, context, store.config.max_position)
+    return in_float16(decoder, str(store.path)) if options.onnx_dtype == "float16" else decoder
 
 
 def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int) -> Form:
