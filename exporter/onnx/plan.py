@@ -17,9 +17,9 @@ from exporter.onnx.floats import float_embedding, float_linear, float_tied_head,
 from exporter.onnx.graph import HOLE, Decoder, build_decoder, exported_context, template_decoder
 from exporter.onnx.layout import Layout, lay_out, too_large
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
+from exporter.onnx.preflight import check_dtype
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
-from exporter.onnx.preflight import check_dtype
 from exporter.onnx.tensors import FLOAT_TYPES, Form, Planned, Wire
 from quantize.errors import ExportError
 from quantize.grids import grid_to_json
@@ -153,7 +153,9 @@ def _assemble(
         model.functions.append(adadim_function())
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
-    helper.set_model_props(model, {"adadim.accuracy_level": str(options.accuracy_level), **_metadata(store, forms)})
+    helper.set_model_props(
+        model, {"adadim.accuracy_level": str(options.accuracy_level), **_metadata(store, forms, options.onnx_dtype == "float16")}
+    )
     size = int(model.ByteSize())
     assert size < LARGEST, (where, size)
     if options.split_size is not None and size > options.split_size:
@@ -161,7 +163,7 @@ def _assemble(
     return OnnxPlan(model, forms, layout, outside, sum(tensor.nbytes for tensor in planned))
 
 
-def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> dict[str, str]:
+def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halved: bool) -> dict[str, str]:
     """``adadim.tensors``, a JSON list of every weight matrix, ``adadim.*``, the store's header, and SEALS, still open."""
     tensors = []
     for name, record in store.records.items():
@@ -172,6 +174,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
             entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
+            if halved and entry["form"] != "split":
+                entry["scale_dtype"] = "float16"
         tensors.append(entry)
     keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
     header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}

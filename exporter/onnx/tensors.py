@@ -119,11 +119,11 @@ def planned_scale(record: TensorRecord, shape: tuple[int, ...], kind: int = Tens
 
 
 def wide_scale(scale: Planned, kind: int = TensorProto.FLOAT) -> tuple[str, list[NodeProto]]:
-    """Scales as the type that operators want: the value, and the Cast to float32 that makes it, which onnxruntime folds at load."""
+    """Scales as the type that operators want: the value, and the Cast that makes it, which onnxruntime folds at load."""
     if scale.data_type == kind:
         return scale.name, []
     wide, owner = f"{scale.name}.wide", site(scale.name.removesuffix(".scale"))
-    return wide, [node("Cast", [scale.name], [wide], f"{owner}/Cast scale", to=TensorProto.FLOAT)]
+    return wide, [node("Cast", [scale.name], [wide], f"{owner}/Cast scale", to=kind)]
 
 
 def as_type(values: Array, kind: int) -> Array:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import TensorProto
 
 from exporter.onnx.genai_reader import read_head_size
 from exporter.onnx.library import LIBRARY
@@ -103,6 +104,11 @@ def head_size(folder: Path) -> int:
 def load_graph(folder: Path) -> onnx.ModelProto:
     """The graph of DIR/model.onnx without its external data. Raises FileFormatError if it is damaged."""
     return read_graph(folder).model
+
+
+def is_halved(model: onnx.ModelProto) -> bool:
+    """Whether a graph computes in float16: its logits say so."""
+    return any(value.name == "logits" and value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in model.graph.output)
 
 
 def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
