@@ -83,7 +83,8 @@ class _OnnxMade(msgspec.Struct):
 class Facts:
     """``files``: path in the bundle -> where it lies, or its bytes. ``model``: the path of the one that the runtime opens.
 
-    ``context``: the most tokens that the model can hold; ``kv_bytes`` of cache for each of them.
+    ``context``: the most tokens that the model can hold; ``kv_bytes`` of cache for each of them. ``halved``: whether its graph
+    takes and gives float16.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Facts:
     source: Mapping[str, Any]
     provenance: Mapping[str, Any]
     licence: str | None
+    halved: bool = False
 
 
 def read_facts(path: Path) -> Facts:
@@ -186,6 +188,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     names = _onnx_names(path, graph, decoder)
     inputs = graph.model.graph.input  # of which a state of fixed size is no cache
     caches = [value.type.tensor_type.elem_type for value in inputs if value.name.startswith("past_key_values.")]
+    halved = TensorProto.FLOAT16 in caches
     source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
         name=source.name or readable(path.name),
@@ -194,7 +197,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
         files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(raw).encode()},
         model=f"{FOLDER}/{MODEL_FILE}",
         context=genai.model.context_length,
-        kv_bytes=len(caches) * decoder.num_key_value_heads * decoder.head_size * (2 if TensorProto.FLOAT16 in caches else 4),
+        kv_bytes=len(caches) * decoder.num_key_value_heads * decoder.head_size * (2 if halved else 4),
         special={"bos_token_id": genai.model.bos_token_id, "eos_token_ids": genai.model.eos_token_ids},
         tensors=_tensors(report),
         totals=report["totals"],
@@ -210,6 +213,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
             {"name": calibration.text, "sha256": calibration.sha256, "tokens": calibration.tokens},
         ),
         licence=None,
+        halved=halved,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.bundle.facts import read_facts
+from exporter.bundle.folder import BundleOptions, write_bundle
 from exporter.cli.main import main
 from exporter.inspect import inspect
 from exporter.onnx.file import onnx_size, write_onnx
@@ -97,6 +98,8 @@ def test_what_goes_in_and_out_and_lies_in_it_is_float16(source, tmp_path):
     assert not [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
     assert not [node.name for node in graph.node if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT]
     assert {item["scale_dtype"] for item in inspect(half)["tensors"] if "scale_dtype" in item} == {"float16"}
+    with pytest.raises(ExportError, match=r"half: computes in float16, and onnxruntime-objc has no such tensors"):
+        write_bundle(half, tmp_path / "bundle", BundleOptions("ios"))
     whole = write_onnx(store, tmp_path / "whole")
     assert read_facts(half).kv_bytes * 2 == read_facts(whole).kv_bytes
 
@@ -158,6 +161,26 @@ def test_a_number_that_float16_does_not_hold_is_named_before_anything_is_written
         write_onnx(store, tmp_path / "out", onnx_dtype="float16")
     assert "\n" not in str(told.value) and not list(tmp_path.glob("*out*"))
     write_onnx(store, tmp_path / "out")
+
+
+def test_activations_that_overflow_are_a_miss(tmp_path, capsys):
+    """What only a run can tell: here a norm's gains make values of 10**5, as the sums of some models are."""
+    from safetensors.numpy import load_file, save_file
+
+    model = make_tiny_model(tmp_path / "m")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.0.post_attention_layernorm.weight"] *= 3000
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    store = rtn_store(model, tmp_path / "s", "onnxruntime", group_size=32)
+    misses = {}
+    for dtype in ("float32", "float16"):
+        out = write_onnx(store, tmp_path / dtype, onnx_dtype=dtype, accuracy_level=0)
+        misses[dtype] = [check.tensor for check in verify(out, open_checkpoint(model), store) if not check.ok]
+    assert misses["float32"] == [] and len(misses["float16"]) == 1
+    told = r"float16: its activations overflow float16, after \d+ tokens its logits are no numbers; export it without {}$"
+    assert re.search(told.format("onnx_dtype"), misses["float16"][0])
+    assert main(["eval", str(tmp_path / "float16"), "--source", str(model), "--quiet"]) == 2
+    assert re.search(told.format("--onnx-dtype"), (err := capsys.readouterr().err).rstrip()) and err.count("\n") == 1
 
 
 def test_the_scale_of_a_group_of_zeros_may_be_any(tmp_path):
