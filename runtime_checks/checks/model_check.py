@@ -19,7 +19,8 @@ from runtime_checks.runtimes.runners import Runner, greedy_error
 
 # float32 against float32, sums in another order: the largest difference of a logit over the largest logit, 8e-6 after 30 layers.
 LOGITS_TOLERANCE = 1e-4
-HALF_TOLERANCE = 0.02  # the same of float16 against float32
+# The same of a graph of float16: .001 to .003 on random models of two layers, .0032 on SmolLM2-135M after 30.
+HALF_TOLERANCE = 0.01
 # Mean KL in nats and share of changed favourites, caused by activations in 8 bits: llama.cpp and MatMulNBits at level 4
 # measured .004 to .006 and .04 on a real model whose activations have large outliers.
 KL_TOLERANCE = 0.012
