@@ -177,8 +177,6 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     """Raises FileFormatError, and ExportError for a folder of another tool, whose graph no manifest can describe."""
     if "target" not in report:
         raise ExportError(f"{path}: not written by adadim; make one to bundle: adadim run MODEL --target onnxruntime --out OUT")
-    from onnx import TensorProto
-
     from quantize.onnx.reader import MODEL_FILE, read_graph
 
     graph = read_graph(path)
@@ -186,9 +184,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     genai, raw = read_genai(path)
     decoder = genai.model.decoder
     names = _onnx_names(path, graph, decoder)
-    inputs = graph.model.graph.input  # of which a state of fixed size is no cache
-    caches = [value.type.tensor_type.elem_type for value in inputs if value.name.startswith("past_key_values.")]
-    halved = TensorProto.FLOAT16 in caches
+    caches, halved = _caches(graph)
     source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
         name=source.name or readable(path.name),
@@ -197,7 +193,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
         files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(raw).encode()},
         model=f"{FOLDER}/{MODEL_FILE}",
         context=genai.model.context_length,
-        kv_bytes=len(caches) * decoder.num_key_value_heads * decoder.head_size * (2 if halved else 4),
+        kv_bytes=caches * decoder.num_key_value_heads * decoder.head_size * (2 if halved else 4),
         special={"bos_token_id": genai.model.bos_token_id, "eos_token_ids": genai.model.eos_token_ids},
         tensors=_tensors(report),
         totals=report["totals"],
@@ -215,6 +211,14 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
         licence=None,
         halved=halved,
     )
+
+
+def _caches(graph: OnnxGraph) -> tuple[int, bool]:
+    """How many keys and values it takes, of which a state of fixed size is none, and whether they are float16."""
+    from onnx import TensorProto
+
+    kinds = [value.type.tensor_type.elem_type for value in graph.model.graph.input if value.name.startswith("past_key_values.")]
+    return len(kinds), TensorProto.FLOAT16 in kinds
 
 
 def _onnx_names(path: Path, graph: OnnxGraph, decoder: DecoderJson) -> list[str]:
