@@ -85,7 +85,7 @@ class _Gguf:
 
 class _Onnx:
     word, file_name = "onnx", "onnx"
-    options: tuple[str, ...] = ("accuracy_level", "context")
+    options: tuple[str, ...] = ("accuracy_level", "context", "split_size", "onnx_dtype")
 
     def check(self, source: Checkpoint, tokenizer_pre: str | None) -> None:
         from exporter.onnx.genai_tokenizer import genai_tokenizer_files
@@ -105,6 +105,7 @@ class _Onnx:
         check_onnx_output(path, force)
 
     def files(self, store: QuantizedStore, out: Path, **options: Any) -> list[Path]:  # noqa: ANN401
+        self.size(store, **options)  # which refuses what no file holds
         return [out]
 
     def size(self, store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401

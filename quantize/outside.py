@@ -121,10 +121,13 @@ def open_regular(path: Path) -> BufferedReader:
     raise OSError(errno.EINVAL, "no regular file", str(path))
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file. Raises OSError, also for what is no regular file."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """Hex digest of a file, or of several, one after the other. Raises OSError, also for what is no regular file."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_regular(path) as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

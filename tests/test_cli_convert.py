@@ -123,7 +123,6 @@ def test_what_sees_pictures_is_left_out_and_counted(tmp_path, capsys):
 def test_what_cannot_be_is_said_before_anything_is_converted(folder, tmp_path, capsys):
     command = ("run", folder, "--out", tmp_path / "out", "--target", "onnxruntime")
     for option, told in (
-        (("--split-size", "1GB"), "--split-size: is for GGUF files"),
         (("--tokenizer-pre", "gpt-2"), "--tokenizer-pre: is for GGUF files"),
         (("--target", "llama.cpp", "--bits", "4,8"), "files of one source are measured side by side"),
     ):

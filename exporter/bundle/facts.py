@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 FOLDER = "model"  # of the bundle, where all that the runtime reads lies
 TENSOR_KEYS = ("name", "shape", "grid", "bits", "group_size", "axis", "bytes")
-KV_BYTES = {"llama.cpp": 2, "onnxruntime": 4}  # an entry of the cache: float16 by llama.cpp's default, float32 in our graphs
 
 
 DOOR = Door(FileFormatError, "export it again")
@@ -84,7 +83,8 @@ class _OnnxMade(msgspec.Struct):
 class Facts:
     """``files``: path in the bundle -> where it lies, or its bytes. ``model``: the path of the one that the runtime opens.
 
-    ``context``: the most tokens that the model can hold; ``kv_entries``: numbers that the cache holds for each of them.
+    ``context``: the most tokens that the model can hold; ``kv_bytes`` of cache for each of them. ``halved``: whether its graph
+    takes and gives float16.
     """
 
     name: str
@@ -93,18 +93,14 @@ class Facts:
     files: Mapping[str, Path | bytes]
     model: str
     context: int
-    kv_entries: int
+    kv_bytes: int
     special: Mapping[str, Any]
     tensors: Sequence[Report]
     totals: Report
     source: Mapping[str, Any]
     provenance: Mapping[str, Any]
     licence: str | None
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of cache for each token."""
-        return self.kv_entries * KV_BYTES[self.runtime]
+    halved: bool = False
 
 
 def read_facts(path: Path) -> Facts:
@@ -141,7 +137,7 @@ def _gguf_facts(path: Path, report: Report) -> Facts:
         files={f"{FOLDER}/model.gguf": path},
         model=f"{FOLDER}/model.gguf",
         context=values.size(arch + "context_length"),
-        kv_entries=2 * _kv_channels(values, arch),
+        kv_bytes=2 * 2 * _kv_channels(values, arch),  # keys and values, in float16 by llama.cpp's default
         special={
             "bos_token_id": None if ids["bos"] == NO_TOKEN else ids["bos"],
             "eos_token_ids": sorted({ids[kind] for kind in ("eos", "eot", "eom")} - {NO_TOKEN}),
@@ -188,7 +184,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
     genai, raw = read_genai(path)
     decoder = genai.model.decoder
     names = _onnx_names(path, graph, decoder)
-    caches = sum(value.name.startswith("past_key_values.") for value in graph.model.graph.input)  # a state of fixed size is none
+    caches, halved = _caches(graph)
     source, config, calibration = (made.source or _Source(), made.config or _Config(), made.calibration or _Calibration())
     return Facts(
         name=source.name or readable(path.name),
@@ -197,7 +193,7 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
         files={f"{FOLDER}/{name}": path / name for name in names} | {f"{FOLDER}/{GENAI_FILE}": json.dumps(raw).encode()},
         model=f"{FOLDER}/{MODEL_FILE}",
         context=genai.model.context_length,
-        kv_entries=caches * decoder.num_key_value_heads * decoder.head_size,
+        kv_bytes=caches * decoder.num_key_value_heads * decoder.head_size * (2 if halved else 4),
         special={"bos_token_id": genai.model.bos_token_id, "eos_token_ids": genai.model.eos_token_ids},
         tensors=_tensors(report),
         totals=report["totals"],
@@ -213,7 +209,16 @@ def _onnx_facts(path: Path, report: Report) -> Facts:
             {"name": calibration.text, "sha256": calibration.sha256, "tokens": calibration.tokens},
         ),
         licence=None,
+        halved=halved,
     )
+
+
+def _caches(graph: OnnxGraph) -> tuple[int, bool]:
+    """How many keys and values it takes, of which a state of fixed size is none, and whether they are float16."""
+    from onnx import TensorProto
+
+    kinds = [value.type.tensor_type.elem_type for value in graph.model.graph.input if value.name.startswith("past_key_values.")]
+    return len(kinds), TensorProto.FLOAT16 in kinds
 
 
 def _onnx_names(path: Path, graph: OnnxGraph, decoder: DecoderJson) -> list[str]:

@@ -82,6 +82,9 @@ def write_bundle(path: Path, out: Path, options: BundleOptions, force: bool = Fa
     check_folder(out, force, _foreign)
     check_file(archive, force)
     facts = read_facts(path)
+    if facts.halved and options.platform == "ios":
+        told = f"computes in float16, and {PACKAGES[facts.runtime, options.platform]} has no such tensors"
+        raise ExportError(f"{path}: {told}; export it without {asked('onnx_dtype')}")
     manifest = _manifest(facts, options)
     contents = _contents(facts, options, manifest["generation"]["context"])
     with new_file(archive, force) as file, Unfinished(out, True, force, _foreign) as unfinished:

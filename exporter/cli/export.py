@@ -10,7 +10,7 @@ from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from exporter.cli.formats import CONTEXT
+from exporter.cli.formats import CONTEXT, DTYPES
 from exporter.cli.reports import report_of
 from exporter.cli.size import writer_options
 from exporter.cli.summary import Row, table, totals_rows
@@ -67,8 +67,9 @@ class RunOutputs:
             check_file(self.report, force)
 
     def placed(self, args: Namespace, source: Checkpoint, plan: ModelPlan) -> Self:
-        """``path`` is known from a plan only where a file may be split. Raises ExportError, OutputError."""
-        if args.split_size is None:
+        """``path`` is known from a plan only where a file may be split; a plan tells too what float16 is too coarse for. Raises
+        ExportError, OutputError."""
+        if args.split_size is None and args.onnx_dtype == DTYPES[0]:
             return self
         with planned_store(source, plan) as store:
             first = self.writer.files(store, self.out, **writer_options(args, self.writer))[0]

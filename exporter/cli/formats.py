@@ -6,6 +6,7 @@ from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.values import file_path, file_size, positive
 
 CONTEXT = 4096
+DTYPES = ("float32", "float16")
 
 
 def add_export(commands: Subparsers) -> None:
@@ -30,6 +31,7 @@ def add_export(commands: Subparsers) -> None:
         help="add this machine's kernel of MatMulAdaDim (default: the model's portable body runs, exact but slow)",
     )
     for parser in (gguf, onnx):
+        add_split_size(parser)
         add_common(parser)
 
 
@@ -38,12 +40,16 @@ def add_gguf_options(parser: OneLineParser) -> None:
     parser.add_argument(
         "--tokenizer-pre", metavar="NAME", help="llama.cpp's pre-tokenizer (default: identified from tokenizer.json)"
     )
+
+
+def add_split_size(parser: OneLineParser) -> None:
+    """Of both formats."""
     parser.add_argument(
         "--split-size",
         type=file_size,
         metavar="SIZE",
-        help="most that one file of a GGUF may take, as 2GB: what takes more is split into NAME-00001-of-00003.gguf and so on, "
-        "what fits stays NAME.gguf (default: one file)",
+        help="most that one file of the model may take, as 2GB: what takes more is split, a GGUF into NAME-00001-of-00003.gguf "
+        "and so on, an ONNX folder's data into model.onnx.data, model.onnx.data.1 and so on (default: one file)",
     )
 
 
@@ -62,4 +68,10 @@ def add_onnx_options(parser: OneLineParser) -> None:
         metavar="N",
         default=CONTEXT,
         help="tokens that the exported model can hold (default: %(default)s, or the source's limit)",
+    )
+    parser.add_argument(
+        "--onnx-dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="what an ONNX graph computes in: float16 is for GPUs and NPUs (default: %(default)s)",
     )

@@ -13,7 +13,7 @@ from exporter.cli.checks import add_doctor, add_inspect, add_verify
 from exporter.cli.compare import add_compare, add_eval, add_measured_text
 from exporter.cli.completion import add_completion
 from exporter.cli.convert import add_convert, add_converter
-from exporter.cli.formats import add_export, add_gguf_options, add_onnx_options
+from exporter.cli.formats import add_export, add_gguf_options, add_onnx_options, add_split_size
 from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
@@ -93,6 +93,7 @@ def _add_run(commands: Subparsers) -> None:
     add_measured_text(measured, default=None)
     measured.add_argument("--chunks", type=positive, metavar="N", help="of 512 tokens (default: 8)")
     add_gguf_options(parser)
+    add_split_size(parser)
     add_converter(parser)
     add_onnx_options(parser)
     add_common(parser)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.tensors import Form, Planned, Span, Wire, node, site
+from exporter.onnx.tensors import Form, Planned, Span, Wire, as_type, node, site
 from quantize.store.tensors import TensorRecord
 from quantize.types import PlainTensor, QuantizedTensor
 
 DATA_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}
 
 
-def vector(record: TensorRecord) -> Form:
-    """An initializer that the graph reads as it is: norms and biases, F32."""
+def vector(record: TensorRecord, kind: int) -> Form:
+    """An initializer that the graph reads as it is, of the type of its values: norms and biases, F32 in the store."""
     assert record.dtype == "F32", (record.name, record.dtype)
-    return kept(record)
+    return Form("float", [], (Planned(record.name, kind, tuple(record.shape)),), partial(_pour, kind=kind))
 
 
 def kept(record: TensorRecord) -> Form:
@@ -25,11 +26,11 @@ def kept(record: TensorRecord) -> Form:
 
 
 def float_embedding(record: TensorRecord, wire: Wire) -> Form:
-    """Rows of the table, widened to float32 after they are gathered."""
-    rows = wire.y if record.dtype == "F32" else f"{site(record.name)}.narrow"
+    """Rows of the table, made the type of the graph's values after they are gathered."""
+    rows = wire.y if DATA_TYPES[record.dtype] == wire.kind else f"{site(record.name)}.narrow"
     nodes = [node("Gather", [record.name, wire.x], [rows], f"{site(record.name)}/Gather", axis=0)]
     if rows != wire.y:
-        nodes.append(widen(rows, wire.y, site(record.name)))
+        nodes.append(cast(rows, wire.y, site(record.name), wire.kind))
     return Form("float", nodes, (_planned(record),), _pour)
 
 
@@ -45,9 +46,9 @@ def float_tied_head(record: TensorRecord, wire: Wire) -> Form:
 
 def _linear_nodes(record: TensorRecord, wire: Wire, prefix: str) -> list[NodeProto]:
     weight, nodes = record.name, []
-    if record.dtype != "F32":
+    if DATA_TYPES[record.dtype] != wire.kind:
         weight = f"{prefix}.wide"
-        nodes.append(widen(record.name, weight, prefix))
+        nodes.append(cast(record.name, weight, prefix, wire.kind))
     transposed = f"{prefix}.transposed"
     return [
         *nodes,
@@ -56,16 +57,17 @@ def _linear_nodes(record: TensorRecord, wire: Wire, prefix: str) -> list[NodePro
     ]
 
 
-def widen(narrow: str, wide: str, prefix: str) -> NodeProto:
-    """Floats of 16 bits as float32."""
-    return node("Cast", [narrow], [wide], f"{prefix}/Cast", to=TensorProto.FLOAT)
+def cast(value: str, made: str, prefix: str, kind: int) -> NodeProto:
+    """Floats as floats of another type."""
+    return node("Cast", [value], [made], f"{prefix}/Cast", to=kind)
 
 
 def _planned(record: TensorRecord) -> Planned:
     return Planned(record.name, DATA_TYPES[record.dtype], tuple(record.shape))
 
 
-def _pour(first: int, chunk: QuantizedTensor | PlainTensor) -> Iterator[Span]:
+def _pour(first: int, chunk: QuantizedTensor | PlainTensor, kind: int = TensorProto.UNDEFINED) -> Iterator[Span]:
     assert isinstance(chunk, PlainTensor)
-    row_bytes = chunk.values.nbytes // len(chunk.values)
-    yield chunk.name, first * row_bytes, chunk.values.tobytes()
+    values = as_type(chunk.values, kind)
+    row_bytes = values.nbytes // len(values)
+    yield chunk.name, first * row_bytes, values.tobytes()

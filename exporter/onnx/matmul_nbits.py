@@ -15,6 +15,7 @@ from exporter.onnx.tensors import (
     Planned,
     Span,
     Wire,
+    as_type,
     node,
     pack_bits,
     pad_last,
@@ -35,11 +36,11 @@ CONTRIB = "com.microsoft"
 class Layout:
     """Sizes of one tensor's initializers: OC rows of ``blocks`` blocks of ``size`` codes of ``bits`` bits."""
 
-    def __init__(self, record: TensorRecord, sizes: tuple[int, int] | None = None) -> None:
-        """``sizes``: bits and block size, if they are not the tensor's own choice."""
+    def __init__(self, record: TensorRecord, kind: int = TensorProto.FLOAT, sizes: tuple[int, int] | None = None) -> None:
+        """``kind``: of what operators want as scales. ``sizes``: bits and block size, if they are not the tensor's own choice."""
         grid = record.grid
         assert grid is not None
-        self.record = record
+        self.record, self.kind = record, kind
         self.oc, self.ic = matrix(record.shape)
         self.bits, self.size = sizes or (stored_bits(grid.bits), block_size(grid, self.ic))
         self.blocks = -(-self.ic // self.size)
@@ -52,12 +53,12 @@ class Layout:
         return Planned(f"{self.record.name}.codes", TensorProto.UINT8, (self.oc, self.blocks, self.block_bytes))
 
     def scale(self) -> Planned:
-        """In the grid's type."""
-        return planned_scale(self.record, (self.oc, self.blocks))
+        """In the grid's type, or in float16 for operators that take no other."""
+        return planned_scale(self.record, (self.oc, self.blocks), self.kind)
 
     def widening(self) -> list[NodeProto]:
-        """The nodes that make the scales float32: one form of a tensor has them, another may read their value."""
-        return wide_scale(self.scale())[1]
+        """The nodes that make the scales what operators want: one form of a tensor has them, another may read their value."""
+        return wide_scale(self.scale(), self.kind)[1]
 
     def zero_point(self, name: str, bits: int) -> tuple[Planned, ...]:
         """U8, packed in so many bits; none where the operators' own is meant."""
@@ -68,7 +69,8 @@ class Layout:
         """Bytes of the rows from ``first`` on; ``zero_widths``: initializers of zero points and the bits each packs them in."""
         name = self.record.name
         codes = pack_bits(pad_last(chunk.codes, self.size), self.bits)
-        scale = repeat_groups(chunk.params["scale"], self.record, self.size, self.blocks)
+        stored = as_type(chunk.params["scale"], self.scale().data_type)
+        scale = repeat_groups(stored, self.record, self.size, self.blocks)
         yield f"{name}.codes", first * self.blocks * self.block_bytes, codes.tobytes()
         yield f"{name}.scale", first * self.blocks * scale.itemsize, scale.tobytes()
         yield from self.zero_pieces(first, chunk, zero_widths)
@@ -81,14 +83,14 @@ class Layout:
 
     def matmul(self, name: str, wire: Wire, zeros: tuple[Planned, ...], accuracy_level: int) -> NodeProto:
         """Of the weight ``name``, that is this one or one that reads its codes too."""
-        inputs = [wire.x, self.codes().name, wide_scale(self.scale())[0], *(zero.name for zero in zeros)]
+        inputs = [wire.x, self.codes().name, wide_scale(self.scale(), self.kind)[0], *(zero.name for zero in zeros)]
         sizes = {"K": self.ic, "N": self.oc, "bits": self.bits, "block_size": self.size, "accuracy_level": accuracy_level}
         return node("MatMulNBits", inputs, [wire.y], f"{site(name)}/MatMulNBits", domain=CONTRIB, **sizes)
 
 
 def matmul_nbits(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
     """A PER_OC tensor as one node."""
-    layout = Layout(record)
+    layout = Layout(record, wire.kind)
     zeros = layout.zero_point(record.name, layout.bits)
     matmul = layout.matmul(record.name, wire, zeros, accuracy_level)
     widths = {zero.name: layout.bits for zero in zeros}
@@ -101,7 +103,7 @@ def embedding(record: TensorRecord, wire: Wire) -> Form:
 
     So every block has its own zero point, one a byte.
     """
-    layout = Layout(record)
+    layout = Layout(record, wire.kind)
     zeros = layout.zero_point(record.name, 8)
     nodes, constants = _gather_nodes(layout, wire, zeros)
     widths = {zero.name: 8 for zero in zeros}
@@ -111,7 +113,7 @@ def embedding(record: TensorRecord, wire: Wire) -> Form:
 
 def tied_head(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
     """A head that is the embedding: MatMulNBits on ``embedding``'s initializers; below 8 bits it packs its own zero points."""
-    layout = Layout(record)
+    layout = Layout(record, wire.kind)
     zeros = layout.zero_point(record.name if layout.bits == 8 else HEAD, layout.bits)
     matmul = layout.matmul(HEAD, wire, zeros, accuracy_level)
     widths = {} if layout.bits == 8 else {zero.name: layout.bits for zero in zeros}
@@ -122,7 +124,7 @@ def tied_head(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
 def _gather_nodes(layout: Layout, wire: Wire, zeros: tuple[Planned, ...]) -> tuple[list[NodeProto], dict[str, Array]]:
     prefix, columns = site(layout.record.name), layout.blocks * layout.size
     constants = {"adadim.axis_2": np.array([2], np.int64), f"adadim.columns_{columns}": np.array([0, 0, columns], np.int64)}
-    scale, widening = wide_scale(layout.scale())
+    scale, widening = wide_scale(layout.scale(), layout.kind)
     params = [scale, *(zero.name for zero in zeros)]
     blockwise = [f"{name}.blockwise" for name in params]
     nodes = [

@@ -12,18 +12,22 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_adadim
+from exporter.onnx.float16 import in_float16
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
-from exporter.onnx.graph import HOLE, Decoder, build_decoder, template_decoder
+from exporter.onnx.graph import HOLE, Decoder, build_decoder, exported_context, template_decoder
+from exporter.onnx.layout import Layout, lay_out, too_large
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
+from exporter.onnx.preflight import check_dtype
 from exporter.onnx.qmoe import float_moe, qmoe
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
-from exporter.onnx.tensors import Form, Planned, Wire
-from quantize.errors import ExportError
+from exporter.onnx.tensors import FLOAT_TYPES, Form, Planned, Wire
+from quantize.errors import ExportError, asked
 from quantize.grids import grid_to_json
 from quantize.model_config import EMBEDDING, HEAD, named
 from quantize.onnx.moe import experts_of
-from quantize.onnx.template import INSIDE, aligned, external
+from quantize.onnx.template import INSIDE, external
+from quantize.outside import LARGEST
 from quantize.store.seal import OPEN
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
@@ -35,48 +39,68 @@ SEALS = DATA_SEAL, FILES_SEAL, GRAPH_SEAL = tuple(f"adadim.sha256.{part}" for pa
 
 @dataclass(frozen=True)
 class OnnxPlan:
-    """``forms`` of each tensor of the store (two for a tied embedding); ``offsets`` of initializers in the data file of
-    ``size`` bytes, ``planned`` of which are theirs and the rest is padding; ``constants`` that lie there too."""
+    """``forms`` of each tensor of the store (two for a tied embedding); ``layout`` of the data files, ``planned`` bytes of which
+    are initializers' and the rest is padding; ``constants`` that lie there too."""
 
     model: ModelProto
     forms: Mapping[str, tuple[Form, ...]]
-    offsets: Mapping[str, int]
+    layout: Layout
     constants: Mapping[str, Array]
-    size: int
     planned: int
 
+    @property
+    def nbytes(self) -> int:
+        """Of model.onnx and its data files."""
+        return int(self.model.ByteSize()) + sum(self.layout.sizes.values())
 
-def plan_onnx(store: QuantizedStore, accuracy_level: int, context: int) -> OnnxPlan:
-    """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid."""
-    decoder = _decoder(store, context)
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How a store is written. ``accuracy_level``: 0 leaves activations alone, 4 lets the kernels round them to 8 bits (fast).
+    ``context``: positions for which rotary tables are written, cut to the model's own limit. ``split_size``: bytes of a file of
+    the model at most; None for one data file. ``onnx_dtype``: "float32" or "float16", of activations, caches and logits."""
+
+    accuracy_level: int = 4
+    context: int = 4096
+    split_size: int | None = None
+    onnx_dtype: str = "float32"
+
+
+def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
+    """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid, or
+    no file of the size asked for holds it, or float16 cannot hold its graph."""
+    check_dtype(store.target, options.onnx_dtype)
+    decoder, kind = _decoder(store, options), FLOAT_TYPES[options.onnx_dtype]
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
     nodes: list[NodeProto] = []
     for node in decoder.model.graph.node:
         if node.domain != HOLE:
-            own, stacks = _experts(store, node, accuracy_level)
+            own, stacks = _experts(store, node, options)
             nodes += own
             for name, form in stacks.items():
                 forms[name].append(form)
             continue
         record = store.records[node.input[1]]
-        parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0]))
+        parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0], kind))
         for part in parts:
-            form = part.form(_form(store, part, node.op_type == "MatMul", accuracy_level))
+            form = part.form(_form(store, part, node.op_type == "MatMul", options.accuracy_level))
             forms[part.record.name].append(form)
             nodes += form.nodes
         nodes += added
     for name, found in forms.items():
         if not found:
-            found.append(vector(store.records[name]))
-    described = {"adadim.accuracy_level": str(accuracy_level)}
-    return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, described)
+            found.append(vector(store.records[name], kind))
+    return _assemble(store, decoder, nodes, {name: tuple(found) for name, found in forms.items()}, options)
 
 
-def _decoder(store: QuantizedStore, context: int) -> Decoder:
+def _decoder(store: QuantizedStore, options: OnnxOptions) -> Decoder:
+    context = exported_context(store.config, options.context)
     if store.skeleton is None:
-        return build_decoder(named(store.config, store.path), store.tied, context)
-    return template_decoder(store.skeleton.model, store.tied, context, store.config.max_position)
+        decoder = build_decoder(named(store.config, store.path), store.tied, context)
+    else:
+        decoder = template_decoder(store.skeleton.model, store.tied, context, store.config.max_position)
+    return in_float16(decoder, str(store.path)) if options.onnx_dtype == "float16" else decoder
 
 
 def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int) -> Form:
@@ -95,15 +119,18 @@ def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int)
     return split_form(record, wire, accuracy_level)
 
 
-def _experts(store: QuantizedStore, node: NodeProto, accuracy_level: int) -> tuple[list[NodeProto], dict[str, Form]]:
+def _experts(store: QuantizedStore, node: NodeProto, options: OnnxOptions) -> tuple[list[NodeProto], dict[str, Form]]:
     """A node that is no hole, or over stacks in the form that they have in the store, and these forms."""
     experts = experts_of(node)
     if experts is None or not set(experts.stacks) <= set(store.records):
         return [node], {}
+    if options.onnx_dtype != "float32":
+        told = f"{experts.up} is computed with other experts by one node, which is written for float32 alone"
+        raise ExportError(f"{store.path}: {told}; leave {asked('onnx_dtype')} out")
     floats = [name for name in experts.stacks if store.records[name].grid is None]
     if len(floats) == 1:
         raise ExportError(f"{store.path}: {floats[0]} is floats and its partner is not, which no node takes; quantize again")
-    return float_moe(node, experts, store.records) if floats else qmoe(node, experts, store.records, accuracy_level)
+    return float_moe(node, experts, store.records) if floats else qmoe(node, experts, store.records, options.accuracy_level)
 
 
 def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
@@ -122,9 +149,9 @@ def _assemble(
     decoder: Decoder,
     nodes: list[NodeProto],
     forms: dict[str, tuple[Form, ...]],
-    described: Mapping[str, str],
+    options: OnnxOptions,
 ) -> OnnxPlan:
-    constants = dict(decoder.constants)
+    constants, where = dict(decoder.constants), str(store.header["source"]["name"])
     planned: list[Planned] = []
     for form in (form for found in forms.values() for form in found):
         constants |= form.constants
@@ -137,21 +164,25 @@ def _assemble(
     model.graph.initializer.extend(
         numpy_helper.from_array(value, name) for name, value in constants.items() if name not in outside
     )
-    offsets, end = dict[str, int](), 0
-    for tensor in planned:
-        offsets[tensor.name] = aligned(end, tensor.nbytes)
-        end = offsets[tensor.name] + tensor.nbytes
-        place = offsets[tensor.name], tensor.nbytes
-        model.graph.initializer.append(external(tensor.name, tensor.data_type, tensor.shape, place))
+    layout = lay_out(planned, options.split_size, where)
+    model.graph.initializer.extend(
+        external(tensor.name, tensor.data_type, tensor.shape, layout.places[tensor.name]) for tensor in planned
+    )
     if any(form.form == "matmul_adadim" for found in forms.values() for form in found):
         model.functions.append(adadim_function())
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
-    helper.set_model_props(model, {**described, **_metadata(store, forms)})
-    return OnnxPlan(model, forms, offsets, outside, end, sum(tensor.nbytes for tensor in planned))
+    helper.set_model_props(
+        model, {"adadim.accuracy_level": str(options.accuracy_level), **_metadata(store, forms, options.onnx_dtype == "float16")}
+    )
+    size = int(model.ByteSize())
+    assert size < LARGEST, (where, size)
+    if options.split_size is not None and size > options.split_size:
+        raise too_large(f"its graph takes {size:,} bytes", size, options.split_size, where)
+    return OnnxPlan(model, forms, layout, outside, sum(tensor.nbytes for tensor in planned))
 
 
-def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> dict[str, str]:
+def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halved: bool) -> dict[str, str]:
     """``adadim.tensors``, a JSON list of every weight matrix, ``adadim.*``, the store's header, and SEALS, still open."""
     tensors = []
     for name, record in store.records.items():
@@ -162,6 +193,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]]) -> d
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
             entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
+            if halved and entry["form"] != "split":
+                entry["scale_dtype"] = "float16"
         tensors.append(entry)
     keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
     header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}

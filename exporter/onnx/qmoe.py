@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from onnx import NodeProto, TensorProto
 
-from exporter.onnx.floats import kept, widen
+from exporter.onnx.floats import cast, kept
 from exporter.onnx.matmul_nbits import CONTRIB, Layout
 from exporter.onnx.tensors import Form, Planned, node, planned_scale, site, wide_scale
 from exporter.onnx_cost import packed_size, stack_bits, stack_block
@@ -54,7 +54,7 @@ def qmoe(
     grids = [grid for name in experts.stacks if (grid := records[name].grid) is not None]
     size = stack_block(min(grid.group_size for grid in grids), *(records[name].shape[-1] for name in experts.stacks))
     bits = max(map(stack_bits, grids))
-    up, down = (_Stack(records[name], (bits, size)) for name in experts.stacks)
+    up, down = (_Stack(records[name], sizes=(bits, size)) for name in experts.stacks)
     forms = {stack.record.name: stack.form() for stack in (up, down)}
     inputs = [experts.x, experts.scores, *up.inputs(), experts.up_bias, *down.inputs(), experts.down_bias, "", "", ""]
     inputs += [stack.zeros_of()[0].name if stack.zeros else "" for stack in (up, down)]
@@ -76,6 +76,6 @@ def float_moe(moe: NodeProto, experts: Experts, records: Mapping[str, TensorReco
     out.CopyFrom(moe)
     for record in (records[name] for name in experts.stacks if records[name].dtype != "F32"):
         wide = f"{site(record.name)}.wide"
-        nodes.append(widen(record.name, wide, site(record.name)))
+        nodes.append(cast(record.name, wide, site(record.name), TensorProto.FLOAT))
         out.input[:] = [wide if value == record.name else value for value in out.input]
     return [*nodes, out], {name: kept(records[name]) for name in experts.stacks}

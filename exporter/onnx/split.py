@@ -35,9 +35,15 @@ from quantize.types import Array, QuantizedTensor
 
 
 def split_form(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
-    """A PER_IC tensor as the nodes above."""
-    split = _Split(record, wire, accuracy_level)
-    return Form("split", split.nodes(), split.planned(), split.pieces, split.constants)
+    """A PER_IC tensor as the nodes above; in float32 within a graph of float16, which x * s would be lost in."""
+    prefix = site(record.name)
+    inner = wire if wire.kind == TensorProto.FLOAT else Wire(f"{prefix}.wide_x", f"{prefix}.wide_y")
+    split = _Split(record, inner, accuracy_level)
+    nodes = split.nodes()
+    if inner is not wire:
+        nodes.insert(0, node("Cast", [wire.x], [inner.x], f"{prefix}/Cast x", to=inner.kind))
+        nodes.append(node("Cast", [inner.y], [wire.y], f"{prefix}/Cast y", to=wire.kind))
+    return Form("split", nodes, split.planned(), split.pieces, split.constants)
 
 
 class _Split:

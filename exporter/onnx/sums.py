@@ -51,4 +51,4 @@ def summed(records: Sequence[TensorRecord], wire: Wire) -> tuple[list[Summand], 
 
 def _summand(record: TensorRecord, wire: Wire) -> Summand:
     stem = site(record.name)
-    return Summand(record, Wire(f"{stem}.x" if record.inputs else wire.x, f"{stem}.y"), wire.x)
+    return Summand(record, replace(wire, x=f"{stem}.x" if record.inputs else wire.x, y=f"{stem}.y"), wire.x)

@@ -28,7 +28,7 @@ ITEM_BITS: dict[int, int] = {
 }
 
 
-SCALE_TYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}
+FLOAT_TYPES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ Span = tuple[str, int, bytes]
 
 @dataclass(frozen=True)
 class Wire:
-    """The value that a linear reads and the one that it makes."""
+    """The value that a linear reads and the one that it makes, and the type of both."""
 
     x: str
     y: str
+    kind: int = TensorProto.FLOAT
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,24 @@ def pad_last(values: U8, multiple: int) -> U8:
     return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, padding)]) if padding else values
 
 
-def planned_scale(record: TensorRecord, shape: tuple[int, ...]) -> Planned:
-    """A tensor's scales in the type that its grid stores."""
+def planned_scale(record: TensorRecord, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> Planned:
+    """A tensor's scales in the type that its grid stores, or in float16 for an operator that takes no other."""
     assert isinstance(record.grid, IntAffine), record
-    return Planned(f"{record.name}.scale", SCALE_TYPES[record.grid.scale_dtype], shape)
+    stored = FLOAT_TYPES[record.grid.scale_dtype]
+    return Planned(f"{record.name}.scale", stored if kind == TensorProto.FLOAT else kind, shape)
 
 
-def wide_scale(scale: Planned) -> tuple[str, list[NodeProto]]:
-    """Scales as the float32 that operators want: the value, and the Cast that makes it, which onnxruntime folds at load."""
-    if scale.data_type == TensorProto.FLOAT:
+def wide_scale(scale: Planned, kind: int = TensorProto.FLOAT) -> tuple[str, list[NodeProto]]:
+    """Scales as the type that operators want: the value, and the Cast that makes it, which onnxruntime folds at load."""
+    if scale.data_type == kind:
         return scale.name, []
     wide, owner = f"{scale.name}.wide", site(scale.name.removesuffix(".scale"))
-    return wide, [node("Cast", [scale.name], [wide], f"{owner}/Cast scale", to=TensorProto.FLOAT)]
+    return wide, [node("Cast", [scale.name], [wide], f"{owner}/Cast scale", to=kind)]
+
+
+def as_type(values: Array, kind: int) -> Array:
+    """Floats as the file stores them, F16 for F32; others as they are."""
+    return values.astype(np.float16) if kind == TensorProto.FLOAT16 else values
 
 
 def repeat_groups(values: Array, record: TensorRecord, size: int, blocks: int) -> Array:

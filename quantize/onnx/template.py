@@ -16,8 +16,9 @@ A head that is the embedding reads it too. The *skeleton* is the same graph with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,7 +28,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from quantize.errors import CheckpointError
 from quantize.model_config import HEAD, ModelSizes
-from quantize.onnx.data import Problem
+from quantize.onnx.data import Place, Problem
 from quantize.onnx.moe import MOE
 from quantize.onnx.reader import MODEL_FILE, check_skeleton
 from quantize.outside import LARGEST, MIB, Door, Size, sha256_of
@@ -42,6 +43,7 @@ FLOATS: Mapping[str, int] = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT1
 HEAD_TURNED = "lm_head/Transpose"
 ENDINGS = (".weight", ".bias")  # of a weight's name
 WIDE, NARROW = ".wide", ".narrow"  # values on either side of a Cast to float32
+_DATA_FILE = re.compile(re.escape(DATA_FILE) + r"(\.[1-9]\d{0,2})?")
 DTYPES = {kind: word for word, kind in FLOATS.items()}
 
 
@@ -180,7 +182,7 @@ def _poured(file: BinaryIO, name: str, kind: int, values: Array) -> TensorProto:
     start = aligned(file.tell(), values.nbytes)
     file.write(bytes(start - file.tell()))
     file.write(np.ascontiguousarray(values).tobytes())
-    return external(name, kind, values.shape, (start, values.nbytes))
+    return external(name, kind, values.shape, Place(DATA_FILE, start, values.nbytes))
 
 
 def _widened(node: NodeProto, narrow: Collection[str]) -> list[NodeProto]:
@@ -225,12 +227,23 @@ def skeleton_of(model: ModelProto) -> ModelProto:
     return out
 
 
-def external(name: str, kind: int, shape: tuple[int, ...], place: tuple[int, int]) -> TensorProto:
-    """An initializer in DATA_FILE; ``place``: offset and length there, in bytes."""
+def external(name: str, kind: int, shape: tuple[int, ...], place: Place) -> TensorProto:
+    """An initializer that lies outside of model.onnx."""
     proto = TensorProto(name=name, data_type=kind, dims=shape, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", DATA_FILE), ("offset", str(place[0])), ("length", str(place[1]))):
-        proto.external_data.add(key=key, value=value)
+    for key, value in asdict(place).items():
+        proto.external_data.add(key=key, value=str(value))
     return proto
+
+
+def data_file(index: int) -> str:
+    """The name of a data file, of several that lie beside one graph."""
+    return f"{DATA_FILE}.{index}" if index else DATA_FILE
+
+
+def data_files(model: ModelProto) -> set[str]:
+    """Those that a graph reads, of names that we give; an unchecked one may say any."""
+    read = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    return {name for name in read if _DATA_FILE.fullmatch(name)}
 
 
 def aligned(offset: int, nbytes: int) -> int:

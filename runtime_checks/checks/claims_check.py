@@ -68,7 +68,7 @@ def _onnx(folder: Path, store: QuantizedStore | None) -> tuple[dict[str, Any], l
 
 def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> list[Check]:  # noqa: ANN401 - JSON
     """``adadim.tensors``: each weight matrix of the graph once, with its form and shape, and with the store's grid and axis."""
-    held, key = open_onnx(folder), "tensors"
+    held, halved, key = open_onnx(folder), open_exported(folder).halved, "tensors"
     entries = claimed if isinstance(claimed, list) and all(isinstance(item, dict) for item in claimed) else []
     said = {str(item.get("name")): item for item in entries}
     names = [name for name, tensor in held.items() if len(tensor.shape) > 1]
@@ -79,15 +79,18 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
         checks.append(_check("what the tensors are", f"{key}: {name}", {part: item.get(part) for part in shape}, shape))
         if store is not None and name in store.records:
             rest = {part: value for part, value in item.items() if part not in ("name", *shape)}
-            checks.append(_check("store's", f"{key}: {name}", rest, _expected_tensor(store, name)))
+            narrowed = halved and tensor.form != "split"
+            checks.append(_check("store's", f"{key}: {name}", rest, _expected_tensor(store, name, narrowed)))
     return checks
 
 
-def _expected_tensor(store: QuantizedStore, name: str) -> dict[str, Any]:
+def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[str, Any]:
+    """``narrowed``: scales are float16, whatever the store has."""
     record = store.records[name]
     if record.grid is None:
         return {"grid": record.dtype, "axis": str(Axis.PER_OC)}
-    return {**grid_to_json(record.grid), "axis": str(record.axis)}
+    scales = {"scale_dtype": "float16"} if narrowed else {}
+    return {**grid_to_json(record.grid), **scales, "axis": str(record.axis)}
 
 
 def _json(text: str, where: str) -> Any:  # noqa: ANN401

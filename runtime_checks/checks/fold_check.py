@@ -26,6 +26,7 @@ from runtime_checks.runtimes.weights import Part
 
 PROBES = 16  # random inputs: an error's norm is met within a tenth
 FLOAT_TOLERANCE = 1e-5  # folded floats and sums in another order, float32
+HALF_TOLERANCE = 2.0**-10  # a folded norm and a bias, each rounded to float16
 # Rounding leaves an output as large as it was, at any width: the slope of the file's over the source's was .86 to 1.05 at 2 bits.
 # A doubled scale gives 2, another tensor or another order of channels about 0.
 SLOPE_TOLERANCE = 0.5
@@ -36,7 +37,8 @@ def check_folds(path: Path, source: Checkpoint) -> list[Check]:
     layers = sorted(folded_layers(path))
     if not layers:
         return []
-    weights, checks = open_exported(path).weights(source.config), list[Check]()
+    exported, checks = open_exported(path), list[Check]()
+    weights, floats = exported.weights(source.config), HALF_TOLERANCE if exported.halved else FLOAT_TOLERANCE
     check_shapes(path, source.config, weights)
     for index in layers:
         prefix = block_prefix(index)
@@ -49,7 +51,7 @@ def check_folds(path: Path, source: Checkpoint) -> list[Check]:
         expected = _paths({name: source.read(name) for name in parts}, sites, probes)
         for key, (passed, output) in held.items():
             error, slope = _compare(output, expected[key].output)
-            tolerance = _tolerance([parts[name] for name in passed])
+            tolerance = _tolerance(floats, [parts[name] for name in passed])
             checks.append(within("decoded path = source's, but for rounding", prefix + key, error, tolerance))
             checks.append(within("decoded path as large as source's", prefix + key, slope, SLOPE_TOLERANCE))
     return checks
@@ -101,6 +103,6 @@ def _compare(held: F32, expected: F32) -> tuple[float, float]:
     return float(error.max()), float(np.abs(slope - 1).max())
 
 
-def _tolerance(parts: list[Part]) -> float:
+def _tolerance(floats: float, parts: list[Part]) -> float:
     """Errors of rounding are independent of one another."""
-    return math.hypot(FLOAT_TOLERANCE, *(rounding_tolerance(part.bits) for part in parts if part.dtype is None))
+    return math.hypot(floats, *(rounding_tolerance(part.bits) for part in parts if part.dtype is None))

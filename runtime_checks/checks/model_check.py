@@ -19,6 +19,8 @@ from runtime_checks.runtimes.runners import Runner, greedy_error
 
 # float32 against float32, sums in another order: the largest difference of a logit over the largest logit, 8e-6 after 30 layers.
 LOGITS_TOLERANCE = 1e-4
+# The same of a graph of float16: .001 to .003 on random models of two layers, .0032 on SmolLM2-135M after 30.
+HALF_TOLERANCE = 0.01
 # Mean KL in nats and share of changed favourites, caused by activations in 8 bits: llama.cpp and MatMulNBits at level 4
 # measured .004 to .006 and .04 on a real model whose activations have large outliers.
 KL_TOLERANCE = 0.012
@@ -63,12 +65,12 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
     count = min(GREEDY_TOKENS, texts.shape[1] - len(prompt)) if len(prompt) else 0
     reference = decoded_runner(path, source, texts.shape[1])
     base = _logits(reference, texts)
-    checks = []
+    checks, tolerance = [], HALF_TOLERANCE if exported.halved else LOGITS_TOLERANCE
     exact = exported.exact_runner()
     if exact is not None:
-        checks.append(_check_logits(path, base, _logits(exact, texts)))
+        checks.append(_check_logits(path, base, _logits(exact, texts), tolerance))
         error = greedy_error(reference, prompt, exact.greedy(prompt, count)) if count else 0.0
-        checks.append(within("greedy tokens at accuracy level 0 = torch", path.name, error, LOGITS_TOLERANCE))
+        checks.append(within("greedy tokens at accuracy level 0 = torch", path.name, error, tolerance))
         exact.close()
     reference.close()
     shipped = exported.runner(texts.shape[1])
@@ -94,9 +96,9 @@ def _logits(runner: Runner, texts: I64) -> F32:
     return np.concatenate([runner.logits(tokens) for tokens in texts])
 
 
-def _check_logits(path: Path, base: F32, other: F32) -> Check:
+def _check_logits(path: Path, base: F32, other: F32, tolerance: float) -> Check:
     error = float(np.abs(base - other).max() / np.abs(base).max())
-    return within("logits at accuracy level 0 = torch", path.name, error, LOGITS_TOLERANCE)
+    return within("logits at accuracy level 0 = torch", path.name, error, tolerance)
 
 
 def _check_distribution(path: Path, base: F32, shipped: F32, labels: I64) -> list[Check]:

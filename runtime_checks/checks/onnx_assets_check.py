@@ -4,6 +4,7 @@ out anew; and nothing else is in it."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError, FileFormatError
 from quantize.model_config import named
+from quantize.onnx.reader import read_graph
 from runtime_checks.checks.chat_template import special_tokens_of, template_of
 from runtime_checks.checks.special_ids import end_ids, ids_of, listed
 from runtime_checks.measure.results import Check, within
@@ -23,7 +25,8 @@ from runtime_checks.runtimes.onnx_runner import exported_context
 EXACT = 0.0  # files, keys and values are equal or they are not
 GENAI = "genai_config.json"
 TOKENIZER_FILES = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
-MODEL_FILES = ("model.onnx", "model.onnx.data", GENAI, LIBRARY)
+MODEL_FILES = ("model.onnx", GENAI, LIBRARY)
+DATA = re.compile(r"model\.onnx\.data(\.\d+)?")
 # Keys that are not copied: a training script's settings, which transformers sets anew; the template, compared by itself; and how
 # texts begin and end, which tokenizer_check compares in the runtime.
 APART = {
@@ -38,7 +41,9 @@ def check_onnx_assets(folder: Path, source: Checkpoint, _: object = None) -> lis
     """Raises FileFormatError for a damaged file, CheckpointError for a damaged source."""
     files = {item.name: item for item in sorted(folder.iterdir())}
     found = {name: files[name].read_bytes() for name in TOKENIZER_FILES if name in files and files[name].is_file()}
-    stray = [name for name in files if name not in (*MODEL_FILES, *TOKENIZER_FILES)]
+    data = filter(DATA.fullmatch, read_graph(folder).locations)
+    known = {*MODEL_FILES, *TOKENIZER_FILES, *data}
+    stray = [name for name in files if name not in known]
     checks = [within("files that are no part of an export", ", ".join(stray[:3]) or "all", len(stray), EXACT)]
     try:
         assets = source.assets()

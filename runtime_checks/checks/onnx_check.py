@@ -25,6 +25,9 @@ EXACT = 0.0
 # The split form adds s * (q - mid) and s * (mid - z), each rounded, and rounds the sum; the reference rounds once. Each of the
 # four is off by at most 2**-24 of s * 2**bits: in steps of the grid, at 8 bits, that is this. A wrong code is a step of 1.
 SPLIT_TOLERANCE = 4 * 2.0**-16
+# A graph of float16 rounds what it makes once more, by this share at most; a sum of parts each of them, and itself.
+HALF = 2.0**-11
+LEAST_HALF = 2.0**-25
 SPLIT, STACK = "split", "qmoe"
 FLOAT = "float"
 
@@ -44,7 +47,7 @@ def check_onnx(folder: Path, store: QuantizedStore | None = None) -> list[Check]
             sites = [name, HEAD] if name == EMBEDDING and HEAD not in tensors and parts.has(HEAD) else [name]
             checks += _check_decoders(tensor, held, parts, sites)
         if store is not None and name in store.records:
-            checks += _compare(tensor, held, store)
+            checks += _compare(tensor, held, store, parts.halved)
     for name, weight in whole_weights(tensors).items():
         if weight.beside:
             checks += _check_sum(name, weight, parts, store)
@@ -93,6 +96,8 @@ def _check_sum(name: str, weight: OnnxWeight, parts: OnnxParts, store: Quantized
         off = np.abs(rows - wanted).max() if rows.shape == wanted.shape else math.inf
         error = np.maximum(error, off / step)  # unlike max(), this keeps a nan
     tolerance = SPLIT_TOLERANCE if weight.first.form == SPLIT else EXACT
+    if parts.halved:
+        tolerance += float((len(sites) - 1) * HALF * np.abs(expected).max() / step)
     checks = [within("onnxruntime = reference, all parts", name, float(error), tolerance)]
     return checks if store is None else [*checks, *(_check_reads(part, shape[1], store) for part in weight.beside)]
 
@@ -145,12 +150,15 @@ def _split_error(name: str, tensor: OnnxTensor, held: OnnxCodes, parts: OnnxPart
         if part.shape != expected.shape:
             return math.inf
         starts = np.arange(0, expected.shape[1], held.group_size)
-        per_group = np.maximum.reduceat(np.abs(part - expected), starts, axis=1)
+        off = np.abs(part - expected)
+        if part.dtype == np.float16:
+            off = np.maximum(off - HALF * np.abs(expected) - LEAST_HALF, 0)
+        per_group = np.maximum.reduceat(off, starts, axis=1)
         error = np.maximum(error, (per_group / np.abs(held.scale[rows])).max())  # unlike max(), this keeps a nan
     return float(error)
 
 
-def _compare(tensor: OnnxTensor, held: OnnxCodes | Array, store: QuantizedStore) -> list[Check]:
+def _compare(tensor: OnnxTensor, held: OnnxCodes | Array, store: QuantizedStore, halved: bool) -> list[Check]:
     """Codes, scales and zero points of one tensor, or its floats, as counts of what differs; infinity for another kind."""
     if isinstance(held, OnnxCodes) != (store.records[tensor.name].grid is not None):
         return [within("kind = store's", tensor.name, math.inf, EXACT)]
@@ -158,7 +166,7 @@ def _compare(tensor: OnnxTensor, held: OnnxCodes | Array, store: QuantizedStore)
     start = 0
     for part in store.chunks(tensor.name):
         count = len(part.codes if isinstance(part, QuantizedTensor) else part.values)
-        for what, error in _differences(tensor, held, slice(start, start + count), part).items():
+        for what, error in _differences(tensor, held, slice(start, start + count), part, halved).items():
             errors[what] = errors.get(what, 0.0) + error
         start += count
     if start != len(held.codes if isinstance(held, OnnxCodes) else held):
@@ -167,7 +175,7 @@ def _compare(tensor: OnnxTensor, held: OnnxCodes | Array, store: QuantizedStore)
 
 
 def _differences(
-    tensor: OnnxTensor, held: OnnxCodes | Array, rows: slice, part: QuantizedTensor | PlainTensor
+    tensor: OnnxTensor, held: OnnxCodes | Array, rows: slice, part: QuantizedTensor | PlainTensor, halved: bool
 ) -> dict[str, float]:
     """How many numbers of the file's ``rows`` differ from the store's ``part``; scales are compared weight by weight.
 
@@ -175,13 +183,17 @@ def _differences(
     """
     if isinstance(part, PlainTensor):
         assert not isinstance(held, OnnxCodes)
-        same_kind = tensor.dtype == part.dtype and held[rows].shape == part.values.shape
-        return {"values": _differ(held[rows], part.values) if same_kind else math.inf}
+        narrowed = halved and (tensor.dtype, part.dtype) == ("F16", "F32")  # a norm or a bias
+        values = part.values.astype(np.float16) if narrowed else part.values
+        same_kind = (narrowed or tensor.dtype == part.dtype) and held[rows].shape == values.shape
+        return {"values": _differ(held[rows], values) if same_kind else math.inf}
     assert isinstance(held, OnnxCodes)
     cols = part.codes.shape[1]
     if held.per_oc != (part.axis is Axis.PER_OC) or held.codes[rows].shape != part.codes.shape:
         return {"codes": math.inf}
     scale, zero = (spread(value, part.grid.group_size, cols) for value in part.grid.scale_zero(part.params))
+    if halved and tensor.form != SPLIT:  # whose nodes are of float32
+        scale = scale.astype(np.float16).astype(np.float32)
     file_scale, file_zero = (np.repeat(value[rows], held.group_size, axis=1)[:, :cols] for value in (held.scale, held.zero_point))
     return {
         "codes": _differ(held.codes[rows], part.codes),
@@ -196,6 +208,7 @@ def _differ(left: Array, right: Array) -> float:
     return float(np.count_nonzero(np.ascontiguousarray(left).view(bits) != np.ascontiguousarray(right).view(bits)))
 
 
-def _differ_in_value(left: F32, right: F32) -> float:
-    """How many values differ; a sum gives 0 where a product gave -0."""
+def _differ_in_value(left: Array, right: F32) -> float:
+    """How many values differ, of F16 from the nearest half; a sum gives 0 where a product gave -0."""
+    right = right.astype(left.dtype)
     return float(np.count_nonzero(left != right)) if left.shape == right.shape else math.inf

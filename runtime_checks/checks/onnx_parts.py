@@ -15,12 +15,12 @@ from exporter.onnx.library import LIBRARY
 from quantize.errors import FileFormatError, listed, shown
 from quantize.onnx.reader import read_graph
 from quantize.onnx.session import open_session
-from quantize.types import F32, Array
-from runtime_checks.runtimes.onnx_runner import set_accuracy_level
+from quantize.types import Array
+from runtime_checks.runtimes.onnx_runner import is_halved, set_accuracy_level
 
 CHUNK_BYTES = 1 << 26  # of a linear's output per call
 CHUNK_ROWS = 1 << 12  # of an embedding per call
-Run = Callable[[dict[str, Array]], F32]  # what goes in by name, a batch of one -> what comes out for it
+Run = Callable[[dict[str, Array]], Array]  # what goes in by name, a batch of one -> what comes out for it
 
 
 class OnnxParts:
@@ -40,6 +40,9 @@ class OnnxParts:
                 self._readers[name].append(index)
             if all(name in self._initializers or name in self._constant_nodes for name in node.input if name):
                 self._constant_nodes.update(dict.fromkeys(node.output, index))
+        self.halved = is_halved(self._model)
+        self._kind = TensorProto.FLOAT16 if self.halved else TensorProto.FLOAT
+        self._dtype = np.dtype(np.float16 if self.halved else np.float32)
         self._results = {value.name for value in graph.output}
 
     def has(self, name: str) -> bool:
@@ -61,21 +64,21 @@ class OnnxParts:
             ends[place.location] = max(place.offset + place.length, ends.get(place.location, 0))
         return {name: (self._folder / name).stat().st_size - end for name, end in ends.items()}
 
-    def linear(self, name: str, shape: tuple[int, ...], parts: Sequence[str] = ()) -> Iterator[tuple[int, F32]]:
+    def linear(self, name: str, shape: tuple[int, ...], parts: Sequence[str] = ()) -> Iterator[tuple[int, Array]]:
         """What the weight's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
 
         ``parts``: names whose nodes are cut out together, if not the weight's alone. Yields (first input channel,
-        F32[count, OC]). Raises FileFormatError if onnxruntime refuses the nodes.
+        [count, OC], F32, or F16 of a graph that computes in it). Raises FileFormatError if onnxruntime refuses the nodes.
         """
-        session, given, wanted = self._cut([_site(part) for part in parts or [name]], TensorProto.FLOAT)
+        session, given, wanted = self._cut([_site(part) for part in parts or [name]], self._kind)
         oc, ic = shape
         step = max(1, CHUNK_BYTES // (4 * oc))
         for start in range(0, ic, step):
-            identity = np.eye(min(step, ic - start), ic, start, np.float32)
+            identity = np.eye(min(step, ic - start), ic, start, self._dtype)
             yield start, self._run(session, wanted, {given: identity[None]})
 
-    def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, F32]]:
-        """What the weight's nodes look up: (first token, F32[count, columns]). Raises FileFormatError."""
+    def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, Array]]:
+        """What the weight's nodes look up: (first token, [count, columns] as ``linear`` has them). Raises FileFormatError."""
         session, given, wanted = self._cut([_site(name)], TensorProto.INT64)
         for start in range(0, vocabulary, CHUNK_ROWS):
             ids = np.arange(start, min(start + CHUNK_ROWS, vocabulary), dtype=np.int64)
@@ -98,15 +101,15 @@ class OnnxParts:
         session = self._session(nodes, dict.fromkeys(given, TensorProto.FLOAT), node.output[0], tensors)
         return lambda feeds: self._run(session, node.output[0], feeds)
 
-    def _run(self, session: ort.InferenceSession, wanted: str, feeds: dict[str, Array]) -> F32:
+    def _run(self, session: ort.InferenceSession, wanted: str, feeds: dict[str, Array]) -> Array:
         """What comes out for the first of one. Raises FileFormatError if onnxruntime refuses, or gives something else."""
         try:
             (out,) = session.run([wanted], feeds)
         except Exception as error:  # onnxruntime's own exceptions share no base below Exception
             raise FileFormatError(f"{self._folder}: onnxruntime cannot run it ({shown(error)}); export it again") from error
-        if not isinstance(out, np.ndarray) or out.ndim != 3 or len(out) != 1 or out.dtype != np.float32:
-            raise FileFormatError(f"{self._folder}: {shown(wanted)} is no row of float32 for each input; export it again")
-        first: F32 = out[0]
+        if not isinstance(out, np.ndarray) or out.ndim != 3 or len(out) != 1 or out.dtype != self._dtype:
+            raise FileFormatError(f"{self._folder}: {shown(wanted)} is no row of {self._dtype} for each input; export it again")
+        first: Array = out[0]
         return first
 
     def _cut(self, sites: Sequence[str], kind: int) -> tuple[ort.InferenceSession, str, str]:
@@ -136,7 +139,7 @@ class OnnxParts:
             nodes,
             "part",
             [helper.make_tensor_value_info(name, kind, None) for name, kind in given.items()],
-            [helper.make_tensor_value_info(wanted, TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(wanted, self._kind, None)],
             tensors,
         )
         small = helper.make_model(part, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)

@@ -6,10 +6,11 @@ They see a changed byte where nothing else is there to compare with. Whoever cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from runtime_checks.measure.results import Check, noted, within
 from runtime_checks.runtimes.exported import open_exported
@@ -17,7 +18,6 @@ from runtime_checks.runtimes.onnx_runner import load_graph
 from runtime_checks.runtimes.weights import open_gguf
 
 SEAL = "adadim.sha256."
-DATA = "model.onnx.data"
 OPEN = b"0" * 64
 TOKENIZER_FILES = ("chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 EXACT = 0.0  # digests are equal or they are not
@@ -53,23 +53,31 @@ def _gguf_digests(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _onnx_digests(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """See ``_gguf_digests``; the tokenizer's files are listed as sha256sum writes them, in the order of their names."""
+    """See ``_gguf_digests``: all data files, one after the other; the tokenizer's are listed as sha256sum writes them, in the
+    order of their names."""
     graph = load_graph(folder)
     held = _seals({entry.key: entry.value for entry in graph.metadata_props})
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in TOKENIZER_FILES if (folder / name).is_file()]
     model = (folder / "model.onnx").read_bytes()
     return held, {
-        "data": _sha256(folder / DATA),
+        "data": _sha256(*(folder / name for name in _locations(graph))),
         "files": hashlib.sha256("".join(lines).encode()).hexdigest(),
         "graph": _sealed(model, held.get("graph")),
     }
 
 
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return "missing"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _locations(graph: onnx.ModelProto) -> Iterable[str]:
+    """Files of external data, in the order in which initializers name them."""
+    entries = (entry for tensor in graph.graph.initializer for entry in tensor.external_data)
+    return dict.fromkeys(entry.value for entry in entries if entry.key == "location")
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def _seals(metadata: Mapping[str, object]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
 
     A tensor that is larger than a decoder block is read by chunks of rows. Raises FileFormatError for a damaged file.
     """
-    weights, origin = open_exported(path).weights(source.config), {name: name for name in source.specs}
+    exported, origin = open_exported(path), {name: name for name in source.specs}
+    weights, halved = exported.weights(source.config), exported.halved
     folded, tuned = folded_layers(path), is_tuned(path)
     if source.tied and HEAD in weights.shapes:
         origin[HEAD] = EMBEDDING
@@ -48,7 +50,7 @@ def check_source(path: Path, source: Checkpoint) -> list[Check]:
             if weights.shapes[name] != shape:
                 checks.append(within(f"shape = source's {shape}", f"{name} {weights.shapes[name]}", math.inf, EXACT))
                 continue
-            compare = _compare_tuned if tuned and len(shape) == 1 else _compare
+            compare = _compare_tuned if tuned and len(shape) == 1 else partial(_compare, halved=halved)
             checks.append(compare(weights, name, source, origin[name]))
     return checks
 
@@ -59,7 +61,7 @@ def _is_folded(name: str, folded: Collection[int], config: ModelSizes, shapes: M
     return sites is not None and name in sites.moved
 
 
-def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Check:
+def _compare(weights: Weights, name: str, source: Checkpoint, origin: str, halved: bool) -> Check:
     shape = source.specs[origin].shape
     layer = sum(spec.size for other, spec in source.specs.items() if other.startswith(block_prefix(0)))
     moved, distance, norm = 0, 0.0, 0.0
@@ -67,7 +69,7 @@ def _compare(weights: Weights, name: str, source: Checkpoint, origin: str) -> Ch
     for rows in row_chunks(shape[0], math.prod(shape[1:]), max(layer, CHUNK_WEIGHTS)):
         part, expected = weights.part(name, rows), source.read_rows(origin, rows.start, rows.stop)
         if part.dtype is not None:
-            moved += int(np.count_nonzero(part.values != _as_kept(expected, part.dtype)))
+            moved += int(np.count_nonzero(part.values != _as_kept(expected, part.dtype, halved)))
             continue
         widths.add(part.bits)
         distance += float(np.square(part.values - expected, dtype=np.float64).sum())
@@ -85,9 +87,10 @@ def _compare_tuned(weights: Weights, name: str, source: Checkpoint, origin: str)
     return within("values = source's, but for tuning", name, error, TUNING_TOLERANCE)
 
 
-def _as_kept(values: F32, dtype: str) -> F32:
-    """What a weight matrix becomes that is kept as F16; BF16 is kept only of a source in BF16, and vectors are all F32."""
-    if dtype != "F16" or values.ndim == 1:
+def _as_kept(values: F32, dtype: str, halved: bool) -> F32:
+    """What a weight becomes that is kept as F16; BF16 is kept only of a source in BF16, and vectors are F32, unless the file
+    computes in float16."""
+    if dtype != "F16" or (values.ndim == 1 and not halved):
         return values
     with np.errstate(over="ignore"):  # an infinity differs from the source all the more
         return values.astype(np.float16).astype(np.float32)

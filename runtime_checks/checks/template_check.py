@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from exporter.onnx.float16 import retyped
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.onnx.template import site
 from quantize.types import Array
 from runtime_checks.checks.experts_check import check_layer, layers_of
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
+from runtime_checks.runtimes.onnx_runner import is_halved
 
 EXACT = 0.0  # nodes, values and sizes are as they were or they are not
 TABLES = ("cos_cache", "sin_cache")  # endings of what is cut to the exported context
@@ -26,7 +28,8 @@ PARTS = (".sum", ".part")  # after a weight's name, of the nodes that hold it wi
 
 def check_against(graph: Graph, source: OnnxTemplate) -> list[Check]:
     """Raises DamagedFileError."""
-    theirs, ours = source.skeleton, graph.model
+    ours = graph.model
+    theirs = retyped(source.skeleton) if is_halved(ours) else source.skeleton
     layers = layers_of(theirs)
     sites = {name for name, _ in _weight_nodes(theirs)} | {site(name) for _, one in layers for name in one.stacks}
     apart = {node.output[0] for node, _ in layers}

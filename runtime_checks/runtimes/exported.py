@@ -11,7 +11,7 @@ from exporter.writers import writer_at
 from quantize.errors import FileFormatError, asked
 from quantize.model_config import ModelSizes
 from quantize.onnx.reader import MODEL_FILE, read_graph
-from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context
+from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context, is_halved
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
 from runtime_checks.runtimes.weights import TRANSPOSED, GgufWeights, OnnxWeights, Weights, open_gguf
 
@@ -43,6 +43,10 @@ class Exported(Protocol):
         """Of the model, without what a folder holds beside it."""
 
     @property
+    def halved(self) -> bool:
+        """Whether it computes in float16, so that its vectors are float16 too."""
+
+    @property
     def unrunnable(self) -> str | None:
         """Why no runtime takes it, or None."""
 
@@ -58,7 +62,7 @@ class Exported(Protocol):
 
 class _Gguf:
     writer = "gguf"
-    describes_itself, context = True, None
+    describes_itself, context, halved = True, None, False
 
     def __init__(self, path: Path) -> None:
         self.path = self.model_file = path
@@ -112,6 +116,10 @@ class _OnnxFolder:
     @property
     def nbytes(self) -> int:
         return sum((self.path / name).stat().st_size for name in {MODEL_FILE, *read_graph(self.path).locations})
+
+    @property
+    def halved(self) -> bool:
+        return is_halved(read_graph(self.path).model)
 
     def weights(self, config: ModelSizes) -> Weights:
         return OnnxWeights(self.path)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx import TensorProto
 
 from exporter.onnx.genai_reader import read_head_size
 from exporter.onnx.library import LIBRARY
-from quantize.errors import FileFormatError
+from quantize.errors import FileFormatError, asked
 from quantize.kinds import Wanted, mistaken
 from quantize.onnx.reader import read_graph
 from quantize.onnx.session import Decoder, States, open_session
@@ -31,6 +32,7 @@ class OnnxRunner:
     def __init__(self, folder: Path, accuracy_level: int | None = None) -> None:
         self.name, self._folder = f"onnxruntime {ort.__version__}", folder
         model = load_graph(folder)  # which refuses what leads out of the folder, before the runtime reads it
+        self._halved = is_halved(model)
         if accuracy_level is not None:
             set_accuracy_level(model, accuracy_level)
         opened = model_path(folder) if accuracy_level is None else model
@@ -65,8 +67,12 @@ class OnnxRunner:
         return self._decoder.empty()
 
     def step(self, tokens: I64, total: int, states: States) -> tuple[F32, States]:
-        """See ``Decoder.step``."""
-        return self._decoder.step(tokens, total, states)
+        """See ``Decoder.step``. Raises FileFormatError also for activations that float16 does not hold."""
+        out, grown = self._decoder.step(tokens, total, states)
+        if self._halved and not np.isfinite(out).all():
+            told = f"its activations overflow float16, after {total:,} tokens its logits are no numbers"
+            raise FileFormatError(f"{self._folder}: {told}; export it without {asked('onnx_dtype')}")
+        return out, grown
 
 
 def greedy_speed(greedy: Callable[[I64, int], list[int]], count: int) -> float:
@@ -104,6 +110,11 @@ def head_size(folder: Path) -> int:
 def load_graph(folder: Path) -> onnx.ModelProto:
     """The graph of DIR/model.onnx without its external data. Raises FileFormatError if it is damaged."""
     return read_graph(folder).model
+
+
+def is_halved(model: onnx.ModelProto) -> bool:
+    """Whether a graph computes in float16: its logits say so."""
+    return any(value.name == "logits" and value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in model.graph.output)
 
 
 def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:

@@ -27,6 +27,8 @@ from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
 from tests.runtime_checks.made import Made, make, make_from
 from tests.sent import traced
+from tests.stores import rtn_store
+from tests.tiny import make_tiny_model
 
 PROMPT, COUNT = "The quick brown fox", 32
 PART = 1 << 15
@@ -93,6 +95,18 @@ def test_graphs_of_any_decoder(model_type, tmp_path):
     answer = json.loads(done.stdout)
     assert answer["prompt"] == desktop_prompt(file) and answer["tokens"]
     assert check_greedy(file, answer["prompt"], answer["tokens"]) == len(answer["tokens"])
+
+
+def test_a_graph_of_float16_in_several_files(tmp_path):
+    store = rtn_store(make_tiny_model(tmp_path / "model"), tmp_path / "store", "onnxruntime", bits=8, group_size=32)
+    file = write_onnx(store, tmp_path / "onnx", onnx_dtype="float16", split_size=50_000)
+    assert (file / "model.onnx.data.1").is_file()
+    write_bundle(file, tmp_path / "bundle", BundleOptions("web", part_size=PART))
+    done = run(tmp_path / "bundle", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["tokens"] and answer["prompt"] == desktop_prompt(file)
+    assert check_greedy(file, answer["prompt"], answer["tokens"]) >= min(AT_LEAST, len(answer["tokens"]))
 
 
 def test_nothing_is_sent_and_nothing_kept(whole, tmp_path):

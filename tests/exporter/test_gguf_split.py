@@ -255,8 +255,6 @@ def test_run_refuses_what_cannot_be_split_before_any_work(store, tmp_path, capsy
     words = ("run", store.path.with_name("model"), "--out", tmp_path / "out", "--split-size")
     assert run(*words, "20kB", *WORDS) == 2
     assert "model: token_embd.weight takes 21,760 bytes" in capsys.readouterr().err
-    assert run(*words, "1GB", "--target", "onnxruntime") == 2
-    assert "--split-size: is for GGUF files, and none is made" in capsys.readouterr().err
     (tmp_path / "out" / "llama.cpp").mkdir(parents=True)
     shutil.copy(store.path / "plan.json", tmp_path / "out" / "llama.cpp" / "model-00002-of-00003.gguf")
     assert run(*words, "40kB", *WORDS) == 2

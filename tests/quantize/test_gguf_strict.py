@@ -304,7 +304,7 @@ KEPT = {
 def test_what_llama_cpp_loads_and_people_have_is_kept(made, case):
     path = made(KEPT[case])
     LlamaVocab(path, vocab_only=False).close()
-    assert open_checkpoint(path).config.num_heads == 2 and read_facts(path).kv_entries == 2 * 16
+    assert open_checkpoint(path).config.num_heads == 2 and read_facts(path).kv_bytes == 2 * 2 * 16
     assert inspect(path)["totals"]["weights"] > 0
     open_checkpoint(path).assets()
 

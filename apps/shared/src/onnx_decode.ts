@@ -78,9 +78,15 @@ function result(results: InferenceSession.ReturnType, name: string): Tensor {
 }
 
 function argmaxOfLast(logits: Tensor): number {
-  const data = logits.data as Float32Array;
-  const row = data.subarray(data.length - Number(logits.dims.at(-1)));
+  const data = logits.data as Float32Array | Uint16Array;
+  const last = data.subarray(data.length - Number(logits.dims.at(-1)));
+  const row = last instanceof Uint16Array ? Int32Array.from(last, rank) : last;
   let best = 0;
   for (let index = 1; index < row.length; index++) if ((row[index] as number) > (row[best] as number)) best = index;
   return best;
+}
+
+/** Of a float16 by its bits, where JavaScript has no such numbers: larger for a larger number. */
+function rank(bits: number): number {
+  return bits & 0x8000 ? 0x8000 - bits : bits;
 }
