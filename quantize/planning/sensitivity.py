@@ -131,7 +131,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     """
     source = measured.source
     check_gradients(source)
-    check_backward(source.specs, str(source.path))
+    check_backward(source)
     tokens, coverage = calibration_data(config.data, source)
     curvature = measured.curvature(tokens, config.data.seed)
     poor = list[str]()
