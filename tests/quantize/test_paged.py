@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
+from quantize.errors import ConfigError
+from quantize.planning import memory
+from quantize.planning.memory import check_memory
 from quantize.source import ExpertInputs, block_students, curvature, expert_inputs, measure_curvature, named_blocks, paged
 from quantize.source.named import named_model
 from quantize.template.convert import convert
 from quantize.template.converter import find_converter
 from tests.any_model import make_model
+from tests.cases import config_of
 
 TOKENS = np.random.default_rng(0).integers(3, 400, (3, 48))
 EVERY = np.arange(3)
@@ -31,6 +36,14 @@ def template(folder, model_type, **more) -> GgufTemplate:
     save_file(mixed, model / "model.safetensors", metadata={"format": "pt"})
     convert(model, gguf, find_converter(), pre="gpt-2")
     return GgufTemplate(gguf, *open_language_model(gguf), twin=model)
+
+
+@pytest.fixture(autouse=True)
+def _asked_once(monkeypatch):
+    """The runtime says the same of the same file: it is started for it once."""
+    ask = cache(lambda source, tokens: ask_runtime(source, np.frombuffer(tokens, np.int64)))
+    ask_runtime = GgufTemplate.logits
+    monkeypatch.setattr(GgufTemplate, "logits", lambda source, tokens: ask(source, tokens.tobytes()))
 
 
 def _whole(monkeypatch) -> None:
@@ -51,9 +64,8 @@ def _told(source: GgufTemplate) -> dict[str, np.ndarray]:
         told |= {f"slope {name}": one for name, one in student.gradients(EVERY[:2]).items()}
         told |= {f"out {index}": np.concatenate([one.numpy() for one in student.outputs()])}
         told |= {f"loss {index}": np.array(student.loss(EVERY)), f"costs {index}": measured.blocks[index][0]}
-    names = [name for name in source.specs if name in named_model(source, TOKENS).rows]
-    told |= {f"seen {one.names}": one.moment for one in ExpertInputs(source, TOKENS).of(names, unit=True)}
-    return told
+    seen = ExpertInputs(source, TOKENS).of(list(measured.rows), unit=True) if source.has_experts else []
+    return told | {f"seen {one.names}": one.moment for one in seen}
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2", "mamba2", "phi3", "gpt2", "qwen3_moe"])
@@ -107,3 +119,21 @@ def test_what_lies_in_a_file_is_mapped(tmp_path):
     ranges = [[int(end, 16) for end in row[0].split("-")] for row in rows if row[-1].endswith("model.safetensors")]
     places = [one.data_ptr() for block in causal.blocks for one in block.parameters()]
     assert places and all(any(start <= place < stop for start, stop in ranges) for place in places)
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [({}, "token_weight='unit'"), ({"block_steps": 1, "token_weight": "unit", "calibration_tokens": 64}, "block_steps=0")],
+)
+def test_what_it_takes_is_known_before(tmp_path, monkeypatch, options, mend):
+    """Of 48 blocks far less than all weights; not of a GGUF, of which transformers makes floats of its own."""
+    source, config = template(tmp_path, "olmo2", num_hidden_layers=48), config_of(**options)
+    size = 4 * sum(spec.size for spec in source.specs.values())
+    monkeypatch.setattr(memory, "physical_memory", lambda: size // 2)
+    check_memory(source, config)
+    with pytest.raises(ConfigError, match=rf"model.gguf: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
+        check_memory(open_checkpoint(source.path), config)
+    block = 4 * sum(spec.size for name, spec in source.specs.items() if ".layers.0." in name)
+    monkeypatch.setattr(memory, "physical_memory", lambda: size - 47 * block)
+    with pytest.raises(ConfigError, match=rf"give {mend}"):
+        check_memory(source, config)
