@@ -21,6 +21,7 @@ from quantize.source import ExpertInputs, block_students, curvature, expert_inpu
 from quantize.source.named import named_model
 from quantize.template.convert import convert
 from quantize.template.converter import find_converter
+from quantize.template.onnx_convert import convert_onnx
 from tests.any_model import make_model
 from tests.cases import config_of
 
@@ -52,7 +53,7 @@ def _whole(monkeypatch) -> None:
 
 
 def _told(source: GgufTemplate) -> dict[str, np.ndarray]:
-    """All that torch is asked of a template: curvature, its blocks with other weights in them, what experts see."""
+    """What torch is asked of a template: its curvature, and its blocks with other weights in them."""
     measured, rng, told = measure_curvature(source, TOKENS, 0), np.random.default_rng(1), dict[str, np.ndarray]()
     told |= {f"tokens {site}": one for site, one in measured.tokens.items()}
     told |= {f"rows {name}": one for name, one in measured.rows.items()}
@@ -64,8 +65,7 @@ def _told(source: GgufTemplate) -> dict[str, np.ndarray]:
         told |= {f"slope {name}": one for name, one in student.gradients(EVERY[:2]).items()}
         told |= {f"out {index}": np.concatenate([one.numpy() for one in student.outputs()])}
         told |= {f"loss {index}": np.array(student.loss(EVERY)), f"costs {index}": measured.blocks[index][0]}
-    seen = ExpertInputs(source, TOKENS).of(list(measured.rows), unit=True) if source.has_experts else []
-    return told | {f"seen {one.names}": one.moment for one in seen}
+    return told
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2", "mamba2", "phi3", "gpt2", "qwen3_moe"])
@@ -78,6 +78,19 @@ def test_it_tells_what_the_whole_model_does(tmp_path, monkeypatch, model_type):
     assert found.keys() == expected.keys() and {key.split()[0] for key in found} >= {"rows", "table", "slope", "loss"}
     assert not [key for key, one in expected.items() if not np.array_equal(found[key], one)]
     assert max(one for key, one in found.items() if key.startswith("loss")) > 1e-6
+
+
+def test_experts_see_in_it_what_they_see_in_the_whole_model(tmp_path, monkeypatch):
+    """Of a graph that computes each of them for every token."""
+    model = make_model(tmp_path / "model", "qwen3_moe")
+    convert_onnx(model, tmp_path / "onnx")
+    source = open_checkpoint(tmp_path / "onnx", model)
+    names = [name for name in source.specs if source.is_quantized(name)]
+    found = ExpertInputs(source, TOKENS).of(names, unit=True)
+    _whole(monkeypatch)
+    expected = ExpertInputs(source, TOKENS).of(names, unit=True)
+    assert [(one.names, one.tokens) for one in found] == [(one.names, one.tokens) for one in expected]
+    assert len(found) == 16 and all(np.array_equal(one.moment, own.moment) for one, own in zip(found, expected, strict=True))
 
 
 def test_one_block_is_in_float32_at_a_time(tmp_path, monkeypatch):
