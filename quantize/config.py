@@ -48,7 +48,7 @@ class GridSpec:
 class DataSpec:
     """What statistics come from: ``tokens`` of a ``text`` (a file, or "builtin"), drawn by ``seed``; or an importance matrix.
 
-    ``token_weight`` "gradient" needs the whole source in memory once, in float32.
+    ``token_weight`` "gradient" needs the whole source in memory once, in float32; of a template whose twin is a folder a block.
     """
 
     text: str = "builtin"
