@@ -48,8 +48,8 @@ class GridSpec:
 class DataSpec:
     """What statistics come from: ``tokens`` of a ``text`` (a file, or "builtin"), drawn by ``seed``; or an importance matrix.
 
-    ``token_weight`` "gradient" needs the whole source in memory once, in float32. ``max_memory``: bytes that may be taken as if
-    this machine had no more; None: all that it has. What comes out is the same.
+    ``token_weight`` "gradient" needs the whole source in memory once, in float32; of a template whose twin is a folder a block.
+    ``max_memory``: bytes that may be taken as if this machine had no more; None: all that it has. What comes out is the same.
     """
 
     text: str = "builtin"

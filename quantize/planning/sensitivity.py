@@ -132,7 +132,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     """
     source = measured.source
     check_gradients(source)
-    check_backward(source.specs, config.data, str(source.path))
+    check_backward(source, config.data)
     check_passes(source, config.data)
     tokens, coverage = calibration_data(config.data, source)
     curvature = measured.curvature(tokens, config.data.seed)

@@ -50,7 +50,7 @@ def quantize_planned(measured: Measured, planned: Mapping[Path, ModelPlan], forc
     jobs = [make_job(source, plan) for plan in planned.values()]
     for job in jobs:
         if job.runs_source or job.config.around.tune_steps:
-            check_memory(source.specs, job.config, str(source.path))
+            check_memory(source, job.config)
     # A bad text is refused before any work, and before anything is done to what an interrupted run left.
     tokens = [tuning_tokens(job) if job.config.around.tune_steps else None for job in jobs]
     groups = _alike(jobs)

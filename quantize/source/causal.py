@@ -6,7 +6,7 @@ No module is asked for by name. A product is seen where torch computes it, and t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -48,7 +48,9 @@ class Causal:
         self.embedding: nn.Parameter = found[0].weight
         self.head: nn.Parameter = found[1].weight
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self.buffers: list[torch.Tensor] = list(model.buffers())
         self._given: Any = None
+        self._places: list[tuple[int, int, str]] = []
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """What the head sees, F32[batch, length, hidden], of I64[batch, length]."""
@@ -75,8 +77,25 @@ class Causal:
         return next((list(one) for one in lists if len(one) == count), [])
 
     def matrix(self, weight: Weight) -> torch.Tensor:
-        """It as [OC, IC], a view."""
-        return weight.within(self.parameters[weight.parameter].data)
+        """It as F32[OC, IC], a view where it lies in float32."""
+        return weight.within(self.parameters[weight.parameter].data).float()
+
+    def replace(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """To be told of those that stand for others in the model from now on."""
+        self.parameters |= parameters
+        self._places = []
+
+    def place(self, weight: torch.Tensor) -> tuple[str, int] | None:
+        """The parameter that it is a part of, and how many elements are before it; None for another tensor."""
+        if not self._places:
+            parameters = self.parameters.items()
+            self._places = sorted((one.data_ptr(), one.numel() * one.element_size(), name) for name, one in parameters)
+        index = bisect_right(self._places, (weight.data_ptr(), 1 << 62, "")) - 1
+        if index < 0:
+            return None
+        start, size, name = self._places[index]
+        before = weight.data_ptr() - start
+        return (name, before // weight.element_size()) if before < size else None
 
     @contextmanager
     def watched(self, see: See) -> Iterator[None]:
@@ -91,9 +110,7 @@ See = Callable[[Weight | None, torch.Tensor, torch.Tensor], None]  # (weight, x 
 class _Watch(TorchFunctionMode):
     def __init__(self, causal: Causal, see: See) -> None:
         super().__init__()
-        self._see, self._embedding = see, causal.embedding.data_ptr()
-        parameters = causal.parameters.items()
-        self._places = sorted((one.data_ptr(), one.numel() * one.element_size(), name) for name, one in parameters)
+        self._causal, self._see, self._embedding = causal, see, causal.embedding.data_ptr()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         out = func(*args, **(kwargs or {}))
@@ -109,15 +126,7 @@ class _Watch(TorchFunctionMode):
 
     def _tell(self, weight: torch.Tensor, x: torch.Tensor, out: torch.Tensor, columns_first: bool) -> None:
         """``columns_first``: the product is ``x @ weight``, not ``x @ weight.T``."""
-        place = self._place(weight)
+        place = self._causal.place(weight)
         if place is not None and weight.ndim == 2:
             rows, columns = weight.shape[::-1] if columns_first else weight.shape
             self._see(Weight(*place, (rows, columns), columns_first == weight.is_contiguous()), x, out)
-
-    def _place(self, weight: torch.Tensor) -> tuple[str, int] | None:
-        index = bisect_right(self._places, (weight.data_ptr(), 1 << 62, "")) - 1
-        if index < 0:
-            return None
-        start, size, name = self._places[index]
-        before = weight.data_ptr() - start
-        return (name, before // weight.element_size()) if before < size else None

@@ -33,7 +33,7 @@ UNSEEN = 1.0  # one more token of each kind, as costly as the mean: no row of th
 def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
     """One forward and one backward pass over I64[sequences, length]; ``seed`` draws the labels.
 
-    The whole source is in memory in float32. Raises CalibrationError if an activation or a gradient overflows.
+    The source is in memory as ``named_model`` has it. Raises CalibrationError if an activation or a gradient overflows.
     """
     named = named_model(source, tokens)
     causal, rows_of = named.causal, named.rows

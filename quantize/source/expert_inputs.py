@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 
 
 class ExpertInputs:
-    """Over I64[sequences, length] ``tokens``. The whole source is in memory in float32. Raises as ``named_model``."""
+    """Over I64[sequences, length] ``tokens``. The source is in memory as ``named_model`` has it. Raises as that."""
 
     def __init__(self, source: Checkpoint, tokens: I64) -> None:
         self._named, self._tokens, self._path = named_model(source, tokens), tokens, source.path

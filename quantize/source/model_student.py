@@ -32,7 +32,7 @@ class ModelStudent:
 
     def __init__(self, source: Checkpoint, tokens: I64, split: bool = False) -> None:
         """``split``: the head is put apart from the embedding, though the source has one table."""
-        self._named = named_model(source, tokens, split)
+        self._named = named_model(source, tokens, paged=False, split=split)
         self._causal, self._learning = self._named.causal, set[str]()
         self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
         self._head = self._causal.head.detach().clone()  # the source's, whatever is put

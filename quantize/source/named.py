@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from quantize.model_config import EMBEDDING, HEAD, block_prefix
 from quantize.source.causal import Causal, Weight
 from quantize.source.discover import TOKENS, anatomy_of
 from quantize.source.match import Matcher, Rows
+from quantize.source.paged import Paged, dtypes_of_files
 from quantize.source.whole import build_model, change, take_gradients
 from quantize.types import F32, I64
 
@@ -30,7 +32,7 @@ MOST_APART = 0.1  # nats a token; a Q4_K_M in llama.cpp's kernels: .007
 
 @dataclass(frozen=True)
 class Named:
-    """``causal`` is the model, whole in memory in float32.
+    """``causal`` is the model in float32: whole in memory, or ``paged``.
 
     ``rows``: of every linear, in the source's order. ``sites``: linears that see the same input. ``whole``: tensors that are a
     parameter as they are. ``experts``: of every stack, each expert's.
@@ -41,6 +43,11 @@ class Named:
     sites: Sequence[Sequence[str]]
     whole: Mapping[str, nn.Parameter]
     experts: Mapping[str, Sequence[Rows[Weight]]] = field(default_factory=dict)
+    paged: Paged | None = None
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        """In the block weights of the decoder block ``index`` may be put."""
+        return nullcontext() if self.paged is None else self.paged.held(index)
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``; its parameters ask for a gradient if it ``learns``. Else nothing is done."""
@@ -67,12 +74,15 @@ class Named:
         return found
 
 
-def named_model(source: Checkpoint, tokens: I64, split: bool = False) -> Named:
-    """``split``: with a head of its own, whether or not the source has one.
+def named_model(source: Checkpoint, tokens: I64, paged: bool = True, split: bool = False) -> Named:
+    """``paged``: in the memory of one decoder block, if the source is a template with a folder as its twin; other weights are put
+    into a block while it is held. ``split``: with a head of its own, whether or not the source has one.
 
     Raises CheckpointError for a template that transformers does not run, or that is not what it runs: its weights are other
     ones, or it predicts something else than its own runtime does of ``tokens`` I64[sequences, length]."""
-    return _by_content(source, tokens[0, :SAMPLE], split) if isinstance(source, Template) else _by_name(source, split)
+    if not isinstance(source, Template):
+        return _by_name(source, split)
+    return _by_content(source, tokens[0, :SAMPLE], paged, split)
 
 
 def _by_name(source: Checkpoint, split: bool) -> Named:
@@ -101,11 +111,13 @@ def _itself(name: str, parameter: nn.Parameter) -> Rows[Weight]:
     return Rows((Weight(name, 0, (count, columns), False),), np.zeros(count, np.intp), np.arange(count))
 
 
-def _by_content(source: Template, sample: I64, split: bool) -> Named:
+def _by_content(source: Template, sample: I64, paged: bool, split: bool) -> Named:
     where = source.twin or source.path
+    pages = paged and where.is_dir()  # of a GGUF transformers makes floats of its own
     try:
-        model = _load(where)
+        model = _load(where, pages)
         causal = Causal(_untied(model) if split or HEAD in source.specs else model)
+        blocks = Paged(causal) if pages else None
         seen = dict[Weight, None]()
         with torch.no_grad(), causal.watched(lambda weight, *_: None if weight is None else seen.setdefault(weight)):
             predicted = causal.logits(causal.hidden(torch.from_numpy(sample)[None])[0])
@@ -129,7 +141,7 @@ def _by_content(source: Template, sample: I64, split: bool) -> Named:
     matcher = Matcher((weight, causal.matrix(weight).numpy()) for weight in own)
     whole = {name: one for name, one in tables.items() if name in source.specs and _alike(source, name, one)}
     rows, experts = _matched(source, matcher)
-    return Named(causal, rows, _sites(source), whole, experts)
+    return Named(causal, rows, _sites(source), whole, experts, blocks)
 
 
 def _stack_of(causal: Causal, weight: Weight) -> list[Weight]:
@@ -144,7 +156,7 @@ def _divergence(by_runtime: F32, by_torch: torch.Tensor) -> float:
     return float((taught.exp() * (taught - own)).sum(-1).mean())
 
 
-def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
+def _load(path: Path, as_it_lies: bool) -> Any:  # noqa: ANN401 - transformers has no types
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -155,7 +167,8 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - transformers has no types
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "experts_implementation": "eager"}
     if path.is_dir():
         options["use_safetensors"] = True  # nothing is unpickled
-    return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, **options).requires_grad_(False)
+    with dtypes_of_files() if as_it_lies else nullcontext():
+        return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, **options).requires_grad_(False)
 
 
 def reads_gguf(arch: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,21 +80,22 @@ class NamedBlock(Summing):
 def block_students(source: Checkpoint, tokens: I64, token_weight: str | Curvature) -> Iterator[NamedBlock]:
     """Each block in turn; what it is left with when the next is asked for counts as this block for the next one's.
 
-    The whole source is in memory in float32. Raises CheckpointError as ``named_model`` does, and for a model whose blocks are in
-    no list.
+    In memory is one block, where ``named_model`` pages the source. Raises CheckpointError as ``named_model`` does, and for a
+    model whose blocks are in no list.
     """
     named = named_model(source, tokens)
-    blocks = [block.forward for block in named.causal.blocks]
+    blocks = named.causal.blocks
     if not blocks:
         raise CheckpointError(f"{source.path}: torch's model has no list of decoder blocks; {WITHOUT}")
     hidden, calls = _recorded(named.causal, tokens)
     changed = hidden
-    for index, forward in enumerate(blocks):
-        with torch.no_grad():
-            taught = [_run(forward, each, call) for each, call in zip(hidden, calls[index], strict=True)]
-        student = NamedBlock(named, forward, calls[index], changed, taught, _costs(token_weight, index, taught))
-        yield student
-        changed, hidden = student.outputs(), taught
+    for index, block in enumerate(blocks):
+        with named.held(index):
+            with torch.no_grad():
+                taught = [_run(block.forward, each, call) for each, call in zip(hidden, calls[index], strict=True)]
+            student = NamedBlock(named, block.forward, calls[index], changed, taught, _costs(token_weight, index, taught))
+            yield student
+            changed, hidden = student.outputs(), taught
         calls[index] = []
 
 
@@ -105,19 +105,20 @@ def _recorded(causal: Causal, tokens: I64) -> tuple[list[torch.Tensor], list[lis
     calls: list[list[Call]] = [[] for _ in causal.blocks]
     hidden = list[torch.Tensor]()
 
-    def recorded(index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        first, rest = (args[0], args[1:]) if args else (kwargs[HIDDEN], ())
-        if index == 0:
-            hidden.append(first)
-        calls[index].append(Call(rest, {key: value for key, value in kwargs.items() if key != HIDDEN}))
-        return forward(*args, **kwargs)
+    def record(index: int) -> Callable[..., None]:
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+            first, rest = (args[0], args[1:]) if args else (kwargs[HIDDEN], ())
+            if index == 0:
+                hidden.append(first)
+            calls[index].append(Call(rest, {key: value for key, value in kwargs.items() if key != HIDDEN}))
 
-    for index, block in enumerate(causal.blocks):
-        block.forward = partial(recorded, index, block.forward)
+        return hook
+
+    hooks = [block.register_forward_pre_hook(record(index), with_kwargs=True) for index, block in enumerate(causal.blocks)]
     for sequence in tokens:
         causal.hidden(torch.from_numpy(np.ascontiguousarray(sequence))[None])
-    for block in causal.blocks:
-        del block.forward
+    for hook in hooks:
+        hook.remove()
     return hidden, calls
 
 

@@ -147,7 +147,7 @@ def test_two_tables_in_the_file_are_two_in_torch(tmp_path):
 
 def test_tensors_in_one_parameter_learn_apart(tmp_path):
     source = template(tmp_path, "gpt2")
-    found = named_model(source, TOKENS)
+    found = named_model(source, TOKENS, paged=False)
     joined = "model.layers.0.attn_qkv.weight"
     rows = found.rows[joined]
     parts = {name: Rows(rows.keys, rows.which[own], rows.index[own]) for name, own in (("a", slice(64)), ("b", slice(64, 192)))}

@@ -9,6 +9,7 @@ import pytest
 from exporter.cli.spelling import as_option
 from exporter.targets import TARGETS
 from quantize import workers
+from quantize.checkpoint import open_checkpoint
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, PlanError
 from quantize.model_config import EMBEDDING, HEAD
@@ -16,6 +17,7 @@ from quantize.planning.memory import check_memory
 from quantize.planning.plan import build_plan, plan_notes
 from quantize.types import Axis, TensorSpec
 from tests.cases import config_of
+from tests.tiny import make_tiny_model
 
 Q, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -237,18 +239,18 @@ def test_contradictions(config, message):
     ("options", "fits", "mend"),
     [({}, 1.2, "token_weight='unit'"), ({"tune_steps": 1}, 4.4, "tune_steps=0"), ({"token_weight": "unit"}, 0, "")],
 )
-def test_a_source_larger_than_memory_is_refused_with_what_helps(monkeypatch, options, fits, mend):
-    specs = {"w": TensorSpec("w", "F16", (1 << 15, 1 << 15))}  # 4 GiB in float32
-    config = config_of(**options)
-    monkeypatch.setattr(workers, "physical_memory", lambda: 32 << 30)
-    check_memory(specs, config, "model")
-    monkeypatch.setattr(workers, "physical_memory", lambda: int(fits * (4 << 30)))
+def test_a_source_larger_than_memory_is_refused_with_what_helps(tmp_path, monkeypatch, options, fits, mend):
+    source, config = open_checkpoint(make_tiny_model(tmp_path / "model")), config_of(**options)
+    size = 4 * sum(spec.size for spec in source.specs.values())
+    monkeypatch.setattr(workers, "physical_memory", lambda: 8 * size)
+    check_memory(source, config)
+    monkeypatch.setattr(workers, "physical_memory", lambda: int(fits * size))
     if mend:
         with pytest.raises(ConfigError, match=rf"model: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
-            check_memory(specs, config, "model")
-        monkeypatch.setattr(workers, "physical_memory", lambda: 32 << 30)
+            check_memory(source, config)
+        monkeypatch.setattr(workers, "physical_memory", lambda: 8 * size)
         with pytest.raises(ConfigError, match=rf"takes about \d+ GiB of memory, and max_memory gives it \d+; give {mend}"):
-            check_memory(specs, config_of(**options, max_memory=int(fits * (4 << 30))), "model")
+            check_memory(source, config_of(**options, max_memory=int(fits * size)))
 
 
 def test_transforms_need_more_than_an_importance_matrix():
