@@ -40,7 +40,7 @@ from quantize.template.verdicts import Sizes, Verdicts
 from quantize.types import F32, TensorSpec
 
 ADAPTER = Path(__file__).with_name("onnx_adapter.py")
-OF_EXPERTS = "mobius-moe"
+OF_EXPERTS, NO_EXPERTS = "mobius-moe", "it has no experts"
 PRODUCERS = {  # word for the adapter -> what to call it; those whose cache genai shares come first
     OF_EXPERTS: "mobius-onnx with GroupQueryAttention and MoE",
     "mobius-gqa": "mobius-onnx with GroupQueryAttention",
@@ -189,14 +189,12 @@ def _written(model: _Model, out: Path, made_from: str) -> str:
     model does. Raises NoGraphError if there is none."""
     reasons = list[str]()
     for by, name in PRODUCERS.items():
-        if by == OF_EXPERTS and not model.sizes.experts:
-            continue
         known = model.tried.said.get(by)
         problem = _on_twin(model, by) if known is None else known
         problem = problem or _build(model, by, model.folder, out, made_from) or _misses(model, out) or ""
         if not problem:
             return by
-        reasons.append(f"{name}: {problem}")
+        reasons += [f"{name}: {problem}"] if problem != NO_EXPERTS else []
     raise NoGraphError(f"{model.named}: no ONNX graph computes what torch does ({'; '.join(reasons)}); {ELSE}")
 
 
@@ -206,7 +204,8 @@ def _on_twin(model: _Model, by: str) -> str:
     if not twin.exists():
         model.tried.sizes = _twin_of(model.named, model.folder, twin, whole=False)
     place.mkdir()
-    problem = _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART) or ""
+    of_none = by == OF_EXPERTS and not model.sizes.experts
+    problem = NO_EXPERTS if of_none else _build(model, by, twin, place) or _distance(place, twin, PROMPT, APART) or ""
     if not isinstance(problem, _Once):
         model.tried.note(by, problem)
     return problem

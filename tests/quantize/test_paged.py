@@ -91,7 +91,7 @@ def test_experts_see_in_it_what_they_see_in_the_whole_model(tmp_path, monkeypatc
     expected = ExpertInputs(source, TOKENS).of(names, unit=True)
     assert not some and not expected[0] and len(stacks) == 4 and stacks.keys() == expected[1].keys()
     for name, moments in stacks.items():
-        assert np.array_equal(moments.tokens, expected[1][name].tokens) and 0 < moments.tokens.sum()
+        assert np.array_equal(moments.tokens, expected[1][name].tokens) and moments.tokens.sum() > 0
         assert np.array_equal(moments.squares, expected[1][name].squares)
 
 
