@@ -43,10 +43,11 @@ build/apps/android/sample.jar: $(STAMP) $(NPM) tools/build_android.py $(shell fi
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(DEMO)
 
-# Gemma 3 270M, under the Gemma Terms of Use (docs/evidence/gemma.md).
+# Gemma 3 270M in both formats, under the Gemma Terms of Use (docs/evidence/gemma.md).
 demo-gemma: $(STAMP)
 	$(BIN)/python tools/make_gemma.py build/gemma
-	$(BIN)/adadim run build/gemma/gemma-3-270m.gguf --out build/gemma/out --target-size 241MB
+	$(BIN)/adadim run build/gemma/gemma-3-270m.gguf --out build/gemma/out --target llama.cpp --target onnxruntime \
+		--target-size 241MB --calibration-tokens 4096
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

@@ -140,6 +140,9 @@ def test_both_formats_are_made_and_gone_on_from(folder, tmp_path, capsys):
     assert run(*command) == 0
     assert capsys.readouterr().out.count("taken as an earlier run") == 2
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == made
+    for source in ("source.gguf", "source.onnx"):  # each goes on by itself
+        again = ("run", tmp_path / "out" / source, "--out", tmp_path / "again", "--method", "rtn-oc", "--quiet")
+        assert run(*again) == 0
 
 
 def test_an_architecture_is_checked_from_its_config_alone(tmp_path, capsys):

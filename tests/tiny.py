@@ -177,19 +177,24 @@ def write_weights(path: Path, weights: dict[str, np.ndarray], dtype: str = "F32"
 
 
 def tiny_tokenizer(vocab: int) -> Tokenizer:
-    """A byte-level BPE with SmolLM2's pre-tokenizer (digits one by one); the special tokens come first, as they do there."""
+    """Of TEXT, which has no more than 400 tokens."""
+    return byte_level_bpe(TEXT, min(vocab, 400))
+
+
+def byte_level_bpe(text: str, vocab: int) -> Tokenizer:
+    """With SmolLM2's pre-tokenizer (digits one by one); the special tokens come first, as they do there."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab, 400),
+        vocab_size=vocab,
         show_progress=False,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.train_from_iterator([text], trainer)
     return tokenizer
 
 

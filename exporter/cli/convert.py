@@ -77,8 +77,9 @@ def needs_template(path: Path) -> bool:
 def is_packed(path: Path) -> bool:
     """Whether it is a folder of quantized weights, which torch would not run as the floats that are made of them."""
     from quantize.checkpoint.huggingface import is_quantized
+    from quantize.kinds import is_template
 
-    return path.is_dir() and is_quantized(path)
+    return path.is_dir() and not is_template(path) and is_quantized(path)
 
 
 def template_path(args: Namespace, out: Path, writer: str) -> Path:

@@ -18,7 +18,7 @@ from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import FileFormatError
 from quantize.model_config import block_prefix
 from quantize.types import F32
-from runtime_checks.checks.source_check import rounding_tolerance
+from runtime_checks.checks.source_check import SLOPE_TOLERANCE, rounding_tolerance
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.decoded import check_shapes, folded_layers
 from runtime_checks.runtimes.exported import open_exported
@@ -27,9 +27,6 @@ from runtime_checks.runtimes.weights import Part
 PROBES = 16  # random inputs: an error's norm is met within a tenth
 FLOAT_TOLERANCE = 1e-5  # folded floats and sums in another order, float32
 HALF_TOLERANCE = 2.0**-10  # a folded norm and a bias, each rounded to float16
-# Rounding leaves an output as large as it was, at any width: the slope of the file's over the source's was .86 to 1.05 at 2 bits.
-# A doubled scale gives 2, another tensor or another order of channels about 0.
-SLOPE_TOLERANCE = 0.5
 
 
 def check_folds(path: Path, source: Checkpoint) -> list[Check]:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from exporter.bundle.folder import BundleOptions, sums_digest, write_bundle
 from exporter.bundle.verify_bundle import verify
+from exporter.gguf.file import write_gguf
 from exporter.onnx.file import write_onnx
 from exporter.targets import TARGETS
 from quantize import open_checkpoint
@@ -23,6 +24,7 @@ from tests.any_model import make_model
 from tests.apps.changes import MORE
 from tests.apps.desktop import check_greedy
 from tests.cases import config_of
+from tests.exporter.test_gguf_tokenizer import put_around
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
 from tests.runtime_checks.made import Made, make, make_from
@@ -66,7 +68,7 @@ def desktop_prompt(file: Path) -> list[int]:
     if file.is_dir():
         return Tokenizer.from_file(str(file / "tokenizer.json")).encode(PROMPT).ids
     with LlamaVocab(file) as vocab:
-        return vocab.tokenize(PROMPT)
+        return vocab.tokenize(PROMPT, add_special=True)
 
 
 def test_it_gives_the_desktop_runtimes_greedy_tokens(made, tmp_path):
@@ -80,6 +82,20 @@ def test_it_gives_the_desktop_runtimes_greedy_tokens(made, tmp_path):
     streamed = run(tmp_path / "bundle")
     assert streamed.stdout == answer["text"] + "\n"
     assert streamed.stderr.startswith(f"{COUNT} tokens, ")
+
+
+def test_a_gguf_says_how_a_text_begins(tmp_path):
+    """As Gemma's do; without its first token such a model is another."""
+    model = make_tiny_model(tmp_path / "model")
+    put_around(model, "<|im_start|> $A")
+    file = write_gguf(rtn_store(model, tmp_path / "store"), tmp_path / "model.gguf")
+    write_bundle(file, tmp_path / "bundle", BundleOptions("web", part_size=PART))
+    done = run(tmp_path / "bundle", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["prompt"] == desktop_prompt(file) == Tokenizer.from_file(str(model / "tokenizer.json")).encode(PROMPT).ids
+    assert answer["prompt"][0] == 1
+    assert check_greedy(file, answer["prompt"], answer["tokens"]) >= AT_LEAST
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2"])

@@ -7,9 +7,11 @@ import type { Model } from "./model";
 export async function openLlama(path: string, context: number, threads: number): Promise<Model> {
   const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, progressLogs: false, maxThreads: threads });
   const model = await llama.loadModel({ modelPath: path });
+  const { bos, shouldPrependBosToken } = model.tokens; // a text begins as the file says; tokenize leaves that out
+  const start = shouldPrependBosToken && bos !== null ? [bos] : [];
   const sequence = (await model.createContext({ contextSize: context, threads })).getSequence();
   return {
-    encode: (text) => model.tokenize(text, true),
+    encode: (text) => [...start, ...model.tokenize(text, true)],
     decode: (ids) => model.detokenize(ids as Token[]),
     async *greedy(prompt, count) {
       await sequence.clearHistory();
