@@ -107,16 +107,38 @@ class Curvature:
     blocks: Mapping[int, tuple[F32, F32]] = field(default_factory=dict)
 
 
+class Words(NamedTuple):
+    """The tuples of neighbouring codes that may be stored, where not all may: magnitudes from a book, and signs.
+
+    ``book`` F32[length, n]: the magnitudes of n words, all positive; ``codes`` U8[length, n]: their codes, in which the bit
+    ``minus`` says that a weight is negative. ``dims`` weights are encoded together, one word or two; ``even``: an even number
+    of them is negative.
+    """
+
+    book: F32
+    codes: U8
+    minus: np.uint8
+    dims: int
+    even: bool
+
+
 class Formula(NamedTuple):
     """A grid's ``encode`` and ``decode`` for compiled loops.
 
     A code's value is ``(level - zero) * scale`` if ``centred``, else ``scale * level + zero``. ``levels``: F32[2**bits].
     ``table``: U8[512], the code of each half step from -128, for levels that are no code plus a constant; else U8[0].
+    ``words``: None where each weight has its code by itself.
     """
 
     levels: F32
     table: U8
     centred: bool
+    words: Words | None = None
+
+    @property
+    def dims(self) -> int:
+        """Neighbouring weights that are encoded together."""
+        return 1 if self.words is None else self.words.dims
 
 
 class Channels(NamedTuple):
@@ -177,8 +199,11 @@ class Grid(Protocol):
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """What encode and decode use, F32[..., block_size // group_size] each."""
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
-        """The nearest code, elementwise; the three broadcast."""
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
+        """The nearest code, elementwise; the four broadcast.
+
+        Where several weights along the last axis are encoded together, ``importance`` says what each matters.
+        """
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """The target's own formula, bit for bit, elementwise."""

@@ -99,7 +99,7 @@ class GgmlCodebook:
         d = params["d"].astype(np.float32)[..., None]
         return d, np.zeros_like(d)
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Code of the nearest level."""
         return self.book.encode(ratio(x, scale))
 

@@ -60,7 +60,7 @@ class GgmlSymmetric:
         d = params["d"].astype(np.float32)[..., None]
         return d, np.full_like(d, 2 ** (self.bits - 1))
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code; a block whose d is 0 gets the middle."""
         return whole_codes(divide(x, scale), zero, 2**self.bits - 1)
 
@@ -106,7 +106,7 @@ class GgmlOffset:
         """(d, m) as F32[..., 1]: here "zero" is the value of code 0."""
         return params["d"].astype(np.float32)[..., None], params["m"].astype(np.float32)[..., None]
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code."""
         return whole_codes(divide(x - zero, scale), 0, 2**self.bits - 1)
 

@@ -76,7 +76,7 @@ class GgmlKOffset:
         scale = params["d"].astype(np.float32)[..., None] * params["scales"].astype(np.float32)
         return scale, -(params["dmin"].astype(np.float32)[..., None] * params["mins"].astype(np.float32))
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code."""
         return whole_codes(divide(x - zero, scale), 0, 2**self.bits - 1)
 

@@ -126,7 +126,7 @@ class IntAffine:
         """params -> (scale, zero point as float), F32[..., 1] each."""
         return params["scale"].astype(np.float32)[..., None], params["zero_point"].astype(np.float32)[..., None]
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code, ties to even."""
         return whole_codes(x / scale, zero, self._top)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import block_importance
+from quantize.rounding.words import round_words
 from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor, Visit
 from quantize.workers import Once
 
@@ -51,7 +52,8 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
     Static groups are those of ``nearest``, the weight rounded so.
     """
     grid, axis = nearest.grid, nearest.axis
-    order, factor = visit_of(stats.hessian) if stats.visit is None else stats.visit.value
+    dims = grid.formula.dims if axis is Axis.PER_OC else 1
+    order, factor = visit_of(stats.hessian, dims) if stats.visit is None or dims > 1 else stats.visit.value
     groups: _Groups
     if axis is Axis.PER_OC:
         groups = _StaticGroups(grid, nearest.params, weight.shape[1])
@@ -63,11 +65,19 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
         block = slice(start, min(start + LAZY_COLUMNS, len(order)))
         shares = factor[block] / factor.diagonal()[block, None]
         these = channels(work[block], shares[:, block].T)
+        own = factor[block,block]
+        metric = np.zeros_like(own)
+        if dims>1:
+            for a in range(0,len(own),dims):
+                c=slice(a,a+dims); r=np.linalg.inv(own[c,c].astype(np.float64)); metric[c,c]=r@r.T
         for first in range(0, len(these.wanted), groups.together):
             turn = slice(first, first + groups.together)
             wanted = these.wanted[turn] - these.mix[turn, :first] @ these.steps[:first]
             these.scale[turn], these.zero[turn] = groups.scale_zero(order[block][turn], wanted)
-            round_in_turn(these, grid, first, first + len(wanted))
+            if dims == 1:
+                round_in_turn(these, grid, first, first + len(wanted))
+            else:
+                round_words(these, grid, metric)
         codes[order[block]] = these.codes
         work[block.stop :] -= shares[:, block.stop :].T @ these.steps
     return QuantizedTensor(nearest.name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, groups.params())
@@ -85,10 +95,12 @@ def with_visits(stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
     return out
 
 
-def visit_of(hessian: F32) -> Visit:
-    """Of E[x xT] F32[IC, IC]."""
+def visit_of(hessian: F32, dims: int = 1) -> Visit:
+    """Of E[x xT] F32[IC, IC]; ``dims`` neighbours are visited together, an incomplete word last."""
     diagonal = np.diag(hessian).astype(np.float64)
-    order = np.argsort(-diagonal, kind="stable")
+    whole = len(diagonal) // dims * dims
+    words = np.argsort(-diagonal[:whole].reshape(-1, dims).sum(1), kind="stable")
+    order = np.concatenate([(words[:, None] * dims + np.arange(dims)).ravel(), np.arange(whole, len(diagonal))])
     damped = hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.
