@@ -30,7 +30,9 @@ def word_parts(q: QuantizedTensor, grid: GgmlLattice) -> list[U8]:
     codes = q.codes.reshape(len(q.codes), -1, grid.block_size)
     negative = (codes & grid.words.minus != 0).reshape(*codes.shape[:-1], -1, 8)
     if grid.even and (np.count_nonzero(negative, axis=-1) % 2).any():
-        raise ExportError(f"{q.name}: an odd number of eight weights is negative, which grid {grid.name} cannot say; quantize again")
+        raise ExportError(
+            f"{q.name}: an odd number of eight weights is negative, which grid {grid.name} cannot say; quantize again"
+        )
     index = _indices(q.name, grid, codes)
     signs = np.packbits(negative, axis=-1, bitorder="little")[..., 0]
     d, scales = _bytes(q.params["d"], "<f2"), q.params["scales"]

@@ -130,9 +130,10 @@ class _Spelling:
 
     def _best_scale(self) -> tuple[F32, F32]:
         """(s, sum(w l**2)) F32[groups, n] of least error: from the starts, and once more from the best."""
-        extreme = np.abs(self.x).max(-1) / self.grid.levels.max()
+        top = self.grid.words.book.max()
+        extreme = np.abs(self.x).max(-1) / top
         best, scale, curvature = np.full(extreme.shape, np.inf, np.float32), extreme, np.zeros_like(extreme)
-        for start in (*STARTS, None):
+        for start in (*STARTS, top / self.grid.words.book.min(), None):  # the last but one is for weights of one size
             cross, square = self._moments(scale if start is None else extreme * np.float32(start))
             own = ratio(cross, square)
             better = -own * cross < best  # the loss without its constant sum(w x**2)

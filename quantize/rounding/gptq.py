@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import block_importance
-from quantize.rounding.words import round_words
+from quantize.rounding.words import dims_of, round_words, words_first
 from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor, Visit
 from quantize.workers import Once
 
@@ -52,7 +52,7 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
     Static groups are those of ``nearest``, the weight rounded so.
     """
     grid, axis = nearest.grid, nearest.axis
-    dims = grid.formula.dims if axis is Axis.PER_OC else 1
+    dims = dims_of(grid, axis)
     order, factor = visit_of(stats.hessian, dims) if stats.visit is None or dims > 1 else stats.visit.value
     groups: _Groups
     if axis is Axis.PER_OC:
@@ -65,11 +65,6 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
         block = slice(start, min(start + LAZY_COLUMNS, len(order)))
         shares = factor[block] / factor.diagonal()[block, None]
         these = channels(work[block], shares[:, block].T)
-        own = factor[block,block]
-        metric = np.zeros_like(own)
-        if dims>1:
-            for a in range(0,len(own),dims):
-                c=slice(a,a+dims); r=np.linalg.inv(own[c,c].astype(np.float64)); metric[c,c]=r@r.T
         for first in range(0, len(these.wanted), groups.together):
             turn = slice(first, first + groups.together)
             wanted = these.wanted[turn] - these.mix[turn, :first] @ these.steps[:first]
@@ -77,7 +72,7 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
             if dims == 1:
                 round_in_turn(these, grid, first, first + len(wanted))
             else:
-                round_words(these, grid, metric)
+                round_words(these, grid, factor.diagonal()[block] ** -2)
         codes[order[block]] = these.codes
         work[block.stop :] -= shares[:, block.stop :].T @ these.steps
     return QuantizedTensor(nearest.name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, groups.params())
@@ -96,11 +91,9 @@ def with_visits(stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
 
 
 def visit_of(hessian: F32, dims: int = 1) -> Visit:
-    """Of E[x xT] F32[IC, IC]; ``dims`` neighbours are visited together, an incomplete word last."""
+    """Of E[x xT] F32[IC, IC], of which ``dims`` neighbours are visited one after the other."""
     diagonal = np.diag(hessian).astype(np.float64)
-    whole = len(diagonal) // dims * dims
-    words = np.argsort(-diagonal[:whole].reshape(-1, dims).sum(1), kind="stable")
-    order = np.concatenate([(words[:, None] * dims + np.arange(dims)).ravel(), np.arange(whole, len(diagonal))])
+    order = words_first(diagonal, dims)
     damped = hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.

@@ -25,8 +25,8 @@ def nearest_codes(rows: F32, grid: Grid, params: Params, importance: F32 | None 
     step = max(1, CHUNK_WEIGHTS // cols)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        own = (spread(value[part], grid.group_size, cols) for value in (scale, zero))
-        codes[part] = grid.encode(rows[part], *own, importance)
+        own = [spread(value[part], grid.group_size, cols) for value in (scale, zero)]
+        codes[part] = grid.encode(rows[part], own[0], own[1], importance)
     return codes
 
 
@@ -43,5 +43,5 @@ def block_importance(stats: InputStats, grid: Grid, axis: Axis) -> F32:
 
 
 def along(stats: InputStats, axis: Axis) -> F32 | None:
-    """What each weight of a row matters, F32[cols], if it is known: of PER_OC the input channels, of PER_IC the output channels."""
+    """What each weight of a row matters, F32[cols], if it is known: a PER_OC row runs along input channels."""
     return stats.importance if axis is Axis.PER_OC else stats.row_weight

@@ -1,4 +1,4 @@
-"""The second opinion: weights decoded from a file's bytes by numpy alone.
+"""The second opinion: weights decoded from a file's bytes by numpy alone, but for the books of words (``iq``).
 
 Nothing in this folder imports any of our packages:
 a mistake made while packing cannot be made again here. Everything is written for the eye, not for speed.
@@ -51,7 +51,7 @@ def block_codes(kind: str, data: U8) -> tuple[U8, dict[str, Array]]:
     """The stored integers of ggml blocks.
 
     ``data`` U8[rows, n_blocks * block bytes] -> (codes U8[rows, n_blocks * 32], {"d", "m"} F16[rows, n_blocks]).
-    Codes are unsigned; Q8_0, whose block holds int8, gives int8 + 128. Super-blocks: see ``super_block_codes`` and ``word_codes``.
+    Codes are unsigned; Q8_0, whose block holds int8, gives int8 + 128. Super-blocks: see ``super_block_codes``, ``word_codes``.
     """
     if kind in WORD_BLOCK_BYTES:
         return word_codes(kind, data)

@@ -9,8 +9,8 @@ little-endian; "7 signs" stand for eight: with an eighth, an even number of them
     IQ3_XXS  d  qs[64]  8 x u32                    98 bytes   u32: 4 x 7 signs, s in 4 bits
     IQ3_S    d  qs[64]  qh[8]  signs[32]  s[4]    110 bytes   qh: the high bits of 8 indices in a byte
 
-    iq2      w = d * (s + 1/2) / 4 * magnitude      s of each 16 weights, of IQ2_XXS of each 32
-    IQ3_XXS  w = d * (s + 1/2) / 2 * magnitude      s of each 32
+    IQ2_*    w = d * (2 s + 1) / 8 * magnitude      s of each 16 weights, of IQ2_XXS of each 32
+    IQ3_XXS  w = d * (2 s + 1) / 4 * magnitude      s of each 32
     IQ3_S    w = d * (2 s + 1) * magnitude          s of each 32
 """
 
@@ -29,6 +29,7 @@ U8 = NDArray[np.uint8]
 Array = NDArray[Any]
 
 WORD_BLOCK_BYTES = {"IQ2_XXS": 66, "IQ2_XS": 74, "IQ2_S": 82, "IQ3_XXS": 98, "IQ3_S": 110}
+UNITS = {"IQ3_XXS": 0.25, "IQ3_S": 1} | dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S"), 0.125)
 SIGN_BIT = {2: 4, 3: 8}  # by the bits of a magnitude's index: a code's third or fourth bit
 WEIGHT = np.arange(256)
 WORD, SHORT_WORD = np.arange(32), np.arange(64)  # of 8 weights, and of 4
@@ -56,10 +57,7 @@ def decode_words(kind: str, data: U8) -> F32:
     _, magnitudes = _book(kind)
     sign_bit = SIGN_BIT[int(kind[2])]
     d, s = params["d"].astype(np.float32)[..., None], params["scales"].astype(np.float32)
-    if kind == "IQ3_S":
-        scale = d * (2 * s + 1)
-    else:
-        scale = d * (s + np.float32(0.5)) * np.float32(0.5 if kind == "IQ3_XXS" else 0.25)
+    scale = d * (2 * s + 1) * np.float32(UNITS[kind])
     values = np.where(codes & sign_bit, -1, 1).astype(np.float32) * magnitudes[codes & (sign_bit - 1)]
     weights: F32 = (scale[..., None] * values.reshape(*scale.shape, -1)).reshape(codes.shape)
     return weights

@@ -103,7 +103,7 @@ def test_only_float32_scales_hold_huge_weights():
 
 
 @pytest.mark.parametrize("axis", AXES)
-@pytest.mark.parametrize("grid", GRIDS, ids=grid_id)
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.formula.dims == 1], ids=grid_id)
 def test_rtn_takes_the_nearest_value(grid, axis):
     weight = weight_of((32, 256))
     tensor = rtn("w", weight, grid, axis)
