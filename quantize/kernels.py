@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 
 from quantize import types
-from quantize.types import F32, U8, Channels, Formula, Words
+from quantize.formula import Channels, Formula, Words
+from quantize.types import F32, U8
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 TINY = np.float32(types.TINY)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.formula import Formula
 from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.least_squares import Nearest, best_line, best_scale, fit_turned, spreads, whole_codes, whole_formula
-from quantize.types import F32, U8, Array, Formula, Params
+from quantize.types import F32, U8, Array, Params
 
 BLOCK = 32
 CUTS = np.linspace(0.8, 1.12, 9)  # a search puts the extreme weight on these multiples of the last code at either side

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.formula import Formula
 from quantize.grids.ggml import divide, to_float16
 from quantize.grids.least_squares import (
     Nearest,
@@ -25,7 +26,7 @@ from quantize.grids.least_squares import (
     whole_codes,
     whole_formula,
 )
-from quantize.types import F32, TINY, U8, Array, Formula, Params
+from quantize.types import F32, TINY, U8, Array, Params
 
 SUPER_BLOCK = 256
 POLISHES = 2

@@ -11,10 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
+from quantize.formula import Formula, Words
 from quantize.grids.ggml import CUTS, to_float16
 from quantize.grids.importance import SHARE
 from quantize.grids.least_squares import Nearest, best_scale, fit_turned, ratio
-from quantize.types import F32, U8, Array, Formula, Params, Words
+from quantize.types import F32, U8, Array, Params
 
 SUPER_BLOCK = 256
 SIGNS_TOGETHER = 8  # weights; where their signs take 7 bits, the last one follows from the others

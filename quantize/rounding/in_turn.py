@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.types import F32, Channels, Grid
+from quantize.formula import Channels
+from quantize.types import F32, Grid
 
 
 def channels(wanted: F32, mix: F32, held: F32 | None = None, scale: F32 | None = None, zero: F32 | None = None) -> Channels:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.types import F32, U8, Array, Axis, Channels, Grid
+from quantize.formula import Channels
+from quantize.types import F32, U8, Array, Axis, Grid
 
 NO_ZERO = np.zeros(1, np.float32)  # levels have their own
 
