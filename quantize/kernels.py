@@ -199,20 +199,22 @@ def nearest_words(these: Spelled, words: Words, codes: U8) -> None:
     square, cross = np.empty(length, np.float32), np.empty(length, np.float32)
     for row in range(len(codes)):
         negative, place, more, other = 0, -1, ZERO, 0
+        for i in range(words.dims):
+            negative += these.x[row, i] < 0
+        odd = words.even and negative % 2 == 1
         for left in range(0, words.dims, length):
             for i in range(length):
                 weight = these.w[row, left + i] * these.scale[row]
                 square[i], cross[i] = weight * these.scale[row], -TWO * weight * abs(these.x[row, left + i])
-                negative += these.x[row, left + i] < 0
             _costs(words.book, square, cross, cost)
             word = _least(cost)
             _spell(these.x[row], words, left, word, codes[row])
-            if words.even:
+            if odd:
                 _turn(words.book, cross, cost, turned)
                 trial = _least(turned)
                 if place < 0 or turned[trial] - cost[word] < more:
                     place, more, other = left, turned[trial] - cost[word], trial
-        if words.even and negative % 2:
+        if odd:
             _spell(these.x[row], words, place, other, codes[row])
             sign, least = 0, np.float32(np.inf)
             for i in range(length):

@@ -21,7 +21,7 @@ SUPER_BLOCK = 256
 SIGNS_TOGETHER = 8  # weights; where their signs take 7 bits, the last one follows from the others
 TOP = 15  # of a group's whole number s
 POLISHES = 1
-STARTS = np.linspace(0.75, 1.25, 9)  # of the highest magnitude: where a search puts the extreme weight of a group
+STARTS = np.linspace(0.75, 1.25, 5)  # of the highest magnitude: where a search puts the extreme weight of a group
 ODD = Nearest(1, 2 * TOP + 1, np.clip(np.floor((np.arange(512) / 2 - 128 + 0.25) / 2) * 2 + 1, 1, 2 * TOP + 1).astype(np.float32))
 
 
