@@ -29,7 +29,7 @@ class Words(NamedTuple):
 class Formula(NamedTuple):
     """A grid's ``encode`` and ``decode`` for compiled loops.
 
-    A code's value is ``(level - zero) * scale`` if ``centred``, else ``scale * level + zero``. ``levels``: F32[2**bits].
+    A code's value is ``(level - zero) * scale`` if ``centred``, else ``scale * level + zero``. ``levels``: F32[n], by code.
     ``table``: U8[512], the code of each half step from -128, for levels that are no code plus a constant; else U8[0].
     ``words``: None where each weight has its code by itself.
     """

@@ -117,7 +117,7 @@ class Grid(Protocol):
 
     @property
     def bits(self) -> int:
-        """Codes are below 2**bits."""
+        """Codes are below 2**bits; of words the whole bits that a weight takes, where codes are those of ``formula.levels``."""
 
     @property
     def group_size(self) -> int:
@@ -187,7 +187,7 @@ class AxisChoice:
 class QuantizedTensor:
     """The one representation that every packer consumes.
 
-    ``codes`` U8[rows, cols], unpacked, below 2**bits; groups always run along the last axis: PER_OC has rows=OC and
+    ``codes`` U8[rows, cols], unpacked, below the number of levels; groups always run along the last axis: PER_OC has rows=OC and
     cols=IC, PER_IC rows=IC and cols=OC. ``params``: exactly what the file stores, each [rows, ceil(cols / block_size), ...].
     """
 
@@ -202,7 +202,7 @@ class QuantizedTensor:
         blocks = -(-cols // self.grid.block_size)
         if self.codes.dtype != np.uint8:
             raise ValueError(f"{self.name}: codes are {self.codes.dtype}, expected uint8")
-        if self.codes.size and int(self.codes.max()) >= 2**self.grid.bits:
+        if self.codes.size and int(self.codes.max()) >= len(self.grid.formula.levels):
             raise ValueError(f"{self.name}: code {int(self.codes.max())} does not fit {self.grid.bits} bits")
         for key, value in self.params.items():
             if value.shape[:2] != (rows, blocks):

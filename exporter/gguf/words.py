@@ -73,8 +73,7 @@ def _bytes(values: Array, dtype: str) -> U8:
 def _indices(name: str, grid: GgmlLattice, codes: U8) -> U32:
     """Of each word, U32[rows, blocks, words]. Raises ExportError for one that is not in the book."""
     magnitudes = codes & (grid.words.minus - np.uint8(1))
-    keys = _fields(magnitudes, grid.bits - 1, len(grid.words.book))
-    index = _places(grid)[keys]
+    index = _places(grid)[_fields(magnitudes, _width(grid), len(grid.words.book))]
     if (index < 0).any():
         raise ExportError(f"{name}: some codes are no word of grid {grid.name}; quantize again")
     return index.astype(np.uint32)
@@ -84,6 +83,11 @@ def _indices(name: str, grid: GgmlLattice, codes: U8) -> U32:
 def _places(grid: GgmlLattice) -> NDArray[np.int32]:
     """Where in the book the word is whose magnitudes' codes, one after the other, are this number; -1 for none."""
     length, n_words = grid.words.codes.shape
-    places = np.full(1 << (grid.bits - 1) * length, -1, np.int32)
-    places[_fields(grid.words.codes.T, grid.bits - 1, length)[:, 0]] = np.arange(n_words)
+    places = np.full(1 << _width(grid) * length, -1, np.int32)
+    places[_fields(grid.words.codes.T, _width(grid), length)[:, 0]] = np.arange(n_words)
     return places
+
+
+def _width(grid: GgmlLattice) -> int:
+    """Bits of a magnitude's code."""
+    return int(grid.words.minus).bit_length() - 1

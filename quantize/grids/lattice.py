@@ -51,12 +51,14 @@ class GgmlLattice:
         table.init_grid()
         book = np.ascontiguousarray(table.grid.reshape(table.grid_shape).T, np.float32)
         codes = np.searchsorted(table.grid_map, book).astype(np.uint8)
-        return Words(book, codes, np.uint8(1 << self.bits - 1), SIGNS_TOGETHER if self.even else len(book), self.even)
+        return Words(
+            book, codes, np.uint8(1 << int(codes.max()).bit_length()), SIGNS_TOGETHER if self.even else len(book), self.even
+        )
 
     @cached_property
     def levels(self) -> F32:
-        """F32[2**bits] by code; 0 for a code that no word has."""
-        magnitudes = np.zeros(1 << self.bits - 1, np.float32)
+        """F32[n] by code; 0 for a code that no word has."""
+        magnitudes = np.zeros(self.words.minus, np.float32)
         magnitudes[self.words.codes] = self.words.book
         return np.concatenate([magnitudes, -magnitudes])
 
@@ -181,9 +183,9 @@ class _Spelling:
 
 
 LATTICE_GRIDS = (
-    GgmlLattice("iq2_xxs", 3, 2.0625, 32, 0.125, even=True),
-    GgmlLattice("iq2_xs", 3, 2.3125, 16, 0.125, even=True),
-    GgmlLattice("iq2_s", 3, 2.5625, 16, 0.125, even=False),
-    GgmlLattice("iq3_xxs", 4, 3.0625, 32, 0.25, even=True),
-    GgmlLattice("iq3_s", 4, 3.4375, 32, 1.0, even=False),
+    GgmlLattice("iq2_xxs", 2, 2.0625, 32, 0.125, even=True),
+    GgmlLattice("iq2_xs", 2, 2.3125, 16, 0.125, even=True),
+    GgmlLattice("iq2_s", 2, 2.5625, 16, 0.125, even=False),
+    GgmlLattice("iq3_xxs", 3, 3.0625, 32, 0.25, even=True),
+    GgmlLattice("iq3_s", 3, 3.4375, 32, 1.0, even=False),
 )
