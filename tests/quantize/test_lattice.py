@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from exporter.gguf.blocks import pack_blocks
+from exporter.targets import TARGETS
+from exporter.writers import WRITERS
 from quantize.blocks import dequantize, per_code
+from quantize.checkpoint import open_checkpoint
 from quantize.grids import GRIDS
 from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.loss import output_loss
@@ -17,8 +20,11 @@ from quantize.rounding.in_turn import channels
 from quantize.rounding.polish import polish, visit_codes
 from quantize.rounding.rtn import rtn
 from quantize.rounding.words import round_words
+from quantize.run.pipeline import quantize_checkpoint
 from quantize.types import Axis, InputStats
-from tests.cases import stats_of, weight_of
+from runtime_checks.checks.verify import verify
+from tests.cases import config_of, stats_of, weight_of
+from tests.tiny import make_tiny_model
 
 GRID_IDS = [grid.name for grid in LATTICE_GRIDS]
 
@@ -82,6 +88,18 @@ def test_each_channel_bears_the_steps_of_those_before(grid):
         target = wanted[i] - mix[i, :i] @ these.steps[:i]
         np.testing.assert_allclose(these.steps[i], target - these.values[i], rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(these.values, grid.decode(these.codes, these.scale, these.zero))
+
+
+@pytest.mark.parametrize("name", GRID_IDS)
+def test_llama_cpp_runs_what_gptq_and_learning_leave(tmp_path, name):
+    model = make_tiny_model(tmp_path / "model", hidden=256, ffn=256, layers=1)
+    source = open_checkpoint(model)
+    config = config_of("gptq-oc", grid=name, embedding=name, calibration_tokens=8192, block_steps=10)
+    store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS["llama.cpp"])
+    assert {record.grid.name for record in store.records.values() if record.grid} == {name}
+    checks = verify(WRITERS["gguf"].write(store, tmp_path / "out.gguf"), source, store)
+    assert not [check for check in checks if not check.ok]
+    assert any("llama.cpp" in check.name for check in checks)
 
 
 def test_a_word_is_weighed_by_what_its_errors_cost_in_the_end():
