@@ -128,11 +128,13 @@ def test_a_word_is_weighed_by_what_its_errors_cost_in_the_end():
 
 @pytest.mark.parametrize("grid", LATTICE_GRIDS, ids=GRID_IDS)
 def test_a_second_visit_raises_no_row_s_error_and_leaves_unseen_words(grid):
-    weight, stats = weight_of((24, 256)), stats_of(256)
-    hessian = stats.hessian.copy()
-    hessian[40], hessian[:, 40] = 0, 0
-    stats = InputStats(hessian, stats.n_tokens)
-    tensor = gptq(rtn("w", weight, grid, Axis.PER_OC, stats), weight, stats)
+    """Of neighbours so alike that each alone would make up for all of them; the unseen one has a loud neighbour."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.standard_normal((512, 32)), 8, axis=1) + 0.4 * rng.standard_normal((512, 256))
+    x[:, 40], x[:, 41] = 0, 10 * x[:, 41]
+    hessian = (x.T @ x / 512).astype(np.float32)
+    weight, stats = weight_of((24, 256)), InputStats(hessian, 512)
+    tensor = rtn("w", weight, grid, Axis.PER_OC, stats)
     moved = visit_codes(tensor, weight, stats)
     losses = [np.einsum("oi,ij,oj->o", error, hessian, error) for error in (weight - dequantize(t) for t in (tensor, moved))]
     assert (losses[1] <= losses[0] * (1 + 1e-4)).all() and losses[1].sum() < losses[0].sum()
