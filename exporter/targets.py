@@ -28,13 +28,14 @@ from exporter.onnx_cost import (
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
+from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
 # Where rows are no multiple of 256: the next larger block of 32, as llama-quantize chooses it.
-GGML_FALLBACKS = dict.fromkeys(("q2_k", "q3_k", "iq4_xs"), "iq4_nl") | {
+GGML_FALLBACKS = dict.fromkeys(("q2_k", "q3_k", "iq4_xs", *(grid.name for grid in LATTICE_GRIDS)), "iq4_nl") | {
     "q4_k": "q5_0",
     "q5_k": "q5_1",
     "q6_k": "q8_0",

@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit
 
 from quantize import types
-from quantize.types import F32, Channels, Formula
+from quantize.formula import Channels, Formula, Words
+from quantize.types import F32, U8
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 TINY = np.float32(types.TINY)
@@ -176,3 +177,89 @@ def round_in_turn(these: Channels, formula: Formula, first: int, last: int) -> N
             for j in range(width):
                 held = these.held[i, left + j] if len(these.held) else wanted[j]
                 these.steps[i, left + j] = held - these.values[i, left + j]
+
+
+class Spelled(NamedTuple):
+    """Weights that are encoded together, and what each matters, F32[n, dims] both; their ``scale`` F32[n]."""
+
+    x: F32
+    w: F32
+    scale: F32
+
+
+@_compiled
+def nearest_words(these: Spelled, words: Words, codes: U8) -> None:
+    """Writes the ``codes`` U8[n, dims] that minimize ``sum(w (scale * level - x)**2)`` of each row.
+
+    Every word's cost is found; and with one negative sign too many, that of every word with the sign turned that costs least
+    to turn. Of words that cost the same the first is taken.
+    """
+    length, n_words = words.book.shape
+    cost, turned = np.empty(n_words, np.float32), np.empty(n_words, np.float32)
+    square, cross = np.empty(length, np.float32), np.empty(length, np.float32)
+    for row in range(len(codes)):
+        negative, place, more, other = 0, -1, ZERO, 0
+        for i in range(words.dims):
+            negative += these.x[row, i] < 0
+        odd = words.even and negative % 2 == 1
+        for left in range(0, words.dims, length):
+            for i in range(length):
+                weight = these.w[row, left + i] * these.scale[row]
+                square[i], cross[i] = weight * these.scale[row], -TWO * weight * abs(these.x[row, left + i])
+            _costs(words.book, square, cross, cost)
+            word = _least(cost)
+            _spell(these.x[row], words, left, word, codes[row])
+            if odd:
+                _turn(words.book, cross, cost, turned)
+                trial = _least(turned)
+                if place < 0 or turned[trial] - cost[word] < more:
+                    place, more, other = left, turned[trial] - cost[word], trial
+        if odd:
+            _spell(these.x[row], words, place, other, codes[row])
+            sign, least = 0, np.float32(np.inf)
+            for i in range(length):
+                share = abs(these.x[row, place + i]) * these.w[row, place + i] * words.book[i, other]
+                if share < least:
+                    sign, least = i, share
+            codes[row, place + sign] ^= words.minus
+
+
+@_compiled
+def _costs(book: F32, square: F32, cross: F32, cost: F32) -> None:
+    """Of each word g: ``sum(g * (square * g + cross))``, four weights at a time."""
+    for i in range(0, len(book), 4):
+        a0, a1, a2, a3 = square[i], square[i + 1], square[i + 2], square[i + 3]
+        b0, b1, b2, b3 = cross[i], cross[i + 1], cross[i + 2], cross[i + 3]
+        for k in range(len(cost)):
+            g0, g1, g2, g3 = book[i, k], book[i + 1, k], book[i + 2, k], book[i + 3, k]
+            share = g0 * (a0 * g0 + b0) + g1 * (a1 * g1 + b1) + g2 * (a2 * g2 + b2) + g3 * (a3 * g3 + b3)
+            cost[k] = share if i == 0 else cost[k] + share
+
+
+@_compiled
+def _turn(book: F32, cross: F32, cost: F32, turned: F32) -> None:
+    """The costs with another sign at the weight where that costs least."""
+    for i in range(len(book)):
+        share = -TWO * cross[i]
+        for k in range(len(cost)):
+            more = share * book[i, k]
+            turned[k] = more if i == 0 or more < turned[k] else turned[k]
+    for k in range(len(cost)):
+        turned[k] += cost[k]
+
+
+@_compiled
+def _least(cost: F32) -> int:
+    """Where the first of the least is."""
+    word = 0
+    for k in range(1, len(cost)):
+        if cost[k] < cost[word]:
+            word = k
+    return word
+
+
+@_compiled
+def _spell(x: F32, words: Words, left: int, word: int, codes: U8) -> None:
+    """Writes the codes of a word from ``left`` on, with the signs of ``x``."""
+    for i in range(len(words.book)):
+        codes[left + i] = words.codes[i, word] + (words.minus if x[left + i] < 0 else np.uint8(0))

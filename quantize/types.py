@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.formula import Formula
 from quantize.workers import Once
 
 F32 = NDArray[np.float32]
@@ -109,36 +110,6 @@ class Curvature:
     blocks: Mapping[int, tuple[F32, F32]] = field(default_factory=dict)
 
 
-class Formula(NamedTuple):
-    """A grid's ``encode`` and ``decode`` for compiled loops.
-
-    A code's value is ``(level - zero) * scale`` if ``centred``, else ``scale * level + zero``. ``levels``: F32[2**bits].
-    ``table``: U8[512], the code of each half step from -128, for levels that are no code plus a constant; else U8[0].
-    """
-
-    levels: F32
-    table: U8
-    centred: bool
-
-
-class Channels(NamedTuple):
-    """Some input channels in the order of their rounding; F32[n, OC] but where said.
-
-    ``wanted``: what each would be without the others. ``mix`` F32[n, n]: how much of one's step (column) goes off a later one
-    (row). ``held`` F32[n, OC] or F32[0, OC]: a step is from there to the value, or from what was wanted in the end. Written
-    are ``codes`` U8[n, OC], ``values`` and ``steps``.
-    """
-
-    wanted: F32
-    mix: F32
-    held: F32
-    scale: F32
-    zero: F32
-    codes: U8
-    values: F32
-    steps: F32
-
-
 class Grid(Protocol):
     """The values that a target format can store. Implementations are frozen dataclasses; algorithms ask nothing else."""
 
@@ -148,7 +119,7 @@ class Grid(Protocol):
 
     @property
     def bits(self) -> int:
-        """Codes are below 2**bits."""
+        """Codes are below 2**bits; of words the whole bits that a weight takes, where codes are those of ``formula.levels``."""
 
     @property
     def group_size(self) -> int:
@@ -179,8 +150,11 @@ class Grid(Protocol):
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """What encode and decode use, F32[..., block_size // group_size] each."""
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
-        """The nearest code, elementwise; the three broadcast."""
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
+        """The nearest code, elementwise; the four broadcast.
+
+        Where several weights along the last axis are encoded together, ``importance`` says what each matters.
+        """
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """The target's own formula, bit for bit, elementwise."""
@@ -215,7 +189,7 @@ class AxisChoice:
 class QuantizedTensor:
     """The one representation that every packer consumes.
 
-    ``codes`` U8[rows, cols], unpacked, below 2**bits; groups always run along the last axis: PER_OC has rows=OC and
+    ``codes`` U8[rows, cols], unpacked, below the number of levels; groups always run along the last axis: PER_OC has rows=OC and
     cols=IC, PER_IC rows=IC and cols=OC. ``params``: exactly what the file stores, each [rows, ceil(cols / block_size), ...].
     """
 
@@ -230,7 +204,7 @@ class QuantizedTensor:
         blocks = -(-cols // self.grid.block_size)
         if self.codes.dtype != np.uint8:
             raise ValueError(f"{self.name}: codes are {self.codes.dtype}, expected uint8")
-        if self.codes.size and int(self.codes.max()) >= 2**self.grid.bits:
+        if self.codes.size and int(self.codes.max()) >= len(self.grid.formula.levels):
             raise ValueError(f"{self.name}: code {int(self.codes.max())} does not fit {self.grid.bits} bits")
         for key, value in self.params.items():
             if value.shape[:2] != (rows, blocks):

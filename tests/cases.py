@@ -35,6 +35,11 @@ SEARCHED = [
     ("iq4_xs", 4, 32),
     ("tq2_0", 2, 256),
     ("mxfp4", 4, 32),
+    ("iq2_xxs", 2, 32),
+    ("iq2_xs", 2, 16),
+    ("iq2_s", 2, 16),
+    ("iq3_xxs", 3, 32),
+    ("iq3_s", 3, 32),
 ]
 SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in SEARCHED]  # even without importance
 GRIDS = MIN_MAX_GRIDS + SEARCHED_GRIDS

@@ -38,7 +38,7 @@ def our_values(grid: Grid, weight: F32, importance: F32) -> F32:
     """Fitted, rounded and decoded."""
     params = grid.fit(to_blocks(weight, grid.block_size), to_blocks(importance, grid.block_size))
     scale, zero = (spread(value, grid.group_size, weight.shape[1]) for value in grid.scale_zero(params))
-    return grid.decode(grid.encode(weight, scale, zero), scale, zero)
+    return grid.decode(grid.encode(weight, scale, zero, importance), scale, zero)
 
 
 def default_tensors(source: Checkpoint) -> list[str]:

@@ -19,6 +19,8 @@ Super-blocks of 256 weights; scales and mins are whole numbers, and "run r" says
     q6_k   ql[128] | qh[64] | scales[16] | d            210 bytes    ql: low nibbles, run 64; qh: two high bits, run 32
     iq4_xs d | scales_h[2] | scales_l[4] | qs[128]      136 bytes    scale + 32: nibble and two high bits, run 1; qs: run 16
     tq2_0  qs[64] | d                                    66 bytes    qs: run 32
+
+Blocks of words: see ``words``.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from collections.abc import Callable
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from exporter.gguf.words import word_parts
 from quantize.errors import ExportError, asked
+from quantize.grids.lattice import LATTICE_GRIDS, GgmlLattice
 from quantize.types import U8, Array, Params, QuantizedTensor
 
 Layout = Callable[[U8, Params], list[U8]]  # codes U8[rows, blocks, block_size] -> parts U8[rows, blocks, bytes]
@@ -47,10 +51,16 @@ def block_type(grid_name: str, where: str) -> GGMLQuantizationType:
 
 
 def pack_blocks(q: QuantizedTensor) -> U8:
-    """U8[rows, bytes] of the stored rows (OC for PER_OC, IC for PER_IC). Raises ExportError for a grid without ggml blocks."""
+    """U8[rows, bytes] of the stored rows (OC for PER_OC, IC for PER_IC).
+
+    Raises ExportError for a grid without ggml blocks, and for codes that its blocks cannot say.
+    """
     block_type(q.grid.name, q.name)
-    codes = q.codes.reshape(len(q.codes), -1, q.grid.block_size)
-    return np.concatenate(_LAYOUTS[q.grid.name](codes, q.params), axis=-1).reshape(len(codes), -1)
+    if isinstance(q.grid, GgmlLattice):
+        parts = word_parts(q, q.grid)
+    else:
+        parts = _LAYOUTS[q.grid.name](q.codes.reshape(len(q.codes), -1, q.grid.block_size), q.params)
+    return np.concatenate(parts, axis=-1).reshape(len(q.codes), -1)
 
 
 def _runs(codes: U8, bits: int, run: int) -> U8:
@@ -145,4 +155,4 @@ _LAYOUTS: dict[str, Layout] = {
     "tq2_0": lambda codes, params: [_runs(codes, 2, 32), *_halves(params, "d")],
     "mxfp4": lambda codes, params: [params["e"][..., None], _runs(codes, 4, 16)],
 }
-BLOCK_TYPES = {name: GGMLQuantizationType[name.upper()] for name in _LAYOUTS}
+BLOCK_TYPES = {name: GGMLQuantizationType[name.upper()] for name in (*_LAYOUTS, *(grid.name for grid in LATTICE_GRIDS))}

@@ -25,6 +25,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 # general.file_type (llama.cpp's llama_ftype) by the type of most weights
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9}
 FILE_TYPES |= {"q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "tq2_0": 37, "mxfp4": 38}
+FILE_TYPES |= {"iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq3_s": 26, "iq2_s": 28}
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 TO_ONNX = f"this model cannot be a GGUF; {asked('target', 'onnxruntime')} can hold it"
 FORMAT_VERSION = 1  # of docs/reference/gguf-adadim.md

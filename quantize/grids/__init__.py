@@ -12,12 +12,13 @@ from quantize.grids.codebook import CODEBOOK_GRIDS
 from quantize.grids.ggml import GGML_GRIDS
 from quantize.grids.ggml_k import K_GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
+from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.outside import Size
 from quantize.types import Grid
 
 GRIDS: dict[str, Grid | type[IntAffine]] = {
     "int": IntAffine,
-    **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS)},
+    **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS)},
 }
 
 

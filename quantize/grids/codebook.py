@@ -10,10 +10,11 @@ from functools import cached_property
 
 import numpy as np
 
+from quantize.formula import Formula
 from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.ggml import BLOCK, CUTS, to_float16
 from quantize.grids.least_squares import Nearest, best_scale, fit_turned, half_steps, ratio, reciprocal, total
-from quantize.types import F32, TINY, U8, Array, Formula, Params
+from quantize.types import F32, TINY, U8, Array, Params
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's kvalues_iq4nl
 SUPER_BLOCK = 256
@@ -99,7 +100,7 @@ class GgmlCodebook:
         d = params["d"].astype(np.float32)[..., None]
         return d, np.zeros_like(d)
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Code of the nearest level."""
         return self.book.encode(ratio(x, scale))
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.formula import Formula
 from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.least_squares import Nearest, best_line, best_scale, fit_turned, spreads, whole_codes, whole_formula
-from quantize.types import F32, U8, Array, Formula, Params
+from quantize.types import F32, U8, Array, Params
 
 BLOCK = 32
 CUTS = np.linspace(0.8, 1.12, 9)  # a search puts the extreme weight on these multiples of the last code at either side
@@ -60,7 +61,7 @@ class GgmlSymmetric:
         d = params["d"].astype(np.float32)[..., None]
         return d, np.full_like(d, 2 ** (self.bits - 1))
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code; a block whose d is 0 gets the middle."""
         return whole_codes(divide(x, scale), zero, 2**self.bits - 1)
 
@@ -106,7 +107,7 @@ class GgmlOffset:
         """(d, m) as F32[..., 1]: here "zero" is the value of code 0."""
         return params["d"].astype(np.float32)[..., None], params["m"].astype(np.float32)[..., None]
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code."""
         return whole_codes(divide(x - zero, scale), 0, 2**self.bits - 1)
 

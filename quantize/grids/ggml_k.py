@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.formula import Formula
 from quantize.grids.ggml import divide, to_float16
 from quantize.grids.least_squares import (
     Nearest,
@@ -25,7 +26,7 @@ from quantize.grids.least_squares import (
     whole_codes,
     whole_formula,
 )
-from quantize.types import F32, TINY, U8, Array, Formula, Params
+from quantize.types import F32, TINY, U8, Array, Params
 
 SUPER_BLOCK = 256
 POLISHES = 2
@@ -76,7 +77,7 @@ class GgmlKOffset:
         scale = params["d"].astype(np.float32)[..., None] * params["scales"].astype(np.float32)
         return scale, -(params["dmin"].astype(np.float32)[..., None] * params["mins"].astype(np.float32))
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code."""
         return whole_codes(divide(x - zero, scale), 0, 2**self.bits - 1)
 

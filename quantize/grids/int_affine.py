@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantize.errors import ConfigError, asked
+from quantize.formula import Formula
 from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.ggml import CUTS
 from quantize.grids.least_squares import Nearest, best_centred, best_scale, fit_turned, spreads, whole_codes, whole_formula
-from quantize.types import F32, U8, Array, Formula, Params
+from quantize.types import F32, U8, Array, Params
 
 BITS = (2, 3, 4, 8)
 MIN_GROUP_SIZE = 16
@@ -126,7 +127,7 @@ class IntAffine:
         """params -> (scale, zero point as float), F32[..., 1] each."""
         return params["scale"].astype(np.float32)[..., None], params["zero_point"].astype(np.float32)[..., None]
 
-    def encode(self, x: F32, scale: F32, zero: F32) -> U8:
+    def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Nearest code, ties to even."""
         return whole_codes(x / scale, zero, self._top)
 

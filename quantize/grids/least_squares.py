@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from quantize.formula import Formula
 from quantize.grids.importance import weighed
-from quantize.types import F32, TINY, U8, Array, Formula, Params
+from quantize.types import F32, TINY, U8, Array, Params
 from quantize.workers import in_threads
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
@@ -46,6 +47,7 @@ TABLES = (EMBEDDING, HEAD)
 INT_GROUPS = (32, 64, 128)
 RUN = 256  # rows taken together, so that the groups of both axes are whole
 SAMPLE = 1 << 17  # weights of a linear that are rounded, about
+WORDS_SAMPLE = 1 << 18  # weights of a sample that are rounded on a grid of words, about
 TABLE_ROWS = 2048
 
 
@@ -145,9 +147,10 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
             if not quick_enough(option, target, config.max_slowdown):
                 continue
             assert option.grid is not None
-            held = exact(name, rows, option.grid, option.axis)
-            rounded = dequantize(held or rtn(name, rows, option.grid, option.axis, stats))
-            loss = output_loss(rows, rounded, stats)
+            some, known = _fewer(rows, stats) if option.grid.formula.dims > 1 and option.axis is Axis.PER_OC else (rows, stats)
+            held = exact(name, some, option.grid, option.axis)
+            rounded = dequantize(held or rtn(name, some, option.grid, option.axis, known))
+            loss = output_loss(some, rounded, known)
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
                 options[name].append(replace(option, loss={str(option.axis): loss}))
 
@@ -192,11 +195,20 @@ def quick_enough(option: TensorRecord, target: Target, max_slowdown: float) -> b
 
 def _sample(weight: F32, stats: InputStats) -> tuple[F32, InputStats]:
     """Evenly spread runs of rows, and the statistics in which they stand for all rows."""
-    assert stats.row_weight is not None
     runs = -(-len(weight) // RUN)
     count = min(runs, max(1, round(SAMPLE / (RUN * weight.shape[1]))))
     starts = [RUN * int((i + 0.5) * runs / count) for i in range(count)]
-    rows = np.concatenate([np.arange(start, min(start + RUN, len(weight))) for start in starts])
+    return _standing(weight, stats, np.concatenate([np.arange(start, min(start + RUN, len(weight))) for start in starts]))
+
+
+def _fewer(weight: F32, stats: InputStats) -> tuple[F32, InputStats]:
+    """Of a large sample some rows: words are slow to fit."""
+    return _standing(weight, stats, np.arange(0, len(weight), max(1, weight.size // WORDS_SAMPLE)))
+
+
+def _standing(weight: F32, stats: InputStats, rows: NDArray[np.intp]) -> tuple[F32, InputStats]:
+    """Some rows, and the statistics in which they stand for all."""
+    assert stats.row_weight is not None
     own = stats.row_weight[rows]
     scale = stats.row_weight.sum() / max(own.sum(), np.finfo(np.float32).tiny)
     return weight[rows], replace(stats, row_weight=own * scale)

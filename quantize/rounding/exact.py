@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantize.blocks import dequantize, to_blocks, to_rows
-from quantize.rounding.rtn import encoded
+from quantize.rounding.rtn import nearest_codes
 from quantize.types import F32, Axis, Grid, QuantizedTensor
 
 EXACT = "exact"  # what a store calls it, beside the rounders
@@ -20,5 +20,5 @@ def exact(name: str, weight: F32, grid: Grid, axis: Axis) -> QuantizedTensor | N
     params = grid.exact(to_blocks(rows, grid.block_size))
     if params is None:
         return None
-    tensor = encoded(name, rows, grid, axis, params)
+    tensor = QuantizedTensor(name, nearest_codes(rows, grid, params), axis, grid, params)
     return tensor if np.array_equal(dequantize(tensor), weight) else None

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quantize.blocks import spread, to_blocks, to_rows
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.rtn import block_importance
+from quantize.rounding.words import dims_of, round_words, words_first
 from quantize.types import F32, Array, Axis, Grid, InputStats, Params, QuantizedTensor, Visit
 from quantize.workers import Once
 
@@ -51,7 +52,8 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
     Static groups are those of ``nearest``, the weight rounded so.
     """
     grid, axis = nearest.grid, nearest.axis
-    order, factor = visit_of(stats.hessian) if stats.visit is None else stats.visit.value
+    dims = dims_of(grid, axis)
+    order, factor = visit_of(stats.hessian, dims) if stats.visit is None or dims > 1 else stats.visit.value
     groups: _Groups
     if axis is Axis.PER_OC:
         groups = _StaticGroups(grid, nearest.params, weight.shape[1])
@@ -67,7 +69,10 @@ def gptq(nearest: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedT
             turn = slice(first, first + groups.together)
             wanted = these.wanted[turn] - these.mix[turn, :first] @ these.steps[:first]
             these.scale[turn], these.zero[turn] = groups.scale_zero(order[block][turn], wanted)
-            round_in_turn(these, grid, first, first + len(wanted))
+            if dims == 1:
+                round_in_turn(these, grid, first, first + len(wanted))
+            else:
+                round_words(these, grid, factor.diagonal()[block] ** -2)
         codes[order[block]] = these.codes
         work[block.stop :] -= shares[:, block.stop :].T @ these.steps
     return QuantizedTensor(nearest.name, np.ascontiguousarray(to_rows(codes.T, axis)), axis, grid, groups.params())
@@ -85,10 +90,10 @@ def with_visits(stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
     return out
 
 
-def visit_of(hessian: F32) -> Visit:
-    """Of E[x xT] F32[IC, IC]."""
+def visit_of(hessian: F32, dims: int = 1) -> Visit:
+    """Of E[x xT] F32[IC, IC], of which ``dims`` neighbours are visited one after the other."""
     diagonal = np.diag(hessian).astype(np.float64)
-    order = np.argsort(-diagonal, kind="stable")
+    order = words_first(diagonal, dims)
     damped = hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.

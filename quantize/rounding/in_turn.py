@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.types import F32, Channels, Grid
+from quantize.formula import Channels
+from quantize.types import F32, Grid
 
 
 def channels(wanted: F32, mix: F32, held: F32 | None = None, scale: F32 | None = None, zero: F32 | None = None) -> Channels:
@@ -16,7 +17,20 @@ def channels(wanted: F32, mix: F32, held: F32 | None = None, scale: F32 | None =
 
 
 def round_in_turn(these: Channels, grid: Grid, first: int = 0, last: int | None = None) -> None:
-    """Round the channels from ``first`` to before ``last``, as the grid's encode and decode would; those before are rounded."""
+    """Round the channels from ``first`` to before ``last``, as the grid's encode and decode would; those before are rounded.
+
+    Words, where there are, run along output channels; those along input channels are ``round_words``'s.
+    """
     from quantize import kernels
 
-    kernels.round_in_turn(these, grid.formula, first, len(these.wanted) if last is None else last)
+    last = len(these.wanted) if last is None else last
+    if grid.formula.words is None:
+        kernels.round_in_turn(these, grid.formula, first, last)
+        return
+    for i in range(first, last):
+        wanted = these.wanted[i].copy()
+        for share, steps in zip(these.mix[i, :i], these.steps, strict=False):
+            wanted -= share * steps
+        these.codes[i] = grid.encode(wanted, these.scale[i], these.zero[i])
+        these.values[i] = grid.decode(these.codes[i], these.scale[i], these.zero[i])
+        these.steps[i] = (these.held[i] if len(these.held) else wanted) - these.values[i]

@@ -17,6 +17,7 @@ from quantize.blocks import dequantize, per_code, to_rows
 from quantize.grids.importance import seen
 from quantize.rounding.in_turn import channels, round_in_turn
 from quantize.rounding.refit import refit_floats
+from quantize.rounding.words import dims_of, round_words, words_first
 from quantize.types import F32, Array, Axis, InputStats, QuantizedTensor
 
 ROUNDS = 2
@@ -31,9 +32,9 @@ def polish(tensor: QuantizedTensor, weight: F32, stats: InputStats) -> Quantized
 
 
 def visit_codes(tensor: QuantizedTensor, weight: F32, stats: InputStats) -> QuantizedTensor:
-    """Every channel's codes once more, by falling diag(H); those of an unseen channel stay."""
-    order, per_oc = np.argsort(-stats.importance, kind="stable"), tensor.axis is Axis.PER_OC
-    visited = np.count_nonzero(seen(stats.importance))
+    """Every channel's codes once more, by falling diag(H); those of an unseen channel stay, or of a word that has one."""
+    per_oc, dims = tensor.axis is Axis.PER_OC, dims_of(tensor.grid, tensor.axis)
+    order, visited = _visits(stats.importance, dims)
     hessian = stats.hessian[np.ix_(order, order)]
     arrays: Iterable[Array] = (tensor.codes, *per_code(tensor), to_rows(dequantize(tensor), tensor.axis))
     codes, scale, zero, values = ((value.T if per_oc else value)[order] for value in arrays)  # [IC in visiting order, OC]
@@ -43,9 +44,23 @@ def visit_codes(tensor: QuantizedTensor, weight: F32, stats: InputStats) -> Quan
         curvature = hessian.diagonal()[block, None]
         target: F32 = np.subtract(values[block], gradient[block] / curvature)
         these = channels(target, -hessian[block, block] / curvature, values[block], scale[block], zero[block])
-        round_in_turn(these, tensor.grid)
+        if dims == 1:
+            round_in_turn(these, tensor.grid)
+        else:
+            these.codes[:] = codes[block]
+            round_words(these, tensor.grid, hessian.diagonal()[block])
         codes[block] = these.codes
         gradient[block.stop :] -= hessian[block.stop : visited, block] @ these.steps
     back = np.empty_like(codes)
     back[order] = codes
     return replace(tensor, codes=np.ascontiguousarray(back.T if per_oc else back))
+
+
+def _visits(importance: F32, dims: int) -> tuple[Array, int]:
+    """Input channels in words of ``dims``, and how many come first that are visited: whole words of seen channels."""
+    order, felt = words_first(importance, dims), seen(importance)
+    whole = len(order) // dims * dims
+    words = order[:whole].reshape(-1, dims)
+    unseen = ~felt[words].all(1)
+    order[:whole] = words[np.argsort(unseen, kind="stable")].ravel()
+    return order, whole - dims * int(np.count_nonzero(unseen))

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
@@ -106,9 +107,16 @@ class _Positions:
         """As near to ``weight`` as its code allows: GPTQ gave many weights another code than the nearest."""
         values, positions = dequantize(self._first), weight.copy()
         for pull in PULLS:
-            away = from_rows(self._codes(positions) != self._first.codes, self._first.axis)
-            positions = np.where(away, values + np.float32(pull) * (weight - values), positions)
+            positions = np.where(self._away(positions), values + np.float32(pull) * (weight - values), positions)
         return positions
+
+    def _away(self, positions: F32) -> NDArray[np.bool_]:
+        """Where not the code that was there is nearest, or the word, bool[OC, IC]."""
+        dims = self._first.grid.formula.dims
+        differ = self._codes(positions) != self._first.codes
+        words = differ.reshape(len(differ), -1, dims).any(-1)
+        away: NDArray[np.bool_] = from_rows(np.repeat(words, dims, axis=1), self._first.axis)
+        return away
 
     def _intervals(self, weight: F32) -> F32:
         """Distance between two values, F32[rows, n_blocks], by the error that rounding to the nearest leaves."""

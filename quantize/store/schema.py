@@ -16,6 +16,7 @@ from quantize.grids import GridJson
 from quantize.grids.codebook import GgmlKCodebook
 from quantize.grids.ggml_k import GgmlKOffset
 from quantize.grids.int_affine import IntAffine
+from quantize.grids.lattice import TOP, GgmlLattice
 from quantize.outside import MIB, Count, Door, Size, open_regular
 from quantize.types import F32, Array, Axis, Grid, RowOrder
 
@@ -257,11 +258,13 @@ def _check_values(grid: Grid, key: str, found: Array) -> None:
 
 def _range(grid: Grid, key: str) -> tuple[int, int]:
     if key == "codes" or (isinstance(grid, IntAffine) and not grid.symmetric):
-        return 0, 2**grid.bits - 1
+        return 0, len(grid.formula.levels) - 1
     if isinstance(grid, IntAffine):
         return 2 ** (grid.bits - 1), 2 ** (grid.bits - 1)
     if isinstance(grid, GgmlKOffset):
         return 0, grid.top
+    if isinstance(grid, GgmlLattice):
+        return 0, TOP
     if isinstance(grid, GgmlKCodebook):
         return -grid.span, grid.span - 1
     return 0, 255  # MXFP4's exponents

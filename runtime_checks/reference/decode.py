@@ -1,4 +1,4 @@
-"""The second opinion: weights decoded from a file's bytes by numpy alone.
+"""The second opinion: weights decoded from a file's bytes by numpy alone, but for the books of words (``iq``).
 
 Nothing in this folder imports any of our packages:
 a mistake made while packing cannot be made again here. Everything is written for the eye, not for speed.
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime_checks.reference.iq import WORD_BLOCK_BYTES, decode_words, word_codes
 from runtime_checks.reference.k import LEVELS, SUPER_BLOCK, SUPER_BLOCK_BYTES, decode_super_blocks, super_block_codes
 
 F32 = NDArray[np.float32]
@@ -31,7 +32,8 @@ U8 = NDArray[np.uint8]
 Array = NDArray[Any]
 
 BLOCK = 32
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18, "MXFP4": 17, **SUPER_BLOCK_BYTES}
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18, "MXFP4": 17}
+BLOCK_BYTES |= SUPER_BLOCK_BYTES | WORD_BLOCK_BYTES
 MX_LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)  # kvalues_mxfp4
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -42,15 +44,17 @@ class DamagedFileError(ValueError):
 
 def block_weights(kind: str) -> int:
     """Weights in one block."""
-    return SUPER_BLOCK if kind in SUPER_BLOCK_BYTES else BLOCK
+    return SUPER_BLOCK if kind in SUPER_BLOCK_BYTES | WORD_BLOCK_BYTES else BLOCK
 
 
 def block_codes(kind: str, data: U8) -> tuple[U8, dict[str, Array]]:
     """The stored integers of ggml blocks.
 
     ``data`` U8[rows, n_blocks * block bytes] -> (codes U8[rows, n_blocks * 32], {"d", "m"} F16[rows, n_blocks]).
-    Codes are unsigned; Q8_0, whose block holds int8, gives int8 + 128. Super-blocks: see ``super_block_codes``.
+    Codes are unsigned; Q8_0, whose block holds int8, gives int8 + 128. Super-blocks: see ``super_block_codes``, ``word_codes``.
     """
+    if kind in WORD_BLOCK_BYTES:
+        return word_codes(kind, data)
     if kind in SUPER_BLOCK_BYTES:
         return super_block_codes(kind, data)
     rows = data.shape[0]
@@ -75,6 +79,8 @@ def block_codes(kind: str, data: U8) -> tuple[U8, dict[str, Array]]:
 
 def decode_blocks(kind: str, data: U8) -> F32:
     """The weights of ggml blocks, U8[rows, bytes] -> F32[rows, cols]; every step in float32, as ggml does it."""
+    if kind in WORD_BLOCK_BYTES:
+        return decode_words(kind, data)
     if kind in SUPER_BLOCK_BYTES:
         return decode_super_blocks(kind, data)
     codes, params = block_codes(kind, data)

@@ -10,7 +10,10 @@ from exporter.gguf.blocks import BLOCK_TYPES, pack_blocks
 from quantize.blocks import dequantize
 from quantize.errors import ExportError
 from quantize.grids import GRIDS, make_grid
+from quantize.rounding.rtn import rtn
 from quantize.types import Axis, QuantizedTensor
+from tests import word_blocks
+from tests.cases import weight_of
 
 ONE, MINUS_TWO = "003c", "00c0"  # float16, little-endian
 # codes 0 1 2 .. 31 (modulo the grid's size): every position has its own value, so a wrong order shows
@@ -31,6 +34,7 @@ GOLDEN = {
     "tq2_0": "0055aaff" * 16 + ONE,
     "mxfp4": "82" + NIBBLES,
 }
+GOLDEN |= word_blocks.STORED
 SIX_BITS = {"scales": [1, 20, 34, 63, 5, 22, 39, 60], "mins": [2, 17, 33, 62, 6, 23, 40, 61]}
 WHOLE_KEYS = ("scales", "mins", "e")
 WHOLE = {  # the whole numbers of those super-blocks
@@ -40,7 +44,7 @@ WHOLE = {  # the whole numbers of those super-blocks
     "q5_k": SIX_BITS,
     "q6_k": {"scales": range(-8, 8)},
     "iq4_xs": {"scales": range(-32, 32, 8)},
-}
+} | {name: {"scales": scales} for name, scales in word_blocks.SCALES.items()}
 
 
 def tensor(name, codes, rng=None):
@@ -56,7 +60,8 @@ def tensor(name, codes, rng=None):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_bytes(name):
-    codes = (np.arange(GRIDS[name].block_size) % 2 ** GRIDS[name].bits)[None]
+    steps = np.arange(GRIDS[name].block_size) % 2 ** GRIDS[name].bits
+    codes = (word_blocks.codes(name) if name in word_blocks.STORED else steps)[None]
     assert pack_blocks(tensor(name, codes)).tobytes().hex() == GOLDEN[name]
 
 
@@ -69,13 +74,30 @@ def test_nibble_order():
 @pytest.mark.parametrize("name", GOLDEN)
 def test_gguf_py_decodes_the_same_bits(name):
     rng = np.random.default_rng(7)
-    q = tensor(name, rng.integers(0, 2 ** GRIDS[name].bits, (5, 768)), rng)
+    codes = rng.integers(0, 2 ** GRIDS[name].bits, (5, 768))
+    if name in word_blocks.STORED:
+        codes = rtn("t", weight_of((5, 768)), GRIDS[name], Axis.PER_OC).codes
+    q = tensor(name, codes, rng)
     decoded = gguf.dequantize(pack_blocks(q), BLOCK_TYPES[name])
     assert decoded.view(np.uint32).tolist() == dequantize(q).view(np.uint32).tolist()
 
 
 def test_every_ggml_grid_has_blocks():
     assert set(BLOCK_TYPES) == set(GRIDS) - {"int"} == set(GOLDEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "bit", "message"),
+    [
+        ("iq3_s", 5, 1, "t: some codes are no word of grid iq3_s; quantize again"),
+        ("iq2_xs", 5, 4, "t: an odd number of eight weights is negative, which grid iq2_xs cannot say; quantize again"),
+    ],
+)
+def test_codes_that_are_no_words_are_refused(name, place, bit, message):
+    codes = word_blocks.codes(name)[None]
+    codes[0, place] ^= bit
+    with pytest.raises(ExportError, match=message):
+        pack_blocks(tensor(name, codes))
 
 
 def test_the_int_grid_has_none():

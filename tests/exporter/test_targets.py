@@ -48,7 +48,14 @@ def test_default_grids_of_gguf(name):
 
 @pytest.mark.parametrize(
     ("name", "cols", "smaller"),
-    [("q2_k", 576, "iq4_nl"), ("q4_k", 576, "q5_0"), ("q5_k", 576, "q5_1"), ("q6_k", 576, "q8_0"), ("q6_k", 100, None)],
+    [
+        ("q2_k", 576, "iq4_nl"),
+        ("q4_k", 576, "q5_0"),
+        ("q5_k", 576, "q5_1"),
+        ("q6_k", 576, "q8_0"),
+        ("q6_k", 100, None),
+        ("iq3_s", 576, "iq4_nl"),
+    ],
 )
 def test_super_blocks_fall_back_to_blocks_of_32(name, cols, smaller):
     grid, target = GRIDS[name], TARGETS["llama.cpp"]

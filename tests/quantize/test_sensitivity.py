@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from exporter.targets import TARGETS
@@ -19,8 +20,8 @@ from quantize.planning import sensitivity
 from quantize.planning.sensitivity import measure_sensitivity, options_of, read_sensitivity
 from quantize.statistics.calibration import calibration_data
 from quantize.statistics.measured import Measured
-from quantize.types import Axis
-from tests.cases import config_of
+from quantize.types import Axis, InputStats
+from tests.cases import config_of, weight_of
 from tests.tiny import make_tiny_model
 
 CONFIG = config_of(calibration_tokens=512)
@@ -108,3 +109,14 @@ def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypa
     monkeypatch.setattr("quantize.workers.physical_memory", lambda: 4 * sum(spec.size for spec in source.specs.values()))
     with pytest.raises(ConfigError, match=r"takes about 0 GiB of memory, and this machine has 0; measure on a larger one"):
         measure_sensitivity(Measured(source), QuantizeConfig(), TARGETS["llama.cpp"])
+
+
+def test_fewer_rows_stand_for_all():
+    weight = weight_of((512, 1024))
+    stats = InputStats(np.ones(1024, np.float32), 9, np.random.default_rng(0).uniform(0.5, 2, 512).astype(np.float32))
+    fewer, known = sensitivity._fewer(weight, stats)
+    assert np.array_equal(fewer, weight[::2])
+    assert known.row_weight.sum() == pytest.approx(stats.row_weight.sum(), rel=1e-5)
+    noise = np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
+    whole, part = output_loss(weight, weight + noise, stats), output_loss(fewer, fewer + noise[::2], known)
+    assert part == pytest.approx(whole, rel=0.02)

@@ -36,12 +36,12 @@ EVALUATED = ("ppl", "source_ppl", "kld", "kld_p99", "top1", "tokens", "bytes", "
 class Files(NamedTuple):
     source: Checkpoint
     ours: Path
-    iq3_s: Path  # a type that our decoders do not know
+    tq1_0: Path  # a type that our decoders do not know
     genai: Path
 
     @property
     def paths(self) -> list[Path]:
-        return [self.iq3_s, self.genai, self.ours]
+        return [self.tq1_0, self.genai, self.ours]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def files(tmp_path_factory) -> Files:
     source = open_checkpoint(make_tiny_model(folder / "model", hidden=256, ffn=256))
     store = quantize_checkpoint(source, folder / "store", QuantizeConfig(method="rtn-oc"), TARGETS["llama.cpp"])
     ours = write_gguf(store, folder / "ours.gguf")
-    return Files(source, ours, llama_quantize(ours, folder / "iq3_s.gguf", "IQ3_S"), genai_builder(source.path, folder / "genai"))
+    return Files(source, ours, llama_quantize(ours, folder / "tq1_0.gguf", "TQ1_0"), genai_builder(source.path, folder / "genai"))
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ def test_rows_are_what_eval_says_of_each(files, report):
 
 
 def test_what_the_files_hold(report):
-    iq3_s, genai, ours = report["files"]
-    assert iq3_s["grids"] == {"iq3_s": 15}
-    assert iq3_s["bits_per_weight"] == 3.4375
+    tq1_0, genai, ours = report["files"]
+    assert tq1_0["grids"] == {"tq1_0": 15}
+    assert tq1_0["bits_per_weight"] == 1.6875
     assert genai["grids"] == {"int4 group 32": 11}  # q, k and v are one, and so are embedding and head
     assert 5 < genai["bits_per_weight"] < 5.6  # float32 scales
     assert ours["grids"] == {"q4_0": 14, "q8_0": 1}
     assert ours["bits_per_weight"] == 4.5
-    assert ours["kld"] < iq3_s["kld"]
+    assert ours["kld"] < tq1_0["kld"]
 
 
 def test_the_source_itself_differs_nowhere(files):
@@ -191,7 +191,7 @@ def test_what_no_file_could_be_measured_with(files, text, prompt, options, error
 def test_without_a_source_only_what_the_files_are(files):
     rows = describe_files([*files.paths, files.ours.with_name("nothing.gguf")], OPTIONS)["files"]
     assert [set(row) for row in rows[:3]] == [{"name", "bits_per_weight", "grids", "bytes", "tokens_per_s", "runtime"}] * 3
-    assert rows[0]["bytes"] == inspect(files.iq3_s)["totals"]["bytes"]
+    assert rows[0]["bytes"] == inspect(files.tq1_0)["totals"]["bytes"]
     assert set(rows[3]) == {"name", "error"}
 
 

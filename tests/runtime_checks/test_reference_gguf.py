@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from runtime_checks.reference.decode import BLOCK_BYTES, DamagedFileError, block_codes, decode_blocks, decode_floats, matmul
 from runtime_checks.reference.gguf import GgufTensor, decode_gguf, gguf_codes, read_gguf, read_metadata
+from tests import word_blocks
 from tests.runtime_checks.made import random_blocks
 
 ONE, TWO = b"\x00\x3c", b"\x00\x40"  # float16 1 and 2
@@ -55,6 +56,8 @@ for name, stored, values in (
     ("IQ4_XS", "003c" + "50fa" + "80808080" + STEPS, [(8 * (i // 32) - 32) * LEVELS[i % 16] for i in PLACES]),
 ):
     GOLDEN[name] = (bytes.fromhex(stored), [float(value) for value in values])
+for name, stored in word_blocks.STORED.items():
+    GOLDEN[name.upper()] = (bytes.fromhex(stored), word_blocks.values(name))
 KINDS = sorted(BLOCK_BYTES)
 
 
@@ -173,7 +176,7 @@ LIES = {
     "five dimensions": (container(tensors=[("x", (1, 1, 1, 1, 1), 0, 0)], data=bytes(32)), "5 dimensions"),
     "a long name": (container(tensors=[("x" * 64, (1,), 0, 0)], data=bytes(32)), "wrong length"),
     "a negative shape": (container(tensors=[("x", (-4,), 0, 0)], data=bytes(32)), "shape"),
-    "an unknown type": (container(tensors=[("x", (256,), 16, 0)], data=bytes(66)), "type 16"),
+    "an unknown type": (container(tensors=[("x", (256,), 19, 0)], data=bytes(50)), "type 19"),
     "half a block": (container(tensors=[("x", (48,), 2, 0)], data=bytes(36)), "rows of 48"),
     "odd alignment": (container([("general.alignment", 4, struct.pack("<I", 48))], F32_PAIR, bytes(96)), "power of two"),
 }
