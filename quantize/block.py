@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy import intp
 from numpy.typing import NDArray
@@ -138,3 +138,15 @@ class Step(Protocol):
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """The block after it; ``names``: the linears whose method it belongs to."""
+
+
+@runtime_checkable
+class PlanStep(Protocol):
+    """One thing that a method decides of a weight before any block is made."""
+
+    @property
+    def needs(self) -> Need:
+        """As of a Step."""
+
+    def planned(self, plan: TensorPlan, weight: F32, target: Target) -> TensorPlan:
+        """The plan with other grids for F32[OC, IC], or for a stack F32[experts, OC, IC]."""

@@ -46,6 +46,7 @@ def test_a_target_is_listed_where_planning_takes_the_method(word, target):
 def test_what_a_method_needs_is_the_most_that_a_step_needs():
     assert {name: method.needs for name, method in METHODS.items()} == {
         "rtn": Need.WEIGHTS,
+        "finequant": Need.WEIGHTS,
         "search": Need.IMPORTANCE,
         "gptq": Need.HESSIAN,
     }

@@ -37,7 +37,7 @@ def quantize_checkpoint(
 
     Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
     """
-    planned = {out: ModelPlan(config, target, build_plan(source.specs, config, target))}
+    planned = {out: ModelPlan(config, target, build_plan(source.specs, config, target, source.read))}
     return quantize_planned(Measured(source), planned, force)[0]
 
 
