@@ -49,6 +49,7 @@ def test_what_a_method_needs_is_the_most_that_a_step_needs():
         "finequant": Need.WEIGHTS,
         "search": Need.IMPORTANCE,
         "gptq": Need.HESSIAN,
+        "norm-tweaking": Need.LEARNING,
     }
     both = Method("b", "k", "p", (Round(METHODS["rtn"].rounder), Round(METHODS["gptq"].rounder)))
     assert both.needs is Need.HESSIAN

@@ -20,6 +20,7 @@ NEEDS = {
     Need.IMPORTANCE: "a text or an imatrix",
     Need.HESSIAN: "a text",
     Need.BLOCK: "a text",
+    Need.LEARNING: "a text",
     Need.MODEL: "a text, the model in memory about four times",
 }
 

@@ -8,6 +8,7 @@ from quantize.block import PlanStep, Step
 from quantize.rounding import Rounder
 from quantize.steps.columns import FloatColumns
 from quantize.steps.round import Round
+from quantize.steps.tweak_norms import TweakNorms
 from quantize.types import Axis, Need
 
 
@@ -58,6 +59,16 @@ class Method:
     def leaves_parts(self) -> bool:
         """Whether a weight becomes a sum of several."""
         return any(isinstance(step, FloatColumns) for step in self.steps)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a step that does."""
+        return any(step.needs is Need.LEARNING for step in self.steps)
+
+    @property
+    def moves_norms(self) -> bool:
+        """Whether it has to know a block's norms."""
+        return any(isinstance(step, TweakNorms) for step in self.steps)
 
     @property
     def _of_blocks(self) -> tuple[Step, ...]:

@@ -21,8 +21,9 @@ from quantize.config import (
 )
 from quantize.errors import ConfigError, PlanError, asked, shown
 from quantize.grids import GRIDS, make_grid
-from quantize.methods import AXES, METHODS, read_word, word_of
+from quantize.methods import AXES, METHODS, Method, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.transforms import CORRECTIONS
 from quantize.types import F32, FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
 
 
@@ -78,7 +79,22 @@ def build_plan(
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
         raise ConfigError(f"{config.recipe}: rule[{index}], match '{shown(rules[index].match)}', names no linear of this model")
+    for name in dict.fromkeys(plan.method for plan in plans if plan.candidates):
+        _check_beside(METHODS[name], config)
     return plans if read is None else [_by_weights(plan, read, target) if plan.name in open_grids else plan for plan in plans]
+
+
+def _check_beside(method: Method, config: QuantizeConfig) -> None:
+    """Raises ConfigError for options that contradict a method."""
+    around, named = config.around, asked("method", method.name)
+    refitted = [name for name in around.transforms if name in CORRECTIONS]
+    if method.moves_norms and refitted:
+        raise ConfigError(f"{named}: moves the gains that {asked('transforms', around.transforms, refitted[0])} moves; drop one")
+    if method.learns and around.float_columns:
+        raise ConfigError(
+            f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
+            "drop one of the two"
+        )
 
 
 def _by_weights(plan: TensorPlan, read: Callable[[str], F32], target: Target) -> TensorPlan:

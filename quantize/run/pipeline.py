@@ -82,7 +82,7 @@ def _alike(jobs: list[Job]) -> list[list[int]]:
     alike: dict[object, list[int]] = {}
     for index, job in enumerate(jobs):
         around = job.config.around
-        shares = job.runs_source and not (around.by_scope or around.block_steps or around.tune_steps)
+        shares = job.runs_source and not (around.by_scope or job.learns or around.tune_steps)
         alike.setdefault(job.config.data if shares else index, []).append(index)
     return list(alike.values())
 

@@ -8,6 +8,7 @@ their error on a sample of the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -68,7 +69,7 @@ def enough(left: Sequence[float], alpha: float) -> int:
 
 def _error(rows: F32, grid: Grid) -> float:
     """Root mean square of what rounding F32[rows, cols] to nearest leaves."""
-    return float(np.square(rows - dequantize(rtn("", rows, grid, Axis.PER_OC))).mean()) ** 0.5
+    return math.sqrt(np.square(rows - dequantize(rtn("", rows, grid, Axis.PER_OC))).mean())
 
 
 def halved(rows: F32, least: int) -> tuple[list[int], list[float]]:
