@@ -88,7 +88,7 @@ def test_statistics_come_nearer_and_judges_never_lose(model, tmp_path, monkeypat
 
 
 def test_steps_that_lose_are_taken_back(model, tmp_path, monkeypatch):
-    step = watched(monkeypatch, 100.0)
+    step = watched(monkeypatch, 10.0)
     source = open_checkpoint(model)
     store = quantize_checkpoint(source, tmp_path / "s", config(), TARGETS["onnxruntime"])
     assert all(after == before for before, after, _ in step.found)
