@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from quantize.block import PlanStep, Step
-from quantize.methods import finequant, gptq, norm_tweaking, rtn, search
+from quantize.methods import finequant, gptq, norm_tweaking, omniquant, rtn, search
 from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.steps.axis import ChooseAxis, ChooseByScope
@@ -20,7 +20,7 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking)}
+METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant)}
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
 WORDS = tuple(

@@ -90,6 +90,8 @@ def _check_beside(method: Method, config: QuantizeConfig) -> None:
     refitted = [name for name in around.transforms if name in CORRECTIONS]
     if method.moves_norms and refitted:
         raise ConfigError(f"{named}: moves the gains that {asked('transforms', around.transforms, refitted[0])} moves; drop one")
+    if method.block_steps and not around.block_steps:
+        raise ConfigError(f"{named}: learns, which takes steps; give {asked('block_steps', method.block_steps)}")
     if method.learns and around.float_columns:
         raise ConfigError(
             f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "

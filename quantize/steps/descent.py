@@ -116,9 +116,14 @@ def put_plain(block: Block, student: Student, kit: Kit) -> None:
             student.put(name, kit.orders.to_source(name, value), learns=False)
 
 
+def judges_of(sequences: int) -> NDArray[np.intp]:
+    """Those of so many sequences that judge."""
+    return np.arange(JUDGES) * sequences // JUDGES
+
+
 def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Those that judge, and those that steps take."""
-    judges = np.arange(JUDGES) * sequences // JUDGES
+    judges = judges_of(sequences)
     return judges, np.setdiff1d(np.arange(sequences), judges)
 
 
