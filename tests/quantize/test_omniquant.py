@@ -89,7 +89,7 @@ def test_no_block_loses_to_minimum_and_maximum(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LearnClips, "__call__", watched)
     source = open_checkpoint(model)
-    config = config_of("omniquant", bits=2, group_size=32, calibration_tokens=TOKENS)
+    config = config_of("omniquant", bits=4, group_size=32, calibration_tokens=TOKENS)
     store = quantize_checkpoint(source, tmp_path / "s", config, TARGETS["onnxruntime"])
     assert len(found) == 2 and all(after < before for before, after in found)
     blocks = store.header["blocks"]
