@@ -39,6 +39,11 @@ def check_free(config: QuantizeConfig) -> None:
     said = [f"grid.{item.name}" for item in fields(GridSpec) if getattr(config.grid, item.name) != getattr(free, item.name)]
     said += ["recipe"] if config.recipe is not None else []
     said += ["float_columns"] if config.around.float_columns else []
+    method = read_word(config.method).method
+    if method.plans:
+        raise ConfigError(
+            f"{asked('method', config.method)}: chooses the grid of every linear, as a target size does; drop one of the two"
+        )
     if said:
         raise ConfigError(f"{asked(said[0])}: a target size chooses the grid of every tensor; drop one of the two")
 

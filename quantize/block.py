@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy import intp
 from numpy.typing import NDArray
@@ -98,11 +98,29 @@ class Student(Protocol):
         """Of the mean loss over those sequences, for every weight that learns."""
 
 
+class BlockStudent(Student, Protocol):
+    """That of one block."""
+
+    def matching(self) -> Matching:
+        """The same, which from now on is to give outputs of the statistics that it gives now."""
+
+
+class Matching(Student, Protocol):
+    """A student whose slopes are those of a distance of its outputs' statistics, not of the loss, which still judges."""
+
+    def distance(self, sequences: NDArray[intp]) -> float:
+        """Mean over those sequences of how far each channel's mean and variance over tokens are from what they were."""
+
+
 class SourceRun(Protocol):
     """The source's own block, text passing through it."""
 
     @property
-    def student(self) -> Student | None:
+    def index(self) -> int:
+        """Of the block."""
+
+    @property
+    def student(self) -> BlockStudent | None:
         """What it is left with counts as this block for the next one's."""
 
     def scope_loss(self, name: str, candidates: list[F32]) -> list[float]:
@@ -116,7 +134,8 @@ class SourceRun(Protocol):
 class Kit:
     """What a step may use beside its block: what was asked for, the target, and the source's block where it runs.
 
-    ``text``: the calibration text's name. ``steps``: of learning, for each block.
+    ``text``: the calibration text's name. ``steps``: of learning, for each block. ``depth``: where the block is, from 0, the
+    first, to 1, behind the last.
     """
 
     target: Target
@@ -127,6 +146,7 @@ class Kit:
     steps: int = 0
     text: str = ""
     run: SourceRun | None = None
+    depth: float = 0.0
 
 
 class Step(Protocol):
@@ -138,3 +158,15 @@ class Step(Protocol):
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """The block after it; ``names``: the linears whose method it belongs to."""
+
+
+@runtime_checkable
+class PlanStep(Protocol):
+    """One thing that a method decides of a weight before any block is made."""
+
+    @property
+    def needs(self) -> Need:
+        """As of a Step."""
+
+    def planned(self, plan: TensorPlan, weight: F32, target: Target) -> TensorPlan:
+        """The plan with other grids for F32[OC, IC], or for a stack F32[experts, OC, IC]."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from quantize.checkpoint import Checkpoint
 from quantize.config import DataSpec, QuantizeConfig
-from quantize.methods import Around
+from quantize.methods import WORDS, Around, read_word
 from quantize.model_config import ModelConfig
 from quantize.statistics.by_template import gives_gradients
 
@@ -27,3 +27,9 @@ def effort_for(word: str, source: Checkpoint | None = None) -> QuantizeConfig:
         return config
     around = replace(config.around, block_steps=0, tune_steps=0)
     return replace(config, data=replace(config.data, token_weight="unit"), around=around)
+
+
+def with_method(config: QuantizeConfig, word: str) -> QuantizeConfig:
+    """With that method, and as many steps as a system that learns takes by itself where there are none."""
+    own = read_word(word).method.block_steps if word in WORDS else 0
+    return replace(config, method=word, around=replace(config.around, block_steps=config.around.block_steps or own))

@@ -47,7 +47,8 @@ class Need(IntEnum):
     IMPORTANCE = 1  # of each input channel: a diagonal, as an importance matrix has it
     HESSIAN = 2  # the whole second moment of the input
     BLOCK = 3  # the source's decoder block, run
-    MODEL = 4  # the whole source, run
+    LEARNING = 4  # that block with other weights in it, and what its output loses by them
+    MODEL = 5  # the whole source, run
 
 
 @dataclass(frozen=True)

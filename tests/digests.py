@@ -19,7 +19,7 @@ from typing import Any
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
 from quantize import DataSpec, open_checkpoint, quantize_checkpoint
-from quantize.methods import WORDS
+from quantize.methods import WORDS, read_word
 from quantize.statistics.imatrix import make_imatrix
 from tests.cases import config_of
 from tests.tiny import make_tiny_model
@@ -40,7 +40,7 @@ def cases(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     imatrix, recipe = folder / "imatrix.gguf", folder / "recipe.toml"
     recipe.write_text(RECIPE)
     for method in WORDS:
-        yield method, {"method": method}
+        yield method, {"method": method} | ({"calibration_tokens": 8192} if read_word(method).method.learns else {})
     yield "unit", {"token_weight": "unit"}
     yield "none", {"token_weight": "none", "seed": 3}
     yield "scope", {"selection": "scope", "max_slowdown": 1.1}

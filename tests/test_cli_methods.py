@@ -9,13 +9,14 @@ import pytest
 from exporter.cli.main import main
 from exporter.cli.methods import methods_report
 from exporter.targets import TARGETS
-from quantize import QuantizeConfig, build_plan
+from quantize import build_plan
 from quantize.errors import ConfigError
 from quantize.methods import METHODS, WORDS, Method
 from quantize.methods.added import ADDED
 from quantize.steps.round import Round
 from quantize.transforms import NAMES
 from quantize.types import Need, TensorSpec
+from tests.cases import config_of
 
 SPECS = {name: TensorSpec(name, "F32", (256, 256)) for name in ("model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight")}
 
@@ -36,7 +37,7 @@ def test_all_are_listed(capsys):
 def test_a_target_is_listed_where_planning_takes_the_method(word, target):
     row = next(row for row in methods_report()["methods"] if row["name"] == word)
     try:
-        plans = build_plan(SPECS, QuantizeConfig(word), TARGETS[target])
+        plans = build_plan(SPECS, config_of(word), TARGETS[target])
         held = all(plan.candidates for plan in plans)
     except ConfigError:
         held = False
@@ -46,8 +47,11 @@ def test_a_target_is_listed_where_planning_takes_the_method(word, target):
 def test_what_a_method_needs_is_the_most_that_a_step_needs():
     assert {name: method.needs for name, method in METHODS.items()} == {
         "rtn": Need.WEIGHTS,
+        "finequant": Need.WEIGHTS,
         "search": Need.IMPORTANCE,
         "gptq": Need.HESSIAN,
+        "norm-tweaking": Need.LEARNING,
+        "omniquant": Need.LEARNING,
     }
     both = Method("b", "k", "p", (Round(METHODS["rtn"].rounder), Round(METHODS["gptq"].rounder)))
     assert both.needs is Need.HESSIAN

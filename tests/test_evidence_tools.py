@@ -9,11 +9,13 @@ from pathlib import Path
 
 import compare_ggml_fit
 import compare_predictions
+import compare_systems
 import compare_transforms
 import pytest
 
 from exporter.cli.main import main
 from quantize.grids import GRIDS
+from quantize.methods import WORDS
 from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
 
@@ -60,3 +62,36 @@ def test_predictions(model, text, tmp_path, capsys, monkeypatch):
     assert len(rows) == 4
     assert all(abs(math.log(float(measured) / float(predicted))) < math.log(2) for _, predicted, measured in rows)
     assert plot.read_text(encoding="utf-8").count('r="5"') == 4 + 3  # and the legend
+
+
+def systems(model, text, out, *more):
+    return ["compare_systems.py", str(model), text, "--calibration", text, "--out", str(out), "--chunks", "1", *more]
+
+
+def test_systems_are_compared_one_after_the_other(model, text, tmp_path, monkeypatch, capsys):
+    """A second run makes what is missing and nothing else; what is refused is a row; other questions are not mixed in."""
+    out = tmp_path / "methods.md"
+    for only, bits in (("finequant", "4"), ("finequant", "4,2")):
+        words = systems(model, text, out, "--only", only, "--bits", bits, "--target", "onnxruntime")
+        monkeypatch.setattr(sys, "argv", words)
+        compare_systems.main(compare_systems.arguments(), words[1:])
+    made = re.findall(r"^\| (\S+) \| (\d) \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE)
+    assert [row[:2] for row in made] == [("finequant", "4"), ("finequant", "2")]
+    loss = {row[:2]: float(row[2]) for row in made}
+    assert 0 < loss["finequant", "4"] < loss["finequant", "2"]
+    said = out.read_text()
+    assert "--only finequant --bits 4,2" in said and said.count("\n| finequant") == 2 and "- `finequant`: the rule" in said
+    monkeypatch.setattr(sys, "argv", [*words, "--chunks", "2"])
+    with pytest.raises(SystemExit, match="rows of another command"):
+        compare_systems.main(compare_systems.arguments(), words)
+
+
+def test_every_method_is_compared_and_a_refusal_is_a_row(model, text, tmp_path, monkeypatch):
+    words = systems(model, text, tmp_path / "m.md", "--target", "llama.cpp")
+    monkeypatch.setattr(sys, "argv", words)
+    args = compare_systems.arguments()
+    assert [(row["name"], bits) for row, bits in compare_systems.cases(args)] == [
+        (word, bits) for word in WORDS for bits in (2, 3, 4)
+    ]
+    refused = next(case for case in compare_systems.cases(args) if case[0]["name"] == "rtn-ic")
+    assert "cannot hold per-IC groups" in compare_systems.line(*refused, compare_systems.measured(args, *refused))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ NEEDS = {
     Need.IMPORTANCE: "a text or an imatrix",
     Need.HESSIAN: "a text",
     Need.BLOCK: "a text",
+    Need.LEARNING: "a text",
     Need.MODEL: "a text, the model in memory about four times",
 }
 
@@ -31,16 +33,24 @@ def add_methods(commands: Subparsers) -> None:
 
 
 def methods_report() -> dict[str, list[dict[str, Any]]]:
-    """``methods`` by the word after ``--method``; ``options`` that add a step to any."""
+    """``methods`` by the word after ``--method``; ``options`` that add a step to any.
+
+    ``ours``: what of a system is not its paper's. ``simulated``: what no runtime does. "" for nothing.
+    """
     held = {axis: [name for name, target in TARGETS.items() if _holds(target, axis)] for axis in Axis}
     methods = []
     for word in WORDS:
         method, axes = read_word(word)
         needs = max(method.needs, Need.IMPORTANCE if len(axes) > 1 else Need.WEIGHTS)
-        targets = [name for name in TARGETS if any(name in held[axis] for axis in axes)]
+        targets = [
+            name
+            for name, target in TARGETS.items()
+            if any(name in held[axis] for axis in axes) and not (method.leaves_parts and target.lacks_parts)
+        ]
         kind = f"{method.kind}, {_axes(axes)}"
         paper = method.paper if axes == (Axis.PER_OC,) else f"{method.paper}; AdaDim, arXiv 2309.15531"
-        methods.append({"name": word, "kind": kind, "paper": paper, "needs": NEEDS[needs], "targets": targets})
+        row = {"name": word, "kind": kind, "paper": paper, "needs": NEEDS[needs], "targets": targets}
+        methods.append({**row, "ours": method.ours, "simulated": method.simulated})
     options = [
         {"name": as_option(extra.option, extra.word, None), "kind": extra.kind, "paper": extra.paper, "needs": NEEDS[extra.needs]}
         for extra in ADDED
@@ -52,11 +62,17 @@ def methods_table(report: dict[str, list[dict[str, Any]]]) -> str:
     """Of ``methods_report``."""
     every = len(TARGETS)
     methods = [
-        (row["name"], f"{row['kind']} ({row['paper']}); needs {row['needs']}; {_targets(row['targets'], every)}")
+        (row["name"], f"{row['kind']} ({row['paper']}); needs {row['needs']}; {_targets(row['targets'], every)}{_apart(row)}")
         for row in report["methods"]
     ]
     options = [(row["name"], f"{row['kind']} ({row['paper']}); needs {row['needs']}") for row in report["options"]]
     return "\n".join([table("--method", methods), table("and with any of them", options)])
+
+
+def _apart(row: Mapping[str, str]) -> str:
+    """What a system's row says more."""
+    said = {"ours": row["ours"], "simulated": row["simulated"]}
+    return "".join(f"; {word}: {text}" for word, text in said.items() if text)
 
 
 def _targets(names: list[str], every: int) -> str:

@@ -140,7 +140,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         help="fast: searched rounding; default: GPTQ weighed by the model's gradients; "
         "best: more text, then rounding learned and scales tuned",
     )
-    group.add_argument("--method", choices=WORDS, help="rounding and axis (default: the effort's)")
+    group.add_argument("--method", choices=WORDS, help="rounding and axis, or a system (default: the effort's)")
     told = f"5 on ggml grids only (default: {DEFAULT_BITS})"
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")

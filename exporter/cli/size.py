@@ -58,7 +58,7 @@ def model_plan(args: argparse.Namespace, config: QuantizeConfig, measured: Measu
     if args.sensitivity is not None:
         raise ConfigError(f"--sensitivity {args.sensitivity}: is for --target-size and --target-bpw; give one or drop it")
     target = TARGETS[target_name]
-    return ModelPlan(config, target, build_plan(source.specs, config, target))
+    return ModelPlan(config, target, build_plan(source.specs, config, target, source.read))
 
 
 def size_plans(

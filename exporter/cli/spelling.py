@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from quantize.checkpoint import Checkpoint
 from quantize.config import QuantizeConfig
-from quantize.effort import effort_for
+from quantize.effort import effort_for, with_method
 
 Spec = TypeVar("Spec", bound=Any)  # a frozen dataclass
 
@@ -29,7 +29,8 @@ def as_option(option: str, word: str | None, value: str | None) -> str:
 
 def quantize_config(args: Namespace, source: Checkpoint | None = None) -> QuantizeConfig:
     """A command's options as a config; what is not asked for is the effort's for that source. Raises ConfigError."""
-    return _with_options(effort_for(getattr(args, "effort", "default"), source), args)
+    config, method = effort_for(getattr(args, "effort", "default"), source), getattr(args, "method", None)
+    return _with_options(config if method is None else with_method(config, method), args)
 
 
 def _with_options(spec: Spec, args: Namespace, within: str = "") -> Spec:

@@ -1,6 +1,7 @@
-"""METHODS: systems that quantize a model, by the word before the axis in ``--method``. A new one is one file and one row here.
+"""METHODS: what quantizes a model, by the word before the axis in ``--method``; a system by its name alone.
 
-A block is taken through ``before``, then the steps of each method that one of its linears has, then ``after``.
+A new one is one file and one row here. A block is taken through ``before``, then the steps up to rounding of each method that one
+of its linears has, ``ChooseAxis``, those methods' other steps, and ``after``.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from quantize.block import Step
-from quantize.methods import gptq, rtn, search
+from quantize.block import PlanStep, Step
+from quantize.methods import finequant, gptq, norm_tweaking, omniquant, rtn, search
 from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.steps.axis import ChooseAxis, ChooseByScope
@@ -19,10 +20,12 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq)}
+METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant)}
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
-WORDS = tuple(f"{method}-{axes}" for method in METHODS for axes in AXES)
+WORDS = tuple(
+    word for name, method in METHODS.items() for word in ([name] if method.axes else [f"{name}-{axes}" for axes in AXES])
+)
 
 
 class Asked(NamedTuple):
@@ -39,12 +42,16 @@ class Asked(NamedTuple):
 
 def read_word(word: str) -> Asked:
     """One of WORDS."""
+    if word in METHODS:
+        return Asked(METHODS[word], METHODS[word].axes)
     name, _, axes = word.partition("-")
     return Asked(METHODS[name], AXES[axes])
 
 
 def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
     """The inverse of ``read_word``."""
+    if method.axes:
+        return method.name
     return f"{method.name}-{next(word for word, known in AXES.items() if known == axes)}"
 
 
@@ -55,15 +62,16 @@ def before(around: Around) -> list[Step]:
     return [*steps, ChooseByScope()] if around.by_scope else steps
 
 
-def after(around: Around) -> list[Step]:
-    """What comes after all methods' own steps."""
-    steps: list[Step] = [ChooseAxis(), *(Correction(name) for name in CORRECTIONS if name in around.transforms)]
-    return [*steps, LearnCodes()] if around.block_steps else steps
+def after(methods: Collection[str], around: Around) -> list[Step]:
+    """What comes after the own steps of all these methods; steps of learning that one of them takes are not taken twice."""
+    steps: list[Step] = [Correction(name) for name in CORRECTIONS if name in around.transforms]
+    learns = around.block_steps and not any(METHODS[name].block_steps for name in methods)
+    return [*steps, LearnCodes()] if learns else steps
 
 
-def steps_of(methods: Collection[str], around: Around) -> list[Step]:
-    """All that a block of linears of these methods may go through."""
-    return [*before(around), *(step for name in methods for step in METHODS[name].steps), *after(around)]
+def steps_of(methods: Collection[str], around: Around) -> list[Step | PlanStep]:
+    """All that a block of linears of these methods may go through, and what was planned of them."""
+    return [*before(around), *(step for name in methods for step in METHODS[name].steps), ChooseAxis(), *after(methods, around)]
 
 
 __all__ = [

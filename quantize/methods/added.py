@@ -26,6 +26,6 @@ ADDED = (
     Extra("transforms", "norm-gains", "gains of norms refitted after rounding", "arXiv 2309.02784, in closed form", Need.HESSIAN),
     Extra("float_columns", "N", "outlier input channels in float16", "QUIK, arXiv 2310.09259, its weights", Need.HESSIAN),
     Extra("selection", "scope", "axes by the output around a linear", "AdaDim, arXiv 2309.15531, 4.2", Need.BLOCK),
-    Extra("block_steps", "N", "codes and scales learned block by block", "after SignRound, arXiv 2309.05516", Need.BLOCK),
+    Extra("block_steps", "N", "codes and scales learned block by block", "after SignRound, arXiv 2309.05516", Need.LEARNING),
     Extra("tune_steps", "N", "floats tuned by the whole model", "after EfficientQAT, arXiv 2407.11062", Need.MODEL),
 )

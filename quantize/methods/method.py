@@ -1,26 +1,34 @@
-"""What a method is."""
+"""What a method is, and a system, which is one by its own name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quantize.block import Step
+from quantize.block import PlanStep, Step
 from quantize.rounding import Rounder
+from quantize.steps.columns import FloatColumns
 from quantize.steps.round import Round
-from quantize.types import Need
+from quantize.steps.tweak_norms import TweakNorms
+from quantize.types import Axis, Need
 
 
 @dataclass(frozen=True)
 class Method:
-    """A system: what it does to a block, one step after the other, one of which rounds.
+    """What is done to a block, one step after the other, one of which rounds; before all, steps that plan.
 
-    ``kind``: of the system, in the field's words. ``paper``: where it was published.
+    ``kind``: in the field's words. ``paper``: where it was published. ``axes``: those of a system, which goes by its own name;
+    none where a word names them after the method, as gptq-ada. ``block_steps``: of learning, by default, if one of its steps
+    learns. ``ours``: what in it the paper does not say, or says otherwise. ``simulated``: what of it no runtime does.
     """
 
     name: str
     kind: str
     paper: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step | PlanStep, ...]
+    axes: tuple[Axis, ...] = ()
+    block_steps: int = 0
+    ours: str = ""
+    simulated: str = ""
 
     @property
     def needs(self) -> Need:
@@ -28,6 +36,44 @@ class Method:
         return max(step.needs for step in self.steps)
 
     @property
+    def plans(self) -> tuple[PlanStep, ...]:
+        """Its steps that choose grids by the weights."""
+        return tuple(step for step in self.steps if isinstance(step, PlanStep))
+
+    @property
+    def until_rounded(self) -> tuple[Step, ...]:
+        """Its steps of a block up to the one that rounds."""
+        return self._of_blocks[: self._rounds + 1]
+
+    @property
+    def after_rounded(self) -> tuple[Step, ...]:
+        """Those that come when every linear's axis is chosen."""
+        return self._of_blocks[self._rounds + 1 :]
+
+    @property
     def rounder(self) -> Rounder:
         """That of its step that rounds."""
         return next(step.rounder for step in self.steps if isinstance(step, Round))
+
+    @property
+    def leaves_parts(self) -> bool:
+        """Whether a weight becomes a sum of several."""
+        return any(isinstance(step, FloatColumns) for step in self.steps)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has a step that does."""
+        return any(step.needs is Need.LEARNING for step in self.steps)
+
+    @property
+    def moves_norms(self) -> bool:
+        """Whether it has to know a block's norms."""
+        return any(isinstance(step, TweakNorms) for step in self.steps)
+
+    @property
+    def _of_blocks(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if not isinstance(step, PlanStep))
+
+    @property
+    def _rounds(self) -> int:
+        return max(index for index, step in enumerate(self._of_blocks) if isinstance(step, Round))

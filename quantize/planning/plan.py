@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -21,9 +21,10 @@ from quantize.config import (
 )
 from quantize.errors import ConfigError, PlanError, asked, shown
 from quantize.grids import GRIDS, make_grid
-from quantize.methods import AXES, read_word, word_of
+from quantize.methods import AXES, METHODS, Method, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
-from quantize.types import FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
+from quantize.transforms import CORRECTIONS
+from quantize.types import F32, FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,23 @@ class _Choice(NamedTuple):
     method: str
     grid: GridSpec
 
+    @property
+    def says_grid(self) -> bool:
+        """Whether nothing of the grid is left to a method that would choose it."""
+        return self.grid.group_size is not None or self.grid.name not in (None, "int")
 
-def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: Target) -> list[TensorPlan]:
+
+def build_plan(
+    specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: Target, read: Callable[[str], F32] | None = None
+) -> list[TensorPlan]:
     """One TensorPlan per tensor in ``specs``, in its order, and the head if it is split off a tied embedding.
 
-    Raises ConfigError for contradictions, PlanError for a shape that fits no allowed grid.
+    ``read``: weights by name, for methods that choose grids by them; where None these have the target's own. No weight is read
+    before all are planned. Raises ConfigError for contradictions, PlanError for a shape that fits no allowed grid.
     """
     rules = [] if config.recipe is None else read_recipe(config.recipe)
     unused, hidden = set(range(len(rules))), specs[EMBEDDING].shape[1]
-    plans = []
+    plans, open_grids = [], set[str]()
     for name, spec in _with_head(specs, config).items():
         if name in (EMBEDDING, HEAD):
             plans.append(_plan_table(spec, config, target))
@@ -63,13 +72,40 @@ def build_plan(specs: Mapping[str, TensorSpec], config: QuantizeConfig, target: 
         elif is_linear(name, spec.shape):
             choice, used = _choose(spec.name, config, rules)
             unused -= used
+            open_grids |= set() if choice.says_grid else {name}
             plan = _plan_linear(spec, choice, config.allow_fallback, target)
             plans.append(replace(plan, float_columns=_float_columns(spec, hidden, config, target)) if plan.candidates else plan)
         else:
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
         raise ConfigError(f"{config.recipe}: rule[{index}], match '{shown(rules[index].match)}', names no linear of this model")
+    for name in dict.fromkeys(plan.method for plan in plans if plan.candidates):
+        _check_beside(METHODS[name], config)
+    plans = plans if read is None else [_by_weights(plan, read, target) if plan.name in open_grids else plan for plan in plans]
     return _with_partners(plans, specs)
+
+
+def _check_beside(method: Method, config: QuantizeConfig) -> None:
+    """Raises ConfigError for options that contradict a method."""
+    around, named = config.around, asked("method", method.name)
+    refitted = [name for name in around.transforms if name in CORRECTIONS]
+    if method.moves_norms and refitted:
+        raise ConfigError(f"{named}: moves the gains that {asked('transforms', around.transforms, refitted[0])} moves; drop one")
+    if method.block_steps and not around.block_steps:
+        raise ConfigError(f"{named}: learns, which takes steps; give {asked('block_steps', method.block_steps)}")
+    if method.learns and around.float_columns:
+        raise ConfigError(
+            f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
+            "drop one of the two"
+        )
+
+
+def _by_weights(plan: TensorPlan, read: Callable[[str], F32], target: Target) -> TensorPlan:
+    """As its method's own steps of planning have it."""
+    steps = METHODS[plan.method].plans if plan.candidates else ()
+    for step in steps:
+        plan = step.planned(plan, read(plan.name), target)
+    return plan
 
 
 def _with_partners(plans: list[TensorPlan], specs: Mapping[str, TensorSpec]) -> list[TensorPlan]:
@@ -89,6 +125,8 @@ def plan_notes(plans: Iterable[TensorPlan], config: QuantizeConfig, target: Targ
     notes = [f"{plan.name}: {plan.note}" for plan in plans if plan.note]
     grids = [grid for plan in plans for grid in plan.candidates.values()]
     word = read_word(config.method)
+    if word.method.plans and _Choice(config.method, config.grid).says_grid:
+        notes.insert(0, f"{config.method}: the grid that was asked for stands in for its own choice of one")
     if word.adaptive and all(target.lacks(grid, Axis.PER_IC) is not None for grid in grids):
         means = word_of(word.method, AXES["oc"])
         notes.insert(0, f"{target.name} holds no per-IC groups: {config.method} means {means} here")
@@ -127,7 +165,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Ten
 def table_method(grid: Grid, config: QuantizeConfig) -> str:
     """A second-order method for an embedding or a head too where it is coarse, and where gradients say what its errors cost."""
     method = read_word(config.method).method
-    careful = method.needs >= Need.HESSIAN and config.data.token_weight == "gradient" and grid.bits < FINE_BITS
+    careful = method.rounder.needs >= Need.HESSIAN and config.data.token_weight == "gradient" and grid.bits < FINE_BITS
     return method.name if careful else "rtn"
 
 
@@ -212,9 +250,11 @@ def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], t
     if lack is not None:
         raise ConfigError(f"{spec.name}: {lack}; drop {asked('grid.name', choice.grid.name)}")
     method, axes = read_word(choice.method)
-    lack = target.lacks(grids[Axis.PER_IC], Axis.PER_IC)
-    if lack is not None and Axis.PER_OC not in axes:
-        raise ConfigError(f"{asked('method', choice.method)}: {spec.name}: {lack}; choose {method.name}-oc or {method.name}-ada")
+    lack = target.lacks(grids[Axis.PER_IC], Axis.PER_IC) if Axis.PER_OC not in axes else None
+    lack = lack or (target.lacks_parts if method.leaves_parts else None)
+    if lack is not None:
+        mend = "another method" if method.axes else f"{method.name}-oc or {method.name}-ada"
+        raise ConfigError(f"{asked('method', choice.method)}: {spec.name}: {lack}; choose {mend}")
 
 
 def _linear_grid(spec: GridSpec, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:

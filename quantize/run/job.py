@@ -16,7 +16,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.checkpoint.template import Template
 from quantize.config import QuantizeConfig
-from quantize.errors import ConfigError, asked
+from quantize.errors import ConfigError, asked, shown
 from quantize.methods import METHODS, ROUNDERS, Around, steps_of
 from quantize.methods.around import BY_HESSIAN
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, block_index, block_prefix
@@ -87,6 +87,12 @@ class Job:
         return self.imatrix is None and (self.chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
 
     @property
+    def learns(self) -> bool:
+        """Whether some step of its blocks does: then each block sees what those before it became."""
+        methods = {plan.method for plan in self.plan.tensors if plan.candidates and block_index(plan.name) is not None}
+        return any(step.needs >= Need.LEARNING for step in steps_of(methods, self.config.around))
+
+    @property
     def chooses(self) -> bool:
         """Whether some linear may have more than one axis."""
         return any(len(plan.candidates) > 1 for plan in self.plan.tensors)
@@ -94,7 +100,9 @@ class Job:
     def kit(self, run: BlockRun | TemplateRun | None) -> Kit:
         """What steps may use."""
         config, data = self.config, self.config.data
-        return Kit(self.target, self.orders, ROUNDERS, config.max_slowdown, data.seed, config.around.block_steps, data.text, run)
+        depth = 0.0 if run is None else run.index / self.source.config.num_layers
+        steps = config.around.block_steps
+        return Kit(self.target, self.orders, ROUNDERS, config.max_slowdown, data.seed, steps, data.text, run, depth)
 
 
 def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
@@ -102,6 +110,7 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     path, job = plan.config.data.imatrix, Job(source, plan)
     if isinstance(source, Template):
         check_template(source, plan.config, runs=path is None and job.runs_source)
+        _check_norms(source, plan)
     if path is None:
         return job
     for one in plan.tensors:
@@ -114,6 +123,15 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     imatrix = read_imatrix(path)
     linears = [one.name for one in plan.tensors if one.candidates and block_index(one.name) is not None]
     return Job(source, plan, imatrix, imatrix.for_model(source.specs, linears))
+
+
+def _check_norms(source: Template, plan: ModelPlan) -> None:
+    """Raises ConfigError for a method that moves norms, of which torch's model is told nothing where the source is a template."""
+    for name in dict.fromkeys(one.method for one in plan.tensors if one.candidates and METHODS[one.method].moves_norms):
+        named = shown(source.config.model_type)
+        raise ConfigError(
+            f"{asked('method', name)}: {source.path}: the norms of {named} are not known by name; choose another method"
+        )
 
 
 def calibration_text(job: Job) -> Text | None:
@@ -133,7 +151,7 @@ def open_statistics(job: Job, text: Text | None, measured: Measured) -> Statisti
         token_weight = curvature = measured.curvature(tokens, config.data.seed)
         known = curvature.tables
     sequences = SCOPE_SEQUENCES if config.around.by_scope and job.chooses else 0
-    walk = blocks_of(source, tokens, token_weight, Walk(sequences, config.around.block_steps > 0, config.data.max_memory))
+    walk = blocks_of(source, tokens, token_weight, Walk(sequences, job.learns, config.data.max_memory))
     # Stores that are made together share what GPTQ makes of a Hessian.
     return Statistics(known, (replace(run, stats=with_visits(run.stats)) for run in walk), coverage)
 

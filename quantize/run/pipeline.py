@@ -37,7 +37,7 @@ def quantize_checkpoint(
 
     Raises ConfigError and PlanError before any tensor is read, CalibrationError, CheckpointError, OutputError.
     """
-    planned = {out: ModelPlan(config, target, build_plan(source.specs, config, target))}
+    planned = {out: ModelPlan(config, target, build_plan(source.specs, config, target, source.read))}
     return quantize_planned(Measured(source), planned, force)[0]
 
 
@@ -82,7 +82,7 @@ def _alike(jobs: list[Job]) -> list[list[int]]:
     alike: dict[object, list[int]] = {}
     for index, job in enumerate(jobs):
         around = job.config.around
-        shares = job.runs_source and not (around.by_scope or around.block_steps or around.tune_steps)
+        shares = job.runs_source and not (around.by_scope or job.learns or around.tune_steps)
         alike.setdefault(job.config.data if shares else index, []).append(index)
     return list(alike.values())
 

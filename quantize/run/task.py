@@ -10,6 +10,7 @@ from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
 from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
+from quantize.steps.axis import ChooseAxis
 from quantize.store.tensors import Piece, TensorRecord
 from quantize.types import F32, InputStats, PlainTensor, TensorPlan
 from quantize.weight import Part
@@ -46,11 +47,16 @@ def run_block(task: BlockTask, kit: Kit) -> Result:
     block = Block(plans, task.tensors, task.stats, task.sites, task.fold_sites)
     for step in before(task.around):
         block = step(block, list(plans), kit)
-    for method in METHODS.values():
-        names = [name for name, plan in plans.items() if plan.method == method.name]
-        for step in method.steps if names else ():
-            block = step(block, names, kit)
-    for step in after(task.around):
+    names = {method: [name for name, plan in plans.items() if plan.method == method] for method in METHODS}
+    present = [method for method in METHODS.values() if names[method.name]]
+    for method in present:
+        for step in method.until_rounded:
+            block = step(block, names[method.name], kit)
+    block = ChooseAxis()(block, list(plans), kit)
+    for method in present:
+        for step in method.after_rounded:
+            block = step(block, names[method.name], kit)
+    for step in after([method.name for method in present], task.around):
         block = step(block, list(plans), kit)
     pieces = [piece for plan in task.plans for piece in _pieces(block, plan)]
     return Result(pieces, ({"index": task.index, **block.report},))

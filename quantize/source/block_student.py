@@ -49,13 +49,30 @@ def plain_costs(token_weight: str, flat: torch.Tensor) -> Costs:
 class Summing(ABC):
     """Of a ``Student`` of ``quantize.block``: what it says of a loss that comes in parts."""
 
+    @property
+    @abstractmethod
+    def sequences(self) -> int:
+        """How many there are to choose from."""
+
+    @abstractmethod
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
+
+    @abstractmethod
+    def output(self, sequence: int) -> torch.Tensor:
+        """What the block gives for one, F32[length, hidden]."""
+
+    @abstractmethod
+    def take_gradients(self) -> dict[str, F32]:
+        """Those that there are, by name; there are none afterwards."""
+
+    def matching(self) -> Matching:
+        """See ``quantize.block``."""
+        return Matching(self)
+
     @abstractmethod
     def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:
         """A batch's share of the mean, one after the other."""
-
-    @abstractmethod
-    def _take_gradients(self) -> dict[str, F32]:
-        """Those that there are, by name; there are none afterwards."""
 
     def loss(self, sequences: NDArray[np.intp]) -> float:
         """Mean over those sequences, in nats per token where curvature is known."""
@@ -66,7 +83,48 @@ class Summing(ABC):
         """Of the mean loss over those sequences, for every weight that learns."""
         for part in self._losses(sequences):
             part.backward()  # type: ignore[no-untyped-call]
-        return self._take_gradients()
+        return self.take_gradients()
+
+
+class Matching:
+    """A student of ``quantize.block`` that matches the statistics of what ``student`` gave when this was made."""
+
+    def __init__(self, student: Summing) -> None:
+        self._student = student
+        with torch.no_grad():
+            self._wanted = [_statistics(student.output(index)) for index in range(student.sequences)]
+
+    @property
+    def sequences(self) -> int:
+        """The student's."""
+        return self._student.sequences
+
+    def put(self, name: str, weight: F32, learns: bool) -> None:
+        """As the student does."""
+        self._student.put(name, weight, learns)
+
+    def loss(self, sequences: NDArray[np.intp]) -> float:
+        """The student's."""
+        return self._student.loss(sequences)
+
+    def gradients(self, sequences: NDArray[np.intp]) -> dict[str, F32]:
+        """Of the mean distance over those sequences, for every weight that learns."""
+        for index in sequences:
+            (self._distance(index) / len(sequences)).backward()  # type: ignore[no-untyped-call]
+        return self._student.take_gradients()
+
+    @torch.no_grad()
+    def distance(self, sequences: NDArray[np.intp]) -> float:
+        """Mean over those sequences."""
+        return float(np.mean([float(self._distance(index)) for index in sequences]))
+
+    def _distance(self, index: int) -> torch.Tensor:
+        return (_statistics(self._student.output(index)) - self._wanted[index]).abs().sum(0).mean()
+
+
+def _statistics(output: torch.Tensor) -> torch.Tensor:
+    """F32[length, hidden] -> mean and variance of each channel, F32[2, hidden]."""
+    return torch.stack([output.mean(0), output.var(0)])
 
 
 @dataclass(eq=False)
@@ -93,12 +151,17 @@ class BlockStudent(Summing):
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
         change(self._block.get_parameter(name.removeprefix(self._prefix)), weight, learns)
 
+    def output(self, sequence: int) -> torch.Tensor:
+        """What the block gives for one, F32[length, hidden]."""
+        return self._run(self._inputs[sequence : sequence + 1])[0]
+
     @torch.no_grad()
     def outputs(self) -> torch.Tensor:
         """What the next block gets, F32[sequences, length, hidden]."""
         return torch.cat([self._run(self._inputs[start : start + BATCH]) for start in range(0, self.sequences, BATCH)])
 
-    def _take_gradients(self) -> dict[str, F32]:
+    def take_gradients(self) -> dict[str, F32]:
+        """See Summing."""
         return take_gradients((self._prefix + name, parameter) for name, parameter in self._block.named_parameters())
 
     def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:

@@ -65,7 +65,12 @@ class NamedBlock(Summing):
         """What the next block gets."""
         return [_run(self._forward, hidden, call) for hidden, call in zip(self._inputs, self._calls, strict=True)]
 
-    def _take_gradients(self) -> dict[str, F32]:
+    def output(self, sequence: int) -> torch.Tensor:
+        """What the block gives for one, F32[length, hidden]."""
+        return _run(self._forward, self._inputs[sequence], self._calls[sequence])[0]
+
+    def take_gradients(self) -> dict[str, F32]:
+        """See Summing."""
         return self._named.take_gradients(self._learning)
 
     def _losses(self, sequences: NDArray[np.intp]) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.block import Student
+from quantize.block import Block, Kit, Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
 from quantize.progress import track
@@ -109,9 +109,21 @@ def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedul
     return Descended([one.tensor for one in knobs], before, best)
 
 
+def put_plain(block: Block, student: Student, kit: Kit) -> None:
+    """Whatever of ``block`` is not rounded, as it will be stored."""
+    for name, value in block.tensors.items():
+        if name not in block.rounded:
+            student.put(name, kit.orders.to_source(name, value), learns=False)
+
+
+def judges_of(sequences: int) -> NDArray[np.intp]:
+    """Those of so many sequences that judge."""
+    return np.arange(JUDGES) * sequences // JUDGES
+
+
 def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Those that judge, and those that steps take."""
-    judges = np.arange(JUDGES) * sequences // JUDGES
+    judges = judges_of(sequences)
     return judges, np.setdiff1d(np.arange(sequences), judges)
 
 

@@ -19,7 +19,7 @@ from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
 from quantize.errors import asked
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
-from quantize.steps.descent import Descended, Schedule, descend
+from quantize.steps.descent import Descended, Schedule, descend, put_plain
 from quantize.types import F32, FINE_BITS, U8, Need, QuantizedTensor
 
 CODE_RATE = 0.004  # of the distance between two neighbouring values, per step
@@ -35,7 +35,7 @@ UNIFORM = np.float32(12) ** 0.5  # an interval's width over the root mean square
 class LearnCodes:
     """The rounding of the block that runs, learned; whatever of it is not rounded counts as it will be stored."""
 
-    needs: Need = Need.BLOCK
+    needs: Need = Need.LEARNING
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step. Raises CalibrationError for too short a text."""
@@ -43,9 +43,7 @@ class LearnCodes:
         if student is None:
             return block
         learning = {name: block.tensors[name] for name in block.tensors if name in block.rounded}
-        for name, value in block.tensors.items():
-            if name not in learning:
-                student.put(name, kit.orders.to_source(name, value), learns=False)
+        put_plain(block, student, kit)
         pairs = [(block.rounded[name].tensor, weight) for name, weight in learning.items()]
         found = learn_rounding(pairs, student, kit)
         rounded = {

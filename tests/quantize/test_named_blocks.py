@@ -13,6 +13,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.effort import effort_for
+from quantize.errors import ConfigError
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source import block_students, measure_curvature, walk_blocks
 from quantize.template.convert import convert
@@ -86,3 +87,10 @@ def test_what_is_learned_is_nearer(tmp_path):
     files = [write_gguf(store, tmp_path / f"{store.path.name}.gguf") for store in (plain, learned)]
     near = [evaluate(file, source, TEXT, EvalOptions(64))["kld"] for file in files]
     assert near[1] < 1.05 * near[0]
+
+
+def test_norms_that_no_module_is_known_of_are_not_tweaked(tmp_path):
+    source = template(tmp_path, "gemma3_text")
+    with pytest.raises(ConfigError, match=r"method='norm-tweaking': .*the norms of gemma3 are not known by name"):
+        quantize_checkpoint(source, tmp_path / "store", config_of("norm-tweaking", calibration_tokens=8192), LLAMA)
+    assert not (tmp_path / "store").exists()

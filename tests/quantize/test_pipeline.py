@@ -21,7 +21,7 @@ from quantize.errors import CalibrationError, CheckpointError, OutputError, Plan
 from quantize.gguf.container import parse_header
 from quantize.grids import make_grid
 from quantize.loss import output_loss
-from quantize.methods import ROUNDERS, WORDS
+from quantize.methods import ROUNDERS, WORDS, read_word
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.run import pipeline
@@ -51,7 +51,9 @@ def run(source, out, target, **config):
 @pytest.mark.parametrize("method", WORDS)
 @pytest.mark.parametrize("target", ["gguf-adadim", "onnxruntime", "onnxruntime+adadim"])
 def test_every_method_on_every_target_that_holds_both_axes(source, tmp_path, target, method):
-    store = run(source, tmp_path / "s", target, method=method, max_slowdown=1e9)
+    system = read_word(method).method
+    more = {"calibration_tokens": 8192, "block_steps": 2 * bool(system.block_steps)} if system.learns else {}
+    store = run(source, tmp_path / "s", target, method=method, max_slowdown=1e9, **more)
     assert set(store.records) == set(source.specs) and store.tied
     axes = {record.axis for name, record in store.records.items() if record.grid is not None and name.startswith("model.layers")}
     if method.endswith("-ic"):
@@ -59,7 +61,7 @@ def test_every_method_on_every_target_that_holds_both_axes(source, tmp_path, tar
     for name, record in store.records.items():
         tensor = store.read(name)
         if isinstance(tensor, PlainTensor):
-            assert np.array_equal(tensor.values, source.read(name))
+            assert system.moves_norms or np.array_equal(tensor.values, source.read(name))
             continue
         assert tensor.shape == record.shape
         assert (len(record.loss) == 2) == (method.endswith("-ada") and name.startswith("model.layers"))

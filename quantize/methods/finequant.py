@@ -1,0 +1,20 @@
+"""FineQuant: of every matrix the coarsest groups that hold it, found in the weights alone; then round to nearest."""
+
+from __future__ import annotations
+
+from quantize.methods.method import Method
+from quantize.rounding import NEAREST, Rounder
+from quantize.steps.group_size import ChooseGroups
+from quantize.steps.round import Round
+from quantize.types import Axis
+
+ALPHA = 0.05  # of the error that is left: what groups of half the size have to save
+
+METHOD = Method(
+    "finequant",
+    "group size of each matrix by its weights, round to nearest",
+    "arXiv 2308.09723",
+    (ChooseGroups(ALPHA), Round(Rounder(NEAREST))),
+    axes=(Axis.PER_OC,),
+    ours="the rule that stops halving a group, and its threshold; GGUF: the choice is among block formats of as many bits",
+)

@@ -1,0 +1,86 @@
+"""The size of a matrix's groups by its weights alone, after FineQuant (arXiv 2308.09723).
+
+A whole row is one group to begin with. Groups are halved as long as that lowers what is left of the error by ``alpha`` of it. On
+the int grid that is the mean of the largest magnitude in a weight's group, to which the distance of two values is proportional.
+A ggml format has groups of its own. There the choice is among formats of as many bits, from the smallest file to the largest, by
+their error on a sample of the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from quantize.blocks import dequantize, matrix, to_blocks, to_rows
+from quantize.grids import GRIDS
+from quantize.grids.int_affine import IntAffine
+from quantize.rounding.rtn import rtn
+from quantize.types import F32, Axis, Grid, Need, Target, TensorPlan
+
+SAMPLE = 1 << 16  # weights that a ggml format is tried on, about
+
+
+@dataclass(frozen=True)
+class ChooseGroups:
+    """The coarsest grid of as many bits from which a finer one does not save ``alpha`` of the error."""
+
+    alpha: float
+    needs: Need = Need.WEIGHTS
+
+    def planned(self, plan: TensorPlan, weight: F32, target: Target) -> TensorPlan:
+        """See PlanStep."""
+        own = weight.reshape(-1, weight.shape[-1])
+        grids = {axis: self._grid(grid, axis, plan, own, target) for axis, grid in plan.candidates.items()}
+        return replace(plan, candidates=grids)
+
+    def _grid(self, grid: Grid, axis: Axis, plan: TensorPlan, weight: F32, target: Target) -> Grid:
+        rows = to_rows(weight, axis)
+        if isinstance(grid, IntAffine):
+            sizes, left = halved(rows, target.default_group_size)
+            return replace(grid, group_size=sizes[enough(left, self.alpha)], symmetric=True)
+        sample = rows[:: max(1, rows.size // SAMPLE)]
+        best = dict[float, tuple[float, Grid]]()  # of each size
+        for other in GRIDS.values():
+            if isinstance(other, type) or other.bits != grid.bits or target.lacks(other, axis) is not None:
+                continue
+            if target.refuses(other, axis, matrix(plan.shape)) is None:
+                found, size = (_error(sample, other), other), other.bits_per_weight
+                best[size] = min(best.get(size, found), found, key=lambda pair: pair[0])
+        ladder = [best[size] for size in sorted(best)]
+        return ladder[enough([error for error, _ in ladder], self.alpha)][1]
+
+
+def enough(left: Sequence[float], alpha: float) -> int:
+    """Of what is left with each option, from coarse to fine: the index of that behind which none saves ``alpha`` of it.
+
+    An option that leaves no less than a coarser one is none. ``alpha`` 0 gives the last of the others, infinity the first.
+    """
+    kept = 0
+    for index in range(1, len(left)):
+        if left[index] < min(left[:index]):
+            if left[index] > left[kept] * (1 - alpha):
+                break
+            kept = index
+    return kept
+
+
+def _error(rows: F32, grid: Grid) -> float:
+    """Root mean square of what rounding F32[rows, cols] to nearest leaves."""
+    return math.sqrt(np.square(rows - dequantize(rtn("", rows, grid, Axis.PER_OC))).mean())
+
+
+def halved(rows: F32, least: int) -> tuple[list[int], list[float]]:
+    """Sizes of groups of F32[rows, cols], powers of two from a whole row to ``least``, and each one's mean largest magnitude."""
+    cols, size = rows.shape[1], least
+    largest = np.abs(to_blocks(rows, size)).max(-1)
+    sizes, left = list[int](), list[float]()
+    while True:
+        counts = np.minimum(size, cols - size * np.arange(largest.shape[1]))
+        sizes.append(size)
+        left.append(float((largest @ counts).mean(dtype=np.float64) / cols))
+        if size >= cols:
+            return sizes[::-1], left[::-1]
+        largest, size = to_blocks(largest, 2).max(-1), 2 * size
