@@ -5,7 +5,7 @@ A row for each word of ``--method`` and each width, one after the other. The qua
 largest memory are told. Quality is that of the file's decoded weights against the source, on the second half of each chunk of
 TEXT. Rows are kept in OUT.json beside OUT as they are made, so a run that was stopped goes on. What is refused is a row too.
 
-usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out docs/methods.md [--bits 2,3,4] [--target T] [--only WORD,WORD]
+usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out OUT.md [--bits 2,3,4] [--target T] [--only WORD,WORD]
 """
 
 from __future__ import annotations
