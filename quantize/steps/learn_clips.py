@@ -15,6 +15,7 @@ import numpy as np
 from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, to_blocks, to_rows
 from quantize.errors import asked
+from quantize.rounding.exact import EXACT
 from quantize.rounding.rtn import block_importance, nearest_codes
 from quantize.steps.descent import Schedule, descend, judges_of, put_plain
 from quantize.steps.learn_codes import LEARNED, SEQUENCES, SPAN
@@ -36,14 +37,15 @@ class LearnClips:
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step. Raises CalibrationError for too short a text."""
         student = None if kit.run is None else kit.run.student
-        if student is None:
+        learning = [name for name in names if block.rounded[name].rounder != EXACT]  # nothing was rounded of the others
+        if student is None or not learning:
             return block
         schedule = Schedule("clipping a block", kit.steps, SEQUENCES, SPAN, kit.seed, lambda _: 1.0)
         schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('data.tokens')}")
         put_plain(block, student, kit)
         for name, rounded in block.rounded.items():
             student.put(name, kit.orders.to_source(name, weight_of(rounded.tensor)), learns=False)
-        plain = [Clips(block.rounded[name].tensor, block.tensors[name]) for name in names]
+        plain = [Clips(block.rounded[name].tensor, block.tensors[name]) for name in learning]
         searched = [knobs.searched(block.stats.get(knobs.tensor.name)) for knobs in plain]
         start = min((plain, searched), key=lambda knobs: _loss(knobs, student, kit))
         found = descend(start, student, kit.orders, schedule)

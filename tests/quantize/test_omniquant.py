@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
@@ -105,6 +108,19 @@ def test_a_file_verifies(tmp_path, target, options):
     assert store.header["blocks"]["steps"] == 3
     checks = verify(writer_of(target).write(store, tmp_path / "file"), source, store)
     assert checks and all(check.ok for check in checks)
+
+
+def test_what_lies_on_its_grid_is_not_clipped(tmp_path):
+    model = make_tiny_model(tmp_path / "model", hidden=64, ffn=96)
+    weights, name = load_file(model / "model.safetensors"), "model.layers.1.mlp.down_proj.weight"
+    held = rtn(name, weights[name].astype(np.float32), grid_named("q4_0"), Axis.PER_OC)
+    weights[name] = dequantize(replace(held, codes=held.codes.clip(4, 12)))  # minimum and maximum say another scale
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    source = open_checkpoint(model)
+    config = config_of("omniquant", grid="q4_0", block_steps=3, calibration_tokens=TOKENS)
+    store = quantize_checkpoint(source, tmp_path / "s", config, TARGETS["llama.cpp"])
+    assert [record.name for record in store.records.values() if record.rounder == "exact"] == [name]
+    np.testing.assert_array_equal(store.weight(name).dense(), source.read(name))
 
 
 def test_no_steps_are_refused_before_any_data():
