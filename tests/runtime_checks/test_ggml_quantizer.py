@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantize.blocks import dequantize, spread, to_blocks
+from quantize.blocks import dequantize, to_blocks
+from quantize.rounding.rtn import nearest_codes
 from quantize.types import Axis, QuantizedTensor
 from runtime_checks.reference.decode import BLOCK_BYTES, decode_blocks
 from runtime_checks.runtimes.ggml_quantizer import ggml_dequantize, ggml_quantize
@@ -21,8 +22,7 @@ def test_random_blocks_decode_as_in_libggml(kind):
 
 def fitted(grid, weight, importance):
     params = grid.fit(to_blocks(weight, grid.block_size), to_blocks(importance, grid.block_size))
-    scale, zero = (spread(value, grid.group_size, weight.shape[1]) for value in grid.scale_zero(params))
-    return dequantize(QuantizedTensor("w", grid.encode(weight, scale, zero), Axis.PER_OC, grid, params))
+    return dequantize(QuantizedTensor("w", nearest_codes(weight, grid, params, importance), Axis.PER_OC, grid, params))
 
 
 @pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.name not in ("int", "q8_0")], ids=grid_id)

@@ -77,7 +77,7 @@ def test_logits_that_are_nan_are_a_miss(tmp_path):
     base = RNG.standard_normal((9, 8)).astype(np.float32)
     broken = base.copy()
     broken[4, 2] = np.nan
-    assert not model_check._check_logits(tmp_path, base, broken).ok
+    assert not model_check._check_logits(tmp_path, base, broken, 1.0).ok
     kl, _ = model_check._check_distribution(tmp_path, base, broken, np.zeros(9, np.int64))
     assert not kl.ok
 
