@@ -14,14 +14,14 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Unpack
 
 from exporter.onnx.float16 import check_float16
 from exporter.onnx.genai import write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
 from exporter.onnx.graph import exported_context
 from exporter.onnx.library import LIBRARY
-from exporter.onnx.plan import DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxOptions, OnnxPlan, plan_onnx
+from exporter.onnx.plan import DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxAsked, OnnxOptions, OnnxPlan, plan_onnx
 from exporter.onnx.preflight import check_onnx
 from exporter.onnx.sums import reads_of
 from exporter.targets import ONNX_TARGETS, check_target
@@ -40,7 +40,7 @@ VALUE_OF_SEAL = bytes((2 << 3 | 2, len(OPEN)))  # protobuf: field 2 of a metadat
 FILES = (MODEL_FILE, GENAI_FILE, LIBRARY, *TOKENIZER_FILES)
 
 
-def write_onnx(store: QuantizedStore, out_dir: Path, *, force: bool = False, **options: Any) -> Path:  # noqa: ANN401
+def write_onnx(store: QuantizedStore, out_dir: Path, *, force: bool = False, **options: Unpack[OnnxAsked]) -> Path:
     """Write the folder ``out_dir`` (through a sibling that takes its name at the end) and return it.
 
     ``options``: fields of OnnxOptions. Raises OutputError if ``out_dir`` exists and not ``force``, is neither empty nor an
@@ -57,7 +57,7 @@ def write_onnx(store: QuantizedStore, out_dir: Path, *, force: bool = False, **o
     return out_dir
 
 
-def onnx_size(store: QuantizedStore, **options: Any) -> int:  # noqa: ANN401
+def onnx_size(store: QuantizedStore, **options: Unpack[OnnxAsked]) -> int:
     """Bytes of the model files that ``write_onnx`` would write, from the store's headers alone. Raises ExportError."""
     return plan_onnx(store, OnnxOptions(**options)).nbytes
 

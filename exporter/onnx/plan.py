@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
@@ -64,6 +64,15 @@ class OnnxOptions:
     context: int = 4096
     split_size: int | None = None
     onnx_dtype: str = "float32"
+
+
+class OnnxAsked(TypedDict, total=False):
+    """Fields of OnnxOptions by their names; what is left out is as there."""
+
+    accuracy_level: int
+    context: int
+    split_size: int | None
+    onnx_dtype: str
 
 
 def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
