@@ -218,7 +218,7 @@ def _build(model: _Model, by: str, source: Path, out: Path, made_from: str = "")
     try:
         _check_alive(model.named, answer)
         if answer.error is not None:
-            said = shown(answer.error.replace(str(source), "it"))
+            said = shown(answer.error.replace(str(source), source.name))
             return _Once(said) if "memory" in said else said
         read = read_graph(graph)
         facts = genai_facts(graph, read.model, msgspec.to_builtins(model.sizes))
