@@ -33,9 +33,9 @@ class Basis:
     offset: float = 0.0
 
     @classmethod
-    def scaled(cls, factor: F32) -> Basis:
+    def scaled(cls, factor: F32, offset: float = 0.0) -> Basis:
         """Every channel in its place."""
-        return cls(np.arange(len(factor), dtype=np.intp), factor)
+        return cls(np.arange(len(factor), dtype=np.intp), factor, offset)
 
     def within(self, rows: slice, count: int) -> Basis:
         """Of ``count`` channels, of which ``rows`` are these and the others stay as they are."""

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.gguf_tensors import open_language_model
+from quantize.template.convert import convert
+from quantize.template.converter import find_converter
 from tests.tiny import TEXT, tiny_tokenizer, write_tokenizer
 
 VOCAB = 400
@@ -59,6 +65,18 @@ MODELS: Mapping[str, Mapping[str, Any]] = {  # config.json beyond defaults, by m
     "gpt_oss": HEADS | WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "arcee": GQA,
 }  # fmt: skip
+
+
+def gguf_template(model: Path, folder: Path) -> GgufTemplate:
+    """``model`` as the converter writes it into ``folder``, taken as a template even if its family is known by name."""
+    path = folder / "model.gguf"
+    convert(model, path, find_converter(), pre="gpt-2")
+    return GgufTemplate(path, *open_language_model(path), twin=model)
+
+
+def order_of_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Where each row of ``right`` is in ``left``."""
+    return np.array([int(np.flatnonzero((left == row).all(1))[0]) for row in right])
 
 
 SENTENCE_PIECE = ("gemma", "gemma2", "ernie4_5", "nemotron")  # of which the converter reads nothing else

@@ -72,7 +72,8 @@ def build_plan(
         elif is_linear(name, spec.shape):
             choice, used = _choose(spec.name, config, rules)
             unused -= used
-            open_grids |= set() if choice.says_grid else {name}
+            if not choice.says_grid:
+                open_grids.add(name)
             plan = _plan_linear(spec, choice, config.allow_fallback, target)
             plans.append(replace(plan, float_columns=_float_columns(spec, hidden, config, target)) if plan.candidates else plan)
         else:

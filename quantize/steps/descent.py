@@ -116,6 +116,13 @@ def put_plain(block: Block, student: Student, kit: Kit) -> None:
             student.put(name, kit.orders.to_source(name, value), learns=False)
 
 
+def put_stored(block: Block, student: Student, kit: Kit) -> None:
+    """All of ``block`` as it would be stored now."""
+    put_plain(block, student, kit)
+    for name, rounded in block.rounded.items():
+        student.put(name, kit.orders.to_source(name, weight_of(rounded.tensor)), learns=False)
+
+
 def judges_of(sequences: int) -> NDArray[np.intp]:
     """Those of so many sequences that judge."""
     return np.arange(JUDGES) * sequences // JUDGES

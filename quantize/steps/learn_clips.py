@@ -16,8 +16,8 @@ from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, to_blocks, to_rows
 from quantize.errors import asked
 from quantize.rounding.exact import EXACT
-from quantize.rounding.rtn import block_importance, nearest_codes
-from quantize.steps.descent import Schedule, descend, judges_of, put_plain
+from quantize.rounding.rtn import EVEN, along, nearest_codes
+from quantize.steps.descent import Schedule, descend, judges_of, put_stored
 from quantize.steps.learn_codes import LEARNED, SEQUENCES, SPAN
 from quantize.types import F32, FINE_BITS, InputStats, Need, QuantizedTensor
 from quantize.weight import weight_of
@@ -42,9 +42,7 @@ class LearnClips:
             return block
         schedule = Schedule("clipping a block", kit.steps, SEQUENCES, SPAN, kit.seed, lambda _: 1.0)
         schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('data.tokens')}")
-        put_plain(block, student, kit)
-        for name, rounded in block.rounded.items():
-            student.put(name, kit.orders.to_source(name, weight_of(rounded.tensor)), learns=False)
+        put_stored(block, student, kit)
         plain = [Clips(block.rounded[name].tensor, block.tensors[name]) for name in learning]
         searched = [knobs.searched(block.stats.get(knobs.tensor.name)) for knobs in plain]
         start = min((plain, searched), key=lambda knobs: _loss(knobs, student, kit))
@@ -82,7 +80,8 @@ class Clips:
 
     def searched(self, stats: InputStats | None) -> Clips:
         """With those of SEARCHED, the same for both ends, that leave least error by importance."""
-        importance = np.ones(1, np.float32) if stats is None else self._importance(stats)
+        known = None if stats is None else along(stats, self._like.axis)
+        importance = EVEN if known is None else to_blocks(known, self._like.grid.group_size)
         left = list[F32]()
         for share in SEARCHED:
             error = self._groups - self._of_groups(dequantize(self._rounded(np.full_like(self._range, share))))
@@ -120,12 +119,3 @@ class Clips:
 
     def _of_groups(self, weight: F32) -> F32:
         return to_blocks(to_rows(weight, self._like.axis), self._like.grid.group_size)
-
-    def _importance(self, stats: InputStats) -> F32:
-        """F32[n_groups, group_size], or one for all."""
-        known = block_importance(stats, self._like.grid, self._like.axis)
-        return (
-            known.reshape(-1)[: self._groups.shape[1] * self._groups.shape[2]].reshape(self._groups.shape[1:])
-            if known.ndim > 1
-            else known
-        )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from quantize.block import Block, Kit
 from quantize.errors import CalibrationError, asked
-from quantize.steps.descent import JUDGES, Schedule, put_plain
+from quantize.steps.descent import JUDGES, Schedule, put_stored
 from quantize.steps.fold import APPLIED
 from quantize.steps.learn_floats import tune
 from quantize.types import Need, PlainTensor
@@ -45,9 +45,7 @@ class TweakNorms:
         for name, value in block.tensors.items():  # as the source has them, in whatever basis
             student.put(name, kit.orders.to_source(name, value), learns=False)
         matching = student.matching()
-        put_plain(block, student, kit)
-        for name, rounded in block.rounded.items():
-            student.put(name, kit.orders.to_source(name, weight_of(rounded.tensor)), learns=False)
+        put_stored(block, student, kit)
         rate = self.rate * (1 + self.growth * kit.depth)
         schedule = Schedule("matching a block", steps, 1, SPAN, kit.seed, lambda _: rate)
         norms = [PlainTensor(name, block.tensors[name], "F32") for name in block.fold_sites.norms]

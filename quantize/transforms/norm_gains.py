@@ -12,6 +12,7 @@ import numpy as np
 from quantize.architecture.families import FoldSites
 from quantize.block import Block
 from quantize.blocks import dequantize
+from quantize.fold import Basis
 from quantize.loss import output_loss
 from quantize.types import F32
 
@@ -31,8 +32,7 @@ def norm_gains(block: Block, at: FoldSites) -> dict[str, F32]:
             for factor in (factors, np.float32(1))
         )
         if tuned < plain:
-            gain = block.tensors[norm] + np.float32(at.gain_offset)
-            out[norm] = gain * factors - np.float32(at.gain_offset)
+            out[norm] = Basis.scaled(factors, at.gain_offset).made(block.tensors[norm])
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from quantize.architecture.families import FoldSites
 from quantize.block import Block
@@ -16,5 +15,5 @@ def norm_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     for norm, linears in at.norms.items():
         importance = block.stats[linears[0]].importance
         factors = channel_factors(importance, [block.tensors[name] for name in linears])
-        bases = map(Basis.scaled, factors)
-        yield [Fold({norm: replace(basis, offset=at.gain_offset)}, dict.fromkeys(linears, basis)) for basis in bases]
+        bases = (Basis.scaled(factor, at.gain_offset) for factor in factors)
+        yield [Fold({norm: basis}, dict.fromkeys(linears, basis)) for basis in bases]

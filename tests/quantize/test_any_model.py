@@ -16,7 +16,6 @@ from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.errors import CheckpointError, ConfigError
 from quantize.llama_cpp.children import run_logits
 from quantize.model_config import EMBEDDING, HEAD
@@ -28,7 +27,7 @@ from quantize.template import converter as pinned
 from quantize.template.convert import Converted, convert
 from quantize.template.converter import find_converter
 from runtime_checks.checks.verify import verify
-from tests.any_model import MODELS, make_model
+from tests.any_model import MODELS, gguf_template, make_model, order_of_rows
 from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
@@ -49,9 +48,7 @@ def converted(folder: Path, model_type: str, dtype: str = "float32") -> tuple[Pa
 
 
 def template(folder: Path, model_type: str) -> GgufTemplate:
-    """Of known families too."""
-    model, gguf = converted(folder, model_type)
-    return GgufTemplate(gguf, *open_language_model(gguf), twin=model)
+    return gguf_template(make_model(folder / "model", model_type, "float32"), folder)
 
 
 @pytest.mark.parametrize("model_type", MODELS)
@@ -79,7 +76,7 @@ def test_found_by_content_or_by_name_is_the_same(tmp_path, model_type):
     theirs = template(tmp_path, model_type)
     ours = open_checkpoint(theirs.twin)
     known, found = measure_curvature(ours, TOKENS, 7), measure_curvature(theirs, TOKENS, 7)
-    order = {name: _order(ours.read(name), theirs.read(name)) for name in known.rows}
+    order = {name: order_of_rows(ours.read(name), theirs.read(name)) for name in known.rows}
     assert model_type != "llama" or any((rows != np.arange(len(rows))).any() for rows in order.values())
     assert set(known.rows) == set(found.rows)
     for name, rows in order.items():
@@ -99,10 +96,6 @@ def test_found_by_content_or_by_name_is_the_same(tmp_path, model_type):
     slopes = [student.gradients(every) for student in students]
     for name, rows in order.items():
         np.testing.assert_allclose(slopes[1][name], slopes[0][name][rows], rtol=1e-3, atol=1e-6)
-
-
-def _order(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.array([int(np.flatnonzero((left == row).all(1))[0]) for row in right])
 
 
 def test_what_comes_after_the_head_counts(tmp_path):

@@ -18,7 +18,6 @@ from exporter.targets import TARGETS
 from exporter.writers import WRITERS
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.checkpoint.tokenizer_files import TEMPLATES
@@ -35,7 +34,7 @@ from quantize.template.converter import find_converter
 from quantize.template.onnx_convert import convert_onnx, made_of
 from runtime_checks.checks.verify import verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
-from tests.any_model import make_model
+from tests.any_model import gguf_template, make_model
 from tests.cases import config_of
 from tests.tiny import TEXT
 
@@ -111,11 +110,11 @@ def test_both_axes_and_a_head_of_its_own(made, source, tmp_path):
 def test_onnxruntime_and_llama_cpp_see_the_same_inputs(made, source, tmp_path):
     """Weights are told by content; experts are known by the tokens that torch sends them."""
     if made[0] == "granitemoe":
-        _check_experts(source, _gguf(made[1], tmp_path))
+        _check_experts(source, gguf_template(made[1], tmp_path))
         with pytest.raises(ConfigError, match="onnxruntime, which gives no gradients"):
             quantize_checkpoint(source, tmp_path / "store", config_of("gptq-oc"), ONNX)
         return
-    other = _gguf(made[1], tmp_path)
+    other = gguf_template(made[1], tmp_path)
     theirs = {_mark(other, name): stats for run in template_blocks(other, TOKENS, "none") for name, stats in run.stats.items()}
     found = 0
     for run in template_blocks(source, TOKENS, "none"):
@@ -130,11 +129,6 @@ def test_onnxruntime_and_llama_cpp_see_the_same_inputs(made, source, tmp_path):
     assert found >= 6
     curvature = measure_curvature(source, TOKENS, 0)
     assert set(curvature.rows) == {name for name in source.specs if source.is_quantized(name)}
-
-
-def _gguf(model: Path, folder: Path) -> GgufTemplate:
-    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
-    return GgufTemplate(folder / "model.gguf", *open_language_model(folder / "model.gguf"), twin=model)
 
 
 def _check_experts(source: OnnxTemplate, other: GgufTemplate) -> None:

@@ -19,12 +19,10 @@ from quantize.checkpoint.template import Template
 from quantize.errors import ConfigError
 from quantize.gguf.names import to_gguf_name
 from quantize.run.pipeline import quantize_checkpoint
-from quantize.template.convert import convert
-from quantize.template.converter import find_converter
 from quantize.template.onnx_convert import convert_onnx
 from quantize.transforms import NAMES, TRANSFORMS
 from runtime_checks.checks.verify import verify
-from tests.any_model import make_model
+from tests.any_model import gguf_template, make_model
 from tests.cases import config_of
 from tests.quantize.test_transforms import block_of
 
@@ -45,8 +43,7 @@ def made(request, tmp_path_factory) -> tuple[str, Template]:
     if writer == "onnx":
         convert_onnx(model, folder / "onnx")
         return model_type, OnnxTemplate(folder / "onnx", model)
-    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
-    return model_type, GgufTemplate(folder / "model.gguf", *open_language_model(folder / "model.gguf"), twin=model)
+    return model_type, gguf_template(model, folder)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

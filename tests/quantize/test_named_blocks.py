@@ -11,15 +11,12 @@ from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.effort import effort_for
 from quantize.errors import ConfigError
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source import block_students, measure_curvature, walk_blocks
-from quantize.template.convert import convert
-from quantize.template.converter import find_converter
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
-from tests.any_model import make_model
+from tests.any_model import gguf_template, make_model, order_of_rows
 from tests.cases import config_of
 from tests.tiny import TEXT
 
@@ -30,10 +27,7 @@ RNG = np.random.default_rng(1)
 
 
 def template(folder: Path, model_type: str) -> GgufTemplate:
-    """Of known families too."""
-    model = make_model(folder / "model", model_type, "float32")
-    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
-    return GgufTemplate(folder / "model.gguf", *open_language_model(folder / "model.gguf"), twin=model)
+    return gguf_template(make_model(folder / "model", model_type, "float32"), folder)
 
 
 def test_they_are_those_of_a_family(tmp_path):
@@ -44,7 +38,7 @@ def test_they_are_those_of_a_family(tmp_path):
     for run, student in pairs:
         known = run.student
         changed = {name: ours.read(name) + RNG.standard_normal(ours.specs[name].shape).astype("f4") / 32 for name in run.stats}
-        orders = {name: _order(ours.read(name), theirs.read(name)) for name in changed}
+        orders = {name: order_of_rows(ours.read(name), theirs.read(name)) for name in changed}
         for name, weight in changed.items():
             known.put(name, weight, learns=True)
             student.put(name, weight[orders[name]], learns=True)
@@ -53,10 +47,6 @@ def test_they_are_those_of_a_family(tmp_path):
         for name, rows in orders.items():
             np.testing.assert_allclose(found[name], slopes[name][rows], rtol=1e-3, atol=1e-3 * np.abs(slopes[name]).max())
         assert student.sequences == known.sequences == 4
-
-
-def _order(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.array([int(np.flatnonzero((left == row).all(1))[0]) for row in right])
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2", "falcon_h1", "gpt2", "phi3"])

@@ -14,15 +14,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from quantize import workers
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.errors import ConfigError
 from quantize.planning.memory import check_memory
 from quantize.source import ExpertInputs, block_students, curvature, expert_inputs, measure_curvature, named_blocks, paged
 from quantize.source.named import named_model
-from quantize.template.convert import convert
-from quantize.template.converter import find_converter
 from quantize.template.onnx_convert import convert_onnx
-from tests.any_model import make_model
+from tests.any_model import gguf_template, make_model
 from tests.cases import config_of
 
 TOKENS = np.random.default_rng(0).integers(3, 400, (3, 48))
@@ -31,12 +28,11 @@ EVERY = np.arange(3)
 
 def template(folder, model_type, **more) -> GgufTemplate:
     """Matrices in BF16, as most models have them, and norms in F32 that no 16 bits hold."""
-    model, gguf = make_model(folder / "model", model_type, "float32", **more), folder / "model.gguf"
+    model = make_model(folder / "model", model_type, "float32", **more)
     weights = load_file(model / "model.safetensors")
     mixed = {name: weight.bfloat16() if weight.ndim > 1 else weight + 1e-5 for name, weight in weights.items()}
     save_file(mixed, model / "model.safetensors", metadata={"format": "pt"})
-    convert(model, gguf, find_converter(), pre="gpt-2")
-    return GgufTemplate(gguf, *open_language_model(gguf), twin=model)
+    return gguf_template(model, folder)
 
 
 @pytest.fixture(autouse=True)
