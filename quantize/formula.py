@@ -16,7 +16,7 @@ class Words(NamedTuple):
 
     ``book`` F32[length, n]: the magnitudes of n words, all positive; ``codes`` U8[length, n]: their codes, in which the bit
     ``minus`` says that a weight is negative. ``dims`` weights are encoded together, one word or two; ``even``: an even number
-    of them is negative.
+    of them is negative. Where ``minus`` is 0 the words are pairs that have their own signs.
     """
 
     book: F32

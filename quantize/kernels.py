@@ -24,7 +24,8 @@ ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 LEAST, MOST, MIDDLE = np.float32(-128), np.float32(127.5), np.float32(256)  # of a table of half steps
 
 
-def _compiled(function: Kernel) -> Kernel:
+def compiled(function: Kernel) -> Kernel:
+    """Machine code, kept where there is a place for it."""
     try:
         made: Kernel = njit(function, cache=True, nogil=True, error_model="numpy")
     except RuntimeError:  # no place for machine code can be written
@@ -49,12 +50,12 @@ class Groups(NamedTuple):
     table: F32
 
 
-@_compiled
+@compiled
 def _ratio(numerator: np.float32, denominator: np.float32) -> np.float32:
     return numerator / denominator if abs(denominator) >= TINY else ZERO
 
 
-@_compiled
+@compiled
 def _moments(groups: Groups, sums: F32) -> None:
     """Writes the sums over each group of w q, w x q and w q**2, F32[3, n]."""
     x, w, wx = groups.x, groups.w, groups.wx
@@ -78,7 +79,7 @@ def _moments(groups: Groups, sums: F32) -> None:
                 sums[2, i] += w[g, i] * q * q
 
 
-@_compiled
+@compiled
 def best_scale(groups: Groups, extreme: F32, starts: F32, found: F32) -> None:
     """See ``least_squares.best_scale``. ``found`` F32[3, n] is loss, scale and sum of w q**2; ``extreme`` F32[n] turned over."""
     sums = np.empty_like(found)
@@ -92,7 +93,7 @@ def best_scale(groups: Groups, extreme: F32, starts: F32, found: F32) -> None:
                 found[0, i], found[1, i], found[2, i] = -sums[1, i] * scale, scale, sums[2, i]
 
 
-@_compiled
+@compiled
 def best_line(groups: Groups, whole: F32, ceiling: np.float32, starts: F32, found: F32) -> None:
     """See ``least_squares.best_line``. ``found`` F32[4, n]: loss, scale, low, sum of w q**2.
 
@@ -116,7 +117,7 @@ def best_line(groups: Groups, whole: F32, ceiling: np.float32, starts: F32, foun
                 found[0, i], found[1, i], found[2, i], found[3, i] = loss, scale, low, qq
 
 
-@_compiled
+@compiled
 def best_centred(groups: Groups, ends: F32, top: np.float32, starts: F32, found: F32) -> None:
     """See ``least_squares.best_centred``. ``found`` F32[3, n]: loss, scale, zero.
 
@@ -144,7 +145,7 @@ def best_centred(groups: Groups, ends: F32, top: np.float32, starts: F32, found:
                 found[0, i], found[1, i], found[2, i] = -sums[1, i] * scale, scale, -groups.low[i]
 
 
-@_compiled
+@compiled
 def round_in_turn(these: Channels, formula: Formula, first: int, last: int) -> None:
     """See ``rounding.in_turn``."""
     top, none = np.float32(len(formula.levels) - 1), np.float32(np.inf)
@@ -187,7 +188,7 @@ class Spelled(NamedTuple):
     scale: F32
 
 
-@_compiled
+@compiled
 def nearest_words(these: Spelled, words: Words, codes: U8) -> None:
     """Writes the ``codes`` U8[n, dims] that minimize ``sum(w (scale * level - x)**2)`` of each row.
 
@@ -224,7 +225,7 @@ def nearest_words(these: Spelled, words: Words, codes: U8) -> None:
             codes[row, place + sign] ^= words.minus
 
 
-@_compiled
+@compiled
 def _costs(book: F32, square: F32, cross: F32, cost: F32) -> None:
     """Of each word g: ``sum(g * (square * g + cross))``, four weights at a time."""
     for i in range(0, len(book), 4):
@@ -236,7 +237,7 @@ def _costs(book: F32, square: F32, cross: F32, cost: F32) -> None:
             cost[k] = share if i == 0 else cost[k] + share
 
 
-@_compiled
+@compiled
 def _turn(book: F32, cross: F32, cost: F32, turned: F32) -> None:
     """The costs with another sign at the weight where that costs least."""
     for i in range(len(book)):
@@ -248,7 +249,7 @@ def _turn(book: F32, cross: F32, cost: F32, turned: F32) -> None:
         turned[k] += cost[k]
 
 
-@_compiled
+@compiled
 def _least(cost: F32) -> int:
     """Where the first of the least is."""
     word = 0
@@ -258,7 +259,7 @@ def _least(cost: F32) -> int:
     return word
 
 
-@_compiled
+@compiled
 def _spell(x: F32, words: Words, left: int, word: int, codes: U8) -> None:
     """Writes the codes of a word from ``left`` on, with the signs of ``x``."""
     for i in range(len(words.book)):

@@ -13,17 +13,19 @@ from quantize.grids.ggml import GGML_GRIDS
 from quantize.grids.ggml_k import K_GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
 from quantize.grids.lattice import LATTICE_GRIDS
+from quantize.grids.levels import LEVEL_GRIDS, OWN, Levels, from_hex
 from quantize.outside import Size
 from quantize.types import Grid
 
 GRIDS: dict[str, Grid | type[IntAffine]] = {
     "int": IntAffine,
-    **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS)},
+    **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS, *LEVEL_GRIDS)},
 }
 
 
 def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, scale_dtype: str = SCALE_DTYPES[0]) -> Grid:
-    """The grid of that name; ``int`` takes its bits, group size, symmetry and type of scales, a ggml grid has its own.
+    """The grid of that name; ``int`` takes its bits, group size, symmetry and type of scales, levels a group size, and a ggml
+    grid has its own.
 
     Raises ConfigError for an unknown name and for options that contradict the grid.
     """
@@ -36,6 +38,8 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, sc
         raise ConfigError(
             f"{asked('grid', name)} stores {grid.bits} bits, but {asked('bits', bits)} was asked for; drop one of the two"
         )
+    if isinstance(grid, Levels):
+        grid = grid.grouped(group_size)
     if group_size != grid.group_size:
         groups = group_size or "whole channels"
         raise ConfigError(f"{asked('grid', name)} has groups of {grid.group_size}, not {groups}; drop {asked('group_size')}")
@@ -53,17 +57,21 @@ def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, sc
 def grid_to_json(grid: Grid) -> dict[str, Any]:
     """What stores and files say of a grid."""
     out = {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "symmetric": grid.symmetric}
+    if grid.name == OWN and isinstance(grid, Levels):
+        return out | {"levels": grid.to_hex()}
     return out | ({"scale_dtype": grid.scale_dtype} if isinstance(grid, IntAffine) else {})
 
 
 class GridJson(msgspec.Struct, kw_only=True):
-    """A grid as ``grid_to_json`` writes it; an int grid that names no type of scales is from when all were float32."""
+    """A grid as ``grid_to_json`` writes it; an int grid that names no type of scales is from when all were float32. ``levels``: a
+    tensor's own, in digits."""
 
     grid: str
     bits: Size
     group_size: Size
     symmetric: bool
     scale_dtype: str | None = None
+    levels: str | None = None
 
     def __post_init__(self) -> None:
         self.make()
@@ -74,9 +82,14 @@ class GridJson(msgspec.Struct, kw_only=True):
         try:
             if isinstance(known, type):
                 return known(self.bits, self.group_size, self.symmetric, self.scale_dtype or "float32")
+            if isinstance(known, Levels):
+                known = known.grouped(self.group_size)
+            elif self.grid == OWN and self.levels is not None:
+                known = from_hex(self.levels, self.bits, self.group_size)
         except ConfigError as error:
             raise ValueError(f"no grid: {error}") from error
-        if known is None or (self.bits, self.group_size, self.symmetric, self.scale_dtype) != _own(known):
+        said = self.bits, self.group_size, self.symmetric, self.scale_dtype
+        if known is None or said != _own(known) or (self.levels is None) != (self.grid != OWN):
             told = f"{shown(self.grid)} of {self.bits} bits in groups of {self.group_size}"
             raise ValueError(f"{told}, symmetric: {self.symmetric}, is no grid that is known here")
         return known

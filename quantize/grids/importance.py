@@ -36,6 +36,13 @@ def weighed(x: F32, importance: F32) -> tuple[F32, F32]:
     return x, w
 
 
+def felt(importance: F32) -> F32:
+    """With a mean of 1 along the last axis; what does not matter counts a little."""
+    mean = importance.mean(-1, keepdims=True, dtype=np.float64)
+    felt: F32 = np.where(mean > 0, importance / np.where(mean > 0, mean, 1), 1).astype(np.float32)
+    return np.maximum(felt, np.float32(SHARE))
+
+
 def seen(importance: F32) -> Array:
     """Of each input channel, bool[IC], whether an error there is felt at all; ``importance`` F32[IC] is diag(H).
 

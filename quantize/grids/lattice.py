@@ -13,8 +13,9 @@ import numpy as np
 
 from quantize.formula import Formula, Words
 from quantize.grids.ggml import CUTS, to_float16
-from quantize.grids.importance import SHARE
+from quantize.grids.importance import felt
 from quantize.grids.least_squares import Nearest, best_scale, fit_turned, ratio
+from quantize.grids.spelling import encoded, spelled
 from quantize.types import F32, U8, Array, Params
 
 SUPER_BLOCK = 256
@@ -87,31 +88,15 @@ class GgmlLattice:
 
     def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
         """Codes of the nearest words along the last axis, which begins with a word; what it lacks at its end is 0."""
-        shape = np.broadcast_shapes(x.shape, scale.shape)
-        weights = np.ones(1, np.float32) if importance is None else _felt(importance)
-        cols, filling = shape[-1], -shape[-1] % self.words.dims
-        ends = [(0, 0)] * (len(shape) - 1) + [(0, filling)]
-        own = [np.pad(np.broadcast_to(value, shape), ends).reshape(-1, self.words.dims) for value in (x, weights, scale)]
-        return self.spelled(own[0], own[1], own[2][:, 0]).reshape(*shape[:-1], -1)[..., :cols]
+        return encoded(self.words, x, scale, np.ones(1, np.float32) if importance is None else felt(importance))
 
     def spelled(self, x: F32, w: F32, scale: F32) -> U8:
         """Codes of the nearest words, U8[n, dims], of F32[n, dims] twice and F32[n]."""
-        from quantize import kernels
-
-        codes = np.empty(x.shape, np.uint8)
-        kernels.nearest_words(kernels.Spelled(*map(np.ascontiguousarray, (x, w, scale))), self.words, codes)
-        return codes
+        return spelled(self.words, x, w, scale)
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``scale * level[q]`` (``dequantize_row_iq3_s`` and its kin)."""
         return scale * self.levels[codes]
-
-
-def _felt(importance: F32) -> F32:
-    """With a mean of 1 along the last axis; what does not matter counts a little."""
-    mean = importance.mean(-1, keepdims=True, dtype=np.float64)
-    felt: F32 = np.where(mean > 0, importance / np.where(mean > 0, mean, 1), 1).astype(np.float32)
-    return np.maximum(felt, np.float32(SHARE))
 
 
 @dataclass(frozen=True)

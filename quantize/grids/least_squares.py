@@ -84,17 +84,19 @@ def reciprocal(values: Array) -> F32:
     return ratio(np.ones_like(values), values)
 
 
-def best_scale(x: F32, w: F32, nearest: Nearest, starts: Array) -> tuple[F32, F32]:
+def best_scale(x: F32, w: F32, nearest: Nearest, starts: Array, unit: F32 | None = None) -> tuple[F32, F32]:
     """(s, sum(w l**2)) F32[n] that minimize ``sum(w (s l - x)**2)``, l = nearest(x / s); x and w F32[group, n].
 
-    Each start puts the extreme value of x there (make_qx_quants, make_qp_quants); the best is refined.
+    Each start puts the extreme value of x there (make_qx_quants, make_qp_quants), or what ``unit`` F32[n] is turned over; the
+    best is refined.
     """
     from quantize import kernels
 
-    low, high = x.min(0), x.max(0)
-    groups = _groups(x, w, nearest)
-    found = np.zeros((3, len(low)), np.float32)  # all zero
-    kernels.best_scale(groups, reciprocal(np.where(-low > high, low, high)), np.asarray(starts, np.float32), found)
+    if unit is None:
+        low, high = x.min(0), x.max(0)
+        unit = reciprocal(np.where(-low > high, low, high))
+    found = np.zeros((3, x.shape[1]), np.float32)  # all zero
+    kernels.best_scale(_groups(x, w, nearest), unit, np.asarray(starts, np.float32), found)
     return found[1], found[2]
 
 

@@ -21,6 +21,8 @@ from quantize.config import (
 )
 from quantize.errors import ConfigError, PlanError, asked, shown
 from quantize.grids import GRIDS, make_grid
+from quantize.grids.int_affine import IntAffine
+from quantize.grids.levels import LEAST_GROUP, Levels
 from quantize.methods import AXES, METHODS, Method, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
 from quantize.transforms import CORRECTIONS
@@ -178,15 +180,22 @@ def as_floats(spec: TensorSpec, reason: str | None = None) -> TensorPlan:
 
 def _table_grid(wanted: str | None, option: str, scale_dtype: str, target: Target) -> Grid:
     name = target.grid_name(8) if wanted is None else wanted
+    choose = f"choose source, int4, int8 or one of {', '.join(name for name, grid in GRIDS.items() if not _of_linears(grid))}"
     if name.startswith("int"):
         bits = name[3:] or "8"
         if bits not in map(str, TABLE_BITS):
-            raise ConfigError(f"{asked(option, name)}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
+            raise ConfigError(f"{asked(option, name)}: {choose}")
         return make_grid("int", int(bits), EMBEDDING_GROUP, scale_dtype=scale_dtype)
     grid = GRIDS.get(name)
-    if grid is None or isinstance(grid, type):
-        raise ConfigError(f"{asked(option, name)}: choose source, int4, int8 or one of {', '.join(list(GRIDS)[1:])}")
+    if grid is None or isinstance(grid, type) or _of_linears(grid):
+        told = "levels are of linears alone; " if grid is not None else ""
+        raise ConfigError(f"{asked(option, name)}: {told}{choose}")
     return grid
+
+
+def _of_linears(grid: Grid | type[IntAffine]) -> bool:
+    """Whether no table of tokens is stored so by name: "int" has a width in its name there."""
+    return isinstance(grid, type | Levels)
 
 
 def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choice, set[int]]:
@@ -262,10 +271,11 @@ def _linear_grid(spec: GridSpec, axis: Axis, shape: tuple[int, int], target: Tar
     bits, group = spec.bits, spec.group_size
     name = spec.name or target.grid_name(bits or DEFAULT_BITS)
     own = GRIDS.get(name)
-    if own is not None and not isinstance(own, type):
+    if own is not None and not isinstance(own, type | Levels):
         return make_grid(name, bits or own.bits, own.group_size if group is None else group, spec.symmetric, spec.scale_dtype)
+    width, least = (own.bits, LEAST_GROUP) if isinstance(own, Levels) else (DEFAULT_BITS, GROUP_SIZES[0])
     if group is None:
-        group = target.default_group_size
+        group = WHOLE_CHANNEL if isinstance(own, Levels) else target.default_group_size
     if group == WHOLE_CHANNEL:  # one ragged group: the next power of two holds the channel
-        group = max(GROUP_SIZES[0], 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length())
-    return make_grid(name, bits or DEFAULT_BITS, group, spec.symmetric, spec.scale_dtype)
+        group = max(least, 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length())
+    return make_grid(name, bits or width, group, spec.symmetric, spec.scale_dtype)

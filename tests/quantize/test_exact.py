@@ -29,7 +29,7 @@ from tests.tiny import make_tiny_model
 
 SHAPES = [(64, 96), (256, 256)]
 # whose scales are products, which are not looked for
-PRODUCTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
+PRODUCTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "hg2", "hg3")
 LLAMA = TARGETS["llama.cpp"]
 
 
