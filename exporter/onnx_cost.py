@@ -17,6 +17,7 @@ from __future__ import annotations
 from math import prod
 
 from quantize.grids.int_affine import IntAffine
+from quantize.grids.levels import OWN, Levels
 from quantize.types import Axis, Grid
 
 FASTEST_2_BIT_BLOCK = 128  # onnxruntime's 2-bit MatMulNBits is 100 times slower at 256 and refuses more
@@ -46,6 +47,8 @@ def packed_size(count: int, bits: int) -> int:
 
 def scale_bytes(grid: Grid) -> int:
     """Bytes of one scale in the file."""
+    if isinstance(grid, Levels):
+        return 2
     assert isinstance(grid, IntAffine), grid
     return grid.scale_bytes
 
@@ -124,7 +127,7 @@ def linear_seconds(grid: Grid, axis: Axis, shape: tuple[int, int]) -> float:
 
 
 def tile_shapes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Of MatMulAdaDim's codes (bytes), scales and zero points (bytes) for a linear (OC, IC)."""
+    """Of MatMulAdaDim's codes (bytes), scales and zero points (bytes) for a linear (OC, IC); MatMulLevels has the first two."""
     oc, ic = shape
     tiles, blocks, width = -(-oc // TILE), -(-ic // BLOCK), stored_bits(grid.bits)
     groups = -(-(ic if axis is Axis.PER_OC else oc) // grid.group_size)
@@ -136,9 +139,12 @@ def tile_shapes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> tuple[tuple[i
 
 
 def tile_bytes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
-    """Bytes of MatMulAdaDim's initializers for a linear (OC, IC)."""
+    """Bytes of MatMulAdaDim's or MatMulLevels' initializers for a linear (OC, IC); levels of a named grid are shared by all."""
     (tiles, code_bytes), (rows, scales), (zero_rows, zero_bytes) = tile_shapes(grid, axis, shape)
-    return tiles * code_bytes + rows * scales * scale_bytes(grid) + zero_rows * zero_bytes
+    last = zero_rows * zero_bytes
+    if isinstance(grid, Levels):
+        last = sum(map(len, grid.levels)) if grid.name == OWN else 0
+    return tiles * code_bytes + rows * scales * scale_bytes(grid) + last
 
 
 def gather_bytes(grid: Grid, shape: tuple[int, int], tied: bool) -> int:

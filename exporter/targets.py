@@ -5,7 +5,7 @@
 | llama.cpp           | ggml blocks                   | no: every ggml block runs along IC                         |
 | gguf-adadim         | ggml blocks                   | ggml blocks of the transposed weight                       |
 | onnxruntime         | one MatMulNBits               | one MatMulNBits per group of output channels (split form)  |
-| onnxruntime+adadim  | one MatMulAdaDim              | one MatMulAdaDim                                           |
+| onnxruntime+adadim  | one MatMulAdaDim, MatMulLevels| one MatMulAdaDim, MatMulLevels for single levels           |
 
 Stacks of experts: in ONNX one QMoE of two of them, PER_OC alone.
 """
@@ -28,12 +28,15 @@ from exporter.onnx_cost import (
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
+from quantize.grids.int_affine import IntAffine
 from quantize.grids.lattice import LATTICE_GRIDS
+from quantize.grids.levels import Levels
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
+LEVELS_TARGET = "onnxruntime+adadim"
 # Where rows are no multiple of 256: the next larger block of 32, as llama-quantize chooses it.
 GGML_FALLBACKS = dict.fromkeys(("q2_k", "q3_k", "iq4_xs", *(grid.name for grid in LATTICE_GRIDS)), "iq4_nl") | {
     "q4_k": "q5_0",
@@ -64,6 +67,8 @@ class GgufTarget:
         """None, or why no weight at all can be stored so."""
         if grid.name == "int":
             return f"target {self.name} stores ggml blocks, not the int grid"
+        if isinstance(grid, Levels):
+            return f"target {self.name} stores ggml blocks, of which iq4_nl is the nearest to {grid.name}; {LEVELS_TARGET} can"
         if axis is Axis.PER_IC and not self.per_ic:
             return f"target {self.name} cannot hold per-IC groups: every ggml block runs along IC; gguf-adadim can"
         return None
@@ -120,6 +125,12 @@ class OnnxTarget:
 
     def lacks(self, grid: Grid, axis: Axis) -> str | None:
         """None, or why no weight at all can be stored so."""
+        if isinstance(grid, Levels):
+            if self.split:
+                return f"target {self.name} has no operator for {grid.name}; {LEVELS_TARGET} has, and iq4_nl of llama.cpp is near"
+            if grid.dims > 1 and axis is Axis.PER_IC:
+                return f"target {self.name} multiplies pairs of input channels, and per-IC groups of {grid.name} hold one each"
+            return None
         return None if grid.name == "int" else f"target {self.name} stores the int grid, not ggml's {grid.name}"
 
     @property
@@ -128,6 +139,11 @@ class OnnxTarget:
 
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None for a weight (OC, IC): a ragged last group is legal. Of a stack QMoE takes whole blocks along IC alone."""
+        if isinstance(grid, Levels):
+            if len(shape) > 2:
+                return f"a stack of {shape[0]} experts is multiplied by QMoE, which has no levels"
+            if shape[1] % grid.dims:
+                return f"shape {shape}: {grid.name} takes pairs of input channels, and {shape[1]} is odd"
         if len(shape) == 2:
             return None
         if axis is Axis.PER_IC:
@@ -140,8 +156,9 @@ class OnnxTarget:
         return None
 
     def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> Grid | None:
-        """None: where a shape is refused, all grids are, so there is nothing to fall back to but floats."""
-        return None
+        """The int grid where levels do not fit; where that does not, none does, so there are but floats."""
+        other = IntAffine(grid.bits, self.default_group_size) if isinstance(grid, Levels) else None
+        return None if other is None or self.refuses(other, axis, shape) is not None else other
 
     def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Bytes of codes, scales and zero points in the file."""

@@ -1,7 +1,7 @@
 """Loops over pairs of weights that are a point of a short table, compiled by numba as ``kernels`` are.
 
-What a point (g, h) costs a pair is ``a g**2 + b g + c h**2 + d h + e g h``, its form [a, b, c, d, e]; many pairs at a time try one
-point after the other.
+What a point (g, h) costs a pair is ``a g**2 + b g + c h**2 + d h + e g h``, its form [a, b, c, d, e]; many pairs at a time try
+one point after the other.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ def _kept(these: Channels, first: int, j: int, form: F32) -> np.float32:
     if first + 1 < len(these.wanted):
         own = these.scale[first + 1, j]
         h = these.held[first + 1, j] / own if own != 0 else ZERO
-    return (form[0] * g * g + form[1] * g) + (form[2] * h * h + form[3] * h) + form[4] * (g * h)
+    cost: np.float32 = (form[0] * g * g + form[1] * g) + (form[2] * h * h + form[3] * h) + form[4] * (g * h)
+    return cost
 
 
 @compiled

@@ -19,7 +19,6 @@ from exporter.cli.size import model_plan, planned_size, size_plans
 from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.cli.ways import Rung, Wanted, Way, wanted_of, ways_of
-from exporter.onnx.preflight import check_dtype
 from exporter.writers import source_notes, writer_of
 from quantize.errors import ConfigError
 from quantize.statistics.calibration import BUILTIN, CalibrationText
@@ -83,12 +82,8 @@ def _check_options(args: Namespace, ladder: Ladder | None, wanted: Sequence[Want
     sources, and for what no file takes; OutputError for what would not be replaced."""
     if ladder is not None and len(wanted) > 1:
         raise ConfigError("--target: files of one source are measured side by side; name targets of one format")
-    if args.onnx_dtype != DTYPES[0]:
-        onnx = [target for each in wanted for target in each.targets if writer_of(target).word == "onnx"]
-        if not onnx:
-            raise ConfigError("--onnx-dtype: is for ONNX folders, and none is made; drop it, or use --target onnxruntime")
-        for target in onnx:
-            check_dtype(target, args.onnx_dtype)
+    if args.onnx_dtype != DTYPES[0] and all(each.writer != "onnx" for each in wanted):
+        raise ConfigError("--onnx-dtype: is for ONNX folders, and none is made; drop it, or use --target onnxruntime")
     converts = {"--tokenizer-pre": args.tokenizer_pre, "--converter": args.converter}
     for option in (option for option, value in converts.items() if value is not None and given is None):
         if all(each.writer != "gguf" for each in wanted):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import onnx.parser
 from onnx import FunctionProto, TensorProto
 
-from exporter.onnx.tensors import Form, Planned, Span, Wire, node, planned_scale, site
+from exporter.onnx.tensors import Form, Planned, Span, Wire, as_type, node, planned_scale, site
 from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
 from exporter.onnx_cost import tile_shapes
 from quantize.store.tensors import TensorRecord
@@ -21,12 +21,11 @@ OP_TYPE = "MatMulAdaDim"
 VERSION = 1
 LAYOUT = 1
 
-# The body works for every width and both axes. It starts at DequantizeLinear (scale 1), which onnxruntime never folds: after
+# The body works for every width and both axes, and parts of it are MatMulLevels' too. It starts at DequantizeLinear (scale 1), which onnxruntime never folds: after
 # it nothing is constant, so the weights stay packed in memory. Sizes are tensors of one element, named for what they count.
-_HEAD = """
-<opset_import: ["" : 24], domain: "ai.adadim">
-MatMulAdaDim <K, N, bits, group_size, per_oc, accuracy_level, layout> (A, codes, scales, zero_points, bias) => (Y)
-{
+OPSETS = '<opset_import: ["" : 24], domain: "ai.adadim">'
+ATTRIBUTES = "<K, N, bits, group_size, per_oc, accuracy_level, layout>"
+SIZES = """
   k_attribute = Constant <value_int: int = @K> ()
   n_attribute = Constant <value_int: int = @N> ()
   width = Constant <value_int: int = @bits> ()
@@ -114,7 +113,7 @@ _CODES = """
 # s and z, F32[outputs or 1, groups, 1, inputs or 1]: each belongs to one output and all inputs of a group (PER_OC), or to
 # one input and all outputs of a group. Zero points are streams of bits; in a PER_OC tile those of 16 outputs, or of one that
 # stands for all, alternate after every four bytes.
-_SCALES = """
+SCALES = """
   s_floats = Cast <to = 1> (scales)
   s_middle = Where (per_oc, groups, rest)
   s_last = Where (per_oc, rest, one)
@@ -122,6 +121,8 @@ _SCALES = """
   s_tiles = Reshape (s_floats, s_shape)
   s_outputs = Transpose <perm = [0, 2, 1]> (s_tiles)
   s = Reshape (s_outputs, spread)
+"""
+_ZERO_POINTS = """
   z_widths = Constant <value = int64[9] {0, 0, 2, 4, 4, 0, 0, 0, 8}> ()
   z_width = Gather (z_widths, width)
   z_masks = Constant <value = uint8[9] {0, 0, 3, 15, 15, 0, 0, 0, 255}> ()
@@ -157,7 +158,7 @@ _SCALES = """
 """
 
 # The filling gives way to that of whole groups, and that to none.
-_TAIL = """
+GROUPED = """
   far = Constant <value_ints: ints = [4611686018427387904]> ()
   more_rows = Where (per_oc, none, group)
   more_columns = Where (per_oc, group, none)
@@ -171,8 +172,12 @@ _TAIL = """
   q_whole = Slice (q_padded, corner, ends, both)
   q_shape = Concat <axis = 0> (outer, groups, group, inner)
   q_grouped = Reshape (q_whole, q_shape)
+"""
+_CENTRED = """
   centred = Sub (q_grouped, z)
   scaled = Mul (centred, s)
+"""
+PRODUCT = """
   rows = Where (per_oc, rest, grouped)
   row = Where (per_oc, grouped, rest)
   flat = Concat <axis = 0> (rows, row)
@@ -187,13 +192,14 @@ _TAIL = """
   y_shape = Concat <axis = 0> (batch, n)
   y_floats = Reshape (y, y_shape)
   Y = CastLike (y_floats, A)
-}
 """
 
 
 def adadim_function() -> FunctionProto:
     """The portable body as a model-local function."""
-    return onnx.parser.parse_function(_HEAD + _CODES + _SCALES + _TAIL)
+    head = f"{OPSETS}{OP_TYPE} {ATTRIBUTES} (A, codes, scales, zero_points, bias) => (Y)"
+    body = SIZES + _CODES + SCALES + _ZERO_POINTS + GROUPED + _CENTRED + PRODUCT
+    return onnx.parser.parse_function(f"{head} {{{body}}}")
 
 
 def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
@@ -204,7 +210,7 @@ def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form
     codes_shape, scales_shape, zeros_shape = tile_shapes(grid, axis, (oc, ic))
     planned = (
         Planned(f"{name}.codes", TensorProto.UINT8, codes_shape),
-        planned_scale(record, scales_shape),
+        planned_scale(record, scales_shape, wire.kind),
         Planned(f"{name}.zero_point", TensorProto.UINT8, zeros_shape),
     )
     sizes = {"K": ic, "N": oc, "bits": grid.bits, "group_size": grid.group_size, "per_oc": int(axis is Axis.PER_OC)}
@@ -217,7 +223,7 @@ def matmul_adadim(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form
         assert first == 0 and chunk.codes.shape == record.stored_shape, (name, first, chunk.codes.shape)
         zero = chunk.params["zero_point"]
         yield f"{name}.codes", 0, pack_codes(chunk.codes, grid.bits, axis).tobytes()
-        yield f"{name}.scale", 0, pack_scales(chunk.params["scale"], axis).tobytes()
+        yield f"{name}.scale", 0, pack_scales(as_type(chunk.params["scale"], planned[1].data_type), axis).tobytes()
         if grid.symmetric:
             yield f"{name}.zero_point", 0, pack_shared_zero_points(zero[:1], grid.bits, axis).tobytes()
         else:

@@ -16,14 +16,16 @@ from exporter.onnx.float16 import in_float16
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
 from exporter.onnx.graph import HOLE, Decoder, build_decoder, exported_context, template_decoder
 from exporter.onnx.layout import Layout, lay_out, too_large
+from exporter.onnx.levels_op import FORM, levels_function, matmul_levels
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
-from exporter.onnx.preflight import check_dtype
 from exporter.onnx.qmoe import float_moe, qmoe
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import FLOAT_TYPES, Form, Planned, Wire
 from quantize.errors import ExportError, asked
 from quantize.grids import grid_to_json
+from quantize.grids.int_affine import IntAffine
+from quantize.grids.levels import Levels
 from quantize.model_config import EMBEDDING, HEAD, named
 from quantize.onnx.moe import experts_of
 from quantize.onnx.template import INSIDE, external
@@ -34,6 +36,7 @@ from quantize.types import Array, Axis
 
 PRODUCER = "adadim-edge"
 ADADIM_TARGET = "onnxruntime+adadim"
+FUNCTIONS = {"matmul_adadim": adadim_function, FORM: levels_function}  # by the form whose nodes call them
 SEALS = DATA_SEAL, FILES_SEAL, GRAPH_SEAL = tuple(f"adadim.sha256.{part}" for part in ("data", "files", "graph"))
 
 
@@ -78,7 +81,6 @@ class OnnxAsked(TypedDict, total=False):
 def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
     """Decide everything but the bytes. Raises ExportError if the store does not hold what the model needs on the int grid, or
     no file of the size asked for holds it, or float16 cannot hold its graph."""
-    check_dtype(store.target, options.onnx_dtype)
     decoder, kind = _decoder(store, options), FLOAT_TYPES[options.onnx_dtype]
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
@@ -121,6 +123,8 @@ def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int)
         return float_tied_head(record, wire) if floats else tied_head(record, wire, accuracy_level)
     if floats:
         return float_linear(record, wire)
+    if isinstance(record.grid, Levels):
+        return matmul_levels(record, wire, accuracy_level)
     if store.target == ADADIM_TARGET and record.name != HEAD:
         return matmul_adadim(record, wire, accuracy_level)
     if record.axis is Axis.PER_OC:
@@ -143,9 +147,11 @@ def _experts(store: QuantizedStore, node: NodeProto, options: OnnxOptions) -> tu
 
 
 def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
-    foreign = next((record for record in store.records.values() if record.grid is not None and record.grid.name != "int"), None)
-    if foreign is not None:
-        raise ExportError(f"{store.path}: {foreign.name}: only the int grid has an ONNX form; quantize again")
+    for record in store.records.values():
+        if isinstance(record.grid, Levels) and (record.name in (EMBEDDING, HEAD) or len(record.shape) > 2):
+            raise ExportError(f"{store.path}: {record.name}: only a linear is multiplied by levels; quantize again")
+        if record.grid is not None and not isinstance(record.grid, IntAffine | Levels):
+            raise ExportError(f"{store.path}: {record.name}: only int grids and levels have an ONNX form; quantize again")
     whole = {name for name, record in store.records.items() if not record.inputs}
     missing, unused = sorted(decoder.weights - whole), sorted(whole - decoder.weights)
     if missing or unused:
@@ -177,8 +183,10 @@ def _assemble(
     model.graph.initializer.extend(
         external(tensor.name, tensor.data_type, tensor.shape, layout.places[tensor.name]) for tensor in planned
     )
-    if any(form.form == "matmul_adadim" for found in forms.values() for form in found):
-        model.functions.append(adadim_function())
+    used = {form.form for found in forms.values() for form in found}
+    functions = [function for form, function in FUNCTIONS.items() if form in used]
+    if functions:
+        model.functions.extend(function() for function in functions)
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     helper.set_model_props(
@@ -202,7 +210,7 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halv
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
             entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
-            if halved and entry["form"] != "split":
+            if halved and "scale_dtype" in entry and entry["form"] != "split":
                 entry["scale_dtype"] = "float16"
         tensors.append(entry)
     keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")

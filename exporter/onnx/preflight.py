@@ -13,13 +13,6 @@ from quantize.model_config import ModelConfig, ModelSizes
 HEAD_DIM_MULTIPLE = 16
 
 
-def check_dtype(target: str, dtype: str) -> None:
-    """Raises ExportError for a target whose operators do not compute in ``dtype``."""
-    if dtype != "float32" and target == "onnxruntime+adadim":
-        told = "MatMulAdaDim computes in float32 alone"
-        raise ExportError(f"{asked('onnx_dtype', dtype)}: {told}; use {asked('target', 'onnxruntime')}, or leave it out")
-
-
 def check_onnx(config: ModelSizes, assets: Container[str], where: str) -> None:
     """Raises ExportError for a decoder without a graph, heads that the kernel refuses, or no tokenizer."""
     if not isinstance(config, ModelConfig) and SKELETON_ASSET not in assets:

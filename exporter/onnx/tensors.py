@@ -14,6 +14,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from quantize.grids.int_affine import IntAffine
+from quantize.grids.levels import Levels
 from quantize.store.tensors import TensorRecord
 from quantize.types import U8, Array
 
@@ -113,8 +114,8 @@ def pad_last(values: U8, multiple: int) -> U8:
 
 def planned_scale(record: TensorRecord, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> Planned:
     """A tensor's scales in the type that its grid stores, or in float16 for an operator that takes no other."""
-    assert isinstance(record.grid, IntAffine), record
-    stored = FLOAT_TYPES[record.grid.scale_dtype]
+    assert isinstance(record.grid, IntAffine | Levels), record
+    stored = FLOAT_TYPES["float16" if isinstance(record.grid, Levels) else record.grid.scale_dtype]
     return Planned(f"{record.name}.scale", stored if kind == TensorProto.FLOAT else kind, shape)
 
 

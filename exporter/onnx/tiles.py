@@ -1,6 +1,6 @@
-"""Layout 1 of MatMulAdaDim: codes, scales and zero points in the order in which its kernels read them.
+"""Layout 1 of MatMulAdaDim and MatMulLevels: codes, scales and zero points in the order in which its kernels read them.
 
-docs/reference/matmul-adadim.md is the specification. Rows are OC for PER_OC, IC for PER_IC; a tile is 16 output channels, a block
+docs/reference/matmul-adadim.md and matmul-levels.md are the specifications. Rows are OC for PER_OC, IC for PER_IC; a tile is 16 output channels, a block
 32 input channels; both are filled up with zeros.
 """
 
@@ -22,18 +22,18 @@ def pack_codes(codes: U8, bits: int, axis: Axis) -> U8:
     """U8[rows, columns] -> U8[tiles, blocks * bits * 64]."""
     outputs = _pad_rows(pad_last(codes if axis is Axis.PER_OC else codes.T, BLOCK))
     steps = outputs.reshape(len(outputs) // TILE, TILE, -1, BLOCK // 4, 4).transpose(0, 2, 3, 1, 4)
-    lines = _lines_of_3_bits(steps) if bits == 3 else _lines(steps, bits)
+    lines = _lines_of_3_bits(steps) if bits == 3 else _lines(steps, bits, bits)
     return lines.reshape(len(steps), -1)
 
 
-def _lines(steps: U8, bits: int) -> U8:
-    """U8[..., 8, 16, 4] below 2**bits -> U8[..., bits, 16, 4]: a line holds 8 / bits steps of four input channels.
+def _lines(steps: U8, bits: int, count: int) -> U8:
+    """U8[..., steps, 16, 4] below 2**bits -> U8[..., count, 16, 4]: a line holds 8 / bits steps of four codes.
 
     ::
 
         bits = 4    line 0: step 0 | step 1 << 4    line 1: step 2 | step 3 << 4    ...
     """
-    lines = steps.reshape(*steps.shape[:-3], bits, 8 // bits, TILE, 4)
+    lines = steps.reshape(*steps.shape[:-3], count, 8 // bits, TILE, 4)
     return pack_bits(np.moveaxis(lines, -3, -1), bits)[..., 0]
 
 
@@ -51,6 +51,29 @@ def _lines_of_3_bits(steps: U8) -> U8:
     high = six >> np.uint8(2) | seven >> np.uint8(2) << np.uint8(1)
     above = np.stack([six & np.uint8(3), seven & np.uint8(3), high], axis=-3)
     lines: U8 = even | odd << np.uint8(3) | above << np.uint8(6)
+    return lines
+
+
+def pack_pairs(points: U8, bits: int) -> U8:
+    """Codes of pairs along IC, U8[OC, IC / 2] below 2**bits, 4 or 6 -> U8[tiles, blocks * lines * 64]: four steps of four."""
+    outputs = _pad_rows(pad_last(points, BLOCK // 2))
+    steps = outputs.reshape(len(outputs) // TILE, TILE, -1, BLOCK // 8, 4).transpose(0, 2, 3, 1, 4)
+    lines = _lines_of_6_bits(steps) if bits == 6 else _lines(steps, bits, bits // 2)
+    return lines.reshape(len(steps), -1)
+
+
+def _lines_of_6_bits(steps: U8) -> U8:
+    """U8[..., 4, 16, 4] below 64 -> U8[..., 3, 16, 4]: a step in each line; the two bits above them hold step 3.
+
+    ::
+
+        bits       7 6            5 4 3 2 1 0
+        line 0     0, 1 of step 3 step 0
+        line 1     2, 3 of step 3 step 1
+        line 2     4, 5 of step 3 step 2
+    """
+    last = steps[..., 3:4, :, :] >> np.array([0, 2, 4], np.uint8)[:, None, None] & np.uint8(3)
+    lines: U8 = steps[..., :3, :, :] | last << np.uint8(6)
     return lines
 
 

@@ -17,10 +17,8 @@ from quantize.grids.levels import LEVEL_GRIDS, OWN, Levels, from_hex
 from quantize.outside import Size
 from quantize.types import Grid
 
-GRIDS: dict[str, Grid | type[IntAffine]] = {
-    "int": IntAffine,
-    **{grid.name: grid for grid in (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS, *LEVEL_GRIDS)},
-}
+_NAMED: tuple[Grid, ...] = (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS, *LEVEL_GRIDS)
+GRIDS: dict[str, Grid | type[IntAffine]] = {"int": IntAffine, **{grid.name: grid for grid in _NAMED}}
 
 
 def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, scale_dtype: str = SCALE_DTYPES[0]) -> Grid:

@@ -1,4 +1,4 @@
-"""Whole numbers within -63 to 63 that stand for a normal distribution with the least error, as tools/make_levels.py finds them."""
+"""Whole numbers within -63 to 63 that stand for a normal distribution with the least error: what tools/make_levels.py prints."""
 
 from __future__ import annotations
 

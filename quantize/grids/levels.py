@@ -140,8 +140,8 @@ class Levels:
     def _spelled(self, x: F32, w: F32, scale: F32) -> U8:
         """Codes of whole groups F32[n, group], each with a scale F32[n]."""
         assert self.formula.words is not None
-        pairs = (value.reshape(-1, self.dims) for value in (x, w))
-        return spelled(self.formula.words, *pairs, np.repeat(scale, x.shape[1] // self.dims)).reshape(x.shape)
+        x_pairs, w_pairs = (value.reshape(-1, self.dims) for value in (x, w))
+        return spelled(self.formula.words, x_pairs, w_pairs, np.repeat(scale, x.shape[1] // self.dims)).reshape(x.shape)
 
     def scale_zero(self, params: Params) -> tuple[F32, F32]:
         """(d, 0) as F32[..., 1]."""

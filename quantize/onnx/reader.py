@@ -29,6 +29,7 @@ SIZES = {  # integers that an operator of quantized weights has: those it must h
     "MatMulNBits": (("K", "N", "block_size"), {"bits": 4}),
     "GatherBlockQuantized": ((), {"block_size": 128, "bits": 4}),
     "MatMulAdaDim": (("K", "N", "bits", "group_size"), {}),
+    "MatMulLevels": (("K", "N", "bits", "group_size"), {}),
 }
 
 

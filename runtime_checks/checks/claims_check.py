@@ -89,8 +89,9 @@ def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[s
     record = store.records[name]
     if record.grid is None:
         return {"grid": record.dtype, "axis": str(Axis.PER_OC)}
-    scales = {"scale_dtype": "float16"} if narrowed else {}
-    return {**grid_to_json(record.grid), **scales, "axis": str(record.axis)}
+    grid = grid_to_json(record.grid)
+    scales = {"scale_dtype": "float16"} if narrowed and "scale_dtype" in grid else {}
+    return {**grid, **scales, "axis": str(record.axis)}
 
 
 def _json(text: str, where: str) -> Any:  # noqa: ANN401

@@ -23,7 +23,7 @@ EXACT = 0.0  # levels, nodes and padding are as they should be or they are not
 TABLE_TOLERANCE = 5e-7  # at position 0
 DRIFT = 0.5  # of that, more for each position: a frequency's last bit differs from one instruction set to another
 LEVEL = "accuracy_level"
-LEVELLED = ("MatMulNBits", "MatMulAdaDim", "QMoE")
+LEVELLED = ("MatMulNBits", "MatMulAdaDim", "MatMulLevels", "QMoE")
 
 
 def check_graph(folder: Path, source: Checkpoint) -> list[Check]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from quantize.blocks import from_rows, spread
 from quantize.grids.int_affine import IntAffine
+from quantize.grids.levels import Levels
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
@@ -19,8 +20,8 @@ from runtime_checks.reference.onnx_sum import OnnxWeight, whole_weights
 from runtime_checks.reference.onnx_tensor import OnnxCodes, OnnxTensor
 from runtime_checks.runtimes.weights import open_onnx, row_chunks
 
-# An identity matrix through MatMulNBits at level 0, GatherBlockQuantized or MatMulAdaDim gives (q - z) * s, rounded once, plus
-# zeros: every weight to the bit.
+# An identity matrix through MatMulNBits at level 0, GatherBlockQuantized, MatMulAdaDim or MatMulLevels gives (q - z) * s, rounded
+# once, plus zeros: every weight to the bit.
 EXACT = 0.0
 # The split form adds s * (q - mid) and s * (mid - z), each rounded, and rounds the sum; the reference rounds once. Each of the
 # four is off by at most 2**-24 of s * 2**bits: in steps of the grid, at 8 bits, that is this. A wrong code is a step of 1.
@@ -109,7 +110,8 @@ def _check_reads(part: OnnxTensor, inputs: int, store: QuantizedStore) -> Check:
 
 
 def _grid_error(held: OnnxCodes) -> float:
-    """How many weights differ between the reference and the int grid, whose formula asks for neither width nor group size."""
+    """How many weights differ between the reference and the int grid, whose formula asks for neither width nor group size. Levels
+    are codes around 0."""
     grid, cols = IntAffine(), held.codes.shape[1]
     error = 0.0
     for rows in row_chunks(*held.codes.shape):
@@ -195,8 +197,13 @@ def _differences(
     if halved and tensor.form != SPLIT:  # whose nodes are of float32
         scale = scale.astype(np.float16).astype(np.float32)
     file_scale, file_zero = (np.repeat(value[rows], held.group_size, axis=1)[:, :cols] for value in (held.scale, held.zero_point))
+    if isinstance(part.grid, Levels):
+        codes, table = part.grid.values[part.codes].astype(np.int8), np.array(part.grid.levels, np.int8)
+        same_table = held.levels is not None and np.array_equal(held.levels, table)
+    else:
+        codes, same_table = part.codes, held.levels is None
     return {
-        "codes": _differ(held.codes[rows], part.codes),
+        "codes": _differ(held.codes[rows], codes) if same_table else math.inf,
         "scales": _differ(file_scale, scale),
         "zero points": float(np.count_nonzero(file_zero != zero)),
     }

@@ -124,10 +124,10 @@ def unpack(packed: U8, bits: int, count: int) -> U8:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # whatever the bytes say
-def decode_affine(codes: U8, scale: F32, zero_point: U8, group: NDArray[np.intp]) -> F32:
+def decode_affine(codes: Array, scale: F32, zero_point: U8, group: NDArray[np.intp]) -> F32:
     """``(q - zero_point) * scale`` in float32, the order of ONNX's DequantizeLinear.
 
-    codes U8[rows, cols]; scale F32[rows, n_groups], zero_point U8[rows, n_groups]; group[cols]: which group a column is in.
+    codes U8 or I8[rows, cols]; scale F32[rows, n_groups], zero_point U8[rows, n_groups]; group[cols]: which group a column is in.
     """
     weights = codes.astype(np.float32)
     weights -= zero_point.take(group, axis=1)

@@ -21,7 +21,7 @@ FLOATS: dict[int, tuple[str, str]] = {
     TensorProto.FLOAT16: ("F16", "<f2"),
     TensorProto.BFLOAT16: ("BF16", "<u2"),
 }
-INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
+INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT8: "<i1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
 NUMBERS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.INT64: "int64_data",
@@ -79,7 +79,7 @@ class Graph:
         return self.array(self.resolve(name))
 
     def fitted(self, name: str, shape: tuple[int, ...], kind: str) -> Array:
-        """The same as ``shape``, of numpy's ``kind`` "u" or "f"."""
+        """The same as ``shape``, of numpy's ``kind`` "u", "i" or "f"."""
         tensor = self.resolve(name)
         if math.prod(tensor.dims) != math.prod(shape):
             raise self.damaged(f"{tensor.name[:80]} has the shape {list(tensor.dims)}, not {list(shape)}")

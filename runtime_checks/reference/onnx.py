@@ -6,6 +6,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
                           zero points packed U8[N, ceil(n_blocks * bits / 8)], or absent: 2**(bits - 1)
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
     MatMulAdaDim          docs/reference/matmul-adadim.md
+    MatMulLevels          docs/reference/matmul-levels.md: ``levels.py``
     QMoE                  two stacks of experts: ``onnx_stacks.py``
     Gather                of a part beside a weight, NAME.part1: the input channels that it reads
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
@@ -28,11 +29,12 @@ import onnx
 from runtime_checks.reference.adadim import LAYOUTS
 from runtime_checks.reference.decode import U8, Array, DamagedFileError, unpack
 from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
+from runtime_checks.reference.levels import read_levels
 from runtime_checks.reference.onnx_stacks import stacks_of
 from runtime_checks.reference.onnx_sum import channels_of, check_part, weight_name
 from runtime_checks.reference.onnx_tensor import ALL, OnnxCodes, OnnxTensor
 
-CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
+CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1, "MatMulLevels": 1}
 
 
 def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
@@ -234,10 +236,16 @@ def _zero_points(graph: Graph, node: onnx.NodeProto, shape: tuple[int, int], bit
     return unpack(graph.fitted(node.input[3], (shape[0], -(-shape[1] * bits // 8)), "u"), bits, shape[1])
 
 
-FORMS = {"MatMulNBits": "matmulnbits", "GatherBlockQuantized": "gather", "MatMulAdaDim": "matmul_adadim"}
+FORMS = {
+    "MatMulNBits": "matmulnbits",
+    "GatherBlockQuantized": "gather",
+    "MatMulAdaDim": "matmul_adadim",
+    "MatMulLevels": "matmul_levels",
+}
 READERS: dict[str, Callable[[Graph, list[onnx.NodeProto], slice], OnnxCodes]] = {
     "matmulnbits": _read_matmul,
     "gather": _read_gather,
     "matmul_adadim": _read_adadim,
+    "matmul_levels": read_levels,
     "split": _read_split,
 }

@@ -16,13 +16,25 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class OnnxCodes:
-    """codes U8[rows, cols]; scale F32 and zero_point U8 [rows, n_groups]; rows are OC if ``per_oc``, else IC."""
+    """codes U8[rows, cols]; scale F32 and zero_point U8 [rows, n_groups]; rows are OC if ``per_oc``, else IC.
 
-    codes: U8
+    ``levels`` I8[dims, n]: the table that the file has; then ``codes`` are the levels themselves, I8, and zero points 0.
+    """
+
+    codes: Array
     scale: F32
     zero_point: U8
     group_size: int
     per_oc: bool
+    levels: Array | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of a weight, as far as its largest code tells; of a table of levels exactly."""
+        if self.levels is None:
+            return int(self.codes.max()).bit_length()
+        dims, count = self.levels.shape
+        return (int(count).bit_length() - 1) // int(dims)
 
     def decode(self, oc: slice = ALL, ic: slice = ALL) -> F32:
         """F32[OC, IC], (q - z) * s, or a window of it."""

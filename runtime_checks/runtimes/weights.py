@@ -102,14 +102,14 @@ class OnnxWeights:
             values = weight.plus_beside(held.decode() if whole or held.per_oc else tensor.codes().decode(rows), rows)
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
-        return Part(values, None, int(held.codes.max()).bit_length())
+        return Part(values, None, held.bits)
 
 
 def _experts(tensor: OnnxTensor, rows: slice) -> Part:
     """Some experts of a stack. Raises DamagedFileError."""
     first, stop, _ = rows.indices(tensor.shape[0])
     held = tensor.codes(slice(first * tensor.shape[1], stop * tensor.shape[1]))
-    return Part(held.decode().reshape(-1, *tensor.shape[1:]), None, int(held.codes.max()).bit_length())
+    return Part(held.decode().reshape(-1, *tensor.shape[1:]), None, held.bits)
 
 
 def row_chunks(rows: int, cols: int, weights: int = CHUNK_WEIGHTS) -> Iterator[slice]:

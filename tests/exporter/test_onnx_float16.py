@@ -197,18 +197,19 @@ def test_the_scale_of_a_group_of_zeros_may_be_any(tmp_path):
     assert not [check for check in verify(half, open_checkpoint(model), store) if not check.ok]
 
 
-def test_matmul_adadim_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("options", [{"scale_dtype": "float32", "group_size": 32}, {"grid": "lm3"}, {"grid": "hg2"}], ids=str)
+def test_our_own_operators_take_halves(tmp_path, options):
     model = make_tiny_model(tmp_path / "m")
-    store = rtn_store(model, tmp_path / "s", "onnxruntime+adadim", group_size=32)
-    with pytest.raises(ExportError, match="MatMulAdaDim computes in float32 alone"):
-        write_onnx(store, tmp_path / "out", onnx_dtype="float16")
-    words = ["run", str(model), "--out", str(tmp_path / "out"), "--onnx-dtype", "float16", "--target"]
-    for target, told in (
-        ("onnxruntime+adadim", "--onnx-dtype float16: MatMulAdaDim computes in float32 alone; use --target onnxruntime"),
-        ("llama.cpp", "--onnx-dtype: is for ONNX folders, and none is made"),
-    ):
-        assert main([*words, target]) == 2
-        assert told in (err := capsys.readouterr().err) and err.count("\n") == 1
+    store = rtn_store(model, tmp_path / "s", "onnxruntime+adadim", **options)
+    half = write_onnx(store, tmp_path / "out", onnx_dtype="float16")
+    assert not [check for check in verify(half, open_checkpoint(model), store) if not check.ok]
+
+
+def test_a_gguf_computes_in_what_its_runtime_likes(tmp_path, capsys):
+    model = make_tiny_model(tmp_path / "m")
+    words = ["run", str(model), "--out", str(tmp_path / "out"), "--onnx-dtype", "float16", "--target", "llama.cpp"]
+    assert main(words) == 2
+    assert "--onnx-dtype: is for ONNX folders, and none is made" in (err := capsys.readouterr().err) and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
