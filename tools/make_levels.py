@@ -33,7 +33,7 @@ def lines(bits: int) -> tuple[Levels, float]:
         moved, half = np.abs(first / share - half).max(), first / share
         if moved < STEADY:
             break
-    error, whole = min(_on_a_line(whole) for whole in _whole(half, np.arange(4, MOST + 0.5, 0.05)))
+    error, whole = min(_on_a_line(whole[0]) for whole in _whole(half[None], np.arange(4, MOST + 0.5, 0.05)))
     return ((*(-level for level in reversed(whole)), *whole),), error
 
 
@@ -62,8 +62,8 @@ def pairs(bits: int) -> tuple[Levels, float]:
     for turn in TURNS:
         points = _settled(_spiral(4**bits, turn))
         found += [_in_the_plane(whole) for whole in _whole(points, np.arange(MOST - 6, MOST + 0.5, 0.5))]
-    error, points = min(found)
-    return tuple(zip(*sorted(zip(*points, strict=True)), strict=True)), error
+    error, best = min(found)
+    return tuple(zip(*sorted(zip(*best, strict=True)), strict=True)), error
 
 
 def _spiral(count: int, turn: float) -> Array:
@@ -111,14 +111,13 @@ def _in_the_plane(whole: Levels) -> tuple[float, Levels]:
     return float((SHARE * _nearest(points * scale)[1]).sum() / 2), whole
 
 
-def _whole(levels: Array, largest: Array) -> Iterable[tuple[int, ...] | Levels]:
-    """Levels as whole numbers, the largest of which is about one of ``largest``: all that differ from one another."""
-    found = {}
+def _whole(levels: Array, largest: Array) -> Iterable[Levels]:
+    """Levels [dims, n] as whole numbers, the largest of which is about one of ``largest``: all that differ from one another."""
+    found = dict[Levels, None]()
     for size in largest:
         whole = np.rint(levels * (size / np.abs(levels).max())).astype(int)
-        if len(np.unique(whole, axis=-1).T) == levels.shape[-1] and np.abs(whole).max() <= MOST:
-            key = tuple(map(int, whole)) if whole.ndim == 1 else tuple(tuple(map(int, side)) for side in whole)
-            found[key] = None
+        if np.unique(whole, axis=1).shape == levels.shape and np.abs(whole).max() <= MOST:
+            found[tuple(tuple(map(int, side)) for side in whole)] = None
     return found
 
 

@@ -27,7 +27,7 @@ OWN = "levels"  # what a grid is called whose levels are a tensor's own
 MOST = 127
 LEAST_GROUP = 32
 WIDTHS = {1: (2, 3, 4), 2: (2, 3)}  # bits of a weight by the number of weights that are encoded together
-STARTS = 0.25 * 1.3 ** np.arange(10)  # of the levels' root mean square: where a search puts that of a group
+STARTS = 0.4 * 1.35 ** np.arange(7)  # of the levels' root mean square: where a search puts that of a group
 REFINEMENTS = 3
 ITERATIONS = 30  # of Lloyd's for levels of a tensor's own
 
@@ -101,8 +101,13 @@ class Levels:
     def fit(self, blocks: F32, importance: F32 | None = None) -> Params:
         """The d of least error; without ``importance`` every weight counts alike. A weight of 0, as which a ragged group is
         filled up, counts not at all: there may be no level near it."""
-        counted = (blocks != 0) if importance is None else importance * (blocks != 0)
-        return fit_turned(blocks, counted.astype(np.float32), self.group_size, self._fit)
+        counts = blocks != 0
+        size = self.group_size
+        if blocks.shape[-2:-1] == (1,):  # whole rows, without what they are filled up with
+            used = np.flatnonzero(counts.any(tuple(range(counts.ndim - 1))))
+            size = min(size, -(-(used.max(initial=0) + 1) // self.dims) * self.dims)
+        counted = (counts if importance is None else importance * counts).astype(np.float32)
+        return fit_turned(blocks[..., :size], counted[..., :size], size, self._fit)
 
     def exact(self, blocks: F32) -> Params | None:
         """See Grid. Of pairs not looked for. A 0 may be filling, so it is left to whoever compares."""

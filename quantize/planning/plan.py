@@ -126,13 +126,14 @@ def plan_notes(plans: Iterable[TensorPlan], config: QuantizeConfig, target: Targ
     """What the summary has to say: every fallback, every axis that was no candidate, what ``ada`` means here."""
     plans = list(plans)
     notes = [f"{plan.name}: {plan.note}" for plan in plans if plan.note]
-    grids = [grid for plan in plans for grid in plan.candidates.values()]
+    grids = [grid for plan in plans if plan.name not in (EMBEDDING, HEAD) for grid in plan.candidates.values()]
     word = read_word(config.method)
     if word.method.plans and _Choice(config.method, config.grid).says_grid:
         notes.insert(0, f"{config.method}: the grid that was asked for stands in for its own choice of one")
     if word.adaptive and all(target.lacks(grid, Axis.PER_IC) is not None for grid in grids):
-        means = word_of(word.method, AXES["oc"])
-        notes.insert(0, f"{target.name} holds no per-IC groups: {config.method} means {means} here")
+        means, levels = word_of(word.method, AXES["oc"]), sorted({grid.name for grid in grids if isinstance(grid, Levels)})
+        of = f" of {', '.join(levels)}" if levels else ""
+        notes.insert(0, f"{target.name} holds no per-IC groups{of}: {config.method} means {means} here")
     return notes
 
 

@@ -197,16 +197,20 @@ def _differences(
     if halved and tensor.form != SPLIT:  # whose nodes are of float32
         scale = scale.astype(np.float16).astype(np.float32)
     file_scale, file_zero = (np.repeat(value[rows], held.group_size, axis=1)[:, :cols] for value in (held.scale, held.zero_point))
-    if isinstance(part.grid, Levels):
-        codes, table = part.grid.values[part.codes].astype(np.int8), np.array(part.grid.levels, np.int8)
-        same_table = held.levels is not None and np.array_equal(held.levels, table)
-    else:
-        codes, same_table = part.codes, held.levels is None
     return {
-        "codes": _differ(held.codes[rows], codes) if same_table else math.inf,
+        "codes": _codes_off(held, rows, part),
         "scales": _differ(file_scale, scale),
         "zero points": float(np.count_nonzero(file_zero != zero)),
     }
+
+
+def _codes_off(held: OnnxCodes, rows: slice, part: QuantizedTensor) -> float:
+    """How many codes differ, or the levels that they stand for; infinity if these are of another table."""
+    if not isinstance(part.grid, Levels):
+        return math.inf if held.levels is not None else _differ(held.codes[rows], part.codes)
+    if held.levels is None or not np.array_equal(held.levels, np.array(part.grid.levels)):
+        return math.inf
+    return _differ(held.codes[rows], part.grid.values[part.codes].astype(np.int8))
 
 
 def _differ(left: Array, right: Array) -> float:

@@ -37,10 +37,7 @@ def read_levels(graph: Graph, nodes: list[onnx.NodeProto], rows: slice = ALL) ->
     n, cols = (a["N"], a["K"]) if per_oc else (a["K"], a["N"])
     groups, tiles, blocks = -(-cols // a["group_size"]), -(-a["N"] // TILE), -(-a["K"] // (STEPS * STEP))
     packed = graph.fitted(node.input[1], (tiles, blocks * bits // dims * TILE * STEP), "u")
-    if dims == 1:
-        outputs = table[0][tile_codes(packed, bits)]
-    else:
-        outputs = table.T[_pairs(packed, bits)].reshape(tiles * TILE, -1)
+    outputs = table[0][tile_codes(packed, bits)] if dims == 1 else table.T[_pairs(packed, bits)].reshape(tiles * TILE, -1)
     stored = (outputs if per_oc else outputs.T)[:n, :cols]
     scale = tile_scales(_scales(graph, node, per_oc, (n, groups, tiles)), groups, per_oc)[:n].astype(np.float32)
     none = np.zeros((n, groups), np.uint8)
