@@ -77,6 +77,8 @@ class GridJson(msgspec.Struct, kw_only=True):
     def make(self) -> Grid:
         """The grid. Raises ValueError for one that is not known here."""
         known = GRIDS.get(self.grid)
+        if self.levels is not None and self.grid != OWN:
+            raise ValueError(f"grid {shown(self.grid)} has no levels of a tensor's own")
         try:
             if isinstance(known, type):
                 return known(self.bits, self.group_size, self.symmetric, self.scale_dtype or "float32")
@@ -86,8 +88,7 @@ class GridJson(msgspec.Struct, kw_only=True):
                 known = from_hex(self.levels, self.bits, self.group_size)
         except ConfigError as error:
             raise ValueError(f"no grid: {error}") from error
-        said = self.bits, self.group_size, self.symmetric, self.scale_dtype
-        if known is None or said != _own(known) or (self.levels is None) != (self.grid != OWN):
+        if known is None or (self.bits, self.group_size, self.symmetric, self.scale_dtype) != _own(known):
             told = f"{shown(self.grid)} of {self.bits} bits in groups of {self.group_size}"
             raise ValueError(f"{told}, symmetric: {self.symmetric}, is no grid that is known here")
         return known

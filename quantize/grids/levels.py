@@ -27,8 +27,8 @@ OWN = "levels"  # what a grid is called whose levels are a tensor's own
 MOST = 127
 LEAST_GROUP = 32
 WIDTHS = {1: (2, 3, 4), 2: (2, 3)}  # bits of a weight by the number of weights that are encoded together
-STARTS = 0.4 * 1.35 ** np.arange(7)  # of the levels' root mean square: where a search puts that of a group
-REFINEMENTS = 3
+STARTS = 0.45 * 1.4 ** np.arange(6)  # of the levels' root mean square: where a search puts that of a group
+NEARER = (0.84, 0.9, 0.95, 1.05, 1.1, 1.16)  # of the best of these: scales alone settle slowly where levels are many
 ITERATIONS = 30  # of Lloyd's for levels of a tensor's own
 
 
@@ -125,22 +125,29 @@ class Levels:
         own = np.sqrt(np.square(np.array(self.levels, np.float64)).mean())
         mirrored = set(self.values) == set(-self.values)
         starts = np.outer([own] if mirrored else [own, -own], STARTS).ravel()
-        if self.dims == 1:
-            return {"d": to_float16(best_scale(x, w, self._book.nearest, starts, reciprocal(size))[0])}
-        return {"d": to_float16(self._best_scale(x, w, size, starts))}
+        if self.dims > 1:
+            return {"d": to_float16(self._best_scale(x, w, size, starts))}
+        scale, _ = best_scale(x, w, self._book.nearest, starts, reciprocal(size))
+        return {"d": to_float16(best_scale(x, w, self._book.nearest, np.array([1, *NEARER]), reciprocal(scale))[0])}
 
     def _best_scale(self, x: F32, w: F32, size: F32, starts: Array) -> F32:
-        """Of pairs, F32[n]: from the starts, and refined from the best."""
+        """Of pairs, F32[n]: from the starts, nearer to the best of them, and refined."""
         x, w = (np.ascontiguousarray(value.T) for value in (x, w))
         best, scale = np.full(len(x), np.inf, np.float32), np.zeros(len(x), np.float32)
-        for start in (*starts, *[None] * REFINEMENTS):
-            trial = scale if start is None else size / np.float32(start)
+
+        def tried(trial: F32) -> tuple[F32, F32]:
             levels = self.values[self._spelled(x, w, trial)]
             cross, square = ((w * levels * other).sum(1) for other in (x, levels))
             own = ratio(cross, square)
             better = -own * cross < best  # the loss without its constant sum(w x**2)
-            best, scale = np.where(better, -own * cross, best), np.where(better, own, scale)
-        return scale
+            return np.where(better, -own * cross, best), np.where(better, own, scale)
+
+        for start in starts:
+            best, scale = tried(size / np.float32(start))
+        first = scale
+        for share in NEARER:
+            best, scale = tried(first * np.float32(share))
+        return tried(scale)[1]
 
     def _spelled(self, x: F32, w: F32, scale: F32) -> U8:
         """Codes of whole groups F32[n, group], each with a scale F32[n]."""
