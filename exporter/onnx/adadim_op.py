@@ -21,8 +21,9 @@ OP_TYPE = "MatMulAdaDim"
 VERSION = 1
 LAYOUT = 1
 
-# The body works for every width and both axes, and parts of it are MatMulLevels' too. It starts at DequantizeLinear (scale 1), which onnxruntime never folds: after
-# it nothing is constant, so the weights stay packed in memory. Sizes are tensors of one element, named for what they count.
+# The body works for every width and both axes, and parts of it are MatMulLevels' too. It starts at DequantizeLinear (scale 1),
+# which onnxruntime never folds: after it nothing is constant, so the weights stay packed in memory. Sizes are tensors of one
+# element, named for what they count.
 OPSETS = '<opset_import: ["" : 24], domain: "ai.adadim">'
 ATTRIBUTES = "<K, N, bits, group_size, per_oc, accuracy_level, layout>"
 SIZES = """

@@ -1,7 +1,7 @@
 """Layout 1 of MatMulAdaDim and MatMulLevels: codes, scales and zero points in the order in which its kernels read them.
 
-docs/reference/matmul-adadim.md and matmul-levels.md are the specifications. Rows are OC for PER_OC, IC for PER_IC; a tile is 16 output channels, a block
-32 input channels; both are filled up with zeros.
+docs/reference/matmul-adadim.md and matmul-levels.md are the specifications. Rows are OC for PER_OC, IC for PER_IC; a tile is 16
+output channels, a block 32 input channels; both are filled up with zeros.
 """
 
 from __future__ import annotations
