@@ -8,7 +8,6 @@ import numpy as np
 
 from exporter.cli.spelling import quantize_config
 from quantize.config import QuantizeConfig
-from quantize.grids import GRIDS as GRIDS_BY_NAME
 from quantize.grids import make_grid
 from quantize.grids.levels import Levels
 from quantize.types import Axis, Grid, InputStats
@@ -47,7 +46,6 @@ LEVELS = [("lm2", 2, 32), ("lm3", 3, 64), ("lm4", 4, 256), ("hg2", 2, 256), ("hg
 LEVEL_GRIDS = [make_grid(name, bits, group) for name, bits, group in LEVELS]
 LEVEL_GRIDS.append(Levels("levels", 2, ((-127, -20, 0, 90),), 32))  # a tensor's own
 SEARCHED_GRIDS = [make_grid(name, bits, group) for name, bits, group in SEARCHED] + LEVEL_GRIDS  # even without importance
-GGML_NAMES = {name for name, grid in GRIDS_BY_NAME.items() if not isinstance(grid, type | Levels)}
 GRIDS = MIN_MAX_GRIDS + SEARCHED_GRIDS
 AXES = list(Axis)
 SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)

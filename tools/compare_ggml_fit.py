@@ -17,7 +17,7 @@ import numpy as np
 
 from quantize.blocks import spread, to_blocks
 from quantize.checkpoint import Checkpoint, open_checkpoint
-from quantize.grids import GRIDS
+from quantize.grids import BLOCK_GRIDS
 from quantize.model_config import is_linear
 from quantize.types import F32, Grid
 from runtime_checks.runtimes.ggml_quantizer import ggml_dequantize, ggml_quantize
@@ -68,9 +68,8 @@ def main(arguments: list[str]) -> None:
     source = open_checkpoint(Path(arguments[0]))
     weights = [read_rows(source, name) for name in arguments[1:] or default_tensors(source)]
     print(f"{'grid':8} {'bits':>6} {'error':>7} {'ours':>10} {'ggml':>10}")
-    for grid in GRIDS.values():
-        if not isinstance(grid, type):
-            print(compare(grid, weights), flush=True)
+    for grid in BLOCK_GRIDS.values():
+        print(compare(grid, weights), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from exporter.targets import TARGETS, GgufTarget, OnnxTarget
 from quantize.errors import ConfigError
 from quantize.grids import GRIDS, make_grid
 from quantize.grids.int_affine import BITS as INT_BITS
+from quantize.grids.levels import Levels
 from quantize.types import Axis, Grid
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
@@ -26,8 +27,8 @@ RUNS_IN = {
     "gguf-adadim": "no stock program: it is for readers of [its format](gguf-adadim.md). A stock loader refuses it by name.",
     "onnxruntime": "stock onnxruntime from 1.27 on, and onnxruntime-genai ([why 1.27](bundle.md#runtimes)). "
     "Per-IC layers take the split form: exact, more nodes, slower.",
-    "onnxruntime+adadim": "the same. Its operator, [MatMulAdaDim](matmul-adadim.md), brings a portable body, exact but slow. "
-    "With the [native library](custom-op.md) it is fast.",
+    "onnxruntime+adadim": "the same. Its operators, [MatMulAdaDim](matmul-adadim.md) and [MatMulLevels](matmul-levels.md), bring a "
+    "portable body, exact but slow. With the [native library](custom-op.md) they are fast.",
 }
 UNLIKE = {"onnxruntime": "3 bits ride in 4."}  # what the grids do not tell
 
@@ -141,7 +142,10 @@ def _each_grid() -> Mapping[str, Grid]:
 def _grids() -> Iterator[str]:
     rows = []
     for name, grid in _each_grid().items():
-        if name != "int":
+        if isinstance(grid, Levels):
+            kind = "levels of single weights" if grid.dims == 1 else "levels of pairs of weights"
+            rows.append((f"`{name}`", str(grid.bits), f"{grid.bits} and a scale's", "a channel, or `--group-size`", "", kind))
+        elif name != "int":
             kind = "no zero points" if grid.symmetric else "with offsets"
             rows.append(
                 (f"`{name}`", str(grid.bits), f"{grid.bits_per_weight:g}", str(grid.group_size), str(grid.block_size), kind)

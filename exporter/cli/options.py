@@ -154,7 +154,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         type=group_size,
         metavar="N",
         default=DEFAULTS.grid.group_size,
-        help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX)",
+        help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX, channel for lm and hg grids)",
     )
     group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
     group.add_argument(

@@ -17,8 +17,9 @@ from quantize.grids.levels import LEVEL_GRIDS, OWN, Levels, from_hex
 from quantize.outside import Size
 from quantize.types import Grid
 
-_NAMED: tuple[Grid, ...] = (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS, *LEVEL_GRIDS)
-GRIDS: dict[str, Grid | type[IntAffine]] = {"int": IntAffine, **{grid.name: grid for grid in _NAMED}}
+_GGML: tuple[Grid, ...] = (*GGML_GRIDS, *CODEBOOK_GRIDS, *K_GRIDS, *LATTICE_GRIDS)
+BLOCK_GRIDS = {grid.name: grid for grid in _GGML}  # ggml's, which are as they are
+GRIDS: dict[str, Grid | type[IntAffine]] = {"int": IntAffine, **BLOCK_GRIDS, **{grid.name: grid for grid in LEVEL_GRIDS}}
 
 
 def make_grid(name: str, bits: int, group_size: int, symmetric: bool = False, scale_dtype: str = SCALE_DTYPES[0]) -> Grid:

@@ -20,8 +20,7 @@ from quantize.config import (
     read_recipe,
 )
 from quantize.errors import ConfigError, PlanError, asked, shown
-from quantize.grids import GRIDS, make_grid
-from quantize.grids.int_affine import IntAffine
+from quantize.grids import BLOCK_GRIDS, GRIDS, make_grid
 from quantize.grids.levels import LEAST_GROUP, Levels
 from quantize.methods import AXES, METHODS, Method, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
@@ -181,22 +180,16 @@ def as_floats(spec: TensorSpec, reason: str | None = None) -> TensorPlan:
 
 def _table_grid(wanted: str | None, option: str, scale_dtype: str, target: Target) -> Grid:
     name = target.grid_name(8) if wanted is None else wanted
-    choose = f"choose source, int4, int8 or one of {', '.join(name for name, grid in GRIDS.items() if not _of_linears(grid))}"
+    choose = f"choose source, int4, int8 or one of {', '.join(BLOCK_GRIDS)}"
     if name.startswith("int"):
         bits = name[3:] or "8"
         if bits not in map(str, TABLE_BITS):
             raise ConfigError(f"{asked(option, name)}: {choose}")
         return make_grid("int", int(bits), EMBEDDING_GROUP, scale_dtype=scale_dtype)
-    grid = GRIDS.get(name)
-    if grid is None or isinstance(grid, type) or _of_linears(grid):
-        told = "levels are of linears alone; " if grid is not None else ""
+    if name not in BLOCK_GRIDS:
+        told = "levels are of linears alone; " if name in GRIDS else ""
         raise ConfigError(f"{asked(option, name)}: {told}{choose}")
-    return grid
-
-
-def _of_linears(grid: Grid | type[IntAffine]) -> bool:
-    """Whether no table of tokens is stored so by name: "int" has a width in its name there."""
-    return isinstance(grid, type | Levels)
+    return BLOCK_GRIDS[name]
 
 
 def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choice, set[int]]:

@@ -24,9 +24,8 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
 from quantize.config import TABLE_BITS, QuantizeConfig
 from quantize.errors import ConfigError, shown
-from quantize.grids import GRIDS, make_grid
+from quantize.grids import BLOCK_GRIDS, make_grid
 from quantize.grids.int_affine import BITS
-from quantize.grids.levels import Levels
 from quantize.kinds import readable
 from quantize.loss import output_loss
 from quantize.model_config import EMBEDDING, HEAD
@@ -168,7 +167,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
 def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:
     """Whatever ``target`` holds for a weight (OC, IC); embedding and head only per output channel (a token's row)."""
     shape = (spec.shape[0], spec.shape[1])
-    grids: list[Grid] = [grid for grid in GRIDS.values() if not isinstance(grid, type | Levels)]  # these are asked for by name
+    grids = list(BLOCK_GRIDS.values())
     for bits, group_size in product(TABLE_BITS if spec.name in TABLES else BITS, INT_GROUPS):
         grids.append(make_grid("int", bits, group_size, symmetric=bits == FINE_BITS))  # zero points are worth it at few bits
     fitting = [

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quantize.blocks import dequantize, matrix, to_blocks, to_rows
-from quantize.grids import GRIDS
+from quantize.grids import BLOCK_GRIDS
 from quantize.grids.int_affine import IntAffine
 from quantize.rounding.rtn import rtn
 from quantize.types import F32, Axis, Grid, Need, Target, TensorPlan
@@ -43,8 +43,8 @@ class ChooseGroups:
             return replace(grid, group_size=sizes[enough(left, self.alpha)], symmetric=True)
         sample = rows[:: max(1, rows.size // SAMPLE)]
         best = dict[float, tuple[float, Grid]]()  # of each size
-        for other in GRIDS.values():
-            if isinstance(other, type) or other.bits != grid.bits or target.lacks(other, axis) is not None:
+        for other in BLOCK_GRIDS.values():
+            if other.bits != grid.bits or target.lacks(other, axis) is not None:
                 continue
             if target.refuses(other, axis, matrix(plan.shape)) is None:
                 found, size = (_error(sample, other), other), other.bits_per_weight

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from quantize.blocks import dequantize, to_blocks
+from quantize.grids import BLOCK_GRIDS
 from quantize.rounding.rtn import nearest_codes
 from quantize.types import Axis, QuantizedTensor
 from runtime_checks.reference.decode import BLOCK_BYTES, decode_blocks
 from runtime_checks.runtimes.ggml_quantizer import ggml_dequantize, ggml_quantize
-from tests.cases import GGML_NAMES, GRIDS, grid_id, weight_of
+from tests.cases import GRIDS, grid_id, weight_of
 from tests.runtime_checks.made import random_blocks
 
 
@@ -25,7 +26,7 @@ def fitted(grid, weight, importance):
     return dequantize(QuantizedTensor("w", nearest_codes(weight, grid, params, importance), Axis.PER_OC, grid, params))
 
 
-@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.name in GGML_NAMES - {"q8_0"}], ids=grid_id)
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.name in BLOCK_GRIDS.keys() - {"q8_0"}], ids=grid_id)
 def test_our_fit_is_no_worse_than_libggml_s(grid):
     weight = weight_of((24, 1024))
     importance = np.random.default_rng(2).standard_normal(1024).astype(np.float32) ** 2

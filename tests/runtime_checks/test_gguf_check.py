@@ -11,9 +11,10 @@ import pytest
 
 from exporter.gguf.file import write_gguf
 from quantize.errors import FileFormatError, StoreError
+from quantize.grids import BLOCK_GRIDS
 from quantize.store.tensors import QuantizedStore
 from runtime_checks.checks.gguf_check import check_gguf
-from tests.cases import GGML_NAMES, GRIDS
+from tests.cases import GRIDS
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
 
@@ -54,7 +55,7 @@ def edited(path: Path, out: Path, edit) -> Path:
     return out
 
 
-@pytest.mark.parametrize("grid", [grid.name for grid in GRIDS if grid.name in GGML_NAMES])
+@pytest.mark.parametrize("grid", [grid.name for grid in GRIDS if grid.name in BLOCK_GRIDS])
 def test_every_grid_passes(tmp_path, grid):
     path, store = exported(tmp_path, make_tiny_model(tmp_path / "wide", hidden=256, ffn=256, layers=1), grid=grid)
     assert not failures(check_gguf(path, store))
