@@ -147,7 +147,7 @@ def mutate_onnx(data: bytes, rng: Random) -> bytes:
             case 5:
                 tensor.data_type = rng.choice((0, 1, 2, 7, 8, 10, 16, 21, 22, 99))
             case 6:
-                node.op_type = rng.choice(("MatMulNBits", "GatherBlockQuantized", "MatMulAdaDim", "Identity", "Nope", ""))
+                node.op_type = rng.choice(("MatMulNBits", "GatherBlockQuantized", "MatMulAdaDim", "MatMulLevels", "Identity", ""))
             case 7 if node.input:
                 node.input[rng.randrange(len(node.input))] = rng.choice(("", "x", tensor.name, node.output[0]))
             case 8:

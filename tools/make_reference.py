@@ -27,8 +27,8 @@ RUNS_IN = {
     "gguf-adadim": "no stock program: it is for readers of [its format](gguf-adadim.md). A stock loader refuses it by name.",
     "onnxruntime": "stock onnxruntime from 1.27 on, and onnxruntime-genai ([why 1.27](bundle.md#runtimes)). "
     "Per-IC layers take the split form: exact, more nodes, slower.",
-    "onnxruntime+adadim": "the same. Its operators, [MatMulAdaDim](matmul-adadim.md) and [MatMulLevels](matmul-levels.md), bring a "
-    "portable body, exact but slow. With the [native library](custom-op.md) they are fast.",
+    "onnxruntime+adadim": "the same. Its operators, [MatMulAdaDim](matmul-adadim.md) and [MatMulLevels](matmul-levels.md), bring "
+    "a portable body, exact but slow. With the [native library](custom-op.md) they are fast.",
 }
 UNLIKE = {"onnxruntime": "3 bits ride in 4."}  # what the grids do not tell
 
