@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from quantize.block import PlanStep, Step
-from quantize.methods import finequant, gptq, norm_tweaking, omniquant, rtn, search
+from quantize.methods import finequant, gptq, higgs, norm_tweaking, omniquant, rtn, search
 from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.rounding import Rounder
@@ -22,7 +22,7 @@ from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
 METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant)
+    module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs)
 }
 BY_WORD: Mapping[str, Rounder] = {"nearest": rtn.METHOD.rounder, "gptq": gptq.METHOD.rounder}  # of ``Around.rounder``
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
