@@ -21,9 +21,7 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs)
-}
+METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs)}
 BY_WORD: Mapping[str, Rounder] = {"nearest": rtn.METHOD.rounder, "gptq": gptq.METHOD.rounder}  # of ``Around.rounder``
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
@@ -61,7 +59,7 @@ def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
 
 def method_of(name: str, around: Around) -> Method:
     """METHODS[name], which rounds as ``around`` says if it leaves that open."""
-    method = METHODS[name]
+    method: Method = METHODS[name]
     if around.rounder is None or around.rounder not in method.rounders:
         return method
     return method.rounding_by(BY_WORD[around.rounder])
