@@ -21,12 +21,7 @@ FLOATS: dict[int, tuple[str, str]] = {
     TensorProto.FLOAT16: ("F16", "<f2"),
     TensorProto.BFLOAT16: ("BF16", "<u2"),
 }
-INTEGERS: dict[int, str] = {
-    TensorProto.UINT8: "<u1",
-    TensorProto.INT8: "<i1",
-    TensorProto.INT32: "<i4",
-    TensorProto.INT64: "<i8",
-}
+INTEGERS: dict[int, str] = {TensorProto.UINT8: "<u1", TensorProto.INT8: "<i1", TensorProto.INT32: "<i4", TensorProto.INT64: "<i8"}
 NUMBERS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.INT64: "int64_data",

@@ -17,7 +17,9 @@ from exporter.onnx.file import onnx_size, write_onnx
 from exporter.onnx.library import add_library
 from exporter.onnx.turns import DOMAIN, OP_TYPE, rotate_function
 from exporter.targets import TARGETS
-from quantize import open_checkpoint, quantize_checkpoint
+from quantize import build_plan, open_checkpoint, quantize_checkpoint
+from quantize.planning.plan import ModelPlan
+from quantize.run.pipeline import planned_store
 from quantize.turn import Rotation
 from runtime_checks.checks.verify import steps_of, verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
@@ -30,6 +32,7 @@ from tests.tiny import TEXT, make_tiny_model
 ADADIM = TARGETS["onnxruntime+adadim"]
 LEVELS = ort.GraphOptimizationLevel
 SUM = {np.float32: 1e-6, np.float16: 2e-3}  # of sums over a run, against the largest value
+CONFIG = config_of("higgs", grid="int", symmetric=True)
 LAYER = "model.layers.0."
 
 
@@ -67,7 +70,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def store(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("turns") / "store"
-    return quantize_checkpoint(source, out, config_of("higgs", grid="int", symmetric=True), ADADIM)
+    return quantize_checkpoint(source, out, CONFIG, ADADIM)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def loaded(folder) -> onnx.ModelProto:
     return onnx.load(folder / "model.onnx", load_external_data=False)
 
 
-def test_each_input_is_turned_once(store, written):
+def test_each_input_is_turned_once(source, store, written):
     model = loaded(written)
     readers = {node.name.rpartition("/")[0]: node.input[0] for node in model.graph.node if node.op_type == "MatMulAdaDim"}
     names = {"self_attn.q_proj": "qkv", "self_attn.o_proj": "o", "mlp.gate_proj": "gate up", "mlp.down_proj": "down"}
@@ -95,7 +98,10 @@ def test_each_input_is_turned_once(store, written):
         *("adadim.hadamard_8", "adadim.hadamard_12", "adadim.hadamard_20"),
     }
     assert [function.name for function in model.functions] == ["MatMulAdaDim", OP_TYPE]
-    assert onnx_size(store) == sum(path.stat().st_size for path in written.iterdir() if path.name.startswith("model.onnx"))
+    size = sum(path.stat().st_size for path in written.iterdir() if path.name.startswith("model.onnx"))
+    assert onnx_size(store) == size
+    with planned_store(source, ModelPlan(CONFIG, ADADIM, build_plan(source.specs, CONFIG, ADADIM))) as planned:
+        assert onnx_size(planned) == size
 
 
 def test_what_is_written_verifies(source, store, written):
