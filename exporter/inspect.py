@@ -34,7 +34,7 @@ from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear, weight_name
 from quantize.outside import Size
-from quantize.store.schema import Dtype, Shape, TensorName
+from quantize.store.schema import Dtype, Shape, TensorName, TurnJson
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
 
@@ -171,6 +171,12 @@ class _Codes(GridJson, kw_only=True):
     name: TensorName
     shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=3)]
     axis: Axis
+    turn: TurnJson | None = None
+
+    def __post_init__(self) -> None:
+        self.make()
+        if self.turn is not None:
+            self.turn.check(self.shape, self.axis)
 
 
 def _inspect_onnx(folder: Path) -> Report:
@@ -207,12 +213,17 @@ def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
     for index, entry in enumerate(entries):
         kind: type[_Floats | _Codes] = _Floats if entry.get("grid") in FLOAT_BITS else _Codes
         known.append(DOOR.convert(entry, f"{where}[{index}]", kind))
-        lack = None if isinstance(known[-1], _Floats) else target.lacks(known[-1].make(), known[-1].axis)
+        lack = None if isinstance(known[-1], _Floats) else _lack(target, known[-1])
         if lack is not None:
             raise DOOR.refused(f"{where}[{index}]", lack)
     if len({item.name for item in known}) != len(known):
         raise DOOR.refused(where, "names a tensor twice")
     return known
+
+
+def _lack(target: OnnxTarget, entry: _Codes) -> str | None:
+    turns = None if entry.turn is None else target.lacks_turns
+    return turns or target.lacks(entry.make(), entry.axis)
 
 
 def _described_items(graph: OnnxGraph, described: list[_Floats | _Codes]) -> list[Report]:

@@ -7,7 +7,7 @@
 | onnxruntime         | one MatMulNBits               | one MatMulNBits per group of output channels (split form)  |
 | onnxruntime+adadim  | one MatMulAdaDim, MatMulLevels| one MatMulAdaDim, MatMulLevels for single levels           |
 
-Stacks of experts: in ONNX one QMoE of two of them, PER_OC alone.
+Turned inputs: onnxruntime+adadim alone, by RotateAdaDim. Stacks of experts: in ONNX one QMoE of two of them, PER_OC alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from exporter.onnx_cost import (
     linear_seconds,
     stack_bytes,
     tile_bytes,
+    turn_seconds,
 )
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
@@ -32,6 +33,7 @@ from quantize.grids.int_affine import IntAffine
 from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.grids.levels import Levels
 from quantize.store.tensors import QuantizedStore
+from quantize.turn import Rotation
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
@@ -78,6 +80,11 @@ class GgufTarget:
         """A tensor of a GGUF is a whole weight."""
         return f"target {self.name} stores a weight as one tensor, to which nothing is added; onnxruntime can"
 
+    @property
+    def lacks_turns(self) -> str:
+        """llama.cpp multiplies the input as it is."""
+        return _no_turns(self.name)
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None, or why a weight (OC, IC), or a stack of them, does not fit."""
         shape = matrix(shape)
@@ -104,8 +111,9 @@ class GgufTarget:
         """llama.cpp multiplies by one tensor at a time."""
         return 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
+        assert turn is None, self.lacks_turns
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
 
 
@@ -136,6 +144,11 @@ class OnnxTarget:
     @property
     def lacks_parts(self) -> None:
         """A graph adds what its nodes give."""
+
+    @property
+    def lacks_turns(self) -> str | None:
+        """The stock runtime has no operator for them."""
+        return _no_turns(self.name) if self.split else None
 
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None for a weight (OC, IC): a ragged last group is legal. Of a stack QMoE takes whole blocks along IC alone."""
@@ -171,11 +184,17 @@ class OnnxTarget:
         """Graph nodes that one linear becomes."""
         return linear_nodes(grid, axis, matrix(shape)) if self.split else 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
         """Estimated seconds for one row of activations; MatMulAdaDim's kernel is taken to be as fast as MatMulNBits."""
         if self.split:
             return linear_seconds(grid, axis, matrix(shape))
-        return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE
+        own = 0.0 if turn is None else turn_seconds(turn, shape[-1])
+        return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE + own
+
+
+def _no_turns(target: str) -> str:
+    nearest = asked("grid.name", "iq4_nl")
+    return f"target {target} turns no input of a linear; onnxruntime+adadim does, and on llama.cpp {nearest} comes nearest"
 
 
 TARGETS: dict[str, GgufTarget | OnnxTarget] = {
@@ -196,7 +215,7 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         told = f"target '{shown(store.target)}' in plan.json is not one of {', '.join(TARGETS)}"
         raise StoreError(f"{store.path}: {told}; quantize again")
     for record in store.records.values():
-        reason = target.lacks_parts if record.inputs else None
+        reason = target.lacks_parts if record.inputs else target.lacks_turns if record.turn is not None else None
         if record.grid is not None:
             reason = reason or target.lacks(record.grid, record.axis)
             reason = reason or target.refuses(record.grid, record.axis, record.shape)

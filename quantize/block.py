@@ -16,8 +16,9 @@ from quantize.architecture.families import FoldSites
 from quantize.checkpoint.row_order import RowOrders
 from quantize.fold import Fold
 from quantize.rounding import Rounder
+from quantize.turn import Rotation
 from quantize.types import F32, Axis, AxisChoice, InputStats, Need, QuantizedTensor, Target, Tensor, TensorPlan
-from quantize.weight import Part, StoredWeight, weight_of
+from quantize.weight import Part, StoredWeight
 
 
 class Rounded(NamedTuple):
@@ -63,12 +64,27 @@ class Block:
 
     def stored(self, name: str, rounded: Tensor) -> StoredWeight:
         """A rounded weight with what stands beside it."""
-        first, beside = Part(rounded), self.beside.get(name)
-        return StoredWeight((first,) if beside is None else (first, beside.part(name, weight_of(rounded))))
+        turn = self.plans[name].turn if isinstance(rounded, QuantizedTensor) else None
+        first, beside = Part(rounded, turn=turn), self.beside.get(name)
+        return StoredWeight((first,) if beside is None else (first, beside.part(name, first.dense())))
 
     def reporting(self, key: str, *entries: Any) -> Block:  # noqa: ANN401 - whatever JSON holds
         """The same, ``entries`` after those of ``key`` so far."""
         return replace(self, report={**self.report, key: [*self.report.get(key, []), *entries]})
+
+
+def as_multiplied(stats: Mapping[str, InputStats], plans: Mapping[str, TensorPlan]) -> dict[str, InputStats]:
+    """Of inputs after their turns, by weight name; what shared a Hessian and a turn shares one again."""
+    shared, out = dict[tuple[int, Rotation], InputStats](), {}
+    for name, one in stats.items():
+        turn = plans[name].turn if name in plans else None
+        if turn is not None:
+            key = id(one.hessian), turn
+            if key not in shared:
+                shared[key] = one.turned(turn)
+            one = replace(one, hessian=shared[key].hessian, visit=None)
+        out[name] = one
+    return out
 
 
 class Beside(Protocol):

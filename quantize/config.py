@@ -132,6 +132,7 @@ class QuantizeConfig:
             "block_steps": around.block_steps,
             "tune_steps": around.tune_steps,
             **({"float_columns": around.float_columns} if around.float_columns else {}),
+            **({} if around.rounder is None else {"rounder": around.rounder}),
         }
 
 

@@ -7,7 +7,7 @@ Shapes are written as ``F32[OC, IC]``: a numpy array of that dtype, OC output ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.formula import Formula
+from quantize.turn import Rotation
 from quantize.workers import Once
 
 F32 = NDArray[np.float32]
@@ -95,6 +96,10 @@ class InputStats:
         """F32[IC]: the mean square of each input channel."""
         return self.hessian if self.hessian.ndim == 1 else np.diag(self.hessian)
 
+    def turned(self, turn: Rotation) -> InputStats:
+        """Those of the turned input. Where only a diagonal is known, all channels of a run matter alike afterwards."""
+        return replace(self, hessian=turn.moment(self.hessian), visit=None)
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
@@ -166,7 +171,8 @@ class TensorPlan:
     """What was decided for one tensor from its header alone.
 
     ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of
-    ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes.
+    ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes. ``turn``:
+    of the input channels, before rounding; only PER_OC goes with it.
     """
 
     name: str
@@ -176,6 +182,7 @@ class TensorPlan:
     dtype: str = "F32"
     note: str = ""
     float_columns: int = 0
+    turn: Rotation | None = None
 
 
 @dataclass(frozen=True)
@@ -255,6 +262,10 @@ class Target(Protocol):
     def lacks_parts(self) -> str | None:
         """None if a weight may be a sum of several parts, else the reason."""
 
+    @property
+    def lacks_turns(self) -> str | None:
+        """None if a weight's input may be turned before it is multiplied, else the reason, and what to take instead."""
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None if a weight (OC, IC) or a stack [experts, OC, IC] fits where nothing is lacking, else the reason with the numbers
         and what would fit."""
@@ -265,5 +276,5 @@ class Target(Protocol):
     def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Bytes of codes, scales and zeros of a linear (OC, IC), or of a stack, in the file."""
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> float:
-        """Estimated seconds to multiply one row of activations."""
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
+        """Estimated seconds to multiply one row of activations, turned before."""

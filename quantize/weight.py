@@ -1,8 +1,8 @@
-"""What a file stores of a weight: the sum of parts, each of which reads all input channels or some.
+"""What a file stores of a weight: the sum of parts, each of which reads all input channels, turned or not, or some.
 
 ::
 
-    y = W x = (the first part) x + (the second) x[reads] + ...
+    y = W x = (the first part) turn(x) + (the second) x[reads] + ...
 
 The first part is named like the weight, those beside it NAME.part1.weight, NAME.part2.weight, ... (``part_name``).
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quantize.blocks import dequantize
 from quantize.checkpoint.floats import to_f32
+from quantize.turn import Rotation
 from quantize.types import F32, QuantizedTensor, Tensor
 
 Index = NDArray[np.intp]
@@ -23,10 +24,16 @@ Index = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """``weight`` [OC, n], or some of its rows; ``reads`` intp[n]: the input channels of its columns; None: all."""
+    """``weight`` [OC, n], or some of its rows; ``reads`` intp[n]: the input channels of its columns; None: all. ``turn``: of the
+    input before it is multiplied."""
 
     weight: Tensor
     reads: Index | None = None
+    turn: Rotation | None = None
+
+    def dense(self) -> F32:
+        """What it stands for in the source's basis, F32[OC, n], or F32[n] of a norm or bias."""
+        return turned_back(weight_of(self.weight), self.turn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +43,26 @@ class StoredWeight:
     parts: tuple[Part, ...]
 
     def dense(self) -> F32:
-        """F32[OC, IC]: what the parts stand for together; F32[n] of a norm or bias."""
+        """F32[OC, IC]: what the parts stand for together, in the source's basis; F32[n] of a norm or bias."""
         first, *others = self.parts
-        total = weight_of(first.weight)
+        total = first.dense()
         if others:
             total = total.copy()
         for part in others:
-            total[:, part.reads] += weight_of(part.weight)
+            total[:, part.reads] += part.dense()
         return total
 
 
+def turned(values: F32, turn: Rotation | None) -> F32:
+    """Of F32[OC, IC] in the source's basis, a weight or its gradient, what belongs to the turned input."""
+    return values if turn is None else turn.apply(values)
+
+
+def turned_back(values: F32, turn: Rotation | None) -> F32:
+    """The inverse of ``turned``: of F32[OC, IC] that multiplies a turned input what multiplies the input."""
+    return values if turn is None else turn.back(values)
+
+
 def weight_of(tensor: Tensor) -> F32:
-    """What a tensor stands for, F32[OC, n], or F32[n] of a norm or bias."""
+    """What a tensor stands for, F32[OC, n] of its own input, which may be turned, or F32[n] of a norm or bias."""
     return dequantize(tensor) if isinstance(tensor, QuantizedTensor) else to_f32(tensor.values, tensor.dtype)

@@ -54,7 +54,7 @@ SHAPES = [(64, 96), (32, 32), (40, 50), (1, 33)]  # (OC, IC)
 def config_of(method: str = QuantizeConfig.method, **options) -> QuantizeConfig:
     """A config by what its options are called on the command line, in Python's spelling."""
     config = quantize_config(Namespace(method=method, **options))
-    assert options.keys() <= {*config.to_json(), "float_columns", "max_memory"}, options
+    assert options.keys() <= {*config.to_json(), "float_columns", "max_memory", "rounder"}, options
     return config
 
 

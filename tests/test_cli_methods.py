@@ -48,6 +48,7 @@ def test_what_a_method_needs_is_the_most_that_a_step_needs():
     assert {name: method.needs for name, method in METHODS.items()} == {
         "rtn": Need.WEIGHTS,
         "finequant": Need.WEIGHTS,
+        "higgs": Need.WEIGHTS,
         "search": Need.IMPORTANCE,
         "gptq": Need.HESSIAN,
         "norm-tweaking": Need.LEARNING,

@@ -27,7 +27,7 @@ from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
-from quantize.methods.around import SELECTIONS
+from quantize.methods.around import ROUNDER_WORDS, SELECTIONS
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
@@ -141,6 +141,11 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         "best: more text, then rounding learned and scales tuned",
     )
     group.add_argument("--method", choices=WORDS, help="rounding and axis, or a system (default: the effort's)")
+    group.add_argument(
+        "--rounder",
+        choices=ROUNDER_WORDS,
+        help="what rounds in a system that leaves that open, as higgs (default: the system's own)",
+    )
     told = f"5 on ggml grids only (default: {DEFAULT_BITS})"
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypedDict
 
@@ -12,16 +12,20 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, adadim_function, matmul_adadim
+from exporter.onnx.adadim_op import OP_TYPE as MATMUL
 from exporter.onnx.float16 import in_float16
 from exporter.onnx.floats import float_embedding, float_linear, float_tied_head, vector
 from exporter.onnx.graph import HOLE, Decoder, build_decoder, exported_context, template_decoder
 from exporter.onnx.layout import Layout, lay_out, too_large
-from exporter.onnx.levels_op import FORM, levels_function, matmul_levels
+from exporter.onnx.levels_op import OP_TYPE as LEVELS
+from exporter.onnx.levels_op import levels_function, matmul_levels
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
 from exporter.onnx.qmoe import float_moe, qmoe
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import FLOAT_TYPES, Form, Planned, Wire
+from exporter.onnx.turns import OP_TYPE as ROTATE
+from exporter.onnx.turns import Turns, rotate_function
 from quantize.errors import ExportError, asked
 from quantize.grids import grid_to_json
 from quantize.grids.int_affine import IntAffine
@@ -34,9 +38,9 @@ from quantize.store.seal import OPEN
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
 
+BODIES = {MATMUL: adadim_function, LEVELS: levels_function, ROTATE: rotate_function}
 PRODUCER = "adadim-edge"
 ADADIM_TARGET = "onnxruntime+adadim"
-FUNCTIONS = {"matmul_adadim": adadim_function, FORM: levels_function}  # by the form whose nodes call them
 SEALS = DATA_SEAL, FILES_SEAL, GRAPH_SEAL = tuple(f"adadim.sha256.{part}" for part in ("data", "files", "graph"))
 
 
@@ -84,7 +88,7 @@ def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
     decoder, kind = _decoder(store, options), FLOAT_TYPES[options.onnx_dtype]
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
-    nodes: list[NodeProto] = []
+    nodes, turns = list[NodeProto](), Turns()
     for node in decoder.model.graph.node:
         if node.domain != HOLE:
             own, stacks = _experts(store, node, options)
@@ -94,11 +98,12 @@ def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
             continue
         record = store.records[node.input[1]]
         parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0], kind))
-        for part in parts:
+        for part, turning in map(turns.before, parts):
             form = part.form(_form(store, part, node.op_type == "MatMul", options.accuracy_level))
             forms[part.record.name].append(form)
-            nodes += form.nodes
+            nodes += [*turning, *form.nodes]
         nodes += added
+    decoder = replace(decoder, constants={**decoder.constants, **turns.constants})
     for name, found in forms.items():
         if not found:
             found.append(vector(store.records[name], kind))
@@ -183,10 +188,9 @@ def _assemble(
     model.graph.initializer.extend(
         external(tensor.name, tensor.data_type, tensor.shape, layout.places[tensor.name]) for tensor in planned
     )
-    used = {form.form for found in forms.values() for form in found}
-    functions = [function for form, function in FUNCTIONS.items() if form in used]
-    if functions:
-        model.functions.extend(function() for function in functions)
+    ours = {node.op_type for node in nodes if node.domain == DOMAIN}
+    if ours:
+        model.functions.extend(body() for name, body in BODIES.items() if name in ours)
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     helper.set_model_props(
@@ -209,7 +213,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halv
         if record.grid is None:
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
-            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
+            turn = {} if record.turn is None else {"turn": record.turn.to_json()}
+            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)} | turn
             if halved and "scale_dtype" in entry and entry["form"] != "split":
                 entry["scale_dtype"] = "float16"
         tensors.append(entry)

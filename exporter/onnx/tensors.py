@@ -25,6 +25,7 @@ ITEM_BITS: dict[int, int] = {
     TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16,
     TensorProto.UINT8: 8,
+    TensorProto.INT8: 8,
     TensorProto.UINT4: 4,
 }
 

@@ -6,13 +6,14 @@ of its linears has, ``ChooseAxis``, those methods' other steps, and ``after``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from quantize.block import PlanStep, Step
-from quantize.methods import finequant, gptq, norm_tweaking, omniquant, rtn, search
+from quantize.methods import finequant, gptq, higgs, norm_tweaking, omniquant, rtn, search
 from quantize.methods.around import Around
 from quantize.methods.method import Method
+from quantize.rounding import Rounder
 from quantize.steps.axis import ChooseAxis, ChooseByScope
 from quantize.steps.columns import FloatColumns
 from quantize.steps.fold import ChangeBasis, Correction
@@ -20,7 +21,8 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant)}
+METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs)}
+BY_WORD: Mapping[str, Rounder] = {"nearest": rtn.METHOD.rounder, "gptq": gptq.METHOD.rounder}  # of ``Around.rounder``
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
 WORDS = tuple(
@@ -55,6 +57,19 @@ def word_of(method: Method, axes: tuple[Axis, ...]) -> str:
     return f"{method.name}-{next(word for word, known in AXES.items() if known == axes)}"
 
 
+def method_of(name: str, around: Around) -> Method:
+    """METHODS[name], which rounds as ``around`` says if it leaves that open."""
+    method: Method = METHODS[name]
+    if around.rounder is None or around.rounder not in method.rounders:
+        return method
+    return method.rounding_by(BY_WORD[around.rounder])
+
+
+def rounders_of(around: Around) -> dict[str, Rounder]:
+    """By the method's name."""
+    return {name: method_of(name, around).rounder for name in METHODS}
+
+
 def before(around: Around) -> list[Step]:
     """What comes before any method's own steps."""
     steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in around.transforms]
@@ -71,7 +86,8 @@ def after(methods: Collection[str], around: Around) -> list[Step]:
 
 def steps_of(methods: Collection[str], around: Around) -> list[Step | PlanStep]:
     """All that a block of linears of these methods may go through, and what was planned of them."""
-    return [*before(around), *(step for name in methods for step in METHODS[name].steps), ChooseAxis(), *after(methods, around)]
+    own = (step for name in methods for step in method_of(name, around).steps)
+    return [*before(around), *own, ChooseAxis(), *after(methods, around)]
 
 
 __all__ = [
@@ -84,7 +100,9 @@ __all__ = [
     "Method",
     "after",
     "before",
+    "method_of",
     "read_word",
+    "rounders_of",
     "steps_of",
     "word_of",
 ]

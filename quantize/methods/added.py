@@ -25,6 +25,7 @@ ADDED = (
     Extra("transforms", "value-order", "channels of values in another order", "ours", Need.HESSIAN),
     Extra("transforms", "norm-gains", "gains of norms refitted after rounding", "arXiv 2309.02784, in closed form", Need.HESSIAN),
     Extra("float_columns", "N", "outlier input channels in float16", "QUIK, arXiv 2310.09259, its weights", Need.HESSIAN),
+    Extra("rounder", "gptq", "another rounding in a system that leaves it open", "GPTQ, arXiv 2210.17323", Need.HESSIAN),
     Extra("selection", "scope", "axes by the output around a linear", "AdaDim, arXiv 2309.15531, 4.2", Need.BLOCK),
     Extra("block_steps", "N", "codes and scales learned block by block", "after SignRound, arXiv 2309.05516", Need.LEARNING),
     Extra("tune_steps", "N", "floats tuned by the whole model", "after EfficientQAT, arXiv 2407.11062", Need.MODEL),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quantize import transforms
 from quantize.errors import ConfigError, asked
 
+ROUNDER_WORDS = ("nearest", "gptq")
 SELECTIONS = ("scope", "hessian")
 BY_SCOPE, BY_HESSIAN = SELECTIONS
 
@@ -16,7 +17,8 @@ class Around:
     """Transforms by name; what AdaDim's choice of an axis weighs; steps of learning, per block and of the whole model.
 
     ``float_columns``: input channels that float16 keeps, of a linear that reads the residual stream; as many times more of one
-    whose input is wider. ``tune_steps`` need the whole source in memory, in float32, about four times.
+    whose input is wider. ``tune_steps`` need the whole source in memory, in float32, about four times. ``rounder``: what rounds
+    for a system that leaves that open; None: the system's own.
     """
 
     transforms: tuple[str, ...] = ()
@@ -24,6 +26,7 @@ class Around:
     block_steps: int = 0
     tune_steps: int = 0
     float_columns: int = 0
+    rounder: str | None = None
 
     def __post_init__(self) -> None:
         for name in self.transforms:
@@ -33,6 +36,8 @@ class Around:
                 )
         if self.selection not in SELECTIONS:
             raise ConfigError(f"{asked('selection', self.selection)}: choose one of {', '.join(SELECTIONS)}")
+        if self.rounder not in (None, *ROUNDER_WORDS):
+            raise ConfigError(f"{asked('rounder', self.rounder)}: choose one of {', '.join(ROUNDER_WORDS)}")
         for option in ("block_steps", "tune_steps", "float_columns"):
             if getattr(self, option) < 0:
                 raise ConfigError(f"{asked(option, getattr(self, option))}: must not be negative")

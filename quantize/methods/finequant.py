@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantize.methods.around import ROUNDER_WORDS
 from quantize.methods.method import Method
 from quantize.rounding import NEAREST, Rounder
 from quantize.steps.group_size import ChooseGroups
@@ -16,5 +17,6 @@ METHOD = Method(
     "arXiv 2308.09723",
     (ChooseGroups(ALPHA), Round(Rounder(NEAREST))),
     axes=(Axis.PER_OC,),
+    rounders=ROUNDER_WORDS,
     ours="the rule that stops halving a group, and its threshold; GGUF: the choice is among block formats of as many bits",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from quantize.block import PlanStep, Step
 from quantize.rounding import Rounder
@@ -18,7 +19,9 @@ class Method:
 
     ``kind``: in the field's words. ``paper``: where it was published. ``axes``: those of a system, which goes by its own name;
     none where a word names them after the method, as gptq-ada. ``block_steps``: of learning, by default, if one of its steps
-    learns. ``ours``: what in it the paper does not say, or says otherwise. ``simulated``: what of it no runtime does.
+    learns. ``grids``: its own grid of each width; where none, the target's. ``turns``: whether inputs are turned. ``rounders``:
+    words of the rounders that may round for it. ``ours``: what in it the paper does not say, or says otherwise. ``simulated``:
+    what of it no runtime does.
     """
 
     name: str
@@ -27,6 +30,9 @@ class Method:
     steps: tuple[Step | PlanStep, ...]
     axes: tuple[Axis, ...] = ()
     block_steps: int = 0
+    grids: Mapping[int, str] = field(default_factory=dict)
+    turns: bool = False
+    rounders: tuple[str, ...] = ()
     ours: str = ""
     simulated: str = ""
 
@@ -54,6 +60,10 @@ class Method:
     def rounder(self) -> Rounder:
         """That of its step that rounds."""
         return next(step.rounder for step in self.steps if isinstance(step, Round))
+
+    def rounding_by(self, rounder: Rounder) -> Method:
+        """The same, which rounds so."""
+        return replace(self, steps=tuple(Round(rounder) if isinstance(step, Round) else step for step in self.steps))
 
     @property
     def leaves_parts(self) -> bool:

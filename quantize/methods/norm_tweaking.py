@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantize.methods import gptq
+from quantize.methods.around import ROUNDER_WORDS
 from quantize.methods.method import Method
 from quantize.steps.tweak_norms import TweakNorms
 from quantize.types import Axis
@@ -16,5 +17,6 @@ METHOD = Method(
     "arXiv 2309.02784",
     (*gptq.METHOD.steps, TweakNorms(RATE, GROWTH)),
     axes=(Axis.PER_OC,),
+    rounders=ROUNDER_WORDS,
     ours="the calibration text, not one that the model has written; the rate; taken back where unseen text loses by it",
 )

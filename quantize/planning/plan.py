@@ -22,9 +22,9 @@ from quantize.config import (
 from quantize.errors import ConfigError, PlanError, asked, shown
 from quantize.grids import BLOCK_GRIDS, GRIDS, make_grid
 from quantize.grids.levels import LEAST_GROUP, Levels
-from quantize.methods import AXES, METHODS, Method, read_word, word_of
+from quantize.methods import AXES, METHODS, method_of, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
-from quantize.transforms import CORRECTIONS
+from quantize.planning.of_method import check_beside, own_grid, with_turn
 from quantize.types import F32, FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
 
 
@@ -75,31 +75,15 @@ def build_plan(
             unused -= used
             if not choice.says_grid:
                 open_grids.add(name)
-            plan = _plan_linear(spec, choice, config.allow_fallback, target)
+            plan = with_turn(_plan_linear(spec, choice, config.allow_fallback, target), config.data.seed)
             plans.append(replace(plan, float_columns=_float_columns(spec, hidden, config, target)) if plan.candidates else plan)
         else:
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
         raise ConfigError(f"{config.recipe}: rule[{index}], match '{shown(rules[index].match)}', names no linear of this model")
-    for name in dict.fromkeys(plan.method for plan in plans if plan.candidates):
-        _check_beside(METHODS[name], config)
+    check_beside([METHODS[name] for name in dict.fromkeys(plan.method for plan in plans if plan.candidates)], config)
     plans = plans if read is None else [_by_weights(plan, read, target) if plan.name in open_grids else plan for plan in plans]
     return _with_partners(plans, specs)
-
-
-def _check_beside(method: Method, config: QuantizeConfig) -> None:
-    """Raises ConfigError for options that contradict a method."""
-    around, named = config.around, asked("method", method.name)
-    refitted = [name for name in around.transforms if name in CORRECTIONS]
-    if method.moves_norms and refitted:
-        raise ConfigError(f"{named}: moves the gains that {asked('transforms', around.transforms, refitted[0])} moves; drop one")
-    if method.block_steps and not around.block_steps:
-        raise ConfigError(f"{named}: learns, which takes steps; give {asked('block_steps', method.block_steps)}")
-    if method.learns and around.float_columns:
-        raise ConfigError(
-            f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
-            "drop one of the two"
-        )
 
 
 def _by_weights(plan: TensorPlan, read: Callable[[str], F32], target: Target) -> TensorPlan:
@@ -167,7 +151,7 @@ def _plan_table(spec: TensorSpec, config: QuantizeConfig, target: Target) -> Ten
 
 def table_method(grid: Grid, config: QuantizeConfig) -> str:
     """A second-order method for an embedding or a head too where it is coarse, and where gradients say what its errors cost."""
-    method = read_word(config.method).method
+    method = method_of(read_word(config.method).method.name, config.around)
     careful = method.rounder.needs >= Need.HESSIAN and config.data.token_weight == "gradient" and grid.bits < FINE_BITS
     return method.name if careful else "rtn"
 
@@ -204,6 +188,7 @@ def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choi
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
     shape = matrix(spec.shape)
     method, axes = read_word(choice.method)
+    choice = choice._replace(grid=own_grid(method, choice.grid, target))
     grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
     held = [axis for axis in _axes_of(spec, axes) if target.lacks(grids[axis], axis) is None]

@@ -25,7 +25,9 @@ def run_digest(job: Job) -> str:
             return ""
         text = load_text(job.config.data.text).sha256
     plans = [
-        vars(plan) | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
+        vars(plan)
+        | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
+        | {"turn": None if plan.turn is None else plan.turn.to_json()}
         for plan in job.plan.tensors
     ]
     said = {

@@ -17,7 +17,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.checkpoint.template import Template
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
-from quantize.methods import METHODS, ROUNDERS, Around, steps_of
+from quantize.methods import METHODS, Around, method_of, rounders_of, steps_of
 from quantize.methods.around import BY_HESSIAN
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig, ModelSizes, block_index, block_prefix
 from quantize.planning.plan import ModelPlan
@@ -102,7 +102,8 @@ class Job:
         config, data = self.config, self.config.data
         depth = 0.0 if run is None else run.index / self.source.config.num_layers
         steps = config.around.block_steps
-        return Kit(self.target, self.orders, ROUNDERS, config.max_slowdown, data.seed, steps, data.text, run, depth)
+        rounders = rounders_of(config.around)
+        return Kit(self.target, self.orders, rounders, config.max_slowdown, data.seed, steps, data.text, run, depth)
 
 
 def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
@@ -114,7 +115,7 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     if path is None:
         return job
     for one in plan.tensors:
-        method = METHODS[one.method]
+        method = method_of(one.method, plan.config.around)
         if one.candidates and block_index(one.name) is not None and method.needs > Need.IMPORTANCE:
             raise ConfigError(
                 f"{asked('imatrix', str(path))}: {one.name} is to be rounded by {method.name}, for which the "
@@ -248,7 +249,8 @@ def _table_tasks(job: Job, plan: TensorPlan, statistics: Statistics) -> Iterator
         return
     tables = _of_weights(statistics.known)
     known = tables.get(plan.name, tables.get(name))
-    if known is not None and known.hessian.ndim == 1 and METHODS[plan.method].needs >= Need.HESSIAN:
+    needs = method_of(plan.method, job.config.around).needs
+    if known is not None and known.hessian.ndim == 1 and needs >= Need.HESSIAN:
         known = replace(known, hessian=np.diag(known.hessian))  # what is looked up has no channels that go together
     step = max(1, 4 * config.hidden_size * (config.hidden_size + _ffn(config)) // plan.shape[1])
     for start in range(0, plan.shape[0], step):

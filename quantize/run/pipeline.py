@@ -116,4 +116,4 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
 def _planned_records(plan: TensorPlan) -> list[TensorRecord]:
     axis, grid = next(iter(plan.candidates.items()), (Axis.PER_OC, None))
     beside = [float_record(part_name(plan.name, 1), plan)] if plan.float_columns else []
-    return [TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note), *beside]
+    return [TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn), *beside]

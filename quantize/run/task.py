@@ -48,7 +48,7 @@ def run_block(task: BlockTask, kit: Kit) -> Result:
     for step in before(task.around):
         block = step(block, list(plans), kit)
     names = {method: [name for name, plan in plans.items() if plan.method == method] for method in METHODS}
-    present = [method for method in METHODS.values() if names[method.name]]
+    present = [method.rounding_by(kit.rounders[method.name]) for method in METHODS.values() if names[method.name]]
     for method in present:
         for step in method.until_rounded:
             block = step(block, names[method.name], kit)
@@ -80,7 +80,9 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
     stored = block.stored(plan.name, rounded.tensor)
     if plan.name in block.beside:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
-    record = TensorRecord(plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss)
+    record = TensorRecord(
+        plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss, turn=plan.turn
+    )
     first, *beside = stored.parts
     return [(first, record), *((part, float_record(part.weight.name, plan)) for part in beside)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantize.model_config import HEAD
@@ -10,7 +11,6 @@ from quantize.statistics.calibration import other_data
 from quantize.steps.learn_floats import tune, tuning_schedule
 from quantize.store.tensors import Piece
 from quantize.types import I64, QuantizedTensor
-from quantize.weight import Part
 
 
 def tuning_tokens(job: Job) -> I64:
@@ -31,7 +31,9 @@ def tuned(job: Job, pieces: list[Piece], tokens: I64) -> tuple[list[Piece], dict
     tensors = [part.weight for part, _ in pieces]
     chosen = [index for index, one in enumerate(tensors) if isinstance(one, QuantizedTensor) or one.values.ndim == 1]
     student, steps = ModelStudent(job.source, tokens, any(one.name == HEAD for one in tensors)), job.config.around.tune_steps
-    found = tune([tensors[index] for index in chosen], student, job.orders, tuning_schedule(steps, job.config.data.seed))
+    turns = {part.weight.name: part.turn for part, _ in pieces if part.turn is not None}
+    schedule = tuning_schedule(steps, job.config.data.seed)
+    found = tune([tensors[index] for index in chosen], student, job.orders, schedule, turns)
     moved = dict(zip(chosen, found.tensors, strict=True))
     report = {"tuning": {"steps": steps, "before": found.before, "after": found.after}}
-    return [(Part(moved.get(index, part.weight)), record) for index, (part, record) in enumerate(pieces)], report
+    return [(replace(part, weight=moved.get(index, part.weight)), record) for index, (part, record) in enumerate(pieces)], report

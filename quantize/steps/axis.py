@@ -77,7 +77,7 @@ def _choices(block: Block, losses: Mapping[str, Losses], kit: Kit) -> dict[str, 
             raise CalibrationError(f"{name}: its outputs on the calibration text overflow; does the source itself run?")
         several, shape = len(plan.candidates) > 1, matrix(plan.shape)
         choices[name] = choose_axis(loss) if several else AxisChoice(next(iter(plan.candidates)), loss)
-        cost[name] = {axis: kit.target.decode_cost(grid, axis, shape) for axis, grid in plan.candidates.items()}
+        cost[name] = {axis: kit.target.decode_cost(grid, axis, shape, plan.turn) for axis, grid in plan.candidates.items()}
     return within_slowdown(choices, cost, kit.max_slowdown)
 
 

@@ -17,10 +17,12 @@ from quantize.block import Block, Kit, Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
 from quantize.progress import track
+from quantize.turn import Rotation
 from quantize.types import F32, Tensor
-from quantize.weight import weight_of
+from quantize.weight import turned, turned_back, weight_of
 from quantize.workers import in_threads
 
+NO_TURNS: Mapping[str, Rotation] = {}
 JUDGES = 8  # sequences that no step sees, spread over the text: its end may be of another kind than its beginning
 
 
@@ -82,13 +84,15 @@ class Descended:
     after: float
 
 
-def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule) -> Descended:
-    """Move ``knobs`` along the ``schedule``; JUDGES of the student's sequences decide what is kept.
+def descend(
+    knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule, turns: Mapping[str, Rotation] = NO_TURNS
+) -> Descended:
+    """Move ``knobs`` along the ``schedule``; JUDGES of the student's sequences decide what is kept. ``turns``: by tensor's name.
 
     Steps take the others in an order that the seed draws, and when all were seen, again. The rate falls to nothing at the last
     step; a span that did not help is taken back, and the rate halved.
     """
-    crew = _Tensors(knobs, student, orders)
+    crew = _Tensors(knobs, student, orders, turns)
     judges, learned = _divided(student.sequences)
     assert len(learned) >= schedule.sequences, f"{student.sequences} sequences"
     drawn = np.random.default_rng(schedule.seed).permutation(learned)
@@ -120,7 +124,7 @@ def put_stored(block: Block, student: Student, kit: Kit) -> None:
     """All of ``block`` as it would be stored now."""
     put_plain(block, student, kit)
     for name, rounded in block.rounded.items():
-        student.put(name, kit.orders.to_source(name, weight_of(rounded.tensor)), learns=False)
+        student.put(name, kit.orders.to_source(name, block.stored(name, rounded.tensor).dense()), learns=False)
 
 
 def judges_of(sequences: int) -> NDArray[np.intp]:
@@ -137,8 +141,8 @@ def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 class _Tensors:
     """All tensors at once: numpy lets go of the interpreter while it computes."""
 
-    def __init__(self, knobs: Sequence[Knobs], student: Student, orders: RowOrders) -> None:
-        self._knobs, self._student, self._orders = knobs, student, orders
+    def __init__(self, knobs: Sequence[Knobs], student: Student, orders: RowOrders, turns: Mapping[str, Rotation]) -> None:
+        self._knobs, self._student, self._orders, self._turns = knobs, student, orders, turns
 
     def show(self) -> None:
         """Put every weight into the student."""
@@ -161,14 +165,15 @@ class _Tensors:
         def one(knobs: Knobs) -> None:
             name = knobs.tensor.name
             if name in gradients:
-                knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
+                knobs.move(turned(self._orders.to_target(name, gradients[name]), self._turns.get(name)), rate, step)
                 self._show(knobs)
 
         self._everybody(one)
 
     def _show(self, knobs: Knobs) -> None:
         name = knobs.tensor.name
-        self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
+        weight = turned_back(weight_of(knobs.tensor), self._turns.get(name))
+        self._student.put(name, self._orders.to_source(name, weight), learns=knobs.moves)
 
     def _everybody(self, work: Callable[[Knobs], None]) -> None:
         in_threads(work, self._knobs)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from quantize.architecture.families import FoldSites
-from quantize.block import Block, Kit
+from quantize.block import Block, Kit, as_multiplied
 from quantize.blocks import dequantize
 from quantize.fold import Fold
 from quantize.loss import output_loss
@@ -15,6 +15,7 @@ from quantize.rounding.exact import exact
 from quantize.rounding.gptq import with_visits
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Need
+from quantize.weight import turned, turned_back
 
 AS_IS = Fold()
 APPLIED = "applied"  # key of a block's report
@@ -60,8 +61,9 @@ def foldable(block: Block) -> FoldSites | None:
 
 
 def _is_exact(block: Block, name: str) -> bool:
-    grids = block.plans[name].candidates
-    return any(exact(name, block.tensors[name], grid, axis) is not None for axis, grid in grids.items())
+    plan = block.plans[name]
+    weight = turned(block.tensors[name], plan.turn)
+    return any(exact(name, weight, grid, axis) is not None for axis, grid in plan.candidates.items())
 
 
 def best_fold(block: Block, candidates: Iterable[Fold], kit: Kit) -> Fold | None:
@@ -83,13 +85,14 @@ def touched(block: Block, fold: Fold) -> list[str]:
 def _loss(block: Block, changed: Fold, fold: Fold, kit: Kit, planned: bool) -> float:
     """Of the weights that ``changed`` touches, rounded under ``fold``: each on the better of its axes."""
     names, total = touched(block, changed), 0.0
-    stats = fold.stats({name: block.stats[name] for name in names})
+    stats = as_multiplied(fold.stats({name: block.stats[name] for name in names}), block.plans)
     rounders = {name: kit.rounders[block.plans[name].method if planned else NEAREST] for name in names}
     if any(rounder.needs >= Need.HESSIAN for rounder in rounders.values()):
         stats = with_visits(stats)
     for name in names:
-        weight = block.tensors[name]
-        folded, rounder = fold.tensor(name, weight), rounders[name]
+        weight, turn, rounder = block.tensors[name], block.plans[name].turn, rounders[name]
+        folded = turned(fold.tensor(name, weight), turn)
         rounded = (rounder(name, folded, grid, axis, stats[name]) for axis, grid in block.plans[name].candidates.items())
-        total += min(output_loss(weight, fold.back(name, dequantize(tensor)), block.stats[name]) for tensor in rounded)
+        stored = (fold.back(name, turned_back(dequantize(tensor), turn)) for tensor in rounded)
+        total += min(output_loss(weight, one, block.stats[name]) for one in stored)
     return total

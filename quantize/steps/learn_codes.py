@@ -9,7 +9,7 @@ their errors too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +19,10 @@ from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
 from quantize.errors import asked
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
-from quantize.steps.descent import Descended, Schedule, descend, put_plain
+from quantize.steps.descent import NO_TURNS, Descended, Schedule, descend, put_plain
+from quantize.turn import Rotation
 from quantize.types import F32, FINE_BITS, U8, Need, QuantizedTensor
+from quantize.weight import turned
 
 CODE_RATE = 0.004  # of the distance between two neighbouring values, per step
 SCALE_RATE = 0.004  # of a scale, per step
@@ -44,8 +46,9 @@ class LearnCodes:
             return block
         learning = {name: block.tensors[name] for name in block.tensors if name in block.rounded}
         put_plain(block, student, kit)
-        pairs = [(block.rounded[name].tensor, weight) for name, weight in learning.items()]
-        found = learn_rounding(pairs, student, kit)
+        turns = {name: turn for name in learning if (turn := block.plans[name].turn) is not None}
+        pairs = [(block.rounded[name].tensor, turned(weight, turns.get(name))) for name, weight in learning.items()]
+        found = learn_rounding(pairs, student, kit, turns)
         rounded = {
             name: block.rounded[name]._replace(tensor=tensor)
             for name, tensor in zip(learning, found.tensors, strict=True)
@@ -54,14 +57,16 @@ class LearnCodes:
         return replace(block, rounded=rounded).reporting(LEARNED, found.before, found.after)
 
 
-def learn_rounding(rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit) -> Descended:
-    """Tensors with other codes and scales, in their order; each comes with its F32[OC, IC] before rounding.
+def learn_rounding(
+    rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit, turns: Mapping[str, Rotation] = NO_TURNS
+) -> Descended:
+    """Tensors with other codes and scales, in their order; each comes with its F32[OC, IC] before rounding, turned already.
 
     Raises CalibrationError for too short a text.
     """
     schedule = Schedule("rounding a block", kit.steps, SEQUENCES, SPAN, kit.seed, lambda _: 1.0)
     schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('data.tokens')}")
-    return descend([_Positions(*pair) for pair in rounded], student, kit.orders, schedule)
+    return descend([_Positions(*pair) for pair in rounded], student, kit.orders, schedule, turns)
 
 
 class _Positions:

@@ -7,7 +7,7 @@ end; Norm Tweaking, arXiv 2309.02784, the gains).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy as np
 from quantize.block import Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, log_slopes, with_floats
-from quantize.steps.descent import Descended, Schedule, descend
+from quantize.steps.descent import NO_TURNS, Descended, Schedule, descend
+from quantize.turn import Rotation
 from quantize.types import F32, FINE_BITS, QuantizedTensor, Tensor
 
 RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss
@@ -26,9 +27,11 @@ SPAN = 4  # steps between two judgements
 VALUES = "values"  # the one key of a norm
 
 
-def tune(tensors: Iterable[Tensor], student: Student, orders: RowOrders, schedule: Schedule) -> Descended:
-    """Adam on the floats of ``tensors``."""
-    return descend([_Floats(tensor) for tensor in tensors], student, orders, schedule)
+def tune(
+    tensors: Iterable[Tensor], student: Student, orders: RowOrders, schedule: Schedule, turns: Mapping[str, Rotation] = NO_TURNS
+) -> Descended:
+    """Adam on the floats of ``tensors``; ``turns``: of their inputs, by name."""
+    return descend([_Floats(tensor) for tensor in tensors], student, orders, schedule, turns)
 
 
 def tuning_schedule(steps: int, seed: int) -> Schedule:

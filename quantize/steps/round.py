@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from quantize.block import Block, Kit, Rounded
+from quantize.block import Block, Kit, Rounded, as_multiplied
 from quantize.blocks import dequantize, unstack
 from quantize.float_params import check_params
 from quantize.loss import output_loss
@@ -16,12 +16,16 @@ from quantize.rounding import Rounder
 from quantize.rounding.exact import EXACT, exact
 from quantize.rounding.gptq import with_visits
 from quantize.types import F32, Axis, Grid, InputStats, Need, QuantizedTensor
+from quantize.weight import turned
 from quantize.workers import in_threads
 
 
 @dataclass(frozen=True)
 class Round:
-    """By ``rounder``; on the chosen axis where there is a choice, else on all candidates."""
+    """By ``rounder``; on the chosen axis where there is a choice, else on all candidates.
+
+    A weight whose input is turned is rounded as the turned input is multiplied by it, and so ``tried`` has it.
+    """
 
     rounder: Rounder
 
@@ -32,16 +36,18 @@ class Round:
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step. Raises PlanError for scales that overflow the file's dtype."""
-        linears = [self._linear(block, name) for name in names]
+        stats = as_multiplied({name: block.stats[name] for name in names if name in block.stats}, block.plans)
+        linears = [self._linear(block, name, stats.get(name)) for name in names]
         found = {linear.name: held for linear in linears if (held := linear.exact())}
         others = [linear for linear in linears if linear.name not in found]
         found |= zip((linear.name for linear in others), round_all(others, block.sites), strict=True)
         return replace(block, tried={**block.tried, **found})
 
-    def _linear(self, block: Block, name: str) -> Linear:
-        grids, choice = block.plans[name].candidates, block.choices.get(name)
+    def _linear(self, block: Block, name: str, stats: InputStats | None) -> Linear:
+        plan, choice = block.plans[name], block.choices.get(name)
+        grids = plan.candidates
         grids = grids if choice is None else {choice.axis: grids[choice.axis]}
-        return Linear(name, block.tensors[name], block.stats.get(name), grids, self.rounder)
+        return Linear(name, turned(block.tensors[name], plan.turn), stats, grids, self.rounder)
 
 
 @dataclass(frozen=True)

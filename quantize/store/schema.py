@@ -18,6 +18,7 @@ from quantize.grids.ggml_k import GgmlKOffset
 from quantize.grids.int_affine import IntAffine
 from quantize.grids.lattice import TOP, GgmlLattice
 from quantize.outside import MIB, Count, Door, Size, open_regular
+from quantize.turn import LEAST, Rotation, orders_of
 from quantize.types import F32, Array, Axis, Grid, RowOrder
 
 PLAN_DOOR = Door(StoreError, "plan.json is damaged, quantize again")
@@ -54,6 +55,26 @@ class PlainJson(msgspec.Struct):
         _check_part(self.inputs, self.shape, self.chunks)
 
 
+class TurnJson(msgspec.Struct):
+    """A turn of input channels."""
+
+    size: Size
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed is {self.seed}, not a whole number of 64 bits")
+
+    def make(self) -> Rotation:
+        """The turn."""
+        return Rotation(self.size, self.seed)
+
+    def check(self, shape: tuple[int, ...], axis: Axis) -> None:
+        """Raises ValueError for none of the input channels of a weight (OC, IC), or none that is known here."""
+        if len(shape) != 2 or shape[1] % self.size or axis is Axis.PER_IC or not self.size >= LEAST or not orders_of(self.size):
+            raise ValueError(f"shape {shape} {axis} and a turn of {self.size} input channels, which is not known here")
+
+
 class QuantizedJson(GridJson, kw_only=True):
     """A tensor on a grid."""
 
@@ -66,10 +87,15 @@ class QuantizedJson(GridJson, kw_only=True):
     note: str = ""
     sha256: list[Sha256] = msgspec.field(default_factory=list)
     inputs: Count = 0
+    turn: TurnJson | None = None
 
     def __post_init__(self) -> None:
         grid = self.make()
         _check_part(self.inputs, self.shape, self.chunks)
+        if self.turn is not None:
+            self.turn.check(self.shape, self.axis)
+            if self.inputs:
+                raise ValueError(f"a turn of {self.turn.size} input channels of a part, which takes some of them")
         if len(self.shape) != 2 and (len(self.shape) != 3 or self.axis is Axis.PER_IC):
             raise ValueError(f"shape {self.shape} on the grid {self.grid} {self.axis}, where two lengths are needed")
         rows, cols = matrix(self.shape) if self.axis is Axis.PER_OC else matrix(self.shape)[::-1]

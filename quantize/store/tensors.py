@@ -37,6 +37,7 @@ from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, is_linear,
 from quantize.outside import sha256_of
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.store.seal import holds
+from quantize.turn import Rotation
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight
 
@@ -55,7 +56,7 @@ STRANGE = "is no part of the store"
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part beside a weight's first, how many input
-    channels the weight has, of which it reads ``shape[1]``; else 0."""
+    channels the weight has, of which it reads ``shape[1]``; else 0. ``turn``: of its input."""
 
     name: str
     shape: tuple[int, ...]
@@ -68,6 +69,7 @@ class TensorRecord:
     chunks: int = 0
     sha256: tuple[str, ...] = ()
     inputs: int = 0
+    turn: Rotation | None = None
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -96,7 +98,8 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        rest = {"inputs": self.inputs, "note": self.note, "sha256": list(self.sha256)}
+        turn = None if self.turn is None else self.turn.to_json()
+        rest = {"inputs": self.inputs, "turn": turn, "note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
@@ -105,9 +108,9 @@ class TensorRecord:
         record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks, sha256=tuple(raw.sha256), inputs=raw.inputs)
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
-        return replace(
-            record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss={str(axis): loss for axis, loss in raw.loss.items()}
-        )
+        loss = {str(axis): loss for axis, loss in raw.loss.items()}
+        turn = None if raw.turn is None else raw.turn.make()
+        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, turn=turn)
 
 
 Piece = tuple[Part, TensorRecord]
@@ -227,7 +230,8 @@ class QuantizedStore:
 
     def weight(self, name: str) -> StoredWeight:
         """All parts of a weight. Raises StoreError."""
-        return StoredWeight((Part(self.read(name)), *(read_chunk(self.path, record, 0) for record in self.beside(name))))
+        first = Part(self.read(name), turn=self.records[name].turn)
+        return StoredWeight((first, *(read_chunk(self.path, record, 0) for record in self.beside(name))))
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
@@ -280,7 +284,7 @@ def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:
         reads = arrays.pop(READS).astype(np.intp) if columns else None
         if record.grid is None:
             return Part(PlainTensor(record.name, arrays["values"], record.dtype), reads)
-        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads)
+        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads, record.turn)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
 

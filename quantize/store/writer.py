@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -116,7 +117,7 @@ class StoreWriter:
 
     def _part_of(self, record: TensorRecord) -> Part:
         chunks = [read_chunk(self._folder, record, index) for index in range(record.chunks)]
-        return Part(joined([chunk.weight for chunk in chunks]), chunks[0].reads)
+        return replace(chunks[0], weight=joined([chunk.weight for chunk in chunks]))
 
     def pieces(self) -> Iterator[Piece]:
         """All that was added so far, every tensor whole, with its record as it was before it was cut."""

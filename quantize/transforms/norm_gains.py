@@ -11,7 +11,6 @@ import numpy as np
 
 from quantize.architecture.families import FoldSites
 from quantize.block import Block
-from quantize.blocks import dequantize
 from quantize.fold import Basis
 from quantize.loss import output_loss
 from quantize.types import F32
@@ -23,7 +22,7 @@ def norm_gains(block: Block, at: FoldSites) -> dict[str, F32]:
     """New gains by name, for the norms where they lower the loss of the rounded weights behind them."""
     out = {}
     for norm, linears in at.norms.items():
-        pairs = {name: (block.tensors[name], dequantize(block.rounded[name].tensor)) for name in linears}
+        pairs = {name: (block.tensors[name], block.stored(name, block.rounded[name].tensor).dense()) for name in linears}
         if block.stats[linears[0]].hessian.ndim == 1:  # a diagonal alone does not say which channel makes up for which
             continue
         factors = _factors(list(pairs.values()), block.stats[linears[0]].hessian)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from quantize.errors import FileFormatError
 from quantize.grids import grid_to_json
+from quantize.store.schema import TurnJson
 from quantize.store.tensors import QuantizedStore
+from quantize.turn import Rotation
 from quantize.types import Axis
+from runtime_checks.checks.turn_check import turn_difference
 from runtime_checks.measure.results import Check, within
 from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.onnx_runner import load_graph
@@ -77,6 +83,10 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
         item, tensor = said[name], held[name]
         shape = {"form": tensor.form, "shape": list(tensor.shape)}
         checks.append(_check("what the tensors are", f"{key}: {name}", {part: item.get(part) for part in shape}, shape))
+        if "turn" in item or tensor.read_turn is not None:
+            said_turn = _turn(item.get("turn"), tensor.shape)
+            error = math.inf if said_turn is None else turn_difference(tensor.turn(), said_turn)
+            checks.append(within("metadata = the turn's signs", f"{PREFIX}{key}: {name}", error, EXACT))
         if store is not None and name in store.records:
             rest = {part: value for part, value in item.items() if part not in ("name", *shape)}
             narrowed = halved and tensor.form != "split"
@@ -91,7 +101,18 @@ def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[s
         return {"grid": record.dtype, "axis": str(Axis.PER_OC)}
     grid = grid_to_json(record.grid)
     scales = {"scale_dtype": "float16"} if narrowed and "scale_dtype" in grid else {}
-    return {**grid, **scales, "axis": str(record.axis)}
+    turn = {} if record.turn is None else {"turn": record.turn.to_json()}
+    return {**grid, **scales, "axis": str(record.axis), **turn}
+
+
+def _turn(claimed: Any, shape: tuple[int, ...]) -> Rotation | None:  # noqa: ANN401 - JSON
+    """What is claimed, None for what is no turn of such a weight's input."""
+    try:
+        turn = msgspec.convert(claimed, TurnJson, strict=True)
+        turn.check(shape, Axis.PER_OC)
+    except (msgspec.ValidationError, ValueError):
+        return None
+    return turn.make()
 
 
 def _json(text: str, where: str) -> Any:  # noqa: ANN401

@@ -15,6 +15,7 @@ from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.checks.onnx_stacks import experts
+from runtime_checks.checks.turn_check import check_turns
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.onnx_sum import OnnxWeight, whole_weights
 from runtime_checks.reference.onnx_tensor import OnnxCodes, OnnxTensor
@@ -52,6 +53,7 @@ def check_onnx(folder: Path, store: QuantizedStore | None = None) -> list[Check]
     for name, weight in whole_weights(tensors).items():
         if weight.beside:
             checks += _check_sum(name, weight, parts, store)
+    checks += check_turns(tensors, parts, store)
     unused = parts.unused()
     checks.append(within("initializers that no output needs", ", ".join(unused[:3]) or "all", len(unused), EXACT))
     return checks + [within("bytes after the last tensor", name, count, EXACT) for name, count in parts.trailing_bytes().items()]
@@ -89,7 +91,7 @@ def _check_sum(name: str, weight: OnnxWeight, parts: OnnxParts, store: Quantized
         first, step = held.decode(), np.abs(held.scale).max()
     else:
         first, step = weight.first.decode(), np.float32(1)
-    expected = weight.plus_beside(first)
+    expected = weight.whole(first)
     shape, sites = weight.first.shape, [name, *(part.name for part in weight.beside), f"{name.removesuffix('.weight')}.sum"]
     error = 0.0
     for start, rows in parts.linear(name, shape, sites):

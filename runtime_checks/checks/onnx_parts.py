@@ -49,6 +49,10 @@ class OnnxParts:
         """Whether any node was made for the weight ``name``."""
         return _site(name) in self._sites
 
+    def nodes_of(self, operator: str) -> set[str]:
+        """Names of all nodes of that operator."""
+        return {node.name for node in self._model.graph.node if node.op_type == operator}
+
     def unused(self) -> list[str]:
         """Initializers that no output of the model is made from."""
         needed = set(self._results)

@@ -125,7 +125,7 @@ class Graph:
         values = np.array(getattr(tensor, NUMBERS.get(tensor.data_type, WORDS)), np.float32 if dtype.kind == "f" else np.int64)
         if tensor.data_type == TensorProto.FLOAT16:  # its bits
             dtype = np.dtype("<u2")
-        if dtype.kind == "u" and values.size and not 0 <= values.min() <= values.max() < 256**dtype.itemsize:
+        if dtype.kind in "ui" and values.size and not _fits(values, np.iinfo(dtype)):
             raise self.damaged(f"{tensor.name[:80]} has values that are not of its type")
         return np.ascontiguousarray(values.astype(dtype)).view(np.uint8)
 
@@ -159,6 +159,10 @@ class Graph:
                 texts = [value] if isinstance(value, str | bytes) else value
                 if field.type == field.TYPE_STRING and any(isinstance(text, bytes) for text in texts):
                     raise self.damaged(f"a {field.name} in it is not UTF-8")
+
+
+def _fits(values: Array, limits: np.iinfo[Any]) -> bool:
+    return bool(limits.min <= values.min() and values.max() <= limits.max)
 
 
 def _keeps_values(node: onnx.NodeProto) -> bool:

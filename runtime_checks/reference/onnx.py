@@ -7,6 +7,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
     MatMulAdaDim          docs/reference/matmul-adadim.md
     MatMulLevels          docs/reference/matmul-levels.md: ``levels.py``
+    RotateAdaDim          before a node with codes: ``onnx_turn.py``
     QMoE                  two stacks of experts: ``onnx_stacks.py``
     Gather                of a part beside a weight, NAME.part1: the input channels that it reads
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
@@ -33,6 +34,7 @@ from runtime_checks.reference.levels import read_levels
 from runtime_checks.reference.onnx_stacks import stacks_of
 from runtime_checks.reference.onnx_sum import channels_of, check_part, weight_name
 from runtime_checks.reference.onnx_tensor import ALL, OnnxCodes, OnnxTensor
+from runtime_checks.reference.onnx_turn import turn_of, turns
 
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1, "MatMulLevels": 1}
 
@@ -57,7 +59,15 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
         if name in tensors:
             raise DamagedFileError(f"{graph.path}: {name} is there as floats and as codes")
         form = "split" if _is_slice(nodes[0]) else FORMS[nodes[0].op_type]
-        tensors[name] = OnnxTensor(name, form, "U8", _shape(graph, nodes), read_codes=partial(READERS[form], graph, nodes))
+        shape, x = _shape(graph, nodes), nodes[0].input[0]
+        tensors[name] = OnnxTensor(
+            name,
+            form,
+            "U8",
+            shape,
+            read_codes=partial(READERS[form], graph, nodes),
+            read_turn=partial(turn_of, graph, x, shape[1]) if turns(graph, x) else None,
+        )
     for stack in stacks_of(graph):
         if stack.name in tensors:
             raise DamagedFileError(f"{graph.path}: {stack.name[:80]} is there twice")

@@ -28,9 +28,13 @@ class OnnxWeight:
     first: OnnxTensor
     beside: tuple[OnnxTensor, ...]
 
-    def plus_beside(self, values: F32, rows: slice = ALL) -> F32:
-        """F32[OC, IC] of the first part, or some output channels of it, and the others added. Raises DamagedFileError."""
-        total = values.copy() if self.beside else values
+    def whole(self, values: F32, rows: slice = ALL) -> F32:
+        """F32[OC, IC] of the first part, or some output channels of it, turned back, and the others added.
+
+        Raises DamagedFileError.
+        """
+        first = self.first.turned_back(values)
+        total = first.copy() if self.beside else first
         for part in self.beside:
             total[:, part.channels(total.shape[1])] += part.decode(rows)
         return total

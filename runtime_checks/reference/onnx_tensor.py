@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_checks.reference.decode import F32, U8, Array, DamagedFileError, decode_affine, decode_floats
+from runtime_checks.reference.onnx_turn import OnnxTurn
 
 ALL = slice(None)
 I64 = NDArray[np.int64]
@@ -56,6 +57,7 @@ class OnnxTensor:
     read_codes: Callable[[slice], OnnxCodes] | None = None
     read_floats: Callable[[], Array] | None = None
     read_channels: Callable[[], I64] | None = None  # of a part: the input channels of its columns
+    read_turn: Callable[[], OnnxTurn] | None = None  # of the input before it is multiplied
 
     def codes(self, rows: slice = ALL) -> OnnxCodes:
         """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
@@ -69,6 +71,15 @@ class OnnxTensor:
         if found.shape != self.shape[1:] or (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= inputs:
             raise DamagedFileError(f"{self.name} reads no {self.shape[1]} of {inputs} input channels")
         return found
+
+    def turn(self) -> OnnxTurn | None:
+        """How its input is turned. Raises DamagedFileError."""
+        return None if self.read_turn is None else self.read_turn()
+
+    def turned_back(self, weight: F32) -> F32:
+        """F32[OC, IC], or some rows of it, that multiplies the turned input -> what multiplies the input. Raises as ``turn``."""
+        turn = self.turn()
+        return weight if turn is None else turn.back(weight)
 
     def values(self) -> Array:
         """The stored floats of a float tensor (BF16 as uint16 bits)."""

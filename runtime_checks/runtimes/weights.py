@@ -94,12 +94,12 @@ class OnnxWeights:
         tensor = weight.first
         try:
             if tensor.read_floats is not None:
-                return Part(weight.plus_beside(tensor.decode(rows), rows), tensor.dtype)
+                return Part(weight.whole(tensor.decode(rows), rows), tensor.dtype)
             if len(tensor.shape) > 2:
                 return _experts(tensor, rows)
             whole = rows == ALL or (rows.start, rows.stop) == (0, tensor.shape[0])
             held = tensor.codes(ALL if whole else rows)
-            values = weight.plus_beside(held.decode() if whole or held.per_oc else tensor.codes().decode(rows), rows)
+            values = weight.whole(held.decode() if whole or held.per_oc else tensor.codes().decode(rows), rows)
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
         return Part(values, None, held.bits)

@@ -223,7 +223,7 @@ def test_a_basis_is_not_changed_under_columns(kit):
 def test_everything_that_is_asked_for_is_in_the_header():
     """A run goes on with what another left if their configs are one JSON: all but what changes no byte."""
     asked = {item.name for kind in (GridSpec, DataSpec, Around, QuantizeConfig) for item in fields(kind)}
-    told = config_of(float_columns=1).to_json().keys()
+    told = config_of("finequant", float_columns=1, rounder="gptq").to_json().keys()
     renamed = {"name": "grid", "text": "calibration", "tokens": "calibration_tokens"}
     assert {renamed.get(name, name) for name in asked - {"data", "around", "max_memory"}} == told
 
