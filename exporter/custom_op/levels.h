@@ -61,7 +61,8 @@ class Lookup64 {
 template <int kBits, bool kSmall>
 struct Levels {
   static constexpr int kLines = kBits;
-  static constexpr bool kNarrow = kSmall;
+  static constexpr bool kNarrow = kSmall, kHalves = false;
+  using Float = Levels<kBits, false>;
   explicit Levels(const TileWeights& w) : table(hn::LoadDup128(db, w.tables->first)) {}
   HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) const {
     Codes<kBits>::Unpack(block, q);
@@ -79,7 +80,8 @@ using Levels4 = Levels<4, kSmall>;
 template <bool kSmall>
 struct Nibbles {
   static constexpr int kLines = 2;
-  static constexpr bool kNarrow = kSmall;
+  static constexpr bool kNarrow = kSmall, kHalves = false;
+  using Float = Nibbles<false>;
   explicit Nibbles(const TileWeights& w)
       : first(hn::LoadDup128(db, w.tables->first)), second(hn::LoadDup128(db, w.tables->second)) {}
   HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) const {
@@ -99,7 +101,8 @@ struct Nibbles {
 template <bool kSmall>
 struct Sixes {
   static constexpr int kLines = 3;
-  static constexpr bool kNarrow = kSmall;
+  static constexpr bool kNarrow = kSmall, kHalves = false;
+  using Float = Sixes<false>;
   explicit Sixes(const TileWeights& w) : first(w.tables->first), second(w.tables->second) {}
   HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) const {
     Bytes line[3];

@@ -163,15 +163,17 @@ void MultiplyFloat(const TileRun& run, int64_t lane) {
 
 template <typename Form, int kRows, bool kInterleaved>
 void MultiplyRows(const TileRun& run) {
-  const bool per_oc = run.w.weights.per_oc, even = run.w.geometry.group_size % kBlock == 0;
+  using Float = typename Form::Float;
+  const bool per_oc = run.w.weights.per_oc;
   for (int64_t lane = 0; lane < kTile; lane += kLanes) {
     if (run.w.precision == Precision::kFloat) {
-      (per_oc ? MultiplyFloat<Form, kRows, kInterleaved, true> : MultiplyFloat<Form, kRows, kInterleaved, false>)(run, lane);
+      (per_oc ? MultiplyFloat<Float, kRows, kInterleaved, true> : MultiplyFloat<Float, kRows, kInterleaved, false>)(run, lane);
     } else if (!per_oc) {
       MultiplyInt8<Form, kRows, kInterleaved, false, kBlock>(run, lane);
-    } else {
-      (even ? MultiplyInt8<Form, kRows, kInterleaved, true, kBlock>
-            : MultiplyInt8<Form, kRows, kInterleaved, true, kBlock / 2>)(run, lane);
+    } else if (!Form::kHalves || run.w.geometry.group_size % kBlock == 0) {
+      MultiplyInt8<Form, kRows, kInterleaved, true, kBlock>(run, lane);
+    } else if constexpr (Form::kHalves) {
+      MultiplyInt8<Form, kRows, kInterleaved, true, kBlock / 2>(run, lane);
     }
   }
 }
