@@ -24,19 +24,37 @@ bool IsDoubled(Square matrix, int64_t order) {
   return true;
 }
 
-// Fills `rows`, which the factor points to.
-Factor MakeFactor(Square matrix, std::vector<uint8_t>* rows) {
+// The order of what is left when doublings are taken off, no smaller than `least`.
+int64_t Core(Square matrix, int64_t least) {
   int64_t core = matrix.order;
-  while (core % 2 == 0 && IsDoubled(matrix, core)) core /= 2;
+  while (core % 2 == 0 && core / 2 >= least && IsDoubled(matrix, core)) core /= 2;
+  return core;
+}
+
+LeftFactor MakeLeft(Square matrix, std::vector<SignedSum>* terms) {
+  const int64_t core = Core(matrix, 1);
   if (core == 1 && matrix.entries[0] == 1) return {matrix.order, core, nullptr};
-  const int64_t fours = CeilDiv(core, 4);
-  rows->assign(static_cast<size_t>(core * fours), 0);
   for (int64_t row = 0; row < core; ++row) {
-    for (int64_t i = 0; i < core; ++i) {
-      if (matrix.entries[row * matrix.order + i] < 0) (*rows)[static_cast<size_t>(row * fours + i / 4)] |= 1 << i % 4;
+    const int8_t* entries = matrix.entries + row * matrix.order;
+    for (int64_t four = 0; 4 * four < core; ++four) {
+      SignedSum term{static_cast<float>(entries[4 * four]), static_cast<int32_t>(8 * four)};
+      for (int64_t i = 4 * four + 1; i < std::min(4 * four + 4, core); ++i) {
+        if (entries[i] != entries[4 * four]) term.number |= 1 << (i % 4 - 1);
+      }
+      terms->push_back(term);
     }
   }
-  return {matrix.order, core, rows->data()};
+  return {matrix.order, core, terms->data()};
+}
+
+// The core keeps a whole register of the widest kind, or what is nearest above half of one.
+RightFactor MakeRight(Square matrix, std::vector<float>* columns) {
+  const int64_t core = Core(matrix, kWidest / 2 + 1), width = RoundUp(core, kWidest);
+  columns->assign(static_cast<size_t>(core * width), 0);
+  for (int64_t row = 0; row < core; ++row) {
+    for (int64_t i = 0; i < core; ++i) (*columns)[static_cast<size_t>(i * width + row)] = matrix.entries[row * matrix.order + i];
+  }
+  return {matrix.order, core, columns->data()};
 }
 
 struct Job {
@@ -66,7 +84,6 @@ void TurnTask(void* data, size_t index) {
   const Job& job = *static_cast<Job*>(data);
   const int64_t task = static_cast<int64_t>(index), runs = job.rows->count * (job.rotation->channels / job.size);
   float* const scratch = job.scratches + task * job.scratch;
-  std::fill_n(scratch, job.scratch, 0.0f);
   for (int64_t run = runs * task / job.tasks; run < runs * (task + 1) / job.tasks; ++run) {
     TurnOne(job, run, job.floats + task * job.room, scratch);
   }
@@ -83,7 +100,8 @@ void Arrange(Arena& arena, Job& job) {
 Rotation::Rotation(const int8_t* signs, int64_t K, Square left, Square right) : channels(K), signs_(static_cast<size_t>(K)) {
   const float scale = static_cast<float>(1 / std::sqrt(static_cast<double>(left.order * right.order)));
   std::transform(signs, signs + K, signs_.begin(), [scale](int8_t sign) { return sign < 0 ? -scale : scale; });
-  turn_ = {MakeFactor(left, &left_), MakeFactor(right, &right_), signs_.data()};
+  if (right.order == 1 && right.entries[0] == 1) std::swap(left, right);  // the same product, in fuller registers
+  turn_ = {MakeLeft(left, &left_), MakeRight(right, &right_), signs_.data()};
 }
 
 void Rotate(const Rotation& rotation, const Rows& rows, const ParallelFor& parallel_for) {

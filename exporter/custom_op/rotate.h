@@ -25,7 +25,8 @@ class Rotation {
 
  private:
   std::vector<float> signs_;
-  std::vector<uint8_t> left_, right_;
+  std::vector<SignedSum> left_;
+  std::vector<float> right_;
   Turn turn_;
 };
 

@@ -72,18 +72,38 @@ struct TileWeights {
   int64_t length;  // of a row of prepared activations: input channels, filled up to whole chunks
 };
 
-// A matrix of +1 and -1: Sylvester's Hadamard matrix, as far as it can be taken off, (x) a core.
-struct Factor {
-  int64_t order;  // a power of two times that of the core
-  int64_t core;
-  const uint8_t* rows;  // U8[core, ceil(core / 4)]: bit i of byte g is set where there is -1 in column 4g + i; null for [[1]]
+// A turn's factors are matrices of +1 and -1, each Sylvester's Hadamard matrix, as far as it was taken off, (x) a core: its order
+// is a power of two times that of the core.
+struct SignedSum {
+  float sign;
+  int32_t number;  // 8 * g, for the core's columns 4g to 4g + 3, + which of them have the other sign than the first
 };
 
-// As the kernels read it. With z = signs * x as a matrix [a, b], y = left * z * transpose(right).
+struct LeftFactor {
+  int64_t order, core;
+  const SignedSum* terms;  // [core][ceil(core / 4)]; null for a core of [[1]]
+};
+
+struct RightFactor {
+  int64_t order, core;
+  const float* columns;  // the core's transpose, its rows filled up to whole registers of any processor
+};
+
+constexpr int64_t kWidest = 16;  // floats of a register
+
+// With z = signs * x as a matrix [a, b] for a run x, y = left * z * transpose(right).
 struct Turn {
-  Factor left, right;
+  LeftFactor left;
+  RightFactor right;
   const float* signs;  // float[K], each divided by sqrt(a * b)
 };
+
+// Floats that a run needs: its pieces filled up, then itself, and later the sums of fours.
+inline int64_t TurnScratch(const Turn& t) {
+  const int64_t size = t.left.order * t.right.order, sums = CeilDiv(t.left.core, 4) * 8 * kWidest;
+  const int64_t filled = size / t.right.core * RoundUp(t.right.core, kWidest);
+  return filled + RoundUp(size > sums ? size : sums, kWidest);
+}
 
 // What one instruction set offers.
 struct TileKernels {
@@ -96,17 +116,9 @@ struct TileKernels {
   void (*narrow)(const float* floats, int64_t count, uint16_t* halves);
   // out[rows][16] = the panel times a tile.
   void (*multiply)(const TileWeights& weights, const Spread* spread, const Panel& panel, int64_t tile, float* out);
-  // Turns a run from channel `first` on; `scratch` is TurnScratch(turn) floats at a whole cache line, zero before the first run.
+  // Turns a run from channel `first` on; `scratch` is TurnScratch(turn) floats at a whole cache line.
   void (*turn)(const Turn& turn, int64_t first, const float* x, float* y, float* scratch);
 };
-
-// Rows of a run's matrix [a, b], and of its transpose, are filled up to whole registers of any processor.
-constexpr int64_t kWidest = 16;
-inline int64_t Filled(int64_t rows, int64_t columns) { return RoundUp(rows, 4) * RoundUp(columns, kWidest); }
-inline int64_t TurnScratch(const Turn& t) {
-  const int64_t a = t.left.order, b = t.right.order, core = t.left.core > t.right.core ? t.left.core : t.right.core;
-  return Filled(a, b) + Filled(b, a) + CeilDiv(core, 4) * 16 * kWidest;
-}
 
 const TileKernels& BestTileKernels();  // for the processor that runs this
 

@@ -1,4 +1,5 @@
-// A run of RotateAdaDim. Sums have one order for all instruction sets. Only tile_kernels.cc includes this.
+// A run of RotateAdaDim. Products are by +1 and -1 alone, and sums have one order: all instruction sets give the same bits. Only
+// tile_kernels.cc includes this.
 #ifndef ADADIM_TURN_H_
 #define ADADIM_TURN_H_
 
@@ -7,19 +8,61 @@
 namespace adadim {
 namespace {
 
-// A matrix in memory, its rows filled up to whole registers.
-struct Grid {
-  float* at;
-  int64_t stride;
-};
+// out[kPieces][width] = pieces of a row of z, one after another, times the right core; `width` is its order in whole registers.
+template <int kPieces>
+void RightCore(const RightFactor& right, const float* z, int64_t width, float* out) {
+  for (int64_t lane = 0; lane < width; lane += kLanes) {
+    Floats sum[kPieces];
+    for (int i = 0; i < kPieces; ++i) sum[i] = hn::Zero(df);
+    for (int64_t row = 0; row < right.core; ++row) {
+      const Floats column = hn::LoadU(df, right.columns + row * RoundUp(right.core, kWidest) + lane);
+#pragma GCC unroll 8
+      for (int i = 0; i < kPieces; ++i) sum[i] = hn::MulAdd(hn::Set(df, z[i * right.core + row]), column, sum[i]);
+    }
+    for (int i = 0; i < kPieces; ++i) hn::Store(sum[i], df, out + i * width + lane);
+  }
+}
 
-// Sylvester's part of a factor times the rows of a matrix: sums and differences of rows 2^i * core apart, two i at a time.
-void Butterflies(const Factor& factor, const Grid& grid) {
-  const int64_t size = factor.order * grid.stride;
-  int64_t apart = factor.core * grid.stride;
-  for (; 4 * apart <= size; apart *= 4) {
-    for (int64_t first = 0; first < size; first += 4 * apart) {
-      float* const part = grid.at + first;
+// The 8 sums z0 +-z1 +-z2 +-z3: bit i of a sum's number is set where z[i + 1] is taken off.
+HWY_INLINE void SumsOf4(const Floats z[4], float* sums) {
+  const Floats firsts[2] = {hn::Add(z[0], z[1]), hn::Sub(z[0], z[1])};
+  const Floats lasts[2] = {hn::Add(z[2], z[3]), hn::Sub(z[2], z[3])};
+#pragma GCC unroll 2
+  for (int64_t i = 0; i < 2; ++i) {
+    hn::Store(hn::Add(firsts[i], lasts[0]), df, sums + i * kLanes);
+    hn::Store(hn::Sub(firsts[i], lasts[1]), df, sums + (2 + i) * kLanes);
+    hn::Store(hn::Add(firsts[i], lasts[1]), df, sums + (4 + i) * kLanes);
+    hn::Store(hn::Sub(firsts[i], lasts[0]), df, sums + (6 + i) * kLanes);
+  }
+}
+
+// The left core times kLanes columns, in place: sums of four rows are made once, and each product is a sum of such sums.
+void LeftCore(const LeftFactor& left, float* column, int64_t stride, float* sums) {
+  const int64_t fours = CeilDiv(left.core, 4);
+  for (int64_t four = 0; four < fours; ++four) {
+    Floats z[4];
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t row = 4 * four + i;
+      z[i] = row < left.core ? hn::Load(df, column + row * stride) : hn::Zero(df);
+    }
+    SumsOf4(z, sums + four * 8 * kLanes);
+  }
+  const SignedSum* term = left.terms;
+  for (int64_t row = 0; row < left.core; ++row) {
+    Floats sum = hn::Zero(df);
+    for (int64_t four = 0; four < fours; ++four, ++term) {
+      sum = hn::MulAdd(hn::Set(df, term->sign), hn::Load(df, sums + term->number * kLanes), sum);
+    }
+    hn::Store(sum, df, column + row * stride);
+  }
+}
+
+// Sylvester's part of a factor: of `size` numbers the sums and differences of those that lie `apart`, 2 * apart, ... below `end`
+// from each other; two steps at a time.
+void Butterflies(float* z, int64_t size, int64_t apart, int64_t end) {
+  for (; 4 * apart <= end; apart *= 4) {
+    for (float* part = z; part < z + size; part += 4 * apart) {
       for (int64_t i = 0; i < apart; i += kLanes) {
         const Floats a = hn::Load(df, part + i), b = hn::Load(df, part + apart + i);
         const Floats c = hn::Load(df, part + 2 * apart + i), d = hn::Load(df, part + 3 * apart + i);
@@ -31,98 +74,47 @@ void Butterflies(const Factor& factor, const Grid& grid) {
       }
     }
   }
-  if (2 * apart > size) return;
-  for (int64_t i = 0; i < apart; i += kLanes) {
-    const Floats a = hn::Load(df, grid.at + i), b = hn::Load(df, grid.at + apart + i);
-    hn::Store(hn::Add(a, b), df, grid.at + i);
-    hn::Store(hn::Sub(a, b), df, grid.at + apart + i);
-  }
-}
-
-// The 16 sums of +-z0 +-z1 +-z2 +-z3: bit i of a sum's number is set where z[i] is taken off.
-HWY_INLINE void SumsOf4(const Floats z[4], float* sums) {
-  const Floats pairs[4] = {hn::Add(z[0], z[1]), hn::Sub(z[1], z[0]), hn::Sub(z[0], z[1]), hn::Neg(hn::Add(z[0], z[1]))};
-  const Floats others[2] = {hn::Add(z[2], z[3]), hn::Sub(z[3], z[2])};
-#pragma GCC unroll 4
-  for (int64_t i = 0; i < 4; ++i) {
-    hn::Store(hn::Add(pairs[i], others[0]), df, sums + i * kLanes);
-    hn::Store(hn::Add(pairs[i], others[1]), df, sums + (4 + i) * kLanes);
-    hn::Store(hn::Sub(pairs[i], others[1]), df, sums + (8 + i) * kLanes);
-    hn::Store(hn::Sub(pairs[i], others[0]), df, sums + (12 + i) * kLanes);
-  }
-}
-
-// A factor's core times kLanes columns: four rows' sums are made once, and each product is a sum of such sums.
-void CoreTimes(const Factor& factor, float* column, int64_t stride, float* sums) {
-  const int64_t fours = CeilDiv(factor.core, 4);
-  for (int64_t four = 0; four < fours; ++four) {
-    Floats z[4];
-    for (int64_t i = 0; i < 4; ++i) {
-      const int64_t row = 4 * four + i;
-      z[i] = row < factor.core ? hn::Load(df, column + row * stride) : hn::Zero(df);
-    }
-    SumsOf4(z, sums + four * 16 * kLanes);
-  }
-  const uint8_t* number = factor.rows;
-  for (int64_t row = 0; row < factor.core; ++row) {
-    Floats sum = hn::Load(df, sums + *number++ * kLanes);
-    for (int64_t four = 1; four < fours; ++four) sum = hn::Add(sum, hn::Load(df, sums + (four * 16 + *number++) * kLanes));
-    hn::Store(sum, df, column + row * stride);
-  }
-}
-
-// A factor times a matrix of as many rows as it has, in place.
-void Times(const Factor& factor, const Grid& grid, float* sums) {
-  if (factor.rows != nullptr) {
-    for (int64_t first = 0; first < factor.order; first += factor.core) {
-      for (int64_t lane = 0; lane < grid.stride; lane += kLanes) {
-        CoreTimes(factor, grid.at + first * grid.stride + lane, grid.stride, sums);
-      }
+  if (2 * apart > end) return;
+  for (float* part = z; part < z + size; part += 2 * apart) {
+    for (int64_t i = 0; i < apart; i += kLanes) {
+      const Floats a = hn::Load(df, part + i), b = hn::Load(df, part + apart + i);
+      hn::Store(hn::Add(a, b), df, part + i);
+      hn::Store(hn::Sub(a, b), df, part + apart + i);
     }
   }
-  Butterflies(factor, grid);
 }
 
-// to = the transpose of `from`, whose first `rows` rows and `columns` columns are wanted; by whole fours.
-void Transpose(const Grid& from, int64_t rows, int64_t columns, const Grid& to) {
-  const hn::Full128<float> d4;
-  for (int64_t row = 0; row < rows; row += 4) {
-    for (int64_t column = 0; column < columns; column += 4) {
-      const float* in = from.at + row * from.stride + column;
-      const auto a = hn::Load(d4, in), b = hn::Load(d4, in + from.stride);
-      const auto c = hn::Load(d4, in + 2 * from.stride), d = hn::Load(d4, in + 3 * from.stride);
-      const auto ac = hn::InterleaveLower(d4, a, c), bd = hn::InterleaveLower(d4, b, d);
-      const auto ac2 = hn::InterleaveUpper(d4, a, c), bd2 = hn::InterleaveUpper(d4, b, d);
-      float* out = to.at + column * to.stride + row;
-      const auto r0 = hn::InterleaveLower(d4, ac, bd), r1 = hn::InterleaveUpper(d4, ac, bd);
-      const auto r2 = hn::InterleaveLower(d4, ac2, bd2), r3 = hn::InterleaveUpper(d4, ac2, bd2);
-      hn::Store(r0, d4, out);
-      hn::Store(r1, d4, out + to.stride);
-      hn::Store(r2, d4, out + 2 * to.stride);
-      hn::Store(r3, d4, out + 3 * to.stride);
+// y = pieces of `core` numbers that lie `width` apart, one after another. Whole registers are written while there is room.
+void Gather(const float* z, int64_t pieces, int64_t core, int64_t width, float* y) {
+  for (int64_t piece = 0; piece < pieces; ++piece, z += width) {
+    const int64_t at = piece * core;
+    if (at + width <= pieces * core) {
+      for (int64_t i = 0; i < width; i += kLanes) hn::StoreU(hn::Load(df, z + i), df, y + at + i);
+    } else {
+      for (int64_t i = 0; i < core; ++i) y[at + i] = z[i];
     }
   }
 }
 
 void TurnRun(const Turn& turn, int64_t first, const float* x, float* y, float* scratch) {
-  const hn::Full128<float> d4;
-  const int64_t a = turn.left.order, b = turn.right.order;
-  const Grid z{scratch, RoundUp(b, kLanes)}, turned{scratch + Filled(a, b), RoundUp(a, kLanes)};
-  float* const sums = turned.at + Filled(b, a);
+  const int64_t a = turn.left.order, core = turn.right.core, size = a * turn.right.order, pieces = size / core;
+  const int64_t width = RoundUp(core, kLanes), row = turn.right.order / core * width;
+  float* const z = scratch + pieces * RoundUp(core, kWidest);  // the signed run first, then the sums
   const float* signs = turn.signs + first;
-  for (int64_t row = 0; row < a; ++row, x += b, signs += b) {
-    float* const to = z.at + row * z.stride;
-    int64_t i = 0;
-    for (; i + 4 <= b; i += 4) hn::Store(hn::Mul(hn::LoadU(d4, x + i), hn::LoadU(d4, signs + i)), d4, to + i);
-    for (; i < b; ++i) to[i] = x[i] * signs[i];
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) hn::Store(hn::Mul(hn::LoadU(df, x + i), hn::LoadU(df, signs + i)), df, z + i);
+  for (; i < size; ++i) z[i] = x[i] * signs[i];
+  int64_t piece = 0;
+  for (; piece + 8 <= pieces; piece += 8) RightCore<8>(turn.right, z + piece * core, width, scratch + piece * width);
+  for (; piece < pieces; ++piece) RightCore<1>(turn.right, z + piece * core, width, scratch + piece * width);
+  Butterflies(scratch, a * row, width, row);
+  if (turn.left.terms != nullptr) {
+    for (int64_t block = 0; block < a; block += turn.left.core) {
+      for (int64_t lane = 0; lane < row; lane += kLanes) LeftCore(turn.left, scratch + block * row + lane, row, z);
+    }
   }
-  Times(turn.left, z, sums);
-  if (b > 1 || turn.right.rows != nullptr) {
-    Transpose(z, a, b, turned);
-    Times(turn.right, turned, sums);
-    Transpose(turned, b, a, z);
-  }
-  for (int64_t row = 0; row < a; ++row) std::memcpy(y + row * b, z.at + row * z.stride, static_cast<size_t>(b) * sizeof(float));
+  Butterflies(scratch, a * row, turn.left.core * row, a * row);
+  Gather(scratch, pieces, core, width, y);
 }
 
 }  // namespace
