@@ -49,6 +49,7 @@ LeftFactor MakeLeft(Square matrix, std::vector<SignedSum>* terms) {
 
 // The core keeps a whole register of the widest kind, or what is nearest above half of one.
 RightFactor MakeRight(Square matrix, std::vector<float>* columns) {
+  if (matrix.order >= kWidest && Core(matrix, 1) == 1 && matrix.entries[0] == 1) return {matrix.order, kWidest, nullptr};
   const int64_t core = Core(matrix, kWidest / 2 + 1), width = RoundUp(core, kWidest);
   columns->assign(static_cast<size_t>(core * width), 0);
   for (int64_t row = 0; row < core; ++row) {

@@ -86,7 +86,9 @@ struct LeftFactor {
 
 struct RightFactor {
   int64_t order, core;
-  const float* columns;  // the core's transpose, its rows filled up to whole registers of any processor
+  // The core's transpose, its rows filled up to whole registers of any processor; null for Sylvester's of so many: the core is
+  // kWidest then.
+  const float* columns;
 };
 
 constexpr int64_t kWidest = 16;  // floats of a register

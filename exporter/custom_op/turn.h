@@ -96,17 +96,53 @@ void Gather(const float* z, int64_t pieces, int64_t core, int64_t width, float* 
   }
 }
 
+// Lane i of a register gets that of i ^ kStep.
+template <int kStep>
+HWY_INLINE Floats Exchanged(Floats v) {
+  if (kStep == 1) return hn::Shuffle2301(v);
+  if (kStep == 2) return hn::Shuffle1032(v);
+#if HWY_MAX_BYTES >= 32
+  if (kStep == 4) return hn::SwapAdjacentBlocks(v);
+#endif
+#if HWY_MAX_BYTES >= 64
+  if (kStep == 8) return hn::SwapAdjacentBlocks(hn::ReverseBlocks(df, v));
+#endif
+  return v;
+}
+
+// Sums and differences of lanes kStep apart, then 2 * kStep, ...
+template <int kStep>
+HWY_INLINE Floats InRegister(Floats v) {
+  if constexpr (kStep >= kLanes) {
+    return v;
+  } else {
+    const auto upper = hn::TestBit(hn::Iota(du, 0), hn::Set(du, kStep));
+    const Floats signs = hn::IfThenElse(hn::RebindMask(df, upper), hn::Set(df, -1.0f), hn::Set(df, 1.0f));
+    return InRegister<2 * kStep>(hn::MulAdd(v, signs, Exchanged<kStep>(v)));
+  }
+}
+
+// The right factor's core on all pieces of signs * x. `z` has room for the run.
+void FirstStep(const Turn& turn, const float* x, const float* signs, float* z, float* out) {
+  const int64_t core = turn.right.core, width = RoundUp(core, kLanes), size = turn.left.order * turn.right.order;
+  int64_t i = 0, piece = 0;
+  if (turn.right.columns == nullptr) {
+    for (; i < size; i += kLanes) {
+      hn::Store(InRegister<1>(hn::Mul(hn::LoadU(df, x + i), hn::LoadU(df, signs + i))), df, out + i);
+    }
+    return Butterflies(out, size, kLanes, core);
+  }
+  for (; i + kLanes <= size; i += kLanes) hn::Store(hn::Mul(hn::LoadU(df, x + i), hn::LoadU(df, signs + i)), df, z + i);
+  for (; i < size; ++i) z[i] = x[i] * signs[i];
+  for (; piece + 8 <= size / core; piece += 8) RightCore<8>(turn.right, z + piece * core, width, out + piece * width);
+  for (; piece < size / core; ++piece) RightCore<1>(turn.right, z + piece * core, width, out + piece * width);
+}
+
 void TurnRun(const Turn& turn, int64_t first, const float* x, float* y, float* scratch) {
   const int64_t a = turn.left.order, core = turn.right.core, size = a * turn.right.order, pieces = size / core;
   const int64_t width = RoundUp(core, kLanes), row = turn.right.order / core * width;
   float* const z = scratch + pieces * RoundUp(core, kWidest);  // the signed run first, then the sums
-  const float* signs = turn.signs + first;
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) hn::Store(hn::Mul(hn::LoadU(df, x + i), hn::LoadU(df, signs + i)), df, z + i);
-  for (; i < size; ++i) z[i] = x[i] * signs[i];
-  int64_t piece = 0;
-  for (; piece + 8 <= pieces; piece += 8) RightCore<8>(turn.right, z + piece * core, width, scratch + piece * width);
-  for (; piece < pieces; ++piece) RightCore<1>(turn.right, z + piece * core, width, scratch + piece * width);
+  FirstStep(turn, x, turn.signs + first, z, scratch);
   Butterflies(scratch, a * row, width, row);
   if (turn.left.terms != nullptr) {
     for (int64_t block = 0; block < a; block += turn.left.core) {
