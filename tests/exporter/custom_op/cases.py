@@ -1,4 +1,4 @@
-"""Nodes on random numbers, as a model that takes everything as inputs, and what they should give; MatMulAdaDim's are made here."""
+"""Nodes on random numbers, as a model that takes everything as inputs, and what they should give; here MatMulAdaDim's."""
 
 from __future__ import annotations
 
