@@ -4,6 +4,7 @@
 usage: measure_kernel.py accuracy MODEL_DIR   # error of 8-bit activations on a model's own, beside MatMulNBits
        measure_kernel.py memory               # of a session on 8 large linears
        measure_kernel.py split                # time beside the split form's, and the memory's reading speed
+       measure_kernel.py turns                # what the turns of a decoder layer take
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
 from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import matmul_nbits
 from exporter.onnx.split import split_form
-from exporter.onnx.tensors import Form
+from exporter.onnx.tensors import Form, Wire
 from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoint
 from quantize.methods import ROUNDERS
 from quantize.model_config import is_linear
@@ -34,7 +35,7 @@ from quantize.source.whole import build_model, logits
 from quantize.statistics.calibration import held_out_text, tokenize
 from quantize.store.tensors import TensorRecord
 from quantize.types import F32
-from runtime_checks.measure.kernel_bench import ROWS, WIRE, form_session, interleaved
+from runtime_checks.measure.kernel_bench import ROWS, WIRE, form_session, interleaved, levels_form, model_session, random_bytes
 
 GRID = make_grid("int", 4, 32)
 TOKENS = 128
@@ -153,7 +154,7 @@ def split() -> None:
             forms = [make(record, WIRE, 4) for make in (split_form, matmul_adadim)]
             sessions = [form_session(form, k, 1) for form in forms]
             for rows in ROWS:
-                theirs, ours = interleaved(sessions, np.ones((rows, k), np.float32), 1.0)
+                theirs, ours = interleaved(sessions, {WIRE.x: np.ones((rows, k), np.float32)}, 1.0)
                 times = f"split form {theirs * 1e3:.2f} ms, kernel {ours * 1e3:.2f} ms"
                 print(f"{k} x {n}, group {group}, {rows} rows: {times}, {theirs / ours:.1f} times as fast", flush=True)
     for threads in (1, 2):
@@ -172,6 +173,79 @@ def reading_speed(threads: int) -> float:
     return best / 1e9
 
 
+# K, N of a layer's linears, by the input that they share
+LAYERS = {
+    "SmolLM2-135M": {
+        "qkv": [(576, 576), (576, 192), (576, 192)],
+        "o": [(576, 576)],
+        "mlp": [(576, 1536)] * 2,
+        "down": [(1536, 576)],
+    },
+    "2048 and 5632": {
+        "qkv": [(2048, 2048), (2048, 256), (2048, 256)],
+        "o": [(2048, 2048)],
+        "mlp": [(2048, 5632)] * 2,
+        "down": [(5632, 2048)],
+    },
+}
+FACTORS = {576: (24, 24), 1536: (48, 32), 2048: (64, 32), 5632: (88, 64)}  # the orders of left and right
+
+
+def turns() -> None:
+    """Microseconds of a layer's linears of 3-bit levels, one group a row, with a turn before each input and without."""
+    for label, inputs in LAYERS.items():
+        for rows in (1, 128):
+            rng = np.random.default_rng(rows)
+            x = {name: rng.normal(size=(rows, shapes[0][0])).astype(np.float32) for name, shapes in inputs.items()}
+            sessions = [model_session(layer_model(inputs, turned), 1) for turned in (False, True)]
+            plain, turned = interleaved(sessions, x, 3.0)
+            share = f"{(turned - plain) / turned:.1%} is turns"
+            print(f"{label}, {rows} rows: {plain * 1e6:.0f} us, turned {turned * 1e6:.0f} us: {share}", flush=True)
+
+
+def layer_model(inputs: dict[str, list[tuple[int, int]]], turned: bool) -> onnx.ModelProto:
+    """Linears of a layer whose inputs are those of the model."""
+    nodes, tensors = [], list[TensorProto]()
+    for name, shapes in inputs.items():
+        size = shapes[0][0]
+        if turned:
+            nodes.append(
+                helper.make_node("RotateAdaDim", [name, *turn_tensors(name, size, tensors)], [f"{name}.turned"], domain=DOMAIN)
+            )
+        for index, (k, n) in enumerate(shapes):
+            record = TensorRecord("linear.weight", (n, k), make_grid("int", 3, 1 << (k - 1).bit_length()), axis=Axis.PER_OC)
+            form = levels_form(record, 1, Wire(f"{name}.turned" if turned else name, f"{name}.{index}"))
+            nodes += form.nodes
+            tensors += [
+                helper.make_tensor(p.name, p.data_type, p.shape, random_bytes(form)[p.name], raw=True) for p in form.planned
+            ]
+    tensors.append(numpy_helper.from_array(form.constants["levels"], "levels"))
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", shapes[0][0]]) for name, shapes in inputs.items()]
+    made = [helper.make_tensor_value_info(op.output[0], TensorProto.FLOAT, None) for op in nodes if op.op_type != "RotateAdaDim"]
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(helper.make_graph(nodes, "layer", given, made, tensors), opset_imports=opsets, ir_version=11)
+
+
+def turn_tensors(name: str, size: int, tensors: list[TensorProto]) -> list[str]:
+    """Adds signs and both factors: Sylvester's matrix (x) a core, here one of random signs, which takes as long."""
+    rng = np.random.default_rng(size)
+    values = {"signs": rng.choice([-1, 1], size).astype(np.int8)}
+    for side, order in zip(("left", "right"), FACTORS[size], strict=True):
+        core = order // (order & -order)
+        matrix = rng.choice([-1, 1], (4 * core, 4 * core)).astype(np.int8) if core > 1 else np.ones((1, 1), np.int8)
+        while len(matrix) < order:
+            matrix = np.kron(np.array([[1, 1], [1, -1]], np.int8), matrix)
+        values[side] = matrix
+    tensors += [numpy_helper.from_array(value, f"{name}.{key}") for key, value in values.items()]
+    return [f"{name}.{key}" for key in values]
+
+
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {"accuracy": accuracy, "memory": memory, "load": load, "split": split}
+    commands: dict[str, Callable[..., None]] = {
+        "accuracy": accuracy,
+        "memory": memory,
+        "load": load,
+        "split": split,
+        "turns": turns,
+    }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -13,7 +13,7 @@ namespace adadim {
 
 #if defined(__x86_64__)
 
-extern const TileKernels kTilesSse4, kTilesAvx2, kTilesAvx512;
+extern const TileKernels kTilesSse4, kTilesAvx2, kTilesAvx512, kTilesVbmi;
 
 const TileKernels& BestTileKernels() {
   static const TileKernels& best = [&]() -> const TileKernels& {
@@ -21,6 +21,9 @@ const TileKernels& BestTileKernels() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     if (avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+#if defined(ADADIM_VBMI)
+      if (__builtin_cpu_supports("avx512vbmi")) return kTilesVbmi;
+#endif
       return kTilesAvx512;
     }
     return avx2 ? kTilesAvx2 : kTilesSse4;

@@ -1,5 +1,5 @@
 // Dot4: each int32 lane of `sum` plus four products of uint8 codes and int8 activations, exact for every code; kNarrow
-// promises codes below 16, which are cheaper on processors without a mixed dot product. Highway 1.0 has none of this.
+// promises codes below 128, which are cheaper on processors without a mixed dot product. Highway 1.0 has none of this.
 #ifndef ADADIM_DOT_H_
 #define ADADIM_DOT_H_
 
@@ -7,6 +7,13 @@
 
 namespace adadim {
 namespace {
+
+// Where the processor has a mixed dot product, kNarrow changes nothing.
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool kMixedDot = true;
+#else
+constexpr bool kMixedDot = false;
+#endif
 
 #if HWY_ARCH_X86
 

@@ -1,4 +1,4 @@
-// Y = A * W of ai.adadim::MatMulAdaDim (docs/reference/matmul-adadim.md), without ONNX Runtime.
+// Y = A * W of ai.adadim::MatMulAdaDim (docs/reference/matmul-adadim.md) and MatMulLevels, without ONNX Runtime.
 #ifndef ADADIM_KERNEL_H_
 #define ADADIM_KERNEL_H_
 
@@ -18,8 +18,10 @@ struct Weights {
   const uint8_t* codes;
   const void* scales;
   bool float16_scales;  // else float32
-  const uint8_t* zero_points;
+  const uint8_t* zero_points;  // null for MatMulLevels
   bool shared_zeros;  // one row of zero points stands for all
+  const int8_t* levels;  // MatMulLevels: [dims][2^bits], what a code stands for; else null
+  int64_t dims;  // neighbouring input channels that share a code: 1, or 2 for MatMulLevels
 };
 
 enum class Precision { kFloat, kInt8 };  // what activations are multiplied as

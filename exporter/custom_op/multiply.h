@@ -25,7 +25,7 @@ struct TileRun {
 };
 
 // The scale and zero point of each lane's output, group after group (PER_OC).
-template <int kBits>
+template <typename Form>
 struct Groups {
   HWY_INLINE Groups(const TileRun& run, int64_t lane, int64_t segment)
       : run_(run), lane_(lane), segments_(run.w.geometry.group_size / segment) {}
@@ -34,7 +34,7 @@ struct Groups {
     left_ = segments_ - 1;
     if (group_ == run_.w.geometry.groups) return;  // the last block's filling, of activations that are zero
     scale = LoadScales(run_.w.weights, run_.scales + group_ * kTile + lane_);
-    zero = ZeroPoints<kBits>(run_.w, run_.zeros, group_++, lane_);
+    zero = ZeroPoints<Form::kLines>(run_.w, run_.zeros, group_++, lane_);
   }
   Floats scale = hn::Zero(df), zero = hn::Zero(df);
 
@@ -45,10 +45,10 @@ struct Groups {
 };
 
 // A block's codes in registers; those that will be wanted soon are asked for.
-template <int kBits>
-HWY_INLINE void NextCodes(const uint8_t* codes, Bytes q[kSteps]) {
-  for (int64_t line = 0; line < kBits; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
-  Codes<kBits>::Unpack(codes, q);
+template <typename Form>
+HWY_INLINE void NextCodes(const Form& form, const uint8_t* codes, Bytes q[kSteps]) {
+  for (int64_t line = 0; line < Form::kLines; ++line) __builtin_prefetch(codes + kAhead + line * kLine);
+  form.Unpack(codes, q);
 }
 
 // Distances in a panel's arrays (struct Panel): elements are floats, rounded values in fours, and scales.
@@ -63,7 +63,7 @@ struct Steps {
 };
 
 // out[kRows][lanes of 16] = rounded activations times a tile.
-template <int kBits, int kRows, bool kInterleaved, bool kPerOc, int64_t kSegment>
+template <typename Form, int kRows, bool kInterleaved, bool kPerOc, int64_t kSegment>
 void MultiplyInt8(const TileRun& run, int64_t lane) {
   constexpr int64_t kSegmentSteps = kSegment / 4;
   const Steps<kInterleaved> steps(run.w, kSegment);
@@ -72,12 +72,13 @@ void MultiplyInt8(const TileRun& run, int64_t lane) {
   const float* scales = run.panel.scales + run.first * steps.scale_row;
   const float* corrections = run.panel.corrections + run.first * (kPerOc ? steps.scale_row : 1);
   const uint8_t* codes = run.codes + lane * 4;
-  Groups<kBits> groups(run, lane, kSegment);
+  const Form form(run.w);
+  Groups<Form> groups(run, lane, kSegment);
   Floats total[kRows];
   for (int m = 0; m < kRows; ++m) total[m] = hn::Zero(df);
-  for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += kBits * kLine) {
+  for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += Form::kLines * kLine) {
     Bytes q[kSteps];
-    NextCodes<kBits>(codes, q);
+    NextCodes(form, codes, q);
 #pragma GCC unroll 2
     for (int64_t segment = 0; segment < kBlock / kSegment; ++segment) {
       Ints sum[kRows];
@@ -87,7 +88,7 @@ void MultiplyInt8(const TileRun& run, int64_t lane) {
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) {
           const auto four = hn::BitCast(SignedByteTag(), Broadcast4(a + m * row_bytes));
-          sum[m] = Dot4<kBits <= 4>(sum[m], q[segment * kSegmentSteps + step], four);
+          sum[m] = Dot4<Form::kNarrow>(sum[m], q[segment * kSegmentSteps + step], four);
         }
       }
       if (kPerOc) groups.Next();
@@ -120,19 +121,20 @@ HWY_INLINE Floats Centred(Bytes q, Floats zero) {
 }
 
 // out[kRows][lanes of 16] = float activations times a tile.
-template <int kBits, int kRows, bool kInterleaved, bool kPerOc>
+template <typename Form, int kRows, bool kInterleaved, bool kPerOc>
 void MultiplyFloat(const TileRun& run, int64_t lane) {
   constexpr int64_t kSegment = 16;
   const Steps<kInterleaved> steps(run.w, kSegment);
   const float* a = (kPerOc ? run.panel.values : run.panel.scaled) + run.first * steps.row;
   const float* zeros = kPerOc ? nullptr : run.spread->float_zeros;
   const uint8_t* codes = run.codes + lane * 4;
-  Groups<kBits> groups(run, lane, kSegment);
+  const Form form(run.w);
+  Groups<Form> groups(run, lane, kSegment);
   Floats total[kRows];
   for (int m = 0; m < kRows; ++m) total[m] = hn::Zero(df);
-  for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += kBits * kLine) {
+  for (int64_t block = 0; block < run.w.geometry.blocks; ++block, codes += Form::kLines * kLine) {
     Bytes q[kSteps];
-    NextCodes<kBits>(codes, q);
+    NextCodes(form, codes, q);
 #pragma GCC unroll 2
     for (int64_t segment = 0; segment < kBlock / kSegment; ++segment) {
       if (kPerOc) groups.Next();
@@ -159,28 +161,31 @@ void MultiplyFloat(const TileRun& run, int64_t lane) {
   for (int m = 0; m < kRows; ++m) hn::StoreU(total[m], df, run.out + m * kTile + lane);
 }
 
-template <int kBits, int kRows, bool kInterleaved>
+template <typename Form, int kRows, bool kInterleaved>
 void MultiplyRows(const TileRun& run) {
-  const bool per_oc = run.w.weights.per_oc, even = run.w.geometry.group_size % kBlock == 0;
+  using Float = typename Form::Float;
+  const bool per_oc = run.w.weights.per_oc;
   for (int64_t lane = 0; lane < kTile; lane += kLanes) {
     if (run.w.precision == Precision::kFloat) {
-      (per_oc ? MultiplyFloat<kBits, kRows, kInterleaved, true> : MultiplyFloat<kBits, kRows, kInterleaved, false>)(run, lane);
+      (per_oc ? MultiplyFloat<Float, kRows, kInterleaved, true> : MultiplyFloat<Float, kRows, kInterleaved, false>)(run, lane);
     } else if (!per_oc) {
-      MultiplyInt8<kBits, kRows, kInterleaved, false, kBlock>(run, lane);
-    } else {
-      (even ? MultiplyInt8<kBits, kRows, kInterleaved, true, kBlock>
-            : MultiplyInt8<kBits, kRows, kInterleaved, true, kBlock / 2>)(run, lane);
+      MultiplyInt8<Form, kRows, kInterleaved, false, kBlock>(run, lane);
+    } else if (!Form::kHalves || run.w.geometry.group_size % kBlock == 0) {
+      MultiplyInt8<Form, kRows, kInterleaved, true, kBlock>(run, lane);
+    } else if constexpr (Form::kHalves) {
+      MultiplyInt8<Form, kRows, kInterleaved, true, kBlock / 2>(run, lane);
     }
   }
 }
 
-template <int kBits>
+// `Form`: Codes of unpack.h, or one of levels.h.
+template <typename Form>
 void MultiplyPanel(TileRun& run) {
   if (!run.panel.interleaved) {
-    return run.panel.width == 1 ? MultiplyRows<kBits, 1, false>(run) : MultiplyRows<kBits, kContiguousRows, false>(run);
+    return run.panel.width == 1 ? MultiplyRows<Form, 1, false>(run) : MultiplyRows<Form, kContiguousRows, false>(run);
   }
   for (; run.first < run.panel.rows; run.first += kRegisterRows, run.out += kRegisterRows * kTile) {
-    MultiplyRows<kBits, kRegisterRows, true>(run);
+    MultiplyRows<Form, kRegisterRows, true>(run);
   }
 }
 

@@ -22,7 +22,7 @@ HWY_INLINE void AskForNext(const TileWeights& w, const Spread& spread, int64_t k
   const int64_t at = (spread.group + 1) * w.geometry.blocks * kBlock + k, size = w.weights.float16_scales ? 2 : 4;
   const uint8_t* scales = static_cast<const uint8_t*>(w.weights.scales) + at * size;
   for (int64_t i = 0; i < kChunk * size; i += kLine) __builtin_prefetch(scales + i);
-  __builtin_prefetch(w.weights.zero_points + at * ZeroBits(w.weights) / 8);
+  if (w.shared_zeros == nullptr) __builtin_prefetch(w.weights.zero_points + at * ZeroBits(w.weights) / 8);
 }
 
 void SpreadGroup(const TileWeights& w, const Spread& spread) {
@@ -32,7 +32,7 @@ void SpreadGroup(const TileWeights& w, const Spread& spread) {
     for (int64_t k = 0; k < w.length; k += kLanes) hn::StoreU(GroupScales(w, spread, k), df, spread.scales + k);
   }
   std::memset(spread.zeros + length, 0, static_cast<size_t>(w.length - length));
-  const uint8_t* packed = w.weights.zero_points + spread.group * length * bits / 8;
+  const uint8_t* packed = w.shared_zeros == nullptr ? w.weights.zero_points + spread.group * length * bits / 8 : nullptr;
   if (w.shared_zeros != nullptr) {
     std::memset(spread.zeros, static_cast<int>(w.shared_zeros[spread.group]), static_cast<size_t>(length));
   } else if (bits == 8) {

@@ -34,6 +34,9 @@ inline Geometry GeometryOf(const Weights& w) {
   return {groups, groups == 1 ? RoundUp(columns, kBlock) : w.group_size, CeilDiv(w.N, kTile), CeilDiv(w.K, kBlock)};
 }
 
+// Of 64 bytes, in a block of layout 1.
+inline int64_t Lines(const Weights& w) { return w.bits / w.dims; }
+
 // In layout 1 zero points of 3 bits ride in 4.
 inline int64_t ZeroBits(const Weights& w) { return w.bits == 3 ? 4 : w.bits; }
 
@@ -46,7 +49,7 @@ inline Shapes StreamShapes(const Weights& w) {
 
 inline Shapes TileShapes(const Weights& w) {
   const Geometry g = GeometryOf(w);
-  const Matrix codes = {g.tiles, g.blocks * w.bits * kLine};
+  const Matrix codes = {g.tiles, g.blocks * Lines(w) * kLine};
   if (w.per_oc) {
     const int64_t words = CeilDiv(g.groups * ZeroBits(w), 32);
     return {codes, {g.tiles, g.groups * kTile}, {g.tiles, words * kLine}, {1, words * kLine / kTile}};

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <functional>
-#include <memory>
+
+#include "arena.h"
 
 namespace adadim {
 namespace {
@@ -10,28 +11,6 @@ namespace {
 constexpr int64_t kMostTasks = 32;
 constexpr int64_t kTaskProducts = 1 << 18;  // fewer are not worth a thread
 constexpr int64_t kPiece = 256;  // halves that are widened at a time
-
-// Room for everything that is computed from activations, cut into arrays that start at whole cache lines. The same arrays are
-// taken twice: first to measure, from nothing, then for good.
-class Arena {
- public:
-  template <typename T>
-  T* Take(int64_t count) {
-    uint8_t* const at = bytes_ == nullptr ? nullptr : start_ + size_;
-    size_ += (count * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine * kLine;
-    return reinterpret_cast<T*>(at);
-  }
-  void Allocate() {
-    bytes_.reset(new uint8_t[static_cast<size_t>(size_ + kLine)]);
-    start_ = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
-    size_ = 0;
-  }
-
- private:
-  int64_t size_ = 0;
-  std::unique_ptr<uint8_t[]> bytes_;
-  uint8_t* start_ = nullptr;
-};
 
 struct Job {
   TileWeights w;
@@ -71,10 +50,14 @@ Panel PanelOf(const Job& job, int64_t index, int64_t slot) {
           job.corrections + slot * scales};
 }
 
+// Where input channel k lies in a row of activations: of pairs in the order in which their levels are looked up (tiles.h).
+int64_t Place(bool pairs, int64_t k) { return pairs ? (k & ~7) | (k & 1) << 2 | (k >> 1 & 3) : k; }
+
 void FillPanel(const Job& job, int64_t index) {
   const Panel panel = PanelOf(job, index, index);
   const int64_t K = job.w.weights.K, row = panel.interleaved ? 1 : job.w.length, step = panel.interleaved ? kPanel : 1;
   std::fill_n(panel.values, job.w.length * panel.width, 0.0f);
+  const bool pairs = job.w.weights.dims == 2;
   float widened[kPiece];
   for (int64_t m = 0; m < panel.rows; ++m) {
     for (int64_t first = 0; first < K; first += kPiece) {
@@ -86,7 +69,7 @@ void FillPanel(const Job& job, int64_t index) {
         a = static_cast<const float*>(job.product->a) + at;
       }
       float* values = panel.values + m * row + first * step;
-      for (int64_t k = 0; k < count; ++k) values[k * step] = a[k];
+      for (int64_t k = 0; k < count; ++k) values[Place(pairs, k) * step] = a[k];
     }
   }
 }
@@ -187,7 +170,7 @@ void MatMulTiles(const Weights& weights, const Product& product, const ParallelF
   const Geometry g = GeometryOf(weights);
   const int64_t products = g.tiles * kTile * g.blocks * kBlock * product.rows;
   Job job{};
-  job.w = {weights, g, nullptr, product.precision, RoundUp(weights.K, kChunk)};
+  job.w = {weights, g, nullptr, nullptr, product.precision, RoundUp(weights.K, kChunk)};
   job.product = &product;
   job.kernels = &BestTileKernels();
   job.panels = CeilDiv(product.rows, kPanel);
@@ -198,7 +181,12 @@ void MatMulTiles(const Weights& weights, const Product& product, const ParallelF
   Arrange(arena, job, &shared_zeros);
   arena.Allocate();
   Arrange(arena, job, &shared_zeros);
-  if (weights.shared_zeros) {
+  const LevelTables tables(weights);
+  if (weights.levels != nullptr) {
+    std::fill_n(shared_zeros, g.groups, static_cast<float>(tables.offset));
+    job.w.tables = &tables;
+    job.w.shared_zeros = shared_zeros;
+  } else if (weights.shared_zeros) {
     ReadSharedZeros(weights, g.groups, shared_zeros);
     job.w.shared_zeros = shared_zeros;
   }

@@ -11,6 +11,15 @@
 //                            q[28 + i] (line 1), the high bits of both (line 2)
 //
 // The last tile and block are filled up with zeros.
+//
+// MatMulLevels has codes that are looked up, c[k] for each input channel, packed likewise; or, of pairs, c[j] for input
+// channels 2j and 2j + 1, with as many lines as bits for one channel:
+//
+//   pairs of 4 bits  line l, 0 to 1   c[8l + i] | c[8l + 4 + i] << 4
+//   pairs of 6 bits  line l, 0 to 2   c[4l + i] | (c[12 + i] >> 2l & 3) << 6
+//
+// What is multiplied is a level plus an offset, which takes the place of a zero point. A register of pairs' codes gives first
+// the levels of four even input channels, then those of the odd ones between: the activations are prepared in that order.
 #ifndef ADADIM_TILES_H_
 #define ADADIM_TILES_H_
 
@@ -44,13 +53,59 @@ struct Spread {
   float* float_zeros;  // float, else null
 };
 
+// What codes are looked up in, each entry a level plus `offset`: codes of 3 and 4 bits in `first`; of pairs a code's levels in
+// both; of 2 bits two neighbouring codes at once, the lower one's in `first`.
+struct LevelTables {
+  explicit LevelTables(const Weights& weights);
+  alignas(64) uint8_t first[64] = {};
+  alignas(64) uint8_t second[64] = {};
+  bool small;  // all entries are below 128
+  int offset;
+};
+
 struct TileWeights {
   Weights weights;
   Geometry geometry;
-  const float* shared_zeros;  // float[groups], or null
+  const float* shared_zeros;  // float[groups], or null; MatMulLevels: always there
+  const LevelTables* tables;  // MatMulLevels, else null
   Precision precision;
   int64_t length;  // of a row of prepared activations: input channels, filled up to whole chunks
 };
+
+// A turn's factors are matrices of +1 and -1, each Sylvester's Hadamard matrix, as far as it was taken off, (x) a core: its order
+// is a power of two times that of the core.
+struct SignedSum {
+  float sign;
+  int32_t number;  // 8 * g, for the core's columns 4g to 4g + 3, + which of them have the other sign than the first
+};
+
+struct LeftFactor {
+  int64_t order, core;
+  const SignedSum* terms;  // [core][ceil(core / 4)]; null for a core of [[1]]
+};
+
+struct RightFactor {
+  int64_t order, core;
+  // The core's transpose, its rows filled up to whole registers of any processor; null for Sylvester's of so many: the core is
+  // kWidest then.
+  const float* columns;
+};
+
+constexpr int64_t kWidest = 16;  // floats of a register
+
+// With z = signs * x as a matrix [a, b] for a run x, y = left * z * transpose(right).
+struct Turn {
+  LeftFactor left;
+  RightFactor right;
+  const float* signs;  // float[K], each divided by sqrt(a * b)
+};
+
+// Floats that a run needs: its pieces filled up, then itself, and later the sums of fours.
+inline int64_t TurnScratch(const Turn& t) {
+  const int64_t size = t.left.order * t.right.order, sums = CeilDiv(t.left.core, 4) * 8 * kWidest;
+  const int64_t filled = size / t.right.core * RoundUp(t.right.core, kWidest);
+  return filled + RoundUp(size > sums ? size : sums, kWidest);
+}
 
 // What one instruction set offers.
 struct TileKernels {
@@ -63,6 +118,8 @@ struct TileKernels {
   void (*narrow)(const float* floats, int64_t count, uint16_t* halves);
   // out[rows][16] = the panel times a tile.
   void (*multiply)(const TileWeights& weights, const Spread* spread, const Panel& panel, int64_t tile, float* out);
+  // Turns a run from channel `first` on; `scratch` is TurnScratch(turn) floats at a whole cache line.
+  void (*turn)(const Turn& turn, int64_t first, const float* x, float* y, float* scratch);
 };
 
 const TileKernels& BestTileKernels();  // for the processor that runs this

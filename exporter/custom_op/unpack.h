@@ -21,12 +21,19 @@ HWY_INLINE Bytes Field(Bytes line, uint8_t mask) {
   return hn::And(Shifted<kShift>(line), hn::Set(db, mask));
 }
 
-// The codes of a block, four input channels for each lane's output in each register.
+// The codes of a block, four input channels for each lane's output in each register. levels.h has more such forms: `kLines` are
+// those of a block, `kNarrow` says that what is unpacked is below 128 (dot.h), `kHalves`
+// that groups may be half blocks; floats are multiplied in the form `Float`.
 template <int kBits>
 struct Codes;
 
 template <>
 struct Codes<8> {
+  static constexpr int kLines = 8;
+  static constexpr bool kNarrow = false;
+  static constexpr bool kHalves = true;
+  using Float = Codes;
+  explicit Codes(const TileWeights&) {}
   static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
     for (int64_t line = 0; line < 8; ++line) q[line] = hn::LoadU(db, block + line * kLine);
   }
@@ -34,6 +41,11 @@ struct Codes<8> {
 
 template <>
 struct Codes<4> {
+  static constexpr int kLines = 4;
+  static constexpr bool kNarrow = true;
+  static constexpr bool kHalves = true;
+  using Float = Codes;
+  explicit Codes(const TileWeights&) {}
   static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
     for (int64_t line = 0; line < 4; ++line) {
       const Bytes pair = hn::LoadU(db, block + line * kLine);
@@ -45,6 +57,11 @@ struct Codes<4> {
 
 template <>
 struct Codes<2> {
+  static constexpr int kLines = 2;
+  static constexpr bool kNarrow = true;
+  static constexpr bool kHalves = true;
+  using Float = Codes;
+  explicit Codes(const TileWeights&) {}
   static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
     for (int64_t line = 0; line < 2; ++line) {
       const Bytes four = hn::LoadU(db, block + line * kLine);
@@ -58,6 +75,11 @@ struct Codes<2> {
 
 template <>
 struct Codes<3> {
+  static constexpr int kLines = 3;
+  static constexpr bool kNarrow = true;
+  static constexpr bool kHalves = true;
+  using Float = Codes;
+  explicit Codes(const TileWeights&) {}
   static HWY_INLINE void Unpack(const uint8_t* block, Bytes q[kSteps]) {
     const Bytes four = hn::Set(db, 4);
     Bytes line[3];

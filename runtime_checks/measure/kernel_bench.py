@@ -1,4 +1,4 @@
-"""Times of MatMulAdaDim's kernel on random weights, beside those of onnxruntime's 4-bit MatMulNBits in the same process."""
+"""Times of the kernels of MatMulAdaDim and MatMulLevels on random weights, beside those of onnxruntime's 4-bit MatMulNBits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
 from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import CONTRIB, matmul_nbits
-from exporter.onnx.tensors import Form, Planned, Wire
+from exporter.onnx.tensors import Form, Planned, Wire, node
+from exporter.onnx_cost import tile_shapes
 from quantize.grids import make_grid
 from quantize.progress import track
 from quantize.store.tensors import TensorRecord
 from quantize.types import F32, Axis
 
 SHAPES = ((576, 1536), (2048, 2048), (2048, 5632), (4096, 11008))  # K, N
+LEVELS = {"lm": (1, (2, 3, 4)), "hg": (2, (2, 3))}  # grid: weights of a code, bits of a weight
 ROWS, BITS, GROUP_SIZE, ACCURACY_LEVEL = (1, 16, 128), (2, 3, 4, 8), 32, 4
 LEAST_ROUNDS = 5
 WIRE = Wire("x", "y")
@@ -36,27 +38,33 @@ class BenchOptions:
 
 
 def bench_kernel(options: BenchOptions) -> list[dict[str, Any]]:
-    """A row for each shape, number of threads, number of rows, width and axis. Raises ExportError without the library."""
+    """A row for each shape, number of threads, number of rows, grid, width and axis. Raises ExportError without the library."""
     cells = [(shape, threads) for shape in options.shapes for threads in options.threads]
     return [row for cell in track(cells, "timing", len(cells)) for row in _bench_shape(*cell, options.seconds)]
 
 
 def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterator[dict[str, Any]]:
     K, N = shape
-    variants = [(bits, axis) for bits in BITS for axis in Axis]
-    records = [record_of(shape, bits, axis) for bits, axis in variants]
+    variants = [("int", bits, axis) for bits in BITS for axis in Axis]
+    variants += [
+        (grid, bits, axis)
+        for grid, (dims, widths) in LEVELS.items()
+        for bits in widths
+        for axis in (Axis if dims == 1 else (Axis.PER_OC,))
+    ]
     forms = [matmul_nbits(record_of(shape, 4, Axis.PER_OC), WIRE, ACCURACY_LEVEL)]
-    forms += [matmul_adadim(record, WIRE, ACCURACY_LEVEL) for record in records]
+    forms += [_form(grid, record_of(shape, bits, axis)) for grid, bits, axis in variants]
     sessions = [form_session(form, K, threads) for form in forms]
     for rows in ROWS:
         x = np.random.default_rng(rows).normal(size=(rows, K)).astype(np.float32)
-        first, *rest = interleaved(sessions, x, seconds)
-        for (bits, axis), form, own in zip(variants, forms[1:], rest, strict=True):
+        first, *rest = interleaved(sessions, {WIRE.x: x}, seconds)
+        for (grid, bits, axis), form, own in zip(variants, forms[1:], rest, strict=True):
             stored = sum(planned.nbytes for planned in form.planned)
             yield {
                 "K": K,
                 "N": N,
                 "rows": rows,
+                "grid": grid,
                 "bits": bits,
                 "axis": str(axis),
                 "threads": threads,
@@ -68,6 +76,29 @@ def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterat
             }
 
 
+def _form(grid: str, record: TensorRecord) -> Form:
+    if grid == "int":
+        return matmul_adadim(record, WIRE, ACCURACY_LEVEL)
+    return levels_form(record, LEVELS[grid][0])
+
+
+def levels_form(record: TensorRecord, dims: int, wire: Wire = WIRE) -> Form:
+    """MatMulLevels with the shape, axis and group size of a record of integers; a code stands for ``dims`` weights.
+
+    Its levels are spread evenly: the kernel takes as long for any. It is poured random bytes only.
+    """
+    assert record.grid is not None
+    oc, ic = record.shape
+    bits, group_size = record.grid.bits * dims, record.grid.group_size
+    codes, scales, _ = tile_shapes(record.grid, record.axis, (oc, ic))
+    planned = (Planned(f"{wire.y}.codes", TensorProto.UINT8, codes), Planned(f"{wire.y}.scale", TensorProto.FLOAT16, scales))
+    levels = np.linspace(-63, 63, 1 << bits).astype(np.int8)[None].repeat(dims, axis=0)
+    sizes = {"K": ic, "N": oc, "bits": bits, "group_size": group_size, "per_oc": int(record.axis is Axis.PER_OC)}
+    inputs = [wire.x, *(tensor.name for tensor in planned), "levels"]
+    op = node("MatMulLevels", inputs, [wire.y], wire.y, domain=DOMAIN, **sizes, accuracy_level=ACCURACY_LEVEL, layout=1)
+    return Form("matmul_levels", [op], planned, lambda first, chunk: iter(()), {"levels": levels})
+
+
 def record_of(shape: tuple[int, int], bits: int, axis: Axis) -> TensorRecord:
     """A linear of K x N."""
     return TensorRecord("linear.weight", shape[::-1], make_grid("int", bits, GROUP_SIZE), axis=axis)
@@ -75,17 +106,22 @@ def record_of(shape: tuple[int, int], bits: int, axis: Axis) -> TensorRecord:
 
 def form_session(form: Form, k: int, threads: int, data: Mapping[str, bytes] | None = None) -> ort.InferenceSession:
     """``form_model`` in onnxruntime."""
+    return model_session(form_model(form, k, data), threads)
+
+
+def model_session(model: ModelProto, threads: int) -> ort.InferenceSession:
+    """With our kernels."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Sessions take turns: the threads of one that is done must not spin beside the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.register_custom_ops_library(str(custom_op_path()))
-    return ort.InferenceSession(form_model(form, k, data).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def form_model(form: Form, k: int, data: Mapping[str, bytes] | None = None) -> ModelProto:
     """A form's nodes on F32[rows, k], its initializers' bytes from ``data``, or random."""
-    data = data or {planned.name: _random(planned) for planned in form.planned}
+    data = data or random_bytes(form)
     initializers = [
         helper.make_tensor(planned.name, planned.data_type, planned.shape, data[planned.name], raw=True)
         for planned in form.planned
@@ -99,6 +135,11 @@ def form_model(form: Form, k: int, data: Mapping[str, bytes] | None = None) -> M
     return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
 
+def random_bytes(form: Form) -> dict[str, bytes]:
+    """For each of a form's initializers."""
+    return {planned.name: _random(planned) for planned in form.planned}
+
+
 def _random(planned: Planned) -> bytes:
     """Scales of common sizes; of codes and zero points every byte is one."""
     rng = np.random.default_rng(planned.nbytes)
@@ -107,15 +148,15 @@ def _random(planned: Planned) -> bytes:
     return rng.bytes(planned.nbytes)
 
 
-def interleaved(sessions: Sequence[ort.InferenceSession], x: F32, seconds: float) -> list[float]:
+def interleaved(sessions: Sequence[ort.InferenceSession], feeds: Mapping[str, F32], seconds: float) -> list[float]:
     """Median seconds of each session: they take turns, so that whatever else the machine does hits all alike."""
     times: list[list[float]] = [[] for _ in sessions]
     for session in sessions:
-        session.run(None, {WIRE.x: x})
+        session.run(None, feeds)
     end = time.perf_counter() + seconds * len(sessions)
     while len(times[0]) < LEAST_ROUNDS or time.perf_counter() < end:
         for session, own in zip(sessions, times, strict=True):
             start = time.perf_counter()
-            session.run(None, {WIRE.x: x})
+            session.run(None, feeds)
             own.append(time.perf_counter() - start)
     return [float(np.median(own)) for own in times]

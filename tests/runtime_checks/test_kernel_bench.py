@@ -10,7 +10,20 @@ from exporter.cli.main import main
 from runtime_checks.measure import kernel_bench
 from tests import native
 
-KEYS = ["K", "N", "rows", "bits", "axis", "threads", "accuracy_level", "seconds", "matmulnbits_seconds", "ratio", "gb_per_s"]
+KEYS = [
+    "K",
+    "N",
+    "rows",
+    "grid",
+    "bits",
+    "axis",
+    "threads",
+    "accuracy_level",
+    "seconds",
+    "matmulnbits_seconds",
+    "ratio",
+    "gb_per_s",
+]
 
 
 def test_rows(tmp_path, capsys, monkeypatch):
@@ -19,10 +32,16 @@ def test_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(kernel_bench, "ROWS", (1, 16))
     assert main(["bench", "kernel", "--shape", "64x96", "--threads", "1", "--json", str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [list(row) for row in rows] == [KEYS] * 16
+    assert [list(row) for row in rows] == [KEYS] * 32
     assert {(row["K"], row["N"], row["threads"], row["accuracy_level"]) for row in rows} == {(64, 96, 1, 4)}
-    assert {(row["bits"], row["axis"], row["rows"]) for row in rows} == {
-        (bits, axis, count) for bits in (2, 3, 4, 8) for axis in ("per_oc", "per_ic") for count in (1, 16)
+    both, one = ("per_oc", "per_ic"), ("per_oc",)
+    kinds = {"int": ((2, 3, 4, 8), both), "lm": ((2, 3, 4), both), "hg": ((2, 3), one)}
+    assert {(row["grid"], row["bits"], row["axis"], row["rows"]) for row in rows} == {
+        (grid, bits, axis, count)
+        for grid, (widths, axes) in kinds.items()
+        for bits in widths
+        for axis in axes
+        for count in (1, 16)
     }
     for row in rows:
         assert row["ratio"] == pytest.approx(row["matmulnbits_seconds"] / row["seconds"])

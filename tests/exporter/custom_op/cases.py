@@ -1,4 +1,4 @@
-"""MatMulAdaDim nodes on random numbers: as a model that takes everything as inputs, and what they should give."""
+"""Nodes on random numbers, as a model that takes everything as inputs, and what they should give; here MatMulAdaDim's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, OP_TYPE, VERSION, adadim_function
 from exporter.onnx.tensors import pack_bits
 from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
 from quantize import Axis
 
-NODE = "layer/MatMulAdaDim"
+NODE = "layer/node"
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,24 @@ class Case:
     attributes: dict[str, int]
     inputs: dict[str, np.ndarray]
     expected: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    op: str = OP_TYPE
+    constants: tuple[str, ...] = ()  # inputs that are initializers
+
+    @property
+    def fed(self) -> dict[str, np.ndarray]:
+        """What a caller gives."""
+        return {name: value for name, value in self.inputs.items() if name not in self.constants}
 
     def model(self, function: bool = False) -> bytes:
-        """A model of this node alone, whose inputs may have any shape; ``function``: with the portable body."""
-        node = helper.make_node(OP_TYPE, list(self.inputs), ["Y"], name=NODE, domain=DOMAIN, **self.attributes)
+        """A model of this node alone, whose inputs may have any shape; ``function``: with MatMulAdaDim's portable body."""
+        node = helper.make_node(self.op, list(self.inputs), ["Y"], name=NODE, domain=DOMAIN, **self.attributes)
         kinds = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in self.inputs.items()}
-        given = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
-        made = [helper.make_tensor_value_info("Y", kinds["A"], None)]
+        given = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items() if name in self.fed]
+        held = [numpy_helper.from_array(self.inputs[name], name) for name in self.constants]
+        made = [helper.make_tensor_value_info("Y", kinds[next(iter(kinds))], None)]
         opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
         functions = [adadim_function()] if function else []
-        graph = helper.make_graph([node], "one", given, made)
+        graph = helper.make_graph([node], "one", given, made, held)
         model: onnx.ModelProto = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=11)
         return model.SerializeToString()
 

@@ -50,6 +50,7 @@ constexpr Type kTypes[] = {
     {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2},
     {"float64", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8},
     {"uint8", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, 1},
+    {"int8", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, 1},
 };
 
 const Type& TypeNamed(const std::string& name) {

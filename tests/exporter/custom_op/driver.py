@@ -71,7 +71,7 @@ def _line(case: Case, folder: Path, function: bool) -> str:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(case.model(function))
     words = [str(folder / "model.onnx"), str(folder / "Y")]
-    for name, value in case.inputs.items():
+    for name, value in case.fed.items():
         value.tofile(folder / name)
         words += [name, str(value.dtype), str(value.ndim), *map(str, value.shape), str(folder / name)]
     return " ".join(words) + "\n"
@@ -81,7 +81,7 @@ def _answer(answer: str, case: Case, folder: Path) -> np.ndarray | str:
     kind, _, rest = answer.partition(" ")
     if kind == "error":
         return rest
-    return np.fromfile(folder / "Y", case.inputs["A"].dtype).reshape([int(size) for size in rest.split()])
+    return np.fromfile(folder / "Y", next(iter(case.inputs.values())).dtype).reshape([int(size) for size in rest.split()])
 
 
 def _arm64_root(folder: Path) -> Path:

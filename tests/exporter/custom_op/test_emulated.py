@@ -7,6 +7,8 @@ import pytest
 
 from tests.exporter.custom_op.cases import FLOAT, HALF, Spec, assert_close, grid, make_case, tolerance
 from tests.exporter.custom_op.driver import HOST, emulated_arm64, emulated_x86
+from tests.exporter.custom_op.levels_cases import Levels, levels_grid, make_levels
+from tests.exporter.custom_op.rotate_cases import make_turn, turns
 
 SPECS = grid() + grid(layout=0)[::3]
 PROCESSORS = {
@@ -29,7 +31,7 @@ def here(cases, tmp_path_factory):
     return HOST(cases, tmp_path_factory.mktemp("here"))
 
 
-def same(spec: Spec) -> float:
+def same(spec: Spec | Levels) -> float:
     """Activations are rounded alike everywhere, only sums differ in their order."""
     return HALF if spec.dtype == "float16" else FLOAT
 
@@ -40,6 +42,19 @@ def test_every_processor_gives_the_product(processor, cases, here, tmp_path):
     for spec, case, actual, reference in zip(SPECS, cases, results, here, strict=True):
         assert_close(actual, case.expected, tolerance(spec), spec)
         assert_close(actual, reference.astype(np.float64), same(spec), spec)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_levels_and_turns(processor, tmp_path):
+    """Turns have one order of sums on all processors."""
+    rng = np.random.default_rng(0)
+    looked, turned = levels_grid(), turns()
+    cases = [make_levels(spec, rng) for spec in looked] + [make_turn(spec, rng) for spec in turned]
+    (tmp_path / "here").mkdir()
+    results = PROCESSORS[processor](cases, tmp_path)
+    for spec, case, actual, reference in zip(looked + turned, cases, results, HOST(cases, tmp_path / "here"), strict=True):
+        assert_close(actual, case.expected, spec.tolerance, spec)
+        assert_close(actual, reference.astype(np.float64), same(spec) if spec in looked else 0, spec)
 
 
 def test_the_portable_body_on_arm64(cases, tmp_path):

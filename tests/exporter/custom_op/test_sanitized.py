@@ -14,6 +14,8 @@ import pytest
 from quantize import Axis
 from tests.exporter.custom_op.cases import NODE, Case, Spec, assert_close, grid, make_case, tolerance
 from tests.exporter.custom_op.driver import SANITIZED, THREADS_SANITIZED
+from tests.exporter.custom_op.levels_cases import KINDS, Levels, levels_grid, make_levels
+from tests.exporter.custom_op.rotate_cases import Turn, make_turn, turns
 
 HUGE = 2**62
 
@@ -25,6 +27,14 @@ def test_the_grid(layout, tmp_path):
     cases = [make_case(spec, rng) for spec in specs]
     for spec, case, actual in zip(specs, cases, SANITIZED(cases, tmp_path), strict=True):
         assert_close(actual, case.expected, tolerance(spec), spec)
+
+
+def test_the_grids_of_levels_and_turns(tmp_path):
+    rng = np.random.default_rng(0)
+    looked, turned = levels_grid(), turns()
+    cases = [make_levels(spec, rng) for spec in looked] + [make_turn(spec, rng) for spec in turned]
+    for spec, case, actual in zip(looked + turned, cases, SANITIZED(cases, tmp_path), strict=True):
+        assert_close(actual, case.expected, spec.tolerance, spec)
 
 
 def random_spec(rng: np.random.Generator) -> Spec:
@@ -48,6 +58,41 @@ def random_spec(rng: np.random.Generator) -> Spec:
     )
 
 
+def random_levels(rng: np.random.Generator) -> Levels:
+    dims, bits = KINDS[rng.integers(len(KINDS))]
+    axis = (Axis.PER_OC, Axis.PER_IC)[rng.integers(2)] if dims == 1 else Axis.PER_OC
+    k, n = int(rng.integers(1, 100)) * 2, int(rng.integers(1, 200))
+    columns = k if axis is Axis.PER_OC else n
+    return Levels(
+        k,
+        n,
+        dims,
+        bits,
+        int(rng.choice([*range(32, columns, 32), columns, columns + 5])),
+        axis,
+        accuracy_level=int(rng.integers(5)),
+        rows=tuple(int(size) for size in rng.integers(1, 6, rng.integers(4))),
+        dtype=str(rng.choice(["float32", "float16"])),
+        scales=str(rng.choice(["float32", "float16"])),
+        bias=bool(rng.integers(2)),
+        most=int(rng.choice([20, 63, 64, 127])),
+    )
+
+
+def random_turn(rng: np.random.Generator) -> Turn:
+    left, right = ((1 << int(rng.integers(4)), int(rng.integers(1, 20))) for _ in range(2))
+    rows = tuple(int(size) for size in rng.integers(1, 6, rng.integers(4)))
+    return Turn(left, right, int(rng.integers(1, 4)), rows, str(rng.choice(["float32", "float16"])), bool(rng.integers(2)))
+
+
+def test_levels_and_turns_at_random(tmp_path):
+    rng = np.random.default_rng(6)
+    specs = [random_levels(rng) for _ in range(200)] + [random_turn(rng) for _ in range(100)]
+    cases = [make_levels(spec, rng) if isinstance(spec, Levels) else make_turn(spec, rng) for spec in specs]
+    for spec, case, actual in zip(specs, cases, SANITIZED(cases, tmp_path), strict=True):
+        assert_close(actual, case.expected, spec.tolerance, spec)
+
+
 def test_shapes_at_random(tmp_path):
     rng = np.random.default_rng(1)
     specs = [random_spec(rng) for _ in range(200)]
@@ -65,8 +110,14 @@ def test_many_threads_in_sessions_at_once(tmp_path):
         for rows, dtype in ((1, "float32"), (19, "float16"))
     ]
     cases = [make_case(spec, np.random.default_rng(0)) for spec in specs]
-    for spec, case, actual in zip(specs, cases, THREADS_SANITIZED(cases, tmp_path), strict=True):
-        assert_close(actual, case.expected, tolerance(spec), spec)
+    others = [Levels(512, 1040, 2, 6, 32, rows=(rows,), accuracy_level=level) for rows in (1, 19) for level in (0, 4)]
+    others += [Turn((4, 12), (16, 1), rows=(rows,), constant=constant) for rows in (1, 90) for constant in (True, False)]
+    rng = np.random.default_rng(0)
+    cases += [make_levels(spec, rng) if isinstance(spec, Levels) else make_turn(spec, rng) for spec in others]
+    tolerances = [tolerance(spec) for spec in specs] + [spec.tolerance for spec in others]
+    what = [*specs, *others]
+    for spec, most, case, actual in zip(what, tolerances, cases, THREADS_SANITIZED(cases, tmp_path), strict=True):
+        assert_close(actual, case.expected, most, spec)
 
 
 def wrong_shapes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -91,15 +142,15 @@ def damaged(case: Case) -> Iterator[tuple[str, Case]]:
     """One thing wrong at a time."""
     for name in case.attributes:
         yield from (
-            (f"{name} = {other}", Case(case.attributes | {name: other}, case.inputs)) for other in other_values(case, name)
+            (f"{name} = {other}", replace(case, attributes=case.attributes | {name: other})) for other in other_values(case, name)
         )
-        yield f"no {name}", Case({key: held for key, held in case.attributes.items() if key != name}, case.inputs)
+        yield f"no {name}", replace(case, attributes={key: held for key, held in case.attributes.items() if key != name})
     for name, value in case.inputs.items():
         for shape in wrong_shapes(value.shape):
             other = np.resize(value, int(np.prod(shape))).reshape(shape)
-            if name != "A" or shape[-1:] != value.shape[-1:] or 0 in shape:
-                yield f"{name} {shape}", Case(case.attributes, case.inputs | {name: other})
-        yield f"{name} of float64", Case(case.attributes, case.inputs | {name: value.astype(np.float64)})
+            if name not in ("A", "X") or shape[-1:] != value.shape[-1:] or 0 in shape:
+                yield f"{name} {shape}", replace(case, inputs=case.inputs | {name: other})
+        yield f"{name} of float64", replace(case, inputs=case.inputs | {name: value.astype(np.float64)})
 
 
 @pytest.mark.parametrize("axis", Axis)
@@ -112,11 +163,22 @@ def test_bad_nodes_are_refused_by_name(layout, axis, tmp_path):
         assert NODE in answer, f"{name}: {answer}"
 
 
+def test_bad_levels_and_turns_are_refused_by_name(tmp_path):
+    rng = np.random.default_rng(2)
+    specs = [Levels(70, 50, dims, bits, 32, rows=(2,), bias=True, accuracy_level=4) for dims, bits in KINDS]
+    whole = [make_levels(spec, rng) for spec in specs]
+    whole += [make_turn(Turn((2, 3), (4, 5), constant=constant), rng) for constant in (True, False)]
+    what, cases = zip(*(row for case in whole for row in damaged(case)), strict=True)
+    for name, answer in zip(what, SANITIZED(cases, tmp_path), strict=True):
+        assert isinstance(answer, str), name
+        assert NODE in answer, f"{name}: {answer}"
+
+
 def scrambled(case: Case, rng: np.random.Generator) -> Case:
     """Up to three things changed at once, for better or worse."""
     attributes, inputs = dict(case.attributes), dict(case.inputs)
     for _ in range(rng.integers(1, 4)):
-        if rng.integers(2):
+        if rng.integers(2) and attributes:
             name = str(rng.choice(list(attributes)))
             near = attributes[name] + int(rng.integers(-2, 3))
             attributes[name] = int(rng.choice([-HUGE, -1, 0, 1, 2, 3, 4, 8, 16, 31, 32, 33, 64, 2**28, HUGE, near]))
@@ -125,7 +187,16 @@ def scrambled(case: Case, rng: np.random.Generator) -> Case:
             shapes = list(wrong_shapes(inputs[name].shape))
             shape = shapes[rng.integers(len(shapes))]
             inputs[name] = np.resize(inputs[name], int(np.prod(shape))).reshape(shape)
-    return Case(attributes, inputs)
+    return replace(case, attributes=attributes, inputs=inputs)
+
+
+def test_levels_and_turns_at_random_never_crash(tmp_path):
+    rng = np.random.default_rng(7)
+    whole = [make_levels(random_levels(rng), rng) for _ in range(200)] + [make_turn(random_turn(rng), rng) for _ in range(100)]
+    answers = SANITIZED([scrambled(case, rng) for case in whole], tmp_path)
+    refused = [answer for answer in answers if isinstance(answer, str)]
+    assert len(refused) < len(answers)
+    assert all(NODE in answer for answer in refused)
 
 
 def test_attributes_and_shapes_at_random_never_crash(tmp_path):
