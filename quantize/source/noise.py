@@ -43,8 +43,8 @@ class Slope(NamedTuple):
 def measure_slopes(source: Checkpoint, tokens: I64, seed: int, levels: Sequence[float]) -> dict[str, Slope]:
     """Of all linears by block, then of the tables, over I64[sequences, length]; the second half of each sequence is judged.
 
-    ``seed`` draws the noise; ``levels``, t^2 each, rise. In memory is the source as ``named_model`` has it, and the probabilities
-    that it gives half of the tokens. Raises CheckpointError as that does, and for a model that cannot be resumed at a block;
+    ``seed`` draws the noise; ``levels``, t^2 each, rise. In memory is the source as ``named_model`` has it, and its logits and
+    probabilities of half of the tokens. Raises CheckpointError as that does, and for a model that cannot be resumed at a block;
     CalibrationError for tokens that it does not have, and if an activation overflows.
     """
     check_ids(source, tokens)
@@ -178,30 +178,25 @@ def _judged(last: torch.Tensor) -> torch.Tensor:
 
 
 class _Truth:
-    """What the source predicts, some tokens at a time: probabilities p, logits' scale log(sum(exp)), and sum(p log p)."""
+    """What the source predicts, some tokens at a time: logits and probabilities, F32[n, vocab] each."""
 
     def __init__(self, causal: Causal, last: torch.Tensor) -> None:
-        self._causal, self._parts = causal, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
-        for part in torch.split(last, LOGIT_ROWS):
-            logits = causal.logits(part)
-            scale = logits.logsumexp(-1, keepdim=True)
-            logits -= scale
-            p = logits.exp()
-            self._parts.append((p, scale, _dot(p, logits)))
+        self._causal = causal
+        logits = [causal.logits(part) for part in torch.split(last, LOGIT_ROWS)]
+        self._parts = [(part, part.softmax(-1)) for part in logits]
 
     def divergences(self, last: torch.Tensor) -> torch.Tensor:
-        """Of each token, F64[n], of F32[n, hidden]: sum(p log p) - sum(p z) + log(sum(exp(z))), where z are logits less the scale
-        of the source's, so that all three are small."""
+        """Of each token, F64[n], of F32[n, hidden]: log(sum(p exp(d))) - sum(p d), where logits differ by d. All of it is
+        small, so that float32 tells a divergence of 1e-7."""
         found = []
-        for part, (p, scale, own) in zip(torch.split(last, LOGIT_ROWS), self._parts, strict=True):
-            logits = self._causal.logits(part)
-            logits -= scale
-            crossed = _dot(p, logits)
-            found.append((own - crossed).double() + logits.exp_().sum(-1).double().log())
+        for part, (logits, p) in zip(torch.split(last, LOGIT_ROWS), self._parts, strict=True):
+            apart = self._causal.logits(part) - logits
+            shift = _dot(p, apart)
+            found.append(_dot(p, apart.expm1_()).log1p() - shift)
         return torch.cat(found)
 
 
 def _dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Of each row of [n, vocab], [n]."""
+    """Of each row of F32[n, vocab], F64[n]."""
     dots: torch.Tensor = torch.linalg.vecdot(left, right)
-    return dots
+    return dots.double()
