@@ -22,6 +22,10 @@ EMBEDDING_GROUP = 32
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 DEFAULT_BITS = 4
 TOKEN_WEIGHTS = ("gradient", "unit", "none")
+SENSITIVITIES = CURVATURE, NOISE = ("curvature", "noise")  # by what an option's loss is told
+NOISE_LEVELS, MOST_LEVELS = 3, 8  # of noise's share in a tensor's energy, each twice the one before
+MOST_NOISE = 2.0**-6  # the last of them, about what rounding to 3.5 bits makes
+NOISE_TOKENS = 2048  # that go through the model for every level of noise in every tensor, where nobody says how many
 MOST_RULES = 1000
 RECIPE_DOOR = Door(ConfigError, "a recipe holds [[rule]] tables of match and what to change", MIB)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import compare_ggml_fit
 import compare_predictions
+import compare_sensitivities
 import compare_systems
 import compare_transforms
 import pytest
@@ -62,6 +64,33 @@ def test_predictions(model, text, tmp_path, capsys, monkeypatch):
     assert len(rows) == 4
     assert all(abs(math.log(float(measured) / float(predicted))) < math.log(2) for _, predicted, measured in rows)
     assert plot.read_text(encoding="utf-8").count('r="5"') == 4 + 3  # and the legend
+
+
+def test_sensitivities(model, text, tmp_path, capsys, monkeypatch):
+    """Of a file beside itself all is the same; what was measured is not measured again, nor mixed with something else."""
+    files = [tmp_path / f"{name}.json" for name in ("curvature", "noise", "again")]
+    for file in files[:2]:
+        asked = ["--by", file.stem, *(["--noise-levels", "1"] if file.stem == "noise" else []), *FROM_CALIBRATION, text]
+        assert main(["sensitivity", str(model), "--target", "onnxruntime", "--out", str(file), "--quiet", *asked]) == 0
+    files[2].write_bytes(files[0].read_bytes())
+    out = tmp_path / "out.json"
+    command = ["compare_sensitivities.py", str(model), text, str(out), *map(str, files), "--bits", "12", "12.6"]
+    monkeypatch.setattr(sys, "argv", [*command, "--chunks", "1", *FROM_CALIBRATION, text])
+    compare_sensitivities.main(compare_sensitivities.arguments())
+    said = capsys.readouterr().out
+    assert "| again | 100% | 100% | 1.000 | 1.000 |" in said
+    noise = re.search(r"^\| noise \| (\d+)% \| (\d+)% \| ([\d.]+) \| ([\d.]+) \|$", said, re.MULTILINE)
+    assert 0.5 < float(noise[3]) < 1 and min(map(int, noise.groups()[:2])) < 100
+    rows = re.findall(r"^\| (\w+), [\d.]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", said, re.MULTILINE)
+    assert len(rows) == 6 and all(0.3 < float(row[1]) / float(row[2]) < 3 for row in rows)
+    kept = json.loads(out.read_text())
+    kept["measured"]["noise, 12.6"] = 1.25
+    out.write_text(json.dumps(kept))
+    compare_sensitivities.main(compare_sensitivities.arguments())
+    assert "| 1.2500 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, "--chunks", "2", *FROM_CALIBRATION, text])
+    with pytest.raises(SystemExit, match="measurements of something else"):
+        compare_sensitivities.main(compare_sensitivities.arguments())
 
 
 def systems(model, text, out, *more):

@@ -24,7 +24,7 @@ from exporter.cli.methods import methods_report, methods_table
 from exporter.cli.options import build_parser
 from exporter.cli.process import finished, guarded, prepare_streams, quiet_libraries, say, warn
 from exporter.cli.reports import json_output, page_of
-from exporter.cli.size import has_target_size, model_plan
+from exporter.cli.size import has_target_size, model_plan, noise_levels
 from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import calibration_rows, checks_summary, inspect_summary, store_summary, table
 from exporter.cli.text import kept_texts
@@ -86,11 +86,13 @@ def _sensitivity(args: Namespace) -> int:
     from quantize.planning.sensitivity import measure_sensitivity
     from quantize.statistics.measured import Measured
 
+    levels = noise_levels(args)
     with new_file(args.out, args.force) as file:
         source = open_checkpoint(args.source, args.torch)
         writer_of(args.target).check(source, tokenizer_pre="")
-        sensitivity = measure_sensitivity(Measured(source), quantize_config(args, source), TARGETS[args.target])
+        sensitivity = measure_sensitivity(Measured(source), quantize_config(args, source), TARGETS[args.target], levels)
         file.write(sensitivity.to_json())
+    warn([] if sensitivity.noise is None else sensitivity.noise.notes())
     say(f"{args.out}: {sum(map(len, sensitivity.options.values())):,} options of {len(sensitivity.options)} tensors")
     return 0
 

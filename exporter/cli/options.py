@@ -22,12 +22,23 @@ from exporter.cli.values import BITS, file_path, file_size, group_size, positive
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
-from quantize.config import DEFAULT_BITS, TOKEN_WEIGHTS, QuantizeConfig
+from quantize.config import (
+    CURVATURE,
+    DEFAULT_BITS,
+    MOST_LEVELS,
+    MOST_NOISE,
+    NOISE_LEVELS,
+    NOISE_TOKENS,
+    SENSITIVITIES,
+    TOKEN_WEIGHTS,
+    QuantizeConfig,
+)
 from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
 from quantize.methods.around import ROUNDER_WORDS, SELECTIONS
+from quantize.statistics.calibration import RANDOM
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
@@ -207,7 +218,21 @@ def _add_sensitivity(commands: Subparsers) -> None:
     parser.add_argument("--out", metavar="FILE.json", type=file_path, required=True, help="file to write")
     _add_target(parser)
     measured = parser.add_argument_group("what is measured, and on what")
-    _add_text_options(measured)
+    measured.add_argument(
+        "--by",
+        choices=SENSITIVITIES,
+        default=CURVATURE,
+        help="what a tensor's errors cost: by gradients, input by input; or by noise in one tensor after the other "
+        "(default: %(default)s)",
+    )
+    measured.add_argument(
+        "--noise-levels",
+        type=int,
+        choices=range(1, MOST_LEVELS + 1),
+        metavar="N",
+        help=f"each twice the one before, the last 1/{1 / MOST_NOISE:g} of a tensor's squares (default: {NOISE_LEVELS})",
+    )
+    _add_text_options(measured, f"FILE|builtin|{RANDOM}", f"UTF-8 text, or {RANDOM} tokens", f"; by noise {NOISE_TOKENS}")
     _add_max_slowdown(measured)
     add_common(parser)
 
@@ -262,15 +287,13 @@ def _add_max_slowdown(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_text_options(group: argparse._ArgumentGroup) -> None:
+def _add_text_options(
+    group: argparse._ArgumentGroup, words: str = "FILE|builtin", text: str = "UTF-8 text", fewer: str = ""
+) -> None:
     group.add_argument(
-        "--calibration",
-        type=text_path,
-        metavar="FILE|builtin",
-        default=DEFAULTS.data.text,
-        help="UTF-8 text (default: %(default)s)",
+        "--calibration", type=text_path, metavar=words, default=DEFAULTS.data.text, help=f"{text} (default: %(default)s)"
     )
-    group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
+    group.add_argument("--calibration-tokens", type=int, metavar="N", help=f"(default: the effort's{fewer})")
     group.add_argument(
         "--max-memory",
         type=file_size,

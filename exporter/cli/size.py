@@ -11,7 +11,7 @@ from exporter.cli.values import bits_per_weight, file_path, file_size, file_size
 from exporter.file_size import size_of_bits
 from exporter.targets import TARGETS
 from exporter.writers import Writer, writer_of
-from quantize.config import QuantizeConfig
+from quantize.config import NOISE, NOISE_LEVELS, NOISE_TOKENS, QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.planning.plan import ModelPlan, build_plan
 
@@ -42,6 +42,17 @@ def add_size_options(group: argparse._ArgumentGroup, several: bool) -> None:
     group.add_argument(
         "--sensitivity", type=file_path, metavar="FILE.json", help="made by `adadim sensitivity` (default: measured first)"
     )
+
+
+def noise_levels(args: argparse.Namespace) -> int:
+    """How many ``--by noise`` measures, and on fewer tokens if nobody says on how many; 0 by curvature. Raises ConfigError."""
+    if args.by != NOISE:
+        if args.noise_levels is not None:
+            raise ConfigError(f"--noise-levels {args.noise_levels}: is for --by noise; give that or drop it")
+        return 0
+    if args.calibration_tokens is None:
+        args.calibration_tokens = NOISE_TOKENS
+    return args.noise_levels or NOISE_LEVELS
 
 
 def has_target_size(args: argparse.Namespace) -> bool:

@@ -5,13 +5,17 @@ that rounding this one tensor is predicted to add (``output_loss``), by round-to
 the rows. Losses of tensors add up (arXiv 2411.17525, the linearity theorem). Measured once, and kept in a JSON file::
 
     {"format", "source": {"name", "sha256"}, "target", "calibration", "tensors": [a store's record with "loss", ...]}
+
+By curvature an option is rounded and judged by the inputs' second moments and what errors of each output cost. By noise all of
+a tensor's weights are alike: its loss is a slope, measured on the model (``quantize.source.noise``), times the option's relative
+squared error; the file has the slopes too, as "noise".
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,8 @@ from numpy.typing import NDArray
 
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
-from quantize.config import TABLE_BITS, QuantizeConfig
-from quantize.errors import ConfigError, shown
+from quantize.config import MOST_NOISE, TABLE_BITS, DataSpec, QuantizeConfig
+from quantize.errors import ConfigError, listed, shown
 from quantize.grids import BLOCK_GRIDS, make_grid
 from quantize.grids.int_affine import BITS
 from quantize.kinds import readable
@@ -35,11 +39,11 @@ from quantize.progress import track
 from quantize.rounding.exact import exact
 from quantize.rounding.rtn import rtn
 from quantize.statistics.by_template import check_gradients, check_passes
-from quantize.statistics.calibration import calibration_data, rank_poor
+from quantize.statistics.calibration import data_or_random, rank_poor
 from quantize.statistics.measured import Measured, Walk, blocks_of
-from quantize.store.schema import CalibrationJson, SourceJson, Word, read_record
+from quantize.store.schema import CalibrationJson, Finite, SourceJson, Word, read_record
 from quantize.store.tensors import TensorRecord
-from quantize.types import F32, FINE_BITS, Axis, Grid, InputStats, Target, TensorSpec
+from quantize.types import F32, FINE_BITS, I64, Axis, Grid, InputStats, Target, TensorSpec
 
 FORMAT = 1
 DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
@@ -51,6 +55,22 @@ WORDS_SAMPLE = 1 << 18  # weights of a sample that are rounded on a grid of word
 TABLE_ROWS = 2048
 
 
+class NoiseJson(msgspec.Struct, frozen=True):
+    """``slopes`` by tensor, in nats a token for each unit of relative squared error, measured at ``levels`` of it; where one fell
+    ``below`` 0, it is 0; of what is ``bent`` the slope rests on the first levels alone."""
+
+    levels: tuple[Finite, ...]
+    slopes: dict[Word, Finite]
+    below: tuple[Word, ...] = ()
+    bent: tuple[Word, ...] = ()
+
+    def notes(self) -> list[str]:
+        """What to know of single tensors before bytes are spent by their slopes."""
+        of = f"noise of {self.levels[0]:.2g} to {self.levels[-1]:.2g} of its energy"
+        below = [f"{listed(self.below)}: {of} does no harm; every option counts as free"] if self.below else []
+        return below + ([f"{listed(self.bent)}: {of} is more than small; the first levels alone count"] if self.bent else [])
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """``options``: per tensor what it may become, each record's ``loss`` being the prediction for its axis."""
@@ -59,10 +79,13 @@ class Sensitivity:
     target: str
     calibration: Mapping[str, Any]
     options: Mapping[str, list[TensorRecord]]
+    noise: NoiseJson | None = None
 
     def to_json(self) -> bytes:
         """The file's bytes."""
         header = {"format": FORMAT, "source": dict(self.source), "target": self.target, "calibration": dict(self.calibration)}
+        if self.noise is not None:
+            header["noise"] = msgspec.to_builtins(self.noise)
         tensors = [record.to_json() for records in self.options.values() for record in records]
         return (json.dumps({**header, "tensors": tensors}) + "\n").encode()
 
@@ -75,6 +98,7 @@ class SensitivityJson(msgspec.Struct):
     target: Word
     calibration: CalibrationJson
     tensors: list[dict[str, Any]]
+    noise: NoiseJson | None = None
 
 
 def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitivity:
@@ -96,7 +120,7 @@ def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitiv
             raise DOOR.refused(where, problem)
         known.append(record)
     about = msgspec.to_builtins((raw.source, raw.calibration))
-    return Sensitivity(about[0], raw.target, about[1], options)
+    return Sensitivity(about[0], raw.target, about[1], options, raw.noise)
 
 
 def _option_problem(record: TensorRecord, source: Checkpoint, target: Target, known: list[TensorRecord]) -> str | None:
@@ -127,41 +151,84 @@ def possible(source: Checkpoint, target: Target, max_slowdown: float) -> Sensiti
     return Sensitivity({"name": readable(source.path.name), "sha256": source.sha256}, target.name, {}, options)
 
 
-def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Target) -> Sensitivity:
-    """Every option's loss on the text of ``config``, within its ``max_slowdown``: the linears', the embedding's and the head's.
+def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Target, noise_levels: int = 0) -> Sensitivity:
+    """Every option's loss within the ``max_slowdown`` of ``config``, on its text, or on random tokens: the linears', the
+    embedding's and the head's. By noise of so many levels, or by curvature if there are none.
 
     Raises CalibrationError, CheckpointError, and ConfigError for a source that is too large for this machine's memory.
     """
     source = measured.source
     check_gradients(source)
     check_backward(source, config.data)
-    check_passes(source, config.data)
-    tokens, coverage = calibration_data(config.data, source)
-    curvature = measured.curvature(tokens, config.data.seed)
-    poor, walk = list[str](), Walk(memory=config.data.max_memory)
-    options: dict[str, list[TensorRecord]] = {}
+    if not noise_levels:
+        check_passes(source, config.data)
+    tokens, coverage = data_or_random(config.data, source)
+    options = _Options(source, target, config.max_slowdown)
+    noise, poor = None, list[str]()
+    if noise_levels:
+        noise = _by_noise(options, tokens, config.data.seed, noise_levels)
+    else:
+        poor = _by_curvature(options, measured, tokens, config.data)
+    about = {"name": readable(source.path.name), "sha256": source.sha256}
+    return Sensitivity(about, target.name, replace(coverage, rank_poor=tuple(poor)).to_json(), options.found, noise)
 
-    def measure(name: str, rows: F32, stats: InputStats) -> None:
-        options[name] = []
-        for option in options_of(source.specs[name], target):
-            if not quick_enough(option, target, config.max_slowdown):
+
+def _by_curvature(options: _Options, measured: Measured, tokens: I64, data: DataSpec) -> list[str]:
+    """Fills ``options``; what ``rank_poor`` says."""
+    source, poor = measured.source, list[str]()
+    curvature = measured.curvature(tokens, data.seed)
+    walk = Walk(memory=data.max_memory)
+    for run in track(blocks_of(source, tokens, curvature, walk), "sensitivity", source.config.num_layers):
+        poor += rank_poor(run.stats, run.sites)
+        for name, stats in run.stats.items():
+            options.measure(name, _sample(source.read(name), stats))
+    for name, stats in curvature.tables.items():
+        options.measure(name, _sample_table(source, name, stats))
+    return poor
+
+
+def _by_noise(options: _Options, tokens: I64, seed: int, count: int) -> NoiseJson:
+    """Fills ``options``; every weight of a tensor matters like the others."""
+    from quantize.source import measure_slopes
+
+    levels = tuple(MOST_NOISE / 2**halvings for halvings in reversed(range(count)))
+    source, slopes = options.source, measure_slopes(options.source, tokens, seed, levels)
+    for name, slope in track(slopes.items(), "sensitivity"):
+        outputs, inputs = source.specs[name].shape
+        alike = InputStats(np.ones(inputs, np.float32), tokens.size, np.ones(outputs, np.float32))
+        rows, known = _sample_table(source, name, alike) if name in TABLES else _sample(source.read(name), alike)
+        energy = output_loss(rows, np.zeros_like(rows), known)
+        options.measure(name, (rows, known), slope.value / energy if energy else 0.0)
+    return NoiseJson(
+        levels,
+        {name: slope.value for name, slope in slopes.items()},
+        tuple(name for name, slope in slopes.items() if slope.below),
+        tuple(name for name, slope in slopes.items() if slope.straight < count),
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What is found of each tensor."""
+
+    source: Checkpoint
+    target: Target
+    max_slowdown: float
+    found: dict[str, list[TensorRecord]] = field(default_factory=dict)
+
+    def measure(self, name: str, sample: tuple[F32, InputStats], worth: float = 1.0) -> None:
+        """Every option of ``name``, on a ``sample`` of its rows that stands for all; ``worth``: nats for each unit of loss."""
+        (rows, stats), found = sample, self.found.setdefault(name, [])
+        for option in options_of(self.source.specs[name], self.target):
+            if not quick_enough(option, self.target, self.max_slowdown):
                 continue
             assert option.grid is not None
             some, known = _fewer(rows, stats) if option.grid.formula.dims > 1 and option.axis is Axis.PER_OC else (rows, stats)
             held = exact(name, some, option.grid, option.axis)
             rounded = dequantize(held or rtn(name, some, option.grid, option.axis, known))
-            loss = output_loss(some, rounded, known)
+            loss = worth * output_loss(some, rounded, known)
             if np.isfinite(loss):  # not where the weights overflow a float16 scale
-                options[name].append(replace(option, loss={str(option.axis): loss}))
-
-    for run in track(blocks_of(source, tokens, curvature, walk), "sensitivity", source.config.num_layers):
-        poor += rank_poor(run.stats, run.sites)
-        for name, stats in run.stats.items():
-            measure(name, *_sample(source.read(name), stats))
-    for name, stats in curvature.tables.items():
-        measure(name, *_sample_table(source, name, stats))
-    about = {"name": readable(source.path.name), "sha256": source.sha256}
-    return Sensitivity(about, target.name, replace(coverage, rank_poor=tuple(poor)).to_json(), options)
+                found.append(replace(option, loss={str(option.axis): loss}))
 
 
 def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:

@@ -7,6 +7,7 @@ from quantize.source.expert_inputs import ExpertInputs
 from quantize.source.model_student import ModelStudent
 from quantize.source.named import named_model, reads_gguf
 from quantize.source.named_blocks import NamedBlock, block_students
+from quantize.source.noise import Slope, measure_slopes
 from quantize.source.walk import BlockRun, walk_blocks
 from quantize.source.whole import build_model, greedy, logits, rotary_tables
 
@@ -15,11 +16,13 @@ __all__ = [
     "ExpertInputs",
     "ModelStudent",
     "NamedBlock",
+    "Slope",
     "block_students",
     "build_model",
     "greedy",
     "logits",
     "measure_curvature",
+    "measure_slopes",
     "named_model",
     "reads_gguf",
     "rotary_tables",

@@ -45,7 +45,7 @@ def measure_curvature(source: Checkpoint, tokens: I64, seed: int) -> Curvature:
         with causal.watched(squares.see):
             last = causal.hidden(ids)
         if not last.isfinite().all():
-            site = _first_overflow(named, ids)
+            site = first_overflow(named, ids)
             raise CalibrationError(f"{site}: its outputs on the calibration text overflow float32; does the source itself run?")
         last.backward(tables.add_head(last.detach(), head, generator))  # type: ignore[no-untyped-call]
         if start // BATCH % TIDY == 0:
@@ -79,7 +79,7 @@ def _mean(keys: Collection[Weight], shares: Mapping[Weight, torch.Tensor]) -> F3
 
 
 @torch.no_grad()
-def _first_overflow(named: Named, ids: torch.Tensor) -> str:
+def first_overflow(named: Named, ids: torch.Tensor) -> str:
     """Name of the first linear whose output is not finite."""
     found = list[Weight]()
 

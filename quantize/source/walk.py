@@ -107,14 +107,19 @@ def walk_blocks(
         model.model.layers[index] = nn.Identity()  # frees the block's weights
 
 
-def _embed(source: Checkpoint, tokens: I64) -> F32:
-    """F32[sequences, length, hidden]; of the embedding only the rows that occur are read."""
-    ids, places = np.unique(tokens, return_inverse=True)
-    if ids[-1] >= source.config.vocab_size:
+def check_ids(source: Checkpoint, tokens: I64) -> None:
+    """Raises CalibrationError for tokens that the model does not have."""
+    if tokens.max() >= source.config.vocab_size:
         raise CalibrationError(
-            f"{source.path}: token {ids[-1]} has no row in the embedding of {source.config.vocab_size}; "
+            f"{source.path}: token {tokens.max()} has no row in the embedding of {source.config.vocab_size}; "
             "the tokenizer is another model's"
         )
+
+
+def _embed(source: Checkpoint, tokens: I64) -> F32:
+    """F32[sequences, length, hidden]; of the embedding only the rows that occur are read."""
+    check_ids(source, tokens)
+    ids, places = np.unique(tokens, return_inverse=True)
     rows = np.concatenate([source.read_rows(EMBEDDING, int(token), int(token) + 1) for token in ids])
     return rows[places].reshape(*tokens.shape, -1)
 

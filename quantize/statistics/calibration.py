@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quantize.config import DataSpec
 
 BUILTIN = "builtin"
+RANDOM = "random"  # no text: tokens drawn evenly, where no text is needed
 TOKENIZER = "tokenizer.json"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
 LONGEST = 1 << 30  # bytes of a text; its tokens take many times as much
@@ -191,6 +192,15 @@ def calibration_data(data: DataSpec, source: Checkpoint) -> tuple[NDArray[np.int
     ids = tokenize(text.text, source)
     tokens = choose_sequences(ids, data.tokens, data.seed, text.name)
     return tokens, Coverage(text.name, text.sha256, tokens.size, SEQUENCE)
+
+
+def data_or_random(data: DataSpec, source: Checkpoint) -> tuple[NDArray[np.int64], Coverage]:
+    """As ``calibration_data``; of the text "random" tokens that ``data.seed`` draws evenly of all that the source has."""
+    if data.text != RANDOM:
+        return calibration_data(data, source)
+    shape = sequence_count(data.tokens), SEQUENCE
+    tokens = np.random.default_rng(data.seed).integers(0, source.config.vocab_size, shape)
+    return tokens, Coverage("random tokens", hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(), tokens.size, SEQUENCE)
 
 
 def other_data(data: DataSpec, source: Checkpoint, count: int) -> NDArray[np.int64]:
