@@ -53,7 +53,7 @@ def test_transforms(model, text, capsys, monkeypatch):
 
 
 def test_group_sizes(tmp_path, text, capsys):
-    """At the same bytes no choice loses less than the knapsack's, and where there is room for one it is another than the rule's."""
+    """At the same bytes no choice loses less than the knapsack's, and some lose more."""
     model = make_tiny_model(tmp_path / "wide", layers=1, hidden=256, ffn=320)
     words = [str(model), text, "--bits", "2,4", "--alpha", "0,0.1,inf", "--calibration-tokens", "1024"]
     compare_group_sizes.main(compare_group_sizes.arguments(words))

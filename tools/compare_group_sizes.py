@@ -2,8 +2,8 @@
 """What a knapsack over group sizes loses less than FineQuant's rule, at the same bytes.
 
 Every linear is rounded to nearest with each group size that FineQuant has to choose from. The rule takes one for each matrix, and
-of all choices that take no more bytes the knapsack takes the one of least total loss. Once by the squared error of the weights, as
-little as FineQuant itself is told, and once by the KL divergence that the errors are predicted to cost, in nats a token.
+of all choices that take no more bytes the knapsack takes the one of least total loss. Once by the squared error of the weights,
+which needs no more than FineQuant is told, and once by the KL divergence that the errors are predicted to cost, in nats a token.
 
 usage: compare_group_sizes.py MODEL_DIR TEXT.txt [--bits 2,3,4] [--alpha .05,.08,.1] [--calibration-tokens N]
 """

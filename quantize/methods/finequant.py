@@ -16,5 +16,5 @@ METHOD = Method(
     "arXiv 2308.09723",
     (ChooseGroups(ALPHA), Round(Rounder(NEAREST))),
     axes=(Axis.PER_OC,),
-    ours="the rule by which groups are merged, from the smallest on, and its threshold; GGUF: the choice is among block formats of as many bits",
+    ours="groups merged from the smallest on, and the threshold; GGUF: the choice is among block formats of as many bits",
 )
