@@ -22,7 +22,7 @@ from exporter.cli.values import BITS, file_path, file_size, group_size, positive
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
-from quantize.config import DEFAULT_BITS, TOKEN_WEIGHTS, QuantizeConfig
+from quantize.config import BUILTIN, DEFAULT_BITS, GENERATED, TOKEN_WEIGHTS, QuantizeConfig
 from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
@@ -261,9 +261,8 @@ def _add_text_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--calibration",
         type=text_path,
-        metavar="FILE|builtin",
-        default=DEFAULTS.data.text,
-        help="UTF-8 text (default: %(default)s)",
+        metavar=f"FILE|{BUILTIN}|{GENERATED}",
+        help=f"UTF-8 text, or one that the model writes (default: {BUILTIN}; of norm-tweaking {GENERATED})",
     )
     group.add_argument("--calibration-tokens", type=int, metavar="N", help="(default: the effort's)")
     group.add_argument(

@@ -18,7 +18,8 @@ class Method:
 
     ``kind``: in the field's words. ``paper``: where it was published. ``axes``: those of a system, which goes by its own name;
     none where a word names them after the method, as gptq-ada. ``block_steps``: of learning, by default, if one of its steps
-    learns. ``ours``: what in it the paper does not say, or says otherwise. ``simulated``: what of it no runtime does.
+    learns. ``generates``: it calibrates on a text that the source writes itself, by default. ``ours``: what in it the paper does
+    not say, or says otherwise. ``simulated``: what of it no runtime does.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Method:
     steps: tuple[Step | PlanStep, ...]
     axes: tuple[Axis, ...] = ()
     block_steps: int = 0
+    generates: bool = False
     ours: str = ""
     simulated: str = ""
 

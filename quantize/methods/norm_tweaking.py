@@ -16,5 +16,6 @@ METHOD = Method(
     "arXiv 2309.02784",
     (*gptq.METHOD.steps, TweakNorms(RATE, GROWTH)),
     axes=(Axis.PER_OC,),
-    ours="the calibration text, not one that the model has written; the rate; taken back where unseen text loses by it",
+    generates=True,
+    ours="the words that its own text begins with; the rate; taken back where unseen text loses by it",
 )
