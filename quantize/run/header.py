@@ -19,6 +19,7 @@ from quantize.planning.plan import plan_notes
 from quantize.run.job import Job
 from quantize.statistics.calibration import SEQUENCE, Coverage, sequence_count
 from quantize.steps.fold import ChangeBasis, Correction
+from quantize.steps.learn_clips import LearnClips
 from quantize.steps.tweak_norms import TweakNorms
 from quantize.store.writer import Report
 
@@ -51,7 +52,12 @@ def header(job: Job, coverage: Coverage | None, reports: Iterable[Report] = ()) 
 def _transforms(job: Job) -> list[str]:
     """Those that were asked for, and those of the methods of its linears: known before any block is."""
     methods = [METHODS[name] for name in dict.fromkeys(plan.method for plan in job.plan.tensors if plan.candidates)]
-    own = [step.name for method in methods for step in method.steps if isinstance(step, ChangeBasis | Correction | TweakNorms)]
+    own = [
+        step.name
+        for method in methods
+        for step in method.steps
+        if isinstance(step, ChangeBasis | Correction | LearnClips | TweakNorms)
+    ]
     return list(dict.fromkeys([*job.config.around.transforms, *own]))
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit, Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
@@ -32,6 +33,10 @@ class Knobs(Protocol):
         """As a file would store it now."""
 
     @property
+    def weight(self) -> F32:
+        """What it stands for in the student, F32[OC, IC] or F32[n]."""
+
+    @property
     def moves(self) -> bool:
         """Whether there is anything to move that could help."""
 
@@ -43,6 +48,19 @@ class Knobs(Protocol):
 
     def take_back(self) -> None:
         """As at the last ``keep``, or at the beginning."""
+
+
+class Shared(Protocol):
+    """What several knobs have in common, moved when each of them has moved."""
+
+    def move(self, rate: float) -> None:
+        """One step, by what their steps have told."""
+
+    def keep(self) -> None:
+        """As of Knobs."""
+
+    def take_back(self) -> None:
+        """As of Knobs; theirs is apart."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +100,15 @@ class Descended:
     after: float
 
 
-def descend(knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule) -> Descended:
-    """Move ``knobs`` along the ``schedule``; JUDGES of the student's sequences decide what is kept.
+def descend(
+    knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule, shared: Sequence[Shared] = ()
+) -> Descended:
+    """Move ``knobs``, and what they have ``shared``, along the ``schedule``; JUDGES of the sequences decide what is kept.
 
     Steps take the others in an order that the seed draws, and when all were seen, again. The rate falls to nothing at the last
     step; a span that did not help is taken back, and the rate halved.
     """
-    crew = _Tensors(knobs, student, orders)
+    crew = _Tensors(knobs, shared, student, orders)
     judges, learned = _divided(student.sequences)
     assert len(learned) >= schedule.sequences, f"{student.sequences} sequences"
     drawn = np.random.default_rng(schedule.seed).permutation(learned)
@@ -123,6 +143,25 @@ def put_stored(block: Block, student: Student, kit: Kit) -> None:
         student.put(name, kit.orders.to_source(name, weight_of(rounded.tensor)), learns=False)
 
 
+def put_folded(
+    student: Student, at: FoldSites | None, tensors: Mapping[str, F32], norms: Mapping[str, F32], orders: RowOrders
+) -> None:
+    """All ``tensors`` of a block as they are stored, by name in the target's row order; ``norms`` are the source's own.
+
+    Where the student has no place for a norm, what reads its channels is put as the source's norm needs it.
+    """
+    put = dict(tensors)
+    if at is not None:
+        offset = np.float32(at.gain_offset)
+        for norm, linears in at.norms.items():
+            if not student.holds(norm):
+                plain, made = norms[norm] + offset, tensors[norm] + offset
+                factor: F32 = np.divide(made, plain, out=np.ones_like(plain), where=plain != 0)
+                put |= {name: tensors[name] * factor for name in linears}
+    for name, value in put.items():
+        student.put(name, orders.to_source(name, value), learns=False)
+
+
 def judges_of(sequences: int) -> NDArray[np.intp]:
     """Those of so many sequences that judge."""
     return np.arange(JUDGES) * sequences // JUDGES
@@ -137,17 +176,22 @@ def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 class _Tensors:
     """All tensors at once: numpy lets go of the interpreter while it computes."""
 
-    def __init__(self, knobs: Sequence[Knobs], student: Student, orders: RowOrders) -> None:
-        self._knobs, self._student, self._orders = knobs, student, orders
+    def __init__(self, knobs: Sequence[Knobs], shared: Sequence[Shared], student: Student, orders: RowOrders) -> None:
+        self._knobs, self._shared, self._student, self._orders = knobs, shared, student, orders
 
     def show(self) -> None:
         """Put every weight into the student."""
         self._everybody(self._show)
 
     def keep(self) -> None:
+        for shared in self._shared:
+            shared.keep()
         self._everybody(lambda knobs: knobs.keep())
 
     def take_back(self) -> None:
+        for shared in self._shared:
+            shared.take_back()
+
         def one(knobs: Knobs) -> None:
             if knobs.moves:
                 knobs.take_back()
@@ -158,17 +202,20 @@ class _Tensors:
     def move(self, gradients: Mapping[str, F32], rate: float, step: int) -> None:
         """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order; the others stand."""
 
+        moving = [knobs for knobs in self._knobs if knobs.tensor.name in gradients]
+
         def one(knobs: Knobs) -> None:
             name = knobs.tensor.name
-            if name in gradients:
-                knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
-                self._show(knobs)
+            knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
 
-        self._everybody(one)
+        in_threads(one, moving)
+        for shared in self._shared:
+            shared.move(rate)
+        in_threads(self._show, moving)
 
     def _show(self, knobs: Knobs) -> None:
         name = knobs.tensor.name
-        self._student.put(name, self._orders.to_source(name, weight_of(knobs.tensor)), learns=knobs.moves)
+        self._student.put(name, self._orders.to_source(name, knobs.weight), learns=knobs.moves)
 
     def _everybody(self, work: Callable[[Knobs], None]) -> None:
         in_threads(work, self._knobs)

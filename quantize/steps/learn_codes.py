@@ -21,6 +21,7 @@ from quantize.errors import asked
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
 from quantize.steps.descent import Descended, Schedule, descend, put_plain
 from quantize.types import F32, FINE_BITS, U8, Need, QuantizedTensor
+from quantize.weight import weight_of
 
 CODE_RATE = 0.004  # of the distance between two neighbouring values, per step
 SCALE_RATE = 0.004  # of a scale, per step
@@ -76,6 +77,11 @@ class _Positions:
         self._positions = self._beside(weight)
         self._stride = np.float32(CODE_RATE) * self._intervals(weight)
         self.keep()
+
+    @property
+    def weight(self) -> F32:
+        """See Knobs."""
+        return weight_of(self.tensor)
 
     @property
     def moves(self) -> bool:

@@ -17,6 +17,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, log_slopes, with_floats
 from quantize.steps.descent import Descended, Schedule, descend
 from quantize.types import F32, FINE_BITS, QuantizedTensor, Tensor
+from quantize.weight import weight_of
 
 RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss
 SEQUENCES = 2  # of each step
@@ -45,6 +46,11 @@ class _Floats:
         self._mean = {key: np.zeros_like(value) for key, value in self._values.items()}
         self._square = {key: np.zeros_like(value) for key, value in self._values.items()}
         self.keep()
+
+    @property
+    def weight(self) -> F32:
+        """See Knobs."""
+        return weight_of(self.tensor)
 
     @property
     def moves(self) -> bool:
