@@ -104,6 +104,9 @@ class Student(Protocol):
     def sequences(self) -> int:
         """How many there are to choose from."""
 
+    def holds(self, name: str) -> bool:
+        """Whether it has a place for ``name``; what is put elsewhere changes nothing."""
+
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
 

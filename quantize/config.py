@@ -21,6 +21,9 @@ GROUP_SIZES = (16, 32, 64, 128, 256, WHOLE_CHANNEL)
 EMBEDDING_GROUP = 32
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 DEFAULT_BITS = 4
+RANDOM = "random"  # tokens drawn evenly, where no text is needed
+BUILTIN = "builtin"  # a text that Python brings along
+GENERATED = "generated"  # one that the source writes itself
 TOKEN_WEIGHTS = ("gradient", "unit", "none")
 SENSITIVITIES = CURVATURE, NOISE = ("curvature", "noise")  # by what an option's loss is told
 NOISE_LEVELS, MOST_LEVELS = 3, 8  # of noise's share in a tensor's energy, each twice the one before
@@ -50,13 +53,14 @@ class GridSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What statistics come from: ``tokens`` of a ``text`` (a file, or "builtin"), drawn by ``seed``; or an importance matrix.
+    """What statistics come from: ``tokens`` of a ``text``, drawn by ``seed``; or an importance matrix.
 
-    ``token_weight`` "gradient" needs the whole source in memory once, in float32; of a template whose twin is a folder a block.
+    A text is a file, "builtin", or "generated": what the source writes itself. That and ``token_weight`` "gradient" need the
+    whole source in memory once, in float32; of a template whose twin is a folder a block.
     ``max_memory``: bytes that may be taken as if this machine had no more; None: all that it has. What comes out is the same.
     """
 
-    text: str = "builtin"
+    text: str = BUILTIN
     tokens: int = 16384
     seed: int = 0
     token_weight: str = TOKEN_WEIGHTS[0]
@@ -68,6 +72,11 @@ class DataSpec:
             raise ConfigError(f"{asked('token_weight', self.token_weight)}: choose one of {', '.join(TOKEN_WEIGHTS)}")
         if self.tokens < 1:
             raise ConfigError(f"{asked('data.tokens', self.tokens)}: must be positive")
+        if self.text == GENERATED and self.imatrix is not None:
+            raise ConfigError(
+                f"{asked('data.text', self.text)}: is a text for the source to run over, which {asked('imatrix')} stands in for; "
+                "drop one"
+            )
         if self.max_memory is not None and self.max_memory < 1:
             raise ConfigError(f"{asked('max_memory', self.max_memory)}: must be positive")
         if not 0 <= self.seed < 1 << 64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantize.checkpoint import Checkpoint
-from quantize.config import DataSpec, QuantizeConfig
+from quantize.config import BUILTIN, GENERATED, DataSpec, QuantizeConfig
 from quantize.methods import WORDS, Around, read_word
 from quantize.model_config import ModelConfig
 from quantize.statistics.by_template import gives_gradients
@@ -30,6 +30,11 @@ def effort_for(word: str, source: Checkpoint | None = None) -> QuantizeConfig:
 
 
 def with_method(config: QuantizeConfig, word: str) -> QuantizeConfig:
-    """With that method, and as many steps as a system that learns takes by itself where there are none."""
-    own = read_word(word).method.block_steps if word in WORDS else 0
-    return replace(config, method=word, around=replace(config.around, block_steps=config.around.block_steps or own))
+    """With that method, as many steps as a system that learns takes by itself where there are none, and its own text if it has
+    one where none is named."""
+    if word not in WORDS:
+        return replace(config, method=word)
+    method, around, data = read_word(word).method, config.around, config.data
+    if method.generates and data.text == BUILTIN:
+        data = replace(data, text=GENERATED)
+    return replace(config, method=word, data=data, around=replace(around, block_steps=around.block_steps or method.block_steps))

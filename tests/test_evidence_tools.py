@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import compare_ggml_fit
+import compare_group_sizes
 import compare_predictions
 import compare_sensitivities
 import compare_systems
@@ -51,6 +52,17 @@ def test_transforms(model, text, capsys, monkeypatch):
     assert [row[:2] for row in rows] == [["q4_0", "rtn"], ["q4_0", "gptq"]]
     assert all(0.2 < float(cell) < 1.1 for row in rows for cell in row[2:])
     assert min(float(cell) for cell in rows[0][2:]) < 1  # a transform that changes nothing reads 1
+
+
+def test_group_sizes(tmp_path, text, capsys):
+    """At the same bytes no choice loses less than the knapsack's, and some lose more."""
+    model = make_tiny_model(tmp_path / "wide", layers=1, hidden=256, ffn=320)
+    words = [str(model), text, "--bits", "2,4", "--alpha", "0,0.1,inf", "--calibration-tokens", "1024"]
+    compare_group_sizes.main(compare_group_sizes.arguments(words))
+    _, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines())
+    assert len(rows) == 2 * 3 * len(compare_group_sizes.LOSSES)
+    assert all(float(rule) >= float(best) for *_, rule, best, _ in rows)
+    assert any(float(row[-1].split()[0]) > 0 for row in rows)
 
 
 def test_predictions(model, text, tmp_path, capsys, monkeypatch):

@@ -9,8 +9,9 @@ from importlib import import_module
 
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.values import file_path, positive, text_path
+from quantize.config import BUILTIN
 from quantize.errors import CalibrationError, ConfigError
-from quantize.statistics.calibration import BUILTIN, CalibrationText, held_out_text, load_text
+from quantize.statistics.calibration import CalibrationText, held_out_text, load_text
 
 
 def add_compare(commands: Subparsers) -> None:

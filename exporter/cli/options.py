@@ -23,12 +23,15 @@ from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
 from quantize.config import (
+    BUILTIN,
     CURVATURE,
     DEFAULT_BITS,
+    GENERATED,
     MOST_LEVELS,
     MOST_NOISE,
     NOISE_LEVELS,
     NOISE_TOKENS,
+    RANDOM,
     SENSITIVITIES,
     TOKEN_WEIGHTS,
     QuantizeConfig,
@@ -38,7 +41,6 @@ from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
 from quantize.methods.around import ROUNDER_WORDS, SELECTIONS
-from quantize.statistics.calibration import RANDOM
 
 DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
@@ -232,7 +234,7 @@ def _add_sensitivity(commands: Subparsers) -> None:
         metavar="N",
         help=f"each twice the one before, the last 1/{1 / MOST_NOISE:g} of a tensor's squares (default: {NOISE_LEVELS})",
     )
-    _add_text_options(measured, f"FILE|builtin|{RANDOM}", f"UTF-8 text, or {RANDOM} tokens", f"; by noise {NOISE_TOKENS}")
+    _add_text_options(measured, f"|{RANDOM}", f"; by noise {NOISE_TOKENS}")
     _add_max_slowdown(measured)
     add_common(parser)
 
@@ -287,11 +289,12 @@ def _add_max_slowdown(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_text_options(
-    group: argparse._ArgumentGroup, words: str = "FILE|builtin", text: str = "UTF-8 text", fewer: str = ""
-) -> None:
+def _add_text_options(group: argparse._ArgumentGroup, words: str = "", fewer: str = "") -> None:
     group.add_argument(
-        "--calibration", type=text_path, metavar=words, default=DEFAULTS.data.text, help=f"{text} (default: %(default)s)"
+        "--calibration",
+        type=text_path,
+        metavar=f"FILE|{BUILTIN}|{GENERATED}{words}",
+        help=f"UTF-8 text, or one that the model writes (default: {BUILTIN}; of norm-tweaking {GENERATED})",
     )
     group.add_argument("--calibration-tokens", type=int, metavar="N", help=f"(default: the effort's{fewer})")
     group.add_argument(

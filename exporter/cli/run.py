@@ -20,8 +20,9 @@ from exporter.cli.spelling import quantize_config
 from exporter.cli.summary import checks_summary, store_summary
 from exporter.cli.ways import Rung, Wanted, Way, wanted_of, ways_of
 from exporter.writers import source_notes, writer_of
+from quantize.config import BUILTIN
 from quantize.errors import ConfigError
-from quantize.statistics.calibration import BUILTIN, CalibrationText
+from quantize.statistics.calibration import CalibrationText
 from quantize.store.output_place import free_space
 from quantize.store.outputs import check_file, new_file
 

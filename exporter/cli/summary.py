@@ -190,14 +190,22 @@ def _loss_rows(store: QuantizedStore) -> list[Row]:
             )
     blocks = store.header.get("blocks")
     if blocks is not None:
-        left = median(after / before for before, after in zip(blocks["before"], blocks["after"], strict=True))
-        rows.append(
-            ("blocks", f"{blocks['steps']} steps a layer: its output's error times {left:.3f} (median) on text that no step saw")
-        )
+        text = f"{blocks['steps']} steps a layer: its output's error times {_left(blocks):.3f} (median) on text that no step saw"
+        rows.append(("blocks", text))
+    norms = store.header.get("norms")
+    if norms is not None:
+        apart, lost = (_left(norms[key]) for key in ("distance", "loss"))
+        text = f"statistics' distance times {apart:.3f}, output's error times {lost:.3f} (medians) on text that no step saw"
+        rows.append(("norms", text))
     if tuning is not None:
         change = f"{tuning['before']:.4g} to {tuning['after']:.4g}"
         rows.append(("tuning", f"{tuning['steps']} steps: KL divergence {change} nats a token on held-out calibration text"))
     return rows
+
+
+def _left(changes: dict[str, list[float]]) -> float:
+    """Of what was before, as much as is left in the median layer; what was nothing is left whole."""
+    return median(after / before if before else 1.0 for before, after in zip(changes["before"], changes["after"], strict=True))
 
 
 def _grid_name(grid: Grid) -> str:

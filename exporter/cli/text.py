@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantize.statistics.calibration import BUILTIN, copy_text, reads_once
+from quantize.config import BUILTIN, GENERATED
+from quantize.statistics.calibration import copy_text, reads_once
 
 OPTIONS = ("calibration", "text")
 
@@ -18,7 +19,7 @@ OPTIONS = ("calibration", "text")
 def kept_texts(args: Namespace) -> Iterator[None]:
     """Where a text comes through a pipe, ``args`` names a copy of it, of the same name. Raises CalibrationError."""
     words = {name: getattr(args, name, None) for name in OPTIONS}
-    once = {name: word for name, word in words.items() if word not in (None, BUILTIN) and reads_once(word)}
+    once = {name: word for name, word in words.items() if word not in (None, BUILTIN, GENERATED) and reads_once(word)}
     if not once:
         yield
         return

@@ -9,7 +9,7 @@ from quantize.steps.group_size import ChooseGroups
 from quantize.steps.round import Round
 from quantize.types import Axis
 
-ALPHA = 0.05  # of the error that is left: what groups of half the size have to save
+ALPHA = 0.05  # of the error that is left: what merging two groups may cost
 
 METHOD = Method(
     "finequant",
@@ -18,5 +18,5 @@ METHOD = Method(
     (ChooseGroups(ALPHA), Round(Rounder(NEAREST))),
     axes=(Axis.PER_OC,),
     rounders=ROUNDER_WORDS,
-    ours="the rule that stops halving a group, and its threshold; GGUF: the choice is among block formats of as many bits",
+    ours="groups merged from the smallest on, and the threshold; GGUF: the choice is among block formats of as many bits",
 )

@@ -20,8 +20,8 @@ class Method:
     ``kind``: in the field's words. ``paper``: where it was published. ``axes``: those of a system, which goes by its own name;
     none where a word names them after the method, as gptq-ada. ``block_steps``: of learning, by default, if one of its steps
     learns. ``grids``: its own grid of each width; where none, the target's. ``turns``: whether inputs are turned. ``rounders``:
-    words of the rounders that may round for it. ``ours``: what in it the paper does not say, or says otherwise. ``simulated``:
-    what of it no runtime does.
+    words of the rounders that may round for it. ``generates``: it calibrates on a text that the source writes itself, by default.
+    ``ours``: what in it the paper does not say, or says otherwise. ``simulated``: what of it no runtime does.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Method:
     grids: Mapping[int, str] = field(default_factory=dict)
     turns: bool = False
     rounders: tuple[str, ...] = ()
+    generates: bool = False
     ours: str = ""
     simulated: str = ""
 

@@ -18,5 +18,6 @@ METHOD = Method(
     (*gptq.METHOD.steps, TweakNorms(RATE, GROWTH)),
     axes=(Axis.PER_OC,),
     rounders=ROUNDER_WORDS,
-    ours="the calibration text, not one that the model has written; the rate; taken back where unseen text loses by it",
+    generates=True,
+    ours="the words that its own text begins with; the rate; taken back where unseen text loses by it",
 )

@@ -1,4 +1,4 @@
-"""OmniQuant's learnable weight clipping: both ends of each group's range learned by what its block's output loses."""
+"""OmniQuant: both ends of each group's range, and scales of channels, learned by what its block's output loses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from quantize.types import Axis
 
 METHOD = Method(
     "omniquant",
-    "both ends of each group's range learned block by block",
-    "arXiv 2308.13137, weight clipping",
+    "ends of each group's range and scales of channels learned block by block",
+    "arXiv 2308.13137",
     (Round(Rounder(NEAREST)), LearnClips()),
     axes=(Axis.PER_OC,),
     block_steps=30,
-    ours="few steps of a fixed size, from ends that were searched first; the loss by what errors cost; no learned channel scales",
+    ours="few steps of a fixed size, from ends and scales that were searched first; the loss by what errors cost; "
+    "no scales between q and k; a block is scaled only where unseen text gains by it",
 )

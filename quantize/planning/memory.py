@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.template import Template
-from quantize.config import DataSpec, QuantizeConfig
+from quantize.config import BUILTIN, GENERATED, DataSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.model_config import block_index
 from quantize.types import TensorSpec
@@ -26,6 +26,8 @@ def check_memory(source: Checkpoint, config: QuantizeConfig) -> None:
         _check(source, data, TUNED * _float32(source.specs), f"give {asked('tune_steps', 0)}")
     elif data.token_weight == "gradient":
         _check(source, data, _backward(source), f"give {asked('token_weight', 'unit')}")
+    if data.text == GENERATED:
+        _check(source, data, _backward(source), f"give {asked('data.text', BUILTIN)}, or a text file")
     if around.block_steps and isinstance(source, Template):  # of a known family one block is read
         streams = STREAMS * FLOAT * data.tokens * source.config.hidden_size
         needed = _held(source) + LEARNED * _by_block(source.specs)[1] + streams

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantize.grids import grid_to_json
 from quantize.run.job import Job
-from quantize.statistics.calibration import load_text, reads_once
+from quantize.statistics.calibration import planned_coverage, reads_once
 
 
 def run_digest(job: Job) -> str:
@@ -23,7 +23,7 @@ def run_digest(job: Job) -> str:
     if job.runs_source or job.config.around.tune_steps:
         if reads_once(job.config.data.text):
             return ""
-        text = load_text(job.config.data.text).sha256
+        text = planned_coverage(job.config.data).sha256
     plans = [
         vars(plan)
         | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}

@@ -28,6 +28,7 @@ from quantize.statistics.calibration import Coverage, calibration_data, rank_poo
 from quantize.statistics.experts import ExpertStats
 from quantize.statistics.imatrix import Imatrix, read_imatrix
 from quantize.statistics.measured import Measured, Walk, blocks_of
+from quantize.steps.descent import put_folded
 from quantize.types import I64, Curvature, InputStats, Need, Target, TensorPlan
 from quantize.weight import StoredWeight
 
@@ -187,9 +188,13 @@ def results(job: Job, statistics: Statistics, made: Made) -> Iterator[Result | N
 def _pass_over(job: Job, plans: tuple[TensorPlan, ...], statistics: Statistics, made: Made) -> None:
     """The source's next block; where rounding learns, the block after it sees what this one became."""
     run = None if statistics.blocks is None else next(statistics.blocks)
-    if run is not None and run.student is not None:
-        for plan in plans:
-            run.student.put(plan.name, job.orders.to_source(plan.name, made.weight(plan.name).dense()), learns=False)
+    if run is None or run.student is None:
+        return
+    tensors, index = {plan.name: made.weight(plan.name).dense() for plan in plans}, block_index(plans[0].name)
+    assert index is not None
+    at = fold_sites(job.source.config, block_prefix(index), {plan.name: plan.shape for plan in plans})
+    norms = {} if at is None else {norm: job.source.read(norm) for norm in at.norms}
+    put_folded(run.student, at, tensors, norms, job.orders)
 
 
 def order_of(plan: TensorPlan) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from quantize.run.header import header
 from quantize.run.job import OTHER_PARTS, Job, Statistics, calibration_text, make_job, open_statistics, order_of, results
 from quantize.run.task import float_record
 from quantize.run.tuning import tuned, tuning_tokens
-from quantize.statistics.calibration import SEQUENCE, Coverage, load_text, sequence_count
+from quantize.statistics.calibration import planned_coverage
 from quantize.statistics.measured import Measured
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.store.writer import StoreWriter, write_headers
@@ -102,11 +102,8 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
 
     Raises CalibrationError for a text that cannot be read.
     """
-    job, coverage = make_job(source, plan), None
-    if job.runs_source:
-        data = plan.config.data
-        text = load_text(data.text)
-        coverage = Coverage(text.name, text.sha256, sequence_count(data.tokens) * SEQUENCE, SEQUENCE)
+    job = make_job(source, plan)
+    coverage = planned_coverage(plan.config.data) if job.runs_source else None
     with TemporaryDirectory() as folder:
         records = [record for one in sorted(plan.tensors, key=order_of) for record in _planned_records(one)]
         write_headers(Path(folder), header(job, coverage), records, job.assets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantize.source.curvature import measure_curvature
 from quantize.source.expert_inputs import ExpertInputs
+from quantize.source.generate import generate
 from quantize.source.model_student import ModelStudent
 from quantize.source.named import named_model, reads_gguf
 from quantize.source.named_blocks import NamedBlock, block_students
@@ -19,6 +20,7 @@ __all__ = [
     "Slope",
     "block_students",
     "build_model",
+    "generate",
     "greedy",
     "logits",
     "measure_curvature",

@@ -55,6 +55,10 @@ class Summing(ABC):
         """How many there are to choose from."""
 
     @abstractmethod
+    def holds(self, name: str) -> bool:
+        """Whether it has a place for ``name``."""
+
+    @abstractmethod
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""
 
@@ -98,6 +102,10 @@ class Matching:
     def sequences(self) -> int:
         """The student's."""
         return self._student.sequences
+
+    def holds(self, name: str) -> bool:
+        """As the student does."""
+        return self._student.holds(name)
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """As the student does."""
@@ -146,6 +154,10 @@ class BlockStudent(Summing):
     def sequences(self) -> int:
         """How many there are to choose from."""
         return len(self._inputs)
+
+    def holds(self, name: str) -> bool:
+        """Whether it has a place for ``name``: for all of a family's block."""
+        return name.removeprefix(self._prefix) in dict(self._block.named_parameters())
 
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``."""

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from quantize.errors import CheckpointError, asked, shown
+
 ROWS_FIRST = {functional.linear}  # x @ W.T
 COLUMNS_FIRST = {torch.matmul, torch.mm, torch.addmm, torch.bmm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__}
 
@@ -68,6 +70,17 @@ class Causal:
         finally:
             del self._body.forward
         return out
+
+    def following(self, ids: torch.Tensor, memory: object) -> tuple[torch.Tensor, object]:
+        """Logits F32[batch, vocab] of what follows I64[batch, length], and what to remember of it.
+
+        ``memory``: that of the tokens before, None at first. Raises CheckpointError for a model that remembers nothing.
+        """
+        given = self._model(input_ids=ids, past_key_values=memory, use_cache=True)
+        if getattr(given, "past_key_values", None) is None:
+            named = shown(self._model.config.model_type)
+            raise CheckpointError(f"{named}: keeps no keys and values in torch, so it writes no text; give {asked('data.text')}")
+        return given.logits[:, -1].float(), given.past_key_values
 
     @property
     def blocks(self) -> Sequence[Any]:

@@ -147,10 +147,13 @@ def _share(parts: list[torch.Tensor]) -> torch.Tensor:
     return tokens / tokens.mean().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _draw(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One label for each row of probabilities [n, vocab], I64[n, 1]; torch.multinomial draws a number for each entry instead."""
+def draw(p: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """One label for each row of probabilities [n, vocab], I64[n, 1], by evenly drawn ``numbers`` [n, 1] below 1.
+
+    torch.multinomial draws a number for each entry instead.
+    """
     upto = p.cumsum(-1)
-    wanted = torch.rand((len(p), 1), generator=generator) * upto[:, -1:]
+    wanted = numbers * upto[:, -1:]
     return torch.searchsorted(upto, wanted, right=True).clamp_max(p.shape[1] - 1)
 
 
@@ -217,7 +220,7 @@ class _Tables:
             self._head_rows += spread.sum(0)
             self._moment += (applied.x * weight[:, None]).T @ applied.x
             self._tokens += len(part)
-            drawn = _draw(p, generator)
+            drawn = draw(p, torch.rand((len(p), 1), generator=generator))
             p.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=p.dtype))
             slopes[start : start + LOGIT_ROWS] = applied.back(-p)
         return gradient

@@ -47,6 +47,10 @@ class ModelStudent:
         """How many there are to choose from."""
         return len(self._tokens)
 
+    def holds(self, name: str) -> bool:
+        """Whether ``put`` does anything with it."""
+        return self._named.holds(name)
+
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``, Hugging Face row order; ``gradients`` covers what ``learns``.
 

@@ -49,6 +49,10 @@ class Named:
         """In the block weights of the decoder block ``index`` may be put."""
         return nullcontext() if self.paged is None else self.paged.held(index)
 
+    def holds(self, name: str) -> bool:
+        """Whether it was found."""
+        return name in self.whole or name in self.rows
+
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``; its parameters ask for a gradient if it ``learns``. Else nothing is done."""
         if name in self.whole:

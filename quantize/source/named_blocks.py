@@ -54,6 +54,10 @@ class NamedBlock(Summing):
         """How many there are to choose from."""
         return len(self._inputs)
 
+    def holds(self, name: str) -> bool:
+        """Whether it has a place for ``name``."""
+        return self._named.holds(name)
+
     def put(self, name: str, weight: F32, learns: bool) -> None:
         """Let F32[...] stand in for ``name``; what is not found in torch's model stays there as it is."""
         self._named.put(name, weight, learns)

@@ -15,7 +15,7 @@ import numpy as np
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.huggingface import is_quantized
 from quantize.checkpoint.template import Template
-from quantize.config import DataSpec, QuantizeConfig
+from quantize.config import BUILTIN, GENERATED, DataSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
 from quantize.model_config import block_index
 from quantize.moments import Moments, Product, Text
@@ -51,12 +51,14 @@ class TemplateRun:
 
 
 def gives_gradients(source: Checkpoint) -> bool:
-    """Whether torch runs it, there and back: a template, if it has a twin there or transformers reads the file. Of experts no
-    gradients are taken."""
+    """Whether torch runs it, there and back. Of experts no gradients are taken."""
+    return runs_in_torch(source) and not (isinstance(source, Template) and source.has_experts)
+
+
+def runs_in_torch(source: Checkpoint) -> bool:
+    """A template does if it has a twin there or transformers reads the file."""
     if not isinstance(source, Template):
         return True
-    if source.has_experts:
-        return False
     if not _has_torch():
         return False
     if source.twin is not None:
@@ -81,6 +83,7 @@ def check_template(source: Template, config: QuantizeConfig, runs: bool) -> None
     around, data, named = config.around, config.data, shown(source.config.model_type)
     if runs:
         check_passes(source, data)
+        check_writes(source, data)
     weighs = runs and data.token_weight == "gradient"
     wanted = {"block_steps": around.block_steps, "tune_steps": around.tune_steps}
     learned = [option for option, steps in wanted.items() if steps]
@@ -108,6 +111,16 @@ def check_gradients(source: Checkpoint) -> None:
         raise ConfigError(
             f"{source.path}: {named} runs in {source.runtime}, which gives no gradients to choose grids by; "
             f"give {asked('grid.bits')} or {asked('grid.name')} instead of a size"
+        )
+
+
+def check_writes(source: Checkpoint, data: DataSpec) -> None:
+    """Raises ConfigError for a source that is to write its text itself, and which torch does not run."""
+    if data.text == GENERATED and not runs_in_torch(source):
+        assert isinstance(source, Template)
+        raise ConfigError(
+            f"{asked('data.text', data.text)}: {source.path}: {shown(source.config.model_type)} runs in {source.runtime}, which "
+            f"writes no text here; give {asked('data.text', BUILTIN)}, or a text file"
         )
 
 

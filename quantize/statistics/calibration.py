@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from stat import S_ISCHR, S_ISFIFO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,12 @@ from numpy.typing import NDArray
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET
 from quantize.checkpoint.tokenizing import TextTokenizer, encode
+from quantize.config import BUILTIN, GENERATED, RANDOM, DataSpec
 from quantize.errors import CalibrationError, asked
 from quantize.foreign import tokenizer_mend
 from quantize.kinds import readable
 from quantize.types import InputStats
 
-if TYPE_CHECKING:
-    from quantize.config import DataSpec
-
-BUILTIN = "builtin"
-RANDOM = "random"  # no text: tokens drawn evenly, where no text is needed
 TOKENIZER = "tokenizer.json"
 SEQUENCE = 512  # tokens that attend to one another, as in the paper
 LONGEST = 1 << 30  # bytes of a text; its tokens take many times as much
@@ -137,6 +133,17 @@ def tokenize(text: str, source: Checkpoint) -> NDArray[np.int64]:
     )
 
 
+def token_texts(ids: Sequence[int], source: Checkpoint) -> list[str]:
+    """Of each by itself, by the same tokenizer. Raises CheckpointError."""
+    assets = source.assets()
+    if TOKENIZER in assets:
+        with TextTokenizer(assets[TOKENIZER], f"{source.path}: {TOKENIZER}") as tokenizer:
+            return [tokenizer.decode([token]) for token in ids]
+    from quantize.llama_cpp import tokens
+
+    return tokens.texts_of(source.path, ids)
+
+
 def detokenize(ids: Sequence[int], source: Checkpoint) -> str:
     """The text, by the same tokenizer. Raises CheckpointError."""
     assets = source.assets()
@@ -186,8 +193,13 @@ def _drawn(ids: NDArray[np.int64], seed: int, places: NDArray[np.intp]) -> NDArr
 def calibration_data(data: DataSpec, source: Checkpoint) -> tuple[NDArray[np.int64], Coverage]:
     """The text that ``data`` names as I64[sequences, SEQUENCE], by the source's tokenizer, and its description.
 
-    Raises CalibrationError.
+    Raises CalibrationError, and for a text that the source is to write what ``written`` does.
     """
+    if data.text == GENERATED:
+        from quantize.statistics.generated import written
+
+        tokens = written(data, source, 0, sequence_count(data.tokens))
+        return tokens, replace(planned_coverage(data), sha256=hashlib.sha256(tokens.tobytes()).hexdigest())
     text = load_text(data.text)
     ids = tokenize(text.text, source)
     tokens = choose_sequences(ids, data.tokens, data.seed, text.name)
@@ -203,11 +215,22 @@ def data_or_random(data: DataSpec, source: Checkpoint) -> tuple[NDArray[np.int64
     return tokens, Coverage("random tokens", hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(), tokens.size, SEQUENCE)
 
 
+def planned_coverage(data: DataSpec) -> Coverage:
+    """What ``calibration_data`` will say, before anything is tokenized or run. Raises CalibrationError for a text that cannot be
+    read."""
+    text = CalibrationText("written by the source", "", "0" * 64) if data.text == GENERATED else load_text(data.text)
+    return Coverage(text.name, text.sha256, sequence_count(data.tokens) * SEQUENCE, SEQUENCE)
+
+
 def other_data(data: DataSpec, source: Checkpoint, count: int) -> NDArray[np.int64]:
     """``count`` sequences of that text that ``calibration_data`` leaves out, as far as there are (``other_sequences``).
 
     Raises CalibrationError as it does, but for the text's length.
     """
+    if data.text == GENERATED:
+        from quantize.statistics.generated import written
+
+        return written(data, source, sequence_count(data.tokens), count)
     return other_sequences(tokenize(load_text(data.text).text, source), data.tokens, data.seed, count)
 
 

@@ -6,23 +6,22 @@ is kept, so a descent never loses on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit, Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
 from quantize.progress import track
 from quantize.turn import Rotation
 from quantize.types import F32, Tensor
-from quantize.weight import turned, turned_back, weight_of
 from quantize.workers import in_threads
 
-NO_TURNS: Mapping[str, Rotation] = {}
 JUDGES = 8  # sequences that no step sees, spread over the text: its end may be of another kind than its beginning
 
 
@@ -32,6 +31,10 @@ class Knobs(Protocol):
     @property
     def tensor(self) -> Tensor:
         """As a file would store it now."""
+
+    @property
+    def weight(self) -> F32:
+        """What it stands for in the student, F32[OC, IC] or F32[n]."""
 
     @property
     def moves(self) -> bool:
@@ -45,6 +48,59 @@ class Knobs(Protocol):
 
     def take_back(self) -> None:
         """As at the last ``keep``, or at the beginning."""
+
+
+@dataclass(frozen=True, eq=False)
+class TurnedKnobs:
+    """Those of a tensor whose input is turned: what the student has is led back, its slopes are turned."""
+
+    knobs: Knobs
+    turn: Rotation
+
+    @property
+    def tensor(self) -> Tensor:
+        """See Knobs: as stored, turned."""
+        return self.knobs.tensor
+
+    @property
+    def weight(self) -> F32:
+        """See Knobs."""
+        return self.turn.back(self.knobs.weight)
+
+    @property
+    def moves(self) -> bool:
+        """See Knobs."""
+        return self.knobs.moves
+
+    def move(self, gradient: F32, rate: float, step: int) -> None:
+        """See Knobs."""
+        self.knobs.move(self.turn.apply(gradient), rate, step)
+
+    def keep(self) -> None:
+        """See Knobs."""
+        self.knobs.keep()
+
+    def take_back(self) -> None:
+        """See Knobs."""
+        self.knobs.take_back()
+
+
+def led_back(knobs: Iterable[Knobs], turns: Mapping[str, Rotation]) -> list[Knobs]:
+    """With those of turned tensors, by name, as a student wants them."""
+    return [TurnedKnobs(one, turns[one.tensor.name]) if one.tensor.name in turns else one for one in knobs]
+
+
+class Shared(Protocol):
+    """What several knobs have in common, moved when each of them has moved."""
+
+    def move(self, rate: float) -> None:
+        """One step, by what their steps have told."""
+
+    def keep(self) -> None:
+        """As of Knobs."""
+
+    def take_back(self) -> None:
+        """As of Knobs; theirs is apart."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +141,14 @@ class Descended:
 
 
 def descend(
-    knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule, turns: Mapping[str, Rotation] = NO_TURNS
+    knobs: Sequence[Knobs], student: Student, orders: RowOrders, schedule: Schedule, shared: Sequence[Shared] = ()
 ) -> Descended:
-    """Move ``knobs`` along the ``schedule``; JUDGES of the student's sequences decide what is kept. ``turns``: by tensor's name.
+    """Move ``knobs``, and what they have ``shared``, along the ``schedule``; JUDGES of the sequences decide what is kept.
 
     Steps take the others in an order that the seed draws, and when all were seen, again. The rate falls to nothing at the last
     step; a span that did not help is taken back, and the rate halved.
     """
-    crew = _Tensors(knobs, student, orders, turns)
+    crew = _Tensors(knobs, shared, student, orders)
     judges, learned = _divided(student.sequences)
     assert len(learned) >= schedule.sequences, f"{student.sequences} sequences"
     drawn = np.random.default_rng(schedule.seed).permutation(learned)
@@ -127,6 +183,25 @@ def put_stored(block: Block, student: Student, kit: Kit) -> None:
         student.put(name, kit.orders.to_source(name, block.stored(name, rounded.tensor).dense()), learns=False)
 
 
+def put_folded(
+    student: Student, at: FoldSites | None, tensors: Mapping[str, F32], norms: Mapping[str, F32], orders: RowOrders
+) -> None:
+    """All ``tensors`` of a block as they are stored, by name in the target's row order; ``norms`` are the source's own.
+
+    Where the student has no place for a norm, what reads its channels is put as the source's norm needs it.
+    """
+    put = dict(tensors)
+    if at is not None:
+        offset = np.float32(at.gain_offset)
+        for norm, linears in at.norms.items():
+            if not student.holds(norm):
+                plain, made = norms[norm] + offset, tensors[norm] + offset
+                factor: F32 = np.divide(made, plain, out=np.ones_like(plain), where=plain != 0)
+                put |= {name: tensors[name] * factor for name in linears}
+    for name, value in put.items():
+        student.put(name, orders.to_source(name, value), learns=False)
+
+
 def judges_of(sequences: int) -> NDArray[np.intp]:
     """Those of so many sequences that judge."""
     return np.arange(JUDGES) * sequences // JUDGES
@@ -141,17 +216,22 @@ def _divided(sequences: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 class _Tensors:
     """All tensors at once: numpy lets go of the interpreter while it computes."""
 
-    def __init__(self, knobs: Sequence[Knobs], student: Student, orders: RowOrders, turns: Mapping[str, Rotation]) -> None:
-        self._knobs, self._student, self._orders, self._turns = knobs, student, orders, turns
+    def __init__(self, knobs: Sequence[Knobs], shared: Sequence[Shared], student: Student, orders: RowOrders) -> None:
+        self._knobs, self._shared, self._student, self._orders = knobs, shared, student, orders
 
     def show(self) -> None:
         """Put every weight into the student."""
         self._everybody(self._show)
 
     def keep(self) -> None:
+        for shared in self._shared:
+            shared.keep()
         self._everybody(lambda knobs: knobs.keep())
 
     def take_back(self) -> None:
+        for shared in self._shared:
+            shared.take_back()
+
         def one(knobs: Knobs) -> None:
             if knobs.moves:
                 knobs.take_back()
@@ -162,18 +242,20 @@ class _Tensors:
     def move(self, gradients: Mapping[str, F32], rate: float, step: int) -> None:
         """One step for every tensor that has a gradient F32[OC, IC] (or F32[n]), in the source's row order; the others stand."""
 
+        moving = [knobs for knobs in self._knobs if knobs.tensor.name in gradients]
+
         def one(knobs: Knobs) -> None:
             name = knobs.tensor.name
-            if name in gradients:
-                knobs.move(turned(self._orders.to_target(name, gradients[name]), self._turns.get(name)), rate, step)
-                self._show(knobs)
+            knobs.move(self._orders.to_target(name, gradients[name]), rate, step)
 
-        self._everybody(one)
+        in_threads(one, moving)
+        for shared in self._shared:
+            shared.move(rate)
+        in_threads(self._show, moving)
 
     def _show(self, knobs: Knobs) -> None:
         name = knobs.tensor.name
-        weight = turned_back(weight_of(knobs.tensor), self._turns.get(name))
-        self._student.put(name, self._orders.to_source(name, weight), learns=knobs.moves)
+        self._student.put(name, self._orders.to_source(name, knobs.weight), learns=knobs.moves)
 
     def _everybody(self, work: Callable[[Knobs], None]) -> None:
         in_threads(work, self._knobs)

@@ -1,9 +1,10 @@
 """The size of a matrix's groups by its weights alone, after FineQuant (arXiv 2308.09723).
 
-A whole row is one group to begin with. Groups are halved as long as that lowers what is left of the error by ``alpha`` of it. On
-the int grid that is the mean of the largest magnitude in a weight's group, to which the distance of two values is proportional.
-A ggml format has groups of its own. There the choice is among formats of as many bits, from the smallest file to the largest, by
-their error on a sample of the rows.
+Groups are the smallest to begin with. Two neighbours are merged as long as that costs less than ``alpha`` of the error that is
+left then. On the int grid the error is the mean of the largest magnitude in a weight's group, to which the distance of two values
+is proportional. From coarse to fine a long row stays whole: its first halving always saves little. A ggml format has groups of
+its own. There the choice is among formats of as many bits, from the largest file to the smallest, by their error on a sample of
+the rows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,7 +27,7 @@ SAMPLE = 1 << 16  # weights that a ggml format is tried on, about
 
 @dataclass(frozen=True)
 class ChooseGroups:
-    """The coarsest grid of as many bits from which a finer one does not save ``alpha`` of the error."""
+    """Of as many bits the coarsest grid up to which no step costs ``alpha`` of the error."""
 
     alpha: float
     needs: Need = Need.WEIGHTS
@@ -40,7 +42,7 @@ class ChooseGroups:
         rows = to_rows(weight, axis)
         if isinstance(grid, IntAffine):
             sizes, left = halved(rows, target.default_group_size)
-            return replace(grid, group_size=sizes[enough(left, self.alpha)], symmetric=True)
+            return replace(grid, group_size=sizes[merged(left, self.alpha)], symmetric=True)
         sample = rows[:: max(1, rows.size // SAMPLE)]
         best = dict[float, tuple[float, Grid]]()  # of each size
         for other in BLOCK_GRIDS.values():
@@ -50,21 +52,20 @@ class ChooseGroups:
                 found, size = (_error(sample, other), other), other.bits_per_weight
                 best[size] = min(best.get(size, found), found, key=lambda pair: pair[0])
         ladder = [best[size] for size in sorted(best)]
-        return ladder[enough([error for error, _ in ladder], self.alpha)][1]
+        return ladder[merged([error for error, _ in ladder], self.alpha)][1]
 
 
-def enough(left: Sequence[float], alpha: float) -> int:
-    """Of what is left with each option, from coarse to fine: the index of that behind which none saves ``alpha`` of it.
+def merged(left: Sequence[float], alpha: float) -> int:
+    """Of what is left with each option, from coarse to fine: the index of the coarsest up to which each step costs less than
+    ``alpha`` of what is left then.
 
-    An option that leaves no less than a coarser one is none. ``alpha`` 0 gives the last of the others, infinity the first.
+    An option that leaves more than a coarser one is none. ``alpha`` 0 gives the last of the others, infinity the first.
     """
-    kept = 0
-    for index in range(1, len(left)):
-        if left[index] < min(left[:index]):
-            if left[index] > left[kept] * (1 - alpha):
-                break
-            kept = index
-    return kept
+    kept = [index for index in range(len(left)) if left[index] <= min(left[:index], default=math.inf)]
+    for coarse, fine in reversed(list(pairwise(kept))):
+        if left[coarse] - left[fine] >= alpha * left[coarse]:
+            return fine
+    return kept[0]
 
 
 def _error(rows: F32, grid: Grid) -> float:

@@ -19,10 +19,10 @@ from quantize.block import Block, Kit, Student
 from quantize.blocks import dequantize, from_rows, per_code, to_rows
 from quantize.errors import asked
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
-from quantize.steps.descent import NO_TURNS, Descended, Schedule, descend, put_plain
+from quantize.steps.descent import Descended, Schedule, descend, led_back, put_plain
 from quantize.turn import Rotation
 from quantize.types import F32, FINE_BITS, U8, Need, QuantizedTensor
-from quantize.weight import turned
+from quantize.weight import turned, weight_of
 
 CODE_RATE = 0.004  # of the distance between two neighbouring values, per step
 SCALE_RATE = 0.004  # of a scale, per step
@@ -58,7 +58,7 @@ class LearnCodes:
 
 
 def learn_rounding(
-    rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit, turns: Mapping[str, Rotation] = NO_TURNS
+    rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit, turns: Mapping[str, Rotation] | None = None
 ) -> Descended:
     """Tensors with other codes and scales, in their order; each comes with its F32[OC, IC] before rounding, turned already.
 
@@ -66,7 +66,7 @@ def learn_rounding(
     """
     schedule = Schedule("rounding a block", kit.steps, SEQUENCES, SPAN, kit.seed, lambda _: 1.0)
     schedule.check(student.sequences, kit.text, "block_steps", f"raise {asked('data.tokens')}")
-    return descend([_Positions(*pair) for pair in rounded], student, kit.orders, schedule, turns)
+    return descend(led_back((_Positions(*pair) for pair in rounded), turns or {}), student, kit.orders, schedule)
 
 
 class _Positions:
@@ -81,6 +81,11 @@ class _Positions:
         self._positions = self._beside(weight)
         self._stride = np.float32(CODE_RATE) * self._intervals(weight)
         self.keep()
+
+    @property
+    def weight(self) -> F32:
+        """See Knobs."""
+        return weight_of(self.tensor)
 
     @property
     def moves(self) -> bool:

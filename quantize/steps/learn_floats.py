@@ -15,9 +15,10 @@ import numpy as np
 from quantize.block import Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, log_slopes, with_floats
-from quantize.steps.descent import NO_TURNS, Descended, Schedule, descend
+from quantize.steps.descent import Descended, Schedule, descend, led_back
 from quantize.turn import Rotation
 from quantize.types import F32, FINE_BITS, QuantizedTensor, Tensor
+from quantize.weight import weight_of
 
 RATE = 0.0012  # of a value, per step, times the square root of the loss: blind steps of that size cost a like share of any loss
 SEQUENCES = 2  # of each step
@@ -28,10 +29,14 @@ VALUES = "values"  # the one key of a norm
 
 
 def tune(
-    tensors: Iterable[Tensor], student: Student, orders: RowOrders, schedule: Schedule, turns: Mapping[str, Rotation] = NO_TURNS
+    tensors: Iterable[Tensor],
+    student: Student,
+    orders: RowOrders,
+    schedule: Schedule,
+    turns: Mapping[str, Rotation] | None = None,
 ) -> Descended:
     """Adam on the floats of ``tensors``; ``turns``: of their inputs, by name."""
-    return descend([_Floats(tensor) for tensor in tensors], student, orders, schedule, turns)
+    return descend(led_back((_Floats(tensor) for tensor in tensors), turns or {}), student, orders, schedule)
 
 
 def tuning_schedule(steps: int, seed: int) -> Schedule:
@@ -48,6 +53,11 @@ class _Floats:
         self._mean = {key: np.zeros_like(value) for key, value in self._values.items()}
         self._square = {key: np.zeros_like(value) for key, value in self._values.items()}
         self.keep()
+
+    @property
+    def weight(self) -> F32:
+        """See Knobs."""
+        return weight_of(self.tensor)
 
     @property
     def moves(self) -> bool:

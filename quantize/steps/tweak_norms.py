@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 from quantize.block import Block, Kit
 from quantize.errors import CalibrationError, asked
-from quantize.steps.descent import JUDGES, Schedule, put_stored
+from quantize.steps.descent import JUDGES, Schedule, judges_of, put_stored
 from quantize.steps.fold import APPLIED
 from quantize.steps.learn_floats import tune
 from quantize.types import Need, PlainTensor
 from quantize.weight import weight_of
 
 SPAN = 4  # steps between two judgements
+MATCHED = "matched"  # key of a block's report: distance of the statistics and loss of the output, each before and after
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class TweakNorms:
         put_stored(block, student, kit)
         rate = self.rate * (1 + self.growth * kit.depth)
         schedule = Schedule("matching a block", steps, 1, SPAN, kit.seed, lambda _: rate)
+        judges = judges_of(student.sequences)
+        apart = matching.distance(judges)
         norms = [PlainTensor(name, block.tensors[name], "F32") for name in block.fold_sites.norms]
         found = tune(norms, matching, kit.orders, schedule)
+        block = block.reporting(MATCHED, (apart, matching.distance(judges)), (found.before, found.after))
         if not found.after < found.before:
             return block
         gains = {tensor.name: weight_of(tensor) for tensor in found.tensors}

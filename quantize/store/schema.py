@@ -156,16 +156,28 @@ class ImatrixJson(msgspec.Struct):
     chunks: Bytes
 
 
-class BlocksJson(msgspec.Struct):
-    """What block-wise rounding did: a loss for each layer."""
+class ChangesJson(msgspec.Struct, kw_only=True):
+    """A number for each layer, before something and after it."""
 
-    steps: Count
     before: Annotated[list[Finite], msgspec.Meta(min_length=1)]
     after: list[Finite]
 
     def __post_init__(self) -> None:
         if len(self.before) != len(self.after):
             raise ValueError(f"{len(self.before)} losses before and {len(self.after)} after")
+
+
+class BlocksJson(ChangesJson):
+    """What block-wise rounding did: a loss for each layer."""
+
+    steps: Count
+
+
+class NormsJson(msgspec.Struct):
+    """What tweaking norms did: to how far a block's output is from the source's statistics, and to the loss."""
+
+    distance: ChangesJson
+    loss: ChangesJson
 
 
 class TuningJson(msgspec.Struct):
@@ -196,6 +208,7 @@ class PlanJson(msgspec.Struct):
     calibration: CalibrationJson | None = None
     imatrix: ImatrixJson | None = None
     blocks: BlocksJson | None = None
+    norms: NormsJson | None = None
     tuning: TuningJson | None = None
     budget: BudgetJson | None = None
     transforms: dict[Word, Digits] = msgspec.field(default_factory=dict)

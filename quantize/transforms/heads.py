@@ -18,6 +18,12 @@ def shared(per_column: F32, at: Values) -> F32:
     return out
 
 
+def summed(per_column: F32, at: Values) -> F32:
+    """F32 of o's columns -> of v's rows, over the query heads that read them."""
+    out: F32 = per_column.reshape(at.kv_heads, -1, at.head_dim).sum(1).ravel()
+    return out
+
+
 def value_fold(block: Block, basis: Basis, at: Values) -> Fold:
     """The fold of a basis of v's rows, which stay in their heads."""
     rows = np.arange(len(basis.order)).reshape(at.kv_heads, 1, at.head_dim)

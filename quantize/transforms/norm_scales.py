@@ -8,6 +8,13 @@ from quantize.architecture.families import FoldSites
 from quantize.block import Block
 from quantize.fold import Basis, Fold
 from quantize.transforms.scales import channel_factors
+from quantize.types import F32
+
+
+def norm_fold(at: FoldSites, norm: str, factor: F32) -> Fold:
+    """Of the channels that ``norm`` makes, each ``factor`` F32[n] as large."""
+    basis = Basis.scaled(factor, at.gain_offset)
+    return Fold({norm: basis}, dict.fromkeys(at.norms[norm], basis))
 
 
 def norm_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
@@ -15,5 +22,4 @@ def norm_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     for norm, linears in at.norms.items():
         importance = block.stats[linears[0]].importance
         factors = channel_factors(importance, [block.tensors[name] for name in linears])
-        bases = (Basis.scaled(factor, at.gain_offset) for factor in factors)
-        yield [Fold({norm: basis}, dict.fromkeys(linears, basis)) for basis in bases]
+        yield [norm_fold(at, norm, factor) for factor in factors]

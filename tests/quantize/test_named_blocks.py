@@ -11,13 +11,18 @@ from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
+from quantize.checkpoint.row_order import RowOrders
 from quantize.effort import effort_for
 from quantize.errors import ConfigError
+from quantize.fold import Basis, Fold
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.source import block_students, measure_curvature, walk_blocks
+from quantize.steps.descent import put_folded
+from runtime_checks.checks.verify import verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
 from tests.any_model import gguf_template, make_model, order_of_rows
 from tests.cases import config_of
+from tests.quantize.test_transforms import block_of
 from tests.tiny import TEXT
 
 LLAMA = TARGETS["llama.cpp"]
@@ -84,3 +89,31 @@ def test_norms_that_no_module_is_known_of_are_not_tweaked(tmp_path):
     with pytest.raises(ConfigError, match=r"method='norm-tweaking': .*the norms of gemma3 are not known by name"):
         quantize_checkpoint(source, tmp_path / "store", config_of("norm-tweaking", calibration_tokens=8192), LLAMA)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "phi3"])
+def test_a_folded_block_is_put_though_torch_has_no_norms_by_name(tmp_path, model_type):
+    """What is stored makes no difference in the source's model: what reads a norm is put as the source's norm needs it."""
+    source = template(tmp_path, model_type)
+    student = next(block_students(source, TOKENS, "unit"))
+    block = block_of(source, 0)
+    norms = {norm: block.tensors[norm] for norm in block.fold_sites.norms}
+    assert len(norms) == 2 and not any(student.holds(norm) for norm in norms)
+    for norm, linears in block.fold_sites.norms.items():
+        basis = Basis.scaled(RNG.uniform(0.5, 2, len(norms[norm])).astype("f4"), block.fold_sites.gain_offset)
+        block = block.folded(Fold({norm: basis}, dict.fromkeys(linears, basis)))
+    orders = RowOrders(source.config, LLAMA.row_order)
+    put_folded(student, None, block.tensors, norms, orders)
+    assert student.loss(EVERY) > 1e-3
+    put_folded(student, block.fold_sites, block.tensors, norms, orders)
+    assert student.loss(EVERY) < 1e-9
+
+
+def test_scales_of_channels_are_learned_of_any_architecture(tmp_path):
+    """And folded into the runtime's own file."""
+    source = template(tmp_path, "gemma3_text")
+    config = config_of("omniquant", grid="q4_1", block_steps=10, calibration_tokens=6144)
+    store = quantize_checkpoint(source, tmp_path / "store", config, LLAMA)
+    assert "1" in store.header["transforms"]["channel-scales"]
+    checks = verify(write_gguf(store, tmp_path / "file.gguf"), source, store)
+    assert checks and all(check.ok for check in checks)

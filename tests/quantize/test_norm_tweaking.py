@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from exporter.cli.main import main
+from exporter.cli.summary import store_summary
 from exporter.targets import TARGETS
 from exporter.writers import writer_of
 from quantize import build_plan, open_checkpoint, quantize_checkpoint
+from quantize.config import GENERATED
 from quantize.errors import ConfigError
 from quantize.methods import METHODS
 from quantize.run import task
@@ -24,6 +26,8 @@ from tests.tiny import make_tiny_model
 
 TOKENS = 16 * 512
 LAYERS = 2
+TEXT = {"calibration": "builtin"}
+OWN = {"calibration": None}  # not said
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def model(tmp_path_factory):
 
 
 def config(**options):
-    return config_of("norm-tweaking", **{"bits": 4, "group_size": 64, "calibration_tokens": TOKENS, **options})
+    return config_of("norm-tweaking", **{"bits": 4, "group_size": 64, "calibration_tokens": TOKENS, **TEXT, **options})
 
 
 class Watched:
@@ -120,3 +124,21 @@ SPECS = {name: TensorSpec(name, "F32", (64, 64)) for name in ("model.layers.0.ml
 def test_what_moves_the_same_is_refused_before_any_data(options):
     with pytest.raises(ConfigError, match=r"method='norm-tweaking': moves .* drop one"):
         build_plan(SPECS, config(**options), TARGETS["onnxruntime"])
+
+
+def test_the_source_writes_the_text_by_default(model, tmp_path, capsys):
+    """The store, its header and the summary say so; another seed draws another text, and a text that is named is taken."""
+    assert (config(**OWN).data.text, config().data.text) == (GENERATED, "builtin")
+    source = open_checkpoint(model)
+    store = quantize_checkpoint(source, tmp_path / "s", config(**OWN), TARGETS["onnxruntime"])
+    assert store.header["calibration"]["text"] == "written by the source"
+    assert "calibrated on 8,192 tokens that the source wrote itself, drawn by seed 0" in store.header["notes"]
+    norms = store.header["norms"]
+    assert all(len(norms[key][when]) == LAYERS for key in ("distance", "loss") for when in ("before", "after"))
+    assert all(after <= before for before, after in zip(norms["loss"]["before"], norms["loss"]["after"], strict=True))
+    assert sum(norms["distance"]["after"]) < sum(norms["distance"]["before"])
+    assert "statistics' distance times 0." in store_summary(store)
+    again = quantize_checkpoint(source, tmp_path / "again", config(**OWN), TARGETS["onnxruntime"])
+    assert again.header == store.header
+    other = quantize_checkpoint(source, tmp_path / "other", config(seed=1, **OWN), TARGETS["onnxruntime"])
+    assert other.header["calibration"]["sha256"] != store.header["calibration"]["sha256"]

@@ -13,10 +13,14 @@ from exporter.writers import writer_of
 from quantize import QuantizeConfig, build_plan, open_checkpoint, quantize_checkpoint
 from quantize.blocks import dequantize
 from quantize.errors import ConfigError
+from quantize.fold import Basis, Fold
 from quantize.methods import METHODS
 from quantize.rounding.rtn import rtn
-from quantize.steps.descent import judges_of
-from quantize.steps.learn_clips import Clips, LearnClips
+from quantize.steps import channels, learn_clips
+from quantize.steps.channels import Channels, Site
+from quantize.steps.clips import Clips
+from quantize.steps.descent import judges_of, put_stored
+from quantize.steps.learn_clips import LearnClips
 from quantize.types import Axis, TensorSpec
 from runtime_checks.checks.verify import verify
 from tests.cases import AXES, MIN_MAX_GRIDS, config_of, grid_id, grid_named, stats_of, weight_of
@@ -70,34 +74,91 @@ def test_both_ends_move_apart_from_one_another(end, sign):
     assert (knobs._ends[end] < 0.5).all() and (knobs._ends[1 - end] == 0.5).all()
 
 
+def site(*names):
+    """Channels that these read, as a norm's."""
+    return Site(lambda factor: Fold({}, dict.fromkeys(names, Basis.scaled(factor))), names, lambda slope: slope, ())
+
+
+@pytest.mark.parametrize("name", ["int", "q4_1", "q4_0"])
+def test_channels_follow_the_slope_of_all_that_read_them(name):
+    """Down the slope of a squared error there is less of it than with ends alone, and both linears have the same scales."""
+    stats, errors = stats_of(512), dict[bool, float]()
+    for scaled in (False, True):
+        pairs = [(weight_of((128, 512), seed), one) for seed, one in enumerate(("a", "b"))]
+        knobs = {one: Clips(rtn(one, weight, grid_named(name), Axis.PER_OC), weight) for weight, one in pairs}
+        shared = Channels(site("a", "b"), knobs, np.ones(512, np.float32))
+        for step in range(1, 31):
+            for weight, one in pairs:
+                knobs[one].move((knobs[one].weight - weight) * stats.importance, 1.0, step)
+            if scaled:
+                shared.move(1.0)
+        errors[scaled] = sum(float((np.square(knobs[one].weight - weight) * stats.importance).sum()) for weight, one in pairs)
+    assert errors[True] < 0.98 * errors[False]
+    factor = shared.fold.read["a"].factor
+    assert 0.8 < factor.min() < 0.95 and 1.05 < factor.max() < 1.2
+    for weight, one in pairs:
+        folded = Clips(knobs[one].tensor, weight / factor, knobs[one].ends).tensor
+        assert np.array_equal(folded.codes, knobs[one].tensor.codes)
+    shared.take_back()
+    assert (shared.fold.read["a"].factor == 1).all()
+
+
+def test_a_group_of_one_sign_has_two_ends_where_the_minimum_is_free():
+    """Nothing clipped is minimum and maximum there too; clipped, both ends move inwards. An int grid's least is 0."""
+    weight = np.random.default_rng(0).uniform(1, 2, (8, 64)).astype(np.float32)
+    for name, ends in (("q4_1", (1.25, 1.75)), ("int", (0.9, 0.9))):
+        plain = rtn("w", weight, grid_named(name), Axis.PER_OC)
+        knobs = Clips(plain, weight)
+        assert np.array_equal(knobs.tensor.codes, plain.codes)
+        half = dequantize(Clips(plain, weight, np.full_like(knobs.ends, 0.5)).tensor)
+        assert (half.min(), half.max()) == pytest.approx(ends, abs=0.1)
+
+
 def test_no_block_loses_to_minimum_and_maximum(tmp_path, monkeypatch):
     model, found = make_tiny_model(tmp_path / "model", hidden=64, ffn=96), []
     learn = LearnClips.__call__
 
     def watched(self, block, names, kit):
-        student, losses = kit.run.student, []
-
-        def loss(tensors):
-            for name, value in block.tensors.items():
-                value = dequantize(tensors[name]) if name in tensors else value
-                student.put(name, kit.orders.to_source(name, value), learns=False)
-            return student.loss(judges_of(student.sequences))
+        def loss(block):
+            put_stored(block, kit.run.student, kit)
+            return kit.run.student.loss(judges_of(kit.run.student.sequences))
 
         plain = {name: rtn(name, block.tensors[name], one.tensor.grid, one.tensor.axis) for name, one in block.rounded.items()}
-        losses.append(loss(plain))
-        after = learn(self, block, names, kit)
-        losses.append(loss({name: one.tensor for name, one in after.rounded.items()}))
-        found.append(losses)
+        rounded = {name: one._replace(tensor=plain[name]) for name, one in block.rounded.items()}
+        before, after = loss(replace(block, rounded=rounded)), learn(self, block, names, kit)
+        found.append((before, kit.run.student.loss(judges_of(kit.run.student.sequences)), loss(after), after.report))
         return after
 
     monkeypatch.setattr(LearnClips, "__call__", watched)
     source = open_checkpoint(model)
     config = config_of("omniquant", bits=4, group_size=32, calibration_tokens=TOKENS)
     store = quantize_checkpoint(source, tmp_path / "s", config, TARGETS["onnxruntime"])
-    assert len(found) == 2 and all(after < before for before, after in found)
+    assert len(found) == 2 and all(after < before for before, after, _, _ in found)
+    assert all(left == pytest.approx(stored, rel=1e-6) for _, left, stored, _ in found)
+    assert all(report["learned"][1] == pytest.approx(stored, rel=1e-3) for *_, stored, report in found)
     blocks = store.header["blocks"]
     assert blocks["steps"] == METHODS["omniquant"].block_steps
     assert sum(blocks["after"]) < sum(blocks["before"])  # not by the search alone
+
+
+def test_scales_are_kept_where_they_lose_less(tmp_path, monkeypatch):
+    """The first block sees the same either way. Where scales lose, what comes out is as if there were none."""
+    source = open_checkpoint(make_tiny_model(tmp_path / "model", hidden=64, ffn=96))
+    config = config_of("omniquant", bits=3, group_size=32, calibration_tokens=TOKENS, block_steps=10)
+
+    def made(name):
+        return quantize_checkpoint(source, tmp_path / name, config, TARGETS["onnxruntime"])
+
+    scaled = made("scaled")
+    monkeypatch.setattr(channels, "RATE", 1000.0)  # of no use to anybody
+    monkeypatch.setattr(channels, "best_fold", lambda *_: None)
+    monkeypatch.setattr(Channels, "take_back", lambda self: None)
+    lost = made("lost")
+    monkeypatch.setattr(learn_clips, "sites_of", lambda *_: [])
+    without = made("without")
+    assert scaled.header["transforms"]["channel-scales"][0] == "1"
+    assert scaled.header["blocks"]["after"][0] < without.header["blocks"]["after"][0]
+    assert lost.header == without.header and lost.header["transforms"] == {"channel-scales": "00"}
 
 
 @pytest.mark.parametrize(("target", "options"), [("llama.cpp", {"grid": "q4_1"}), ("onnxruntime", {"bits": 3})])
@@ -106,6 +167,7 @@ def test_a_file_verifies(tmp_path, target, options):
     config = config_of("omniquant", block_steps=3, calibration_tokens=TOKENS, **options)
     store = quantize_checkpoint(source, tmp_path / "s", config, TARGETS[target])
     assert store.header["blocks"]["steps"] == 3
+    assert "1" in store.header["transforms"]["channel-scales"]
     checks = verify(writer_of(target).write(store, tmp_path / "file"), source, store)
     assert checks and all(check.ok for check in checks)
 

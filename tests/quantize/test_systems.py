@@ -17,7 +17,7 @@ from quantize.methods import METHODS, Method
 from quantize.methods.finequant import METHOD
 from quantize.rounding import NEAREST, Rounder
 from quantize.steps.columns import FloatColumns
-from quantize.steps.group_size import ChooseGroups, enough, halved
+from quantize.steps.group_size import ChooseGroups, halved, merged
 from quantize.steps.round import Round
 from quantize.types import Axis, Need, TensorPlan
 from runtime_checks.checks.verify import verify
@@ -34,11 +34,12 @@ def chosen(alpha, grid, target, weight):
     return ChooseGroups(alpha).planned(plan, weight, TARGETS[target]).candidates[Axis.PER_OC]
 
 
-@pytest.mark.parametrize("kind", ["even", "normal", "outliers"])
+@pytest.mark.parametrize("kind", ["even", "normal", "outliers", "alike"])
 def test_the_limits_of_alpha_and_what_lies_between(kind):
     """0: the smallest group; infinity: the row; never a larger group for a smaller alpha."""
     rng = np.random.default_rng(0)
-    weight = {"even": rng.uniform(-1, 1, SHAPE), "normal": rng.standard_normal(SHAPE), "outliers": weight_of(SHAPE)}[kind]
+    weights = {"even": rng.uniform(-1, 1, SHAPE), "normal": rng.standard_normal(SHAPE), "outliers": weight_of(SHAPE)}
+    weight = weights.get(kind, np.ones(SHAPE))
     grids = [chosen(alpha, INT, "onnxruntime", weight.astype(np.float32)) for alpha in ALPHAS]
     sizes = [grid.group_size for grid in grids]
     assert (sizes[0], sizes[-1]) == (64, 1024)
@@ -73,9 +74,19 @@ def test_a_ragged_group_counts_by_its_weights():
     assert halved(row, 64) == ([128, 64], [2, pytest.approx(5 / 3)])
 
 
+def test_a_long_row_is_no_reason_to_stop_early():
+    """Halving 8,192 normal weights saves less than .05; merging 64 of them costs more."""
+    weight = np.random.default_rng(0).standard_normal((16, 8192)).astype(np.float32)
+    sizes, left = halved(weight, 64)
+    assert sizes[0] == 8192 and left[1] > left[0] * (1 - METHOD.steps[0].alpha)
+    assert chosen(METHOD.steps[0].alpha, INT, "onnxruntime", weight).group_size == 64
+
+
 def test_what_is_left_decides():
-    assert [enough([4, 3, 3.5, 2], alpha) for alpha in (0, 0.25, 0.3, 0.34)] == [3, 3, 0, 0]
-    assert enough([4, 4, 4], 0) == 0
+    """The option that leaves 3.5 is beaten by a smaller one; the step from 2 to 3 costs a third of 3."""
+    assert [merged([4, 3, 3.5, 2], alpha) for alpha in (0, 0.25, 0.3, 0.34)] == [3, 3, 3, 0]
+    assert [merged([4, 4, 4], alpha) for alpha in (0, 0.01)] == [2, 0]
+    assert [merged([0, 0], alpha) for alpha in (0, math.inf)] == [1, 0]
 
 
 @pytest.fixture
