@@ -22,7 +22,9 @@ EMBEDDING_GROUP = 32
 TABLE_BITS = (4, 8)  # of embedding and head on the int grid: what GatherBlockQuantized reads
 DEFAULT_BITS = 4
 TOKEN_WEIGHTS = ("gradient", "unit", "none")
+MOST_BITS = 32  # of a float
 MOST_RULES = 1000
+Average = Annotated[float, msgspec.Meta(gt=0, le=MOST_BITS)]  # of bits
 RECIPE_DOOR = Door(ConfigError, "a recipe holds [[rule]] tables of match and what to change", MIB)
 
 
@@ -31,10 +33,11 @@ _GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or c
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A grid as it is asked for. None: the target's default; ``bits``: the grid's own, or 4. ``name``: a key of GRIDS."""
+    """A grid as it is asked for. None: the target's default; ``bits``: the grid's own, or 4; a fraction is an average of widths.
+    ``name``: a key of GRIDS."""
 
     name: str | None = None
-    bits: int | None = None
+    bits: float | None = None
     group_size: int | None = None
     symmetric: bool = False
     scale_dtype: str = SCALE_DTYPES[0]
@@ -42,6 +45,8 @@ class GridSpec:
     def __post_init__(self) -> None:
         if self.group_size not in (None, *GROUP_SIZES):
             raise ConfigError(f"{asked('group_size', self.group_size)}: {_GROUP_SIZE_WORDS}")
+        if isinstance(self.bits, float) and not 0 < self.bits <= MOST_BITS:
+            raise ConfigError(f"{asked('bits', self.bits)}: no weight takes so many")
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     match: Annotated[str, msgspec.Meta(min_length=1, max_length=SHOWN)]
     method: str | None = None
-    bits: Size | None = None
+    bits: Size | Average | None = None
     grid: str | None = None
     group_size: int | str | None = None
     symmetric: bool | None = None

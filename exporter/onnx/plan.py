@@ -24,7 +24,7 @@ from exporter.onnx.sums import Summand, summed
 from exporter.onnx.tensors import FLOAT_TYPES, Form, Planned, Wire
 from quantize.errors import ExportError, asked
 from quantize.grids import grid_to_json
-from quantize.model_config import EMBEDDING, HEAD, named
+from quantize.model_config import EMBEDDING, HEAD, named, weight_name
 from quantize.onnx.moe import experts_of
 from quantize.onnx.template import INSIDE, external
 from quantize.outside import LARGEST
@@ -146,7 +146,7 @@ def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
     foreign = next((record for record in store.records.values() if record.grid is not None and record.grid.name != "int"), None)
     if foreign is not None:
         raise ExportError(f"{store.path}: {foreign.name}: only the int grid has an ONNX form; quantize again")
-    whole = {name for name, record in store.records.items() if not record.inputs}
+    whole = {name for name in store.records if weight_name(name) == name}
     missing, unused = sorted(decoder.weights - whole), sorted(whole - decoder.weights)
     if missing or unused:
         names = f"lacks {missing[0]}" if missing else f"holds {unused[0]}, which the model's graph does not use"
@@ -204,6 +204,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halv
             entry |= grid_to_json(record.grid) | {"axis": str(record.axis)}
             if halved and entry["form"] != "split":
                 entry["scale_dtype"] = "float16"
+        if record.inputs and weight_name(name) == name:
+            entry["inputs"] = record.inputs
         tensors.append(entry)
     keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
     header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from quantize.block import Division
 from quantize.blocks import matrix
 from quantize.config import (
     DEFAULT_BITS,
@@ -23,6 +24,7 @@ from quantize.errors import ConfigError, PlanError, asked, shown
 from quantize.grids import GRIDS, make_grid
 from quantize.methods import AXES, METHODS, Method, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.planning.columns import check_width, widest, with_columns
 from quantize.transforms import CORRECTIONS
 from quantize.types import F32, FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
 
@@ -75,7 +77,8 @@ def build_plan(
             if not choice.says_grid:
                 open_grids.add(name)
             plan = _plan_linear(spec, choice, config.allow_fallback, target)
-            plans.append(replace(plan, float_columns=_float_columns(spec, hidden, config, target)) if plan.candidates else plan)
+            wanted = Division(hidden, config.around.float_columns, choice.grid.bits or DEFAULT_BITS)
+            plans.append(with_columns(plan, wanted, target) if plan.candidates else plan)
         else:
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
@@ -94,6 +97,11 @@ def _check_beside(method: Method, config: QuantizeConfig) -> None:
         raise ConfigError(f"{named}: moves the gains that {asked('transforms', around.transforms, refitted[0])} moves; drop one")
     if method.block_steps and not around.block_steps:
         raise ConfigError(f"{named}: learns, which takes steps; give {asked('block_steps', method.block_steps)}")
+    if method.divides is not None and around.mends_of_parts:
+        raise ConfigError(
+            f"{named}: goes with nothing that moves weights after rounding; give {', '.join(around.mends_of_parts)}, or choose "
+            "another method"
+        )
     if method.learns and around.float_columns:
         raise ConfigError(
             f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
@@ -201,6 +209,7 @@ def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choi
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
     shape = matrix(spec.shape)
     method, axes = read_word(choice.method)
+    check_width(method, choice.grid.bits)
     grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
     held = [axis for axis in _axes_of(spec, axes) if target.lacks(grids[axis], axis) is None]
@@ -229,22 +238,6 @@ def _axes_of(spec: TensorSpec, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return axes if len(spec.shape) == 2 else (Axis.PER_OC,)
 
 
-def _float_columns(spec: TensorSpec, hidden: int, config: QuantizeConfig, target: Target) -> int:
-    """How many input channels float16 keeps. Raises ConfigError where the target adds no parts, or all would be kept."""
-    wanted = config.around.float_columns
-    if not wanted or len(spec.shape) > 2:  # a stack is multiplied by one node, to which nothing is added
-        return 0
-    if target.lacks_parts is not None:
-        raise ConfigError(f"{asked('float_columns', wanted)}: {target.lacks_parts}")
-    count = wanted * max(1, spec.shape[1] // hidden)
-    if count >= spec.shape[1]:
-        raise ConfigError(
-            f"{asked('float_columns', wanted)}: {spec.name} has {spec.shape[1]} input channels, {count} of which would be kept; "
-            "keep fewer"
-        )
-    return count
-
-
 def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], target: Target) -> None:
     """Raises ConfigError for a grid or an axis that the target holds in no shape: no fallback mends that."""
     lack = target.lacks(grids[Axis.PER_OC], Axis.PER_OC)
@@ -259,7 +252,7 @@ def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], t
 
 
 def _linear_grid(spec: GridSpec, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:
-    bits, group = spec.bits, spec.group_size
+    bits, group = widest(spec.bits), spec.group_size
     name = spec.name or target.grid_name(bits or DEFAULT_BITS)
     own = GRIDS.get(name)
     if own is not None and not isinstance(own, type):

@@ -25,7 +25,9 @@ def run_digest(job: Job) -> str:
             return ""
         text = load_text(job.config.data.text).sha256
     plans = [
-        vars(plan) | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
+        vars(plan)
+        | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
+        | {"parts": [(part.count, part.grid and grid_to_json(part.grid)) for part in plan.parts]}
         for plan in job.plan.tensors
     ]
     said = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantize.errors import FileFormatError
 from quantize.grids import grid_to_json
+from quantize.model_config import weight_name
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis
 from runtime_checks.measure.results import Check, within
@@ -87,10 +88,11 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
 def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[str, Any]:
     """``narrowed``: scales are float16, whatever the store has."""
     record = store.records[name]
+    inputs = {"inputs": record.inputs} if record.inputs and weight_name(name) == name else {}
     if record.grid is None:
-        return {"grid": record.dtype, "axis": str(Axis.PER_OC)}
+        return {"grid": record.dtype, "axis": str(Axis.PER_OC), **inputs}
     scales = {"scale_dtype": "float16"} if narrowed else {}
-    return {**grid_to_json(record.grid), **scales, "axis": str(record.axis)}
+    return {**grid_to_json(record.grid), **scales, "axis": str(record.axis), **inputs}
 
 
 def _json(text: str, where: str) -> Any:  # noqa: ANN401

@@ -29,7 +29,7 @@ from runtime_checks.reference.adadim import LAYOUTS
 from runtime_checks.reference.decode import U8, Array, DamagedFileError, unpack
 from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
 from runtime_checks.reference.onnx_stacks import stacks_of
-from runtime_checks.reference.onnx_sum import channels_of, check_part, weight_name
+from runtime_checks.reference.onnx_sum import channels_of, check_part, takes_some, weight_name
 from runtime_checks.reference.onnx_tensor import ALL, OnnxCodes, OnnxTensor
 
 CODES_INPUT = {"GatherBlockQuantized": 0, "MatMulNBits": 1, "MatMulAdaDim": 1}
@@ -61,9 +61,11 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
             raise DamagedFileError(f"{graph.path}: {stack.name[:80]} is there twice")
         tensors[stack.name] = stack
     for name, tensor in tensors.items():
+        if weight_name(name) != name or takes_some(graph, name):
+            tensors[name] = replace(tensor, read_channels=partial(channels_of, graph, name.removesuffix(".weight")))
+    for name, tensor in tensors.items():
         if weight_name(name) != name:
             check_part(graph, tensor, tensors.get(weight_name(name)))
-            tensors[name] = replace(tensor, read_channels=partial(channels_of, graph, name.removesuffix(".weight")))
     return tensors
 
 
