@@ -34,4 +34,4 @@ def check_width(method: Method, bits: float | None) -> None:
     if bits is not None and bits != int(bits) and not method.mixes_widths:
         mixing = " or ".join(name for name, other in METHODS.items() if other.mixes_widths)
         told = f"only {mixing} mixes widths; give whole bits, or {asked('method', mixing)}"
-        raise ConfigError(f"{asked('bits', f'{bits:g}')}: {told}")
+        raise ConfigError(f"{asked('bits', bits)}: {told}")

@@ -77,7 +77,7 @@ class RoundParts(Round):
         """The block's statistics, with the visits of those that share an input."""
         stats = dict(block.stats)
         for site in block.sites if self.quiet_first else ():
-            visit = Once(partial(visit_of, stats[site[0]].hessian, quiet_first=True))
+            visit = Once(partial(visit_of, stats[site[0]].hessian, order=rising(stats[site[0]].importance)))
             stats |= {name: replace(stats[name], visit=visit) for name in site if name in names}
         return stats
 
@@ -97,7 +97,8 @@ class RoundParts(Round):
 
     def _linears(self, turn: _Turn, wanted: _Wanted) -> list[Linear]:
         """What is to be rounded under one Hessian, by the names of the parts."""
-        visit = Once(partial(visit_of, wanted.hessian, quiet_first=True)) if self.quiet_first else None
+        order = rising(turn.site.importance[turn.site.channels[turn.number]])
+        visit = Once(partial(visit_of, wanted.hessian, order=order)) if self.quiet_first else None
         return [
             Linear(
                 turn.part_of(name),
@@ -134,6 +135,11 @@ class _Site:
     def hessian(self) -> F32:
         """Of the input."""
         return next(iter(self.stats.values())).hessian
+
+    @property
+    def importance(self) -> F32:
+        """F32[IC]: the mean square of each channel."""
+        return next(iter(self.stats.values())).importance
 
     def loss(self, name: str, made: Sequence[_Made]) -> float:
         """Of all parts together."""
@@ -188,6 +194,11 @@ class _Turn:
         return np.concatenate([np.empty(0, np.intp), *(self.site.channels[number] for number in numbers)])
 
 
+def rising(sizes: F32) -> Index:
+    """Which of F32[n] comes where when they are sorted."""
+    return np.argsort(sizes, kind="stable")
+
+
 def _sites(block: Block, names: Collection[str]) -> Iterator[_Site]:
     """Of linears in parts: those that share an input share which channels are loud, where their parts are of the same sizes."""
     alone = [(name,) for name in names if not any(name in site for site in block.sites)]
@@ -197,7 +208,7 @@ def _sites(block: Block, names: Collection[str]) -> Iterator[_Site]:
             if name in names and block.plans[name].parts:
                 divided.setdefault(tuple(part.count for part in block.plans[name].parts), []).append(name)
         for counts, own in divided.items():
-            order = np.argsort(block.stats[own[0]].importance, kind="stable")
+            order = rising(block.stats[own[0]].importance)
             ends = pairwise(accumulate(counts, initial=0))
             yield _Site(
                 {name: block.plans[name] for name in own},
