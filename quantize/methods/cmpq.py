@@ -16,6 +16,5 @@ METHOD = Method(
     "arXiv 2410.13056",
     (MixWidths(OUTLIERS), RoundParts(gptq.METHOD.rounder)),
     axes=(Axis.PER_OC,),
-    ours="whole channels in float16 for sparse outliers; groups of outputs' rows for tables of channels; GPTQ and its polish, "
-    "for which the paper takes no gradients and no second order",
+    ours="whole channels in float16 for sparse outliers; scales of groups for tables of levels; GPTQ and its polish",
 )

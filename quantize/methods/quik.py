@@ -16,5 +16,5 @@ METHOD = Method(
     "arXiv 2310.09259, its weights",
     (KeepLoudest(COLUMNS), RoundParts(gptq.METHOD.rounder, quiet_first=True)),
     axes=(Axis.PER_OC,),
-    ours="outliers by mean square; groups; the polish after GPTQ; a last round over all parts; activations stay floats",
+    ours="outliers by mean square; groups; the polish after GPTQ; activations stay floats",
 )

@@ -6,8 +6,8 @@ With H = E[x xT], part p of the channels p, what is rounded already of f, and wh
     H' = H - H[:, l] H[l, l]^-1 H[l, :]                 what errors cost when the later parts make up for them
     W' = W[:, p] + E[:, f] H'[f, p] H'[p, p]^-1         E = W - Q: so this part makes up for those before it
 
-W' is rounded under H'[p, p] by any rounder; float16 just stores it. Then each part is rounded once more with all others as they
-are (l is empty, f are all others), and the better of the two is kept.
+W' is rounded under H'[p, p] by any rounder; float16 just stores it. Where several parts are rounded, all are made once more with
+the others as they are (l is empty, f are all others), and the better of the two is kept.
 """
 
 from __future__ import annotations
@@ -62,11 +62,10 @@ class RoundParts(Round):
         stats = self._in_order(block, whole)
         tried = dict(super().__call__(replace(block, stats=stats), whole, kit).tried)
         sites, beside = list(_sites(block, names)), dict(block.beside)
-        first = self._swept(sites, [{name: [] for name in site.plans} for site in sites])
-        for site, *both in zip(sites, first, self._swept(sites, first), strict=True):
+        for site, held in zip(sites, self._rounds(sites), strict=True):
             for name, plan in site.plans.items():
-                losses = [site.loss(name, made[name]) for made in both]
-                made = both[losses.index(min(losses))][name]
+                losses = [site.loss(name, made[name]) for made in held]
+                made = held[losses.index(min(losses))][name]
                 (begin, rounder), others = made[0], tuple(one.part for one in made[1:])
                 assert isinstance(begin.weight, QuantizedTensor) and begin.reads is not None, name
                 tried[name] = {next(iter(plan.candidates)): Rounded(begin.weight, rounder, min(losses))}
@@ -80,6 +79,15 @@ class RoundParts(Round):
             visit = Once(partial(visit_of, stats[site[0]].hessian, order=rising(stats[site[0]].importance)))
             stats |= {name: replace(stats[name], visit=visit) for name in site if name in names}
         return stats
+
+    def _rounds(self, sites: Sequence[_Site]) -> list[list[_Held]]:
+        """Of each site all its parts, and what comes of another round over them."""
+        rounds = [[made] for made in self._swept(sites, [{name: [] for name in site.plans} for site in sites])]
+        again = [index for index, site in enumerate(sites) if site.rounds_several]
+        made = self._swept([sites[index] for index in again], [rounds[index][0] for index in again])
+        for index, other in zip(again, made, strict=True):
+            rounds[index].append(other)
+        return rounds
 
     def _swept(self, sites: Sequence[_Site], before: Sequence[_Held]) -> list[_Held]:
         """Every part of every weight once, beside what there was ``before``: no part yet, or all."""
@@ -135,6 +143,11 @@ class _Site:
     def hessian(self) -> F32:
         """Of the input."""
         return next(iter(self.stats.values())).hessian
+
+    @property
+    def rounds_several(self) -> bool:
+        """Whether more than one part is rounded: float16 makes up for what it can the first time."""
+        return any(sum(part.grid is not None for part in plan.parts) > 1 for plan in self.plans.values())
 
     @property
     def importance(self) -> F32:
