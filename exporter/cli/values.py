@@ -107,7 +107,7 @@ def width(word: str) -> float:
     """Bits of weights: one of BITS, or a fraction."""
     bits = _width(word)
     if not _is_width(bits):
-        raise argparse.ArgumentTypeError(f"{word!r}: choose one of {', '.join(map(str, BITS))}, or a fraction as 2.5")
+        raise argparse.ArgumentTypeError(f"choose one of {', '.join(map(str, BITS))}, or a fraction as 2.5, not {word!r}")
     return bits
 
 
