@@ -40,7 +40,7 @@ def check_free(config: QuantizeConfig) -> None:
     said += ["recipe"] if config.recipe is not None else []
     said += ["float_columns"] if config.around.float_columns else []
     method = read_word(config.method).method
-    if method.plans or method.grids:
+    if method.plans or method.grids or method.divides is not None:
         raise ConfigError(
             f"{asked('method', config.method)}: chooses the grid of every linear, as a target size does; drop one of the two"
         )

@@ -8,14 +8,15 @@ The report of all three::
 ``totals.bytes`` is the whole file (for a folder: model.onnx and its external data), ``totals.weights`` counts every tensor's
 weights, and ``totals.bits_per_weight`` speaks of the decoder's linear layers alone, from the bytes that they take in the file.
 A tensor of floats has its dtype as grid, and no group size and axis (None). Shapes are (OC, IC) as in ``nn.Linear``,
-of a stack (experts, OC, IC).
+of a stack (experts, OC, IC). Of a weight whose parts read some input channels each, the first part has its name and the
+whole shape, and ``reads``, how many channels are its own.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ from quantize.gguf.names import WEIGHT_IC, to_source_name
 from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear, weight_name
-from quantize.outside import Size
+from quantize.outside import Count, Size
 from quantize.store.schema import Dtype, Shape, TensorName, TurnJson
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
@@ -99,10 +100,13 @@ def _inspect_store(path: Path) -> Report:
 
 
 def _store_item(record: TensorRecord, target: GgufTarget | OnnxTarget) -> Report:
-    grid, item = record.grid, _item(record.name, record.name, record.shape, 0)
+    grid, item = (
+        record.grid,
+        _item(record.name, record.name, record.shape, 0) | _reading(record.name, record.shape, record.inputs),
+    )
     if grid is None:
         bits = FLOAT_BITS[record.dtype]
-        return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": _size(item) * bits // 8}
+        return item | {"grid": record.dtype.lower(), "bits": bits, "bytes": math.prod(record.shape) * bits // 8}
     stored = target.stored_bytes(grid, record.axis, record.shape)
     item |= grid_to_json(grid) | {"axis": str(record.axis)}
     return item | {"bytes": stored, "rounder": record.rounder, "loss": dict(record.loss), "note": record.note}
@@ -156,6 +160,11 @@ def _gguf_item(tensor: TensorInfo) -> Report:
     return item | {"grid": grid.name, "bits": grid.bits, "group_size": grid.group_size, "axis": str(axis)}
 
 
+def _reading(name: str, shape: Sequence[int], inputs: int) -> Report:
+    """What is said more of a weight's first part, if it reads but some of its ``inputs``."""
+    return {"shape": [shape[0], inputs], "reads": shape[1]} if inputs and weight_name(name) == name else {}
+
+
 class _Floats(msgspec.Struct):
     """A weight of floats in ``adadim.tensors``."""
 
@@ -171,6 +180,7 @@ class _Codes(GridJson, kw_only=True):
     name: TensorName
     shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=2, max_length=3)]
     axis: Axis
+    inputs: Count = 0
     turn: TurnJson | None = None
 
     def __post_init__(self) -> None:
@@ -269,7 +279,7 @@ def _described_item(entry: _Floats | _Codes, stored: int) -> Report:
     item = _item(entry.name, entry.name, entry.shape, stored)
     if isinstance(entry, _Floats):
         return item | {"grid": entry.grid.lower(), "bits": FLOAT_BITS[entry.grid]}
-    return item | grid_to_json(entry.make()) | {"axis": str(entry.axis)}
+    return item | grid_to_json(entry.make()) | {"axis": str(entry.axis)} | _reading(entry.name, entry.shape, entry.inputs)
 
 
 def _float_item(tensor: Any, stored: int) -> Report:  # noqa: ANN401

@@ -64,9 +64,11 @@ class Block:
 
     def stored(self, name: str, rounded: Tensor) -> StoredWeight:
         """A rounded weight with what stands beside it."""
+        beside = self.beside.get(name)
+        if beside is not None:
+            return beside.stored(name, rounded)
         turn = self.plans[name].turn if isinstance(rounded, QuantizedTensor) else None
-        first, beside = Part(rounded, turn=turn), self.beside.get(name)
-        return StoredWeight((first,) if beside is None else (first, beside.part(name, first.dense())))
+        return StoredWeight((Part(rounded, turn=turn),))
 
     def reporting(self, key: str, *entries: Any) -> Block:  # noqa: ANN401 - whatever JSON holds
         """The same, ``entries`` after those of ``key`` so far."""
@@ -90,8 +92,8 @@ def as_multiplied(stats: Mapping[str, InputStats], plans: Mapping[str, TensorPla
 class Beside(Protocol):
     """What a step keeps of a weight beside the rounded one."""
 
-    def part(self, name: str, rounded: F32) -> Part:
-        """To be added to F32[OC, IC]."""
+    def stored(self, name: str, rounded: Tensor) -> StoredWeight:
+        """All parts, of which ``rounded`` is the first."""
 
     def loss(self, stored: F32) -> float:
         """Of F32[OC, IC], all parts together."""
@@ -177,6 +179,27 @@ class Step(Protocol):
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """The block after it; ``names``: the linears whose method it belongs to."""
+
+
+class Division(NamedTuple):
+    """What a weight's parts follow from. ``hidden``: channels of the residual stream. ``float_columns``: of a linear that reads
+    it, which float16 keeps; None: the method's own. ``bits``: of a weight, on average."""
+
+    hidden: int
+    float_columns: int | None
+    bits: float
+
+
+@runtime_checkable
+class DividingStep(Protocol):
+    """What a method decides of a weight's parts from its header alone."""
+
+    @property
+    def needs(self) -> Need:
+        """As of a Step."""
+
+    def divided(self, plan: TensorPlan, wanted: Division) -> TensorPlan:
+        """The plan, which has one candidate, with its parts. Raises ConfigError."""
 
 
 @runtime_checkable

@@ -29,7 +29,9 @@ SENSITIVITIES = CURVATURE, NOISE = ("curvature", "noise")  # by what an option's
 NOISE_LEVELS, MOST_LEVELS = 3, 8  # of noise's share in a tensor's energy, each twice the one before
 MOST_NOISE = 2.0**-6  # the last of them, about what rounding to 3.5 bits makes
 NOISE_TOKENS = 2048  # that go through the model for every level of noise in every tensor, where nobody says how many
+MOST_BITS = 32  # of a float
 MOST_RULES = 1000
+Average = Annotated[float, msgspec.Meta(gt=0, le=MOST_BITS)]  # of bits
 RECIPE_DOOR = Door(ConfigError, "a recipe holds [[rule]] tables of match and what to change", MIB)
 
 
@@ -38,10 +40,11 @@ _GROUP_SIZE_WORDS = f"choose one of {', '.join(map(str, GROUP_SIZES[:-1]))} or c
 
 @dataclass(frozen=True)
 class GridSpec:
-    """A grid as it is asked for. None: the target's default; ``bits``: the grid's own, or 4. ``name``: a key of GRIDS."""
+    """A grid as it is asked for. None: the target's default; ``bits``: the grid's own, or 4; a fraction is an average of widths.
+    ``name``: a key of GRIDS."""
 
     name: str | None = None
-    bits: int | None = None
+    bits: float | None = None
     group_size: int | None = None
     symmetric: bool = False
     scale_dtype: str = SCALE_DTYPES[0]
@@ -49,6 +52,8 @@ class GridSpec:
     def __post_init__(self) -> None:
         if self.group_size not in (None, *GROUP_SIZES):
             raise ConfigError(f"{asked('group_size', self.group_size)}: {_GROUP_SIZE_WORDS}")
+        if isinstance(self.bits, float) and not 0 < self.bits <= MOST_BITS:
+            raise ConfigError(f"{asked('bits', self.bits)}: no weight takes so many")
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     match: Annotated[str, msgspec.Meta(min_length=1, max_length=SHOWN)]
     method: str | None = None
-    bits: Size | None = None
+    bits: Size | Average | None = None
     grid: str | None = None
     group_size: int | str | None = None
     symmetric: bool | None = None

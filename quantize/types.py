@@ -167,12 +167,21 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True)
+class PartPlan:
+    """So many input channels of a weight, on ``grid``; None: in float16."""
+
+    count: int
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """What was decided for one tensor from its header alone.
 
     ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of
-    ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes. ``turn``:
-    of the input channels, before rounding; only PER_OC goes with it.
+    ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes.
+    ``parts``: of which it is made instead, each of other input channels, those of the quietest first; the first is on the grid of
+    the one candidate. None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it.
     """
 
     name: str
@@ -182,6 +191,7 @@ class TensorPlan:
     dtype: str = "F32"
     note: str = ""
     float_columns: int = 0
+    parts: tuple[PartPlan, ...] = ()
     turn: Rotation | None = None
 
 

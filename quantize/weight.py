@@ -2,13 +2,15 @@
 
 ::
 
-    y = W x = (the first part) turn(x) + (the second) x[reads] + ...
+    y = W x = (the first part) turn(x) + (the second) x[reads] + ...      parts beside a whole weight
+    y = W x = (the first part) x[reads] + (the second) x[reads] + ...      each channel read by one part
 
 The first part is named like the weight, those beside it NAME.part1.weight, NAME.part2.weight, ... (``part_name``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,15 +40,19 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class StoredWeight:
-    """All parts of a weight; the first reads all of its input."""
+    """All parts of a weight; the first reads all of its input, or no two the same channel of it and all together each."""
 
     parts: tuple[Part, ...]
 
-    def dense(self) -> F32:
-        """F32[OC, IC]: what the parts stand for together, in the source's basis; F32[n] of a norm or bias."""
+    def dense(self, inputs: int | None = None) -> F32:
+        """F32[OC, IC]: what the parts stand for together, in the source's basis; F32[n] of a norm or bias. ``inputs``: IC, where
+        some are missing."""
         first, *others = self.parts
         total = first.dense()
-        if others:
+        if first.reads is not None:
+            others = [first, *others]
+            total = np.zeros((len(total), inputs or sum(map(len, _read(others)))), np.float32)
+        elif others:
             total = total.copy()
         for part in others:
             total[:, part.reads] += part.dense()
@@ -61,6 +67,15 @@ def turned(values: F32, turn: Rotation | None) -> F32:
 def turned_back(values: F32, turn: Rotation | None) -> F32:
     """The inverse of ``turned``: of F32[OC, IC] that multiplies a turned input what multiplies the input."""
     return values if turn is None else turn.back(values)
+
+
+def divides(reads: Sequence[Index], inputs: int) -> bool:
+    """Whether these are ``inputs`` channels, each once."""
+    return np.array_equal(np.sort(np.concatenate(reads)), np.arange(inputs))
+
+
+def _read(parts: Iterable[Part]) -> list[Index]:
+    return [part.reads for part in parts if part.reads is not None]
 
 
 def weight_of(tensor: Tensor) -> F32:

@@ -186,7 +186,7 @@ def onnx_reference(base: Base, work: Path, rng: Random) -> int:
     """The second opinion alone: it stands behind nobody's checks."""
     try:
         for weight in whole_weights(read_onnx(changed_onnx(base, work, rng))).values():
-            weight.plus_beside(weight.first.decode())
+            weight.whole(weight.first.decode())
     except DamagedFileError:
         return 2
     return 0

@@ -80,18 +80,19 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
 
 
 def _quantized(quantization: Mapping[str, Any]) -> dict[str, Any]:
-    linears, others, beside = list[Mapping[str, Any]](), list[Mapping[str, Any]](), 0
+    linears, others, parts, beside = list[Mapping[str, Any]](), list[Mapping[str, Any]](), list[Mapping[str, Any]](), 0
     for item in quantization["tensors"]:
         name = to_source_name(item["name"]).removesuffix("_ic")
         if weight_name(name) != name:
-            beside += item["shape"][1]
+            beside += item["shape"][1] if item["axis"] is None else 0
+            parts += [item] if item["axis"] is not None else []
         elif len(item["shape"]) == 2:
             (linears if is_linear(name, item["shape"]) else others).append(item)
     return {
         "made for": quantization["target"],
         "weights": f"{quantization['weights']:,}",
         "linear layers": f"{len(linears)}, at {quantization['bits_per_weight']:.3f} bits a weight, scales and all",
-        "grids": _counts(_grid(item) for item in linears),
+        "grids": _counts(_grid(item) for item in [*linears, *parts]),
         "axes of groups": _counts(
             {"per_oc": "per output channel", "per_ic": "per input channel"}.get(item["axis"], "none") for item in linears
         ),

@@ -18,7 +18,7 @@ from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
-from exporter.cli.values import BITS, file_path, file_size, group_size, positive, text_path, transform_names, whole, widths
+from exporter.cli.values import file_path, file_size, group_size, positive, text_path, transform_names, whole, width, widths
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
@@ -159,11 +159,11 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         choices=ROUNDER_WORDS,
         help="what rounds in a system that leaves that open, as higgs (default: the system's own)",
     )
-    told = f"5 on ggml grids only (default: {DEFAULT_BITS})"
+    told = f"5 on ggml grids only; cmpq: any fraction, as 2.5 (default: {DEFAULT_BITS})"
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
     else:
-        group.add_argument("--bits", type=int, choices=BITS, default=DEFAULTS.grid.bits, help=told)
+        group.add_argument("--bits", type=width, metavar="N", default=DEFAULTS.grid.bits, help=f"2, 3, 4, 5 or 8; {told}")
     group.add_argument(
         "--grid", type=grid_named, metavar="NAME", help=f"{', '.join(GRIDS)} (default: the target's for these bits)"
     )
@@ -187,7 +187,8 @@ def _add_other_weights(group: argparse._ArgumentGroup) -> None:
         type=whole,
         metavar="N",
         default=DEFAULTS.around.float_columns,
-        help="input channels of each linear that stay in float16, twice as many if it has twice the channels; ONNX (default: 0)",
+        help="input channels of each linear that stay in float16, twice as many if it has twice the channels; ONNX "
+        "(default: the method's own, or 0)",
     )
     group.add_argument(
         "--transforms",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from exporter.targets import TARGETS
 from quantize.grids import grid_from_json
 from quantize.grids.int_affine import SCALE_DTYPES, IntAffine
-from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.model_config import EMBEDDING, HEAD, is_linear, weight_name
 from quantize.rounding.exact import EXACT
 from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis, Grid
@@ -43,9 +43,9 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
     linears = [
         LinearCost(record.grid, record.axis, record.shape)
         for record in store.records.values()
-        if record.grid is not None and is_linear(record.name, record.shape)
+        if record.grid is not None and is_linear(weight_name(record.name), record.shape)
     ]
-    rows += _linear_rows(linears, store.target, _beside_bytes(store)) + _loss_rows(store) + _exact_rows(store)
+    rows += _linear_rows(linears, store, _beside_bytes(store)) + _loss_rows(store) + _exact_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
     for name in (EMBEDDING, HEAD):
         if name in store.records:
@@ -79,11 +79,16 @@ def totals_rows(report: dict[str, Any]) -> list[Row]:
         rows.append(("graph", f"{report['nodes']:,} nodes"))
     rows += _transform_rows(report.get("transforms", {}))
     if "target" in report:
-        items = [item for item in report["tensors"] if item["axis"] is not None and is_linear(item["name"], item["shape"])]
-        grids = [grid_from_json(item) for item in items]
-        linears = [LinearCost(grid, Axis(item["axis"]), tuple(item["shape"])) for grid, item in zip(grids, items, strict=True)]
-        rows += _cost_rows(linears, report["target"])
+        items = [
+            item for item in report["tensors"] if item["axis"] is not None and is_linear(weight_name(item["name"]), item["shape"])
+        ]
+        rows += _cost_rows([_cost_of(item) for item in items], report["target"])
     return rows
+
+
+def _cost_of(item: dict[str, Any]) -> LinearCost:
+    shape = (*item["shape"][:-1], item.get("reads", item["shape"][-1]))
+    return LinearCost(grid_from_json(item), Axis(item["axis"]), shape)
 
 
 def checks_summary(report: dict[str, Any], title: str) -> str:
@@ -135,20 +140,25 @@ def calibration_rows(calibration: dict[str, Any] | None, imatrix: dict[str, Any]
 
 def _beside_bytes(store: QuantizedStore) -> int:
     """Of input channels in float16."""
-    return sum(2 * record.shape[0] * record.shape[1] for record in store.records.values() if record.inputs)
+    return sum(2 * prod(record.shape) for record in store.records.values() if record.inputs and record.grid is None)
 
 
-def _linear_rows(linears: Sequence[LinearCost], target_name: str, beside: int) -> list[Row]:
+def _linear_rows(linears: Sequence[LinearCost], store: QuantizedStore, beside: int) -> list[Row]:
     if not linears:
         return [("linears", "none quantized")]
-    target = TARGETS[target_name]
-    weights = sum(prod(shape) for _, _, shape in linears)
+    target_name, target = store.target, TARGETS[store.target]
+    wholes = [
+        record.whole_shape for name, record in store.records.items() if record.grid is not None and is_linear(name, record.shape)
+    ]
+    weights = sum(map(prod, wholes))
     bits = 8 * (beside + sum(target.stored_bytes(*linear) for linear in linears)) / weights
     rows = [
-        ("linears", f"{len(linears)} tensors, {weights:,} weights at {bits:.3f} bits a weight"),
+        ("linears", f"{len(wholes)} tensors, {weights:,} weights at {bits:.3f} bits a weight"),
         ("grids", _counts(_grid_name(linear.grid) for linear in linears)),
         ("axes", _counts(str(linear.axis) for linear in linears)),
     ]
+    if len(linears) > len(wholes):
+        rows.append(("parts", f"{len(linears)}, of other input channels each; these are what grids and axes count"))
     if beside:
         rows.append(("float16", f"input channels in {beside:,} bytes of it, whose nodes are not in the estimates below"))
     if target_name == "onnxruntime" and any(linear.grid.bits == 3 for linear in linears):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -93,12 +94,32 @@ def file_sizes(word: str) -> tuple[tuple[str, int], ...]:
     return _no_two(sizes, [size for _, size in sizes], word)
 
 
-def widths(word: str) -> tuple[int, ...]:
+def widths(word: str) -> tuple[float, ...]:
     """Bits of weights, from 3,4,5."""
-    bits = tuple(int(one) if one.isdecimal() else 0 for one in word.split(","))
-    if not set(bits) <= set(BITS):
-        raise argparse.ArgumentTypeError(f"{word!r}: choose among {', '.join(map(str, BITS))}, with commas between them")
+    bits = tuple(_width(one) for one in word.split(","))
+    if not all(_is_width(one) for one in bits):
+        known = f"{', '.join(map(str, BITS))}, or a fraction as 2.5"
+        raise argparse.ArgumentTypeError(f"{word!r}: choose among {known}, with commas between them")
     return _no_two(bits, bits, word)
+
+
+def width(word: str) -> float:
+    """Bits of weights: one of BITS, or a fraction."""
+    bits = _width(word)
+    if not _is_width(bits):
+        raise argparse.ArgumentTypeError(f"choose one of {', '.join(map(str, BITS))}, or a fraction as 2.5, not {word!r}")
+    return bits
+
+
+def _width(word: str) -> float:
+    """What is none becomes 0."""
+    if re.fullmatch(r"\d{1,2}", word):
+        return int(word)
+    return float(word) if re.fullmatch(r"\d\.\d{1,6}", word) else 0
+
+
+def _is_width(bits: float) -> bool:
+    return bits in BITS or (bits != int(bits) and BITS[0] <= bits <= BITS[-1])
 
 
 def _no_two(values: tuple[T, ...], alike: Sequence[object], word: str) -> tuple[T, ...]:

@@ -29,7 +29,7 @@ class Rung:
     target: str
     name: str = ""
     size: int | None = None
-    bits: int | None = None
+    bits: float | None = None
 
 
 @dataclass(frozen=True)

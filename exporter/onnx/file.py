@@ -117,6 +117,7 @@ def _pour(plan: OnnxPlan, store: QuantizedStore, files: Mapping[str, BinaryIO]) 
             for piece in (piece for form in forms for piece in form.pour(row, chunk)):
                 put(*piece)
             row += len(chunk.values if isinstance(chunk, PlainTensor) else chunk.codes)
+        store.check_reads(name)
         reads = store.reads(name)
         if reads is not None:
             put(reads_of(store.records[name]).name, 0, reads.astype("<i4").tobytes())

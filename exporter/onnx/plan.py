@@ -30,7 +30,7 @@ from quantize.errors import ExportError, asked
 from quantize.grids import grid_to_json
 from quantize.grids.int_affine import IntAffine
 from quantize.grids.levels import Levels
-from quantize.model_config import EMBEDDING, HEAD, named
+from quantize.model_config import EMBEDDING, HEAD, named, weight_name
 from quantize.onnx.moe import experts_of
 from quantize.onnx.template import INSIDE, external
 from quantize.outside import LARGEST
@@ -157,7 +157,7 @@ def _check_names(store: QuantizedStore, decoder: Decoder) -> None:
             raise ExportError(f"{store.path}: {record.name}: only a linear is multiplied by levels; quantize again")
         if record.grid is not None and not isinstance(record.grid, IntAffine | Levels):
             raise ExportError(f"{store.path}: {record.name}: only int grids and levels have an ONNX form; quantize again")
-    whole = {name for name, record in store.records.items() if not record.inputs}
+    whole = {name for name in store.records if weight_name(name) == name}
     missing, unused = sorted(decoder.weights - whole), sorted(whole - decoder.weights)
     if missing or unused:
         names = f"lacks {missing[0]}" if missing else f"holds {unused[0]}, which the model's graph does not use"
@@ -217,6 +217,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halv
             entry |= grid_to_json(record.grid) | {"axis": str(record.axis)} | turn
             if halved and "scale_dtype" in entry and entry["form"] != "split":
                 entry["scale_dtype"] = "float16"
+        if record.inputs and weight_name(name) == name:
+            entry["inputs"] = record.inputs
         tensors.append(entry)
     keys = ("target", "row_order", "config", "source", "calibration", "transforms", "notes")
     header: dict[str, Any] = {key: store.header[key] for key in keys if key in store.header}

@@ -2,7 +2,7 @@
 
 ::
 
-    x ─┬─ NAME/...                                      all input channels
+    x ─┬─ NAME/...                                      all input channels, or behind NAME/Gather those of NAME.weight.reads
        ├─ NAME.part1/Gather ─ NAME.part1/...            those of NAME.part1.weight.reads
        └─ ...                                           NAME.sum/Sum of all
 """

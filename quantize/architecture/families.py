@@ -156,6 +156,11 @@ def fold_sites(config: ModelSizes, prefix: str, shapes: Mapping[str, tuple[int, 
     return None
 
 
+def ends_mlp(name: str) -> bool:
+    """Whether a weight reads the hidden channels of an MLP, as its name has it."""
+    return name.endswith(f".{LINEARS[6]}.weight")
+
+
 def bias_of(weight: str) -> str:
     """The name of what is added to its outputs, where there is any."""
     return weight.removesuffix("weight") + "bias"

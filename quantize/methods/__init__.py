@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from quantize.block import PlanStep, Step
-from quantize.methods import finequant, gptq, higgs, norm_tweaking, omniquant, rtn, search
+from quantize.block import DividingStep, PlanStep, Step
+from quantize.methods import cmpq, finequant, gptq, higgs, norm_tweaking, omniquant, quik, rtn, search
 from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.rounding import Rounder
@@ -21,7 +21,9 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS = {module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs)}
+METHODS: dict[str, Method] = {
+    module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs, quik, cmpq)
+}
 BY_WORD: Mapping[str, Rounder] = {"nearest": rtn.METHOD.rounder, "gptq": gptq.METHOD.rounder}  # of ``Around.rounder``
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
@@ -84,7 +86,7 @@ def after(methods: Collection[str], around: Around) -> list[Step]:
     return [*steps, LearnCodes()] if learns else steps
 
 
-def steps_of(methods: Collection[str], around: Around) -> list[Step | PlanStep]:
+def steps_of(methods: Collection[str], around: Around) -> list[Step | PlanStep | DividingStep]:
     """All that a block of linears of these methods may go through, and what was planned of them."""
     own = (step for name in methods for step in method_of(name, around).steps)
     return [*before(around), *own, ChooseAxis(), *after(methods, around)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from quantize.block import PlanStep, Step
+from quantize.block import DividingStep, PlanStep, Step
 from quantize.rounding import Rounder
 from quantize.steps.columns import FloatColumns
+from quantize.steps.divide import MixWidths
 from quantize.steps.round import Round
 from quantize.steps.tweak_norms import TweakNorms
 from quantize.types import Axis, Need
@@ -27,7 +28,7 @@ class Method:
     name: str
     kind: str
     paper: str
-    steps: tuple[Step | PlanStep, ...]
+    steps: tuple[Step | PlanStep | DividingStep, ...]
     axes: tuple[Axis, ...] = ()
     block_steps: int = 0
     grids: Mapping[int, str] = field(default_factory=dict)
@@ -69,7 +70,17 @@ class Method:
     @property
     def leaves_parts(self) -> bool:
         """Whether a weight becomes a sum of several."""
-        return any(isinstance(step, FloatColumns) for step in self.steps)
+        return self.divides is not None or any(isinstance(step, FloatColumns) for step in self.steps)
+
+    @property
+    def divides(self) -> DividingStep | None:
+        """Its step that makes parts of a weight, none of which reads all channels."""
+        return next((step for step in self.steps if isinstance(step, DividingStep)), None)
+
+    @property
+    def mixes_widths(self) -> bool:
+        """Whether the bits of a weight may be a fraction."""
+        return isinstance(self.divides, MixWidths)
 
     @property
     def learns(self) -> bool:
@@ -83,7 +94,7 @@ class Method:
 
     @property
     def _of_blocks(self) -> tuple[Step, ...]:
-        return tuple(step for step in self.steps if not isinstance(step, PlanStep))
+        return tuple(step for step in self.steps if not isinstance(step, PlanStep | DividingStep))
 
     @property
     def _rounds(self) -> int:

@@ -33,6 +33,11 @@ def _check_one(method: Method, config: QuantizeConfig) -> None:
         raise ConfigError(f"{named}: moves the gains that {asked('transforms', around.transforms, refitted[0])} moves; drop one")
     if method.block_steps and not around.block_steps:
         raise ConfigError(f"{named}: learns, which takes steps; give {asked('block_steps', method.block_steps)}")
+    if method.divides is not None and around.mends_of_parts:
+        raise ConfigError(
+            f"{named}: goes with nothing that moves weights after rounding; give {', '.join(around.mends_of_parts)}, or choose "
+            "another method"
+        )
     if method.learns and around.float_columns:
         raise ConfigError(
             f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
@@ -54,7 +59,7 @@ def own_grid(method: Method, spec: GridSpec, target: Target) -> GridSpec:
         raise ConfigError(f"{asked('method', method.name)}: {target.lacks_turns}; choose another method")
     if spec.name is not None or not method.grids:
         return spec
-    bits = spec.bits or DEFAULT_BITS
+    bits = int(spec.bits or DEFAULT_BITS)  # no fraction: those are of methods that mix widths
     if bits not in method.grids:
         known = ", ".join(f"{width} ({grid})" for width, grid in method.grids.items())
         raise ConfigError(f"{asked('bits', bits)}: a width without its levels; {method.name} has {known}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from quantize.block import Division
 from quantize.blocks import matrix
 from quantize.config import (
     DEFAULT_BITS,
@@ -24,6 +25,7 @@ from quantize.grids import BLOCK_GRIDS, GRIDS, make_grid
 from quantize.grids.levels import LEAST_GROUP, Levels
 from quantize.methods import AXES, METHODS, method_of, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.planning.columns import check_width, widest, with_columns
 from quantize.planning.of_method import check_beside, own_grid, with_turn
 from quantize.types import F32, FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
 
@@ -76,7 +78,8 @@ def build_plan(
             if not choice.says_grid:
                 open_grids.add(name)
             plan = with_turn(_plan_linear(spec, choice, config.allow_fallback, target), config.data.seed)
-            plans.append(replace(plan, float_columns=_float_columns(spec, hidden, config, target)) if plan.candidates else plan)
+            wanted = Division(hidden, config.around.float_columns, choice.grid.bits or DEFAULT_BITS)
+            plans.append(with_columns(plan, wanted, target) if plan.candidates else plan)
         else:
             plans.append(TensorPlan(name, spec.shape))
     for index in sorted(unused):
@@ -188,6 +191,7 @@ def _choose(name: str, config: QuantizeConfig, rules: list[Rule]) -> tuple[_Choi
 def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target: Target) -> TensorPlan:
     shape = matrix(spec.shape)
     method, axes = read_word(choice.method)
+    check_width(method, choice.grid.bits)
     choice = choice._replace(grid=own_grid(method, choice.grid, target))
     grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
@@ -217,22 +221,6 @@ def _axes_of(spec: TensorSpec, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     return axes if len(spec.shape) == 2 else (Axis.PER_OC,)
 
 
-def _float_columns(spec: TensorSpec, hidden: int, config: QuantizeConfig, target: Target) -> int:
-    """How many input channels float16 keeps. Raises ConfigError where the target adds no parts, or all would be kept."""
-    wanted = config.around.float_columns
-    if not wanted or len(spec.shape) > 2:  # a stack is multiplied by one node, to which nothing is added
-        return 0
-    if target.lacks_parts is not None:
-        raise ConfigError(f"{asked('float_columns', wanted)}: {target.lacks_parts}")
-    count = wanted * max(1, spec.shape[1] // hidden)
-    if count >= spec.shape[1]:
-        raise ConfigError(
-            f"{asked('float_columns', wanted)}: {spec.name} has {spec.shape[1]} input channels, {count} of which would be kept; "
-            "keep fewer"
-        )
-    return count
-
-
 def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], target: Target) -> None:
     """Raises ConfigError for a grid or an axis that the target holds in no shape: no fallback mends that."""
     lack = target.lacks(grids[Axis.PER_OC], Axis.PER_OC)
@@ -247,7 +235,7 @@ def _check_held(spec: TensorSpec, choice: _Choice, grids: Mapping[Axis, Grid], t
 
 
 def _linear_grid(spec: GridSpec, axis: Axis, shape: tuple[int, int], target: Target) -> Grid:
-    bits, group = spec.bits, spec.group_size
+    bits, group = widest(spec.bits), spec.group_size
     name = spec.name or target.grid_name(bits or DEFAULT_BITS)
     own = GRIDS.get(name)
     if own is not None and not isinstance(own, type | Levels):

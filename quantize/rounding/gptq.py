@@ -90,10 +90,10 @@ def with_visits(stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
     return out
 
 
-def visit_of(hessian: F32, dims: int = 1) -> Visit:
-    """Of E[x xT] F32[IC, IC], of which ``dims`` neighbours are visited one after the other."""
+def visit_of(hessian: F32, dims: int = 1, order: NDArray[np.intp] | None = None) -> Visit:
+    """Of E[x xT] F32[IC, IC], of which ``dims`` neighbours are visited one after the other, or in another ``order`` intp[IC]."""
     diagonal = np.diag(hessian).astype(np.float64)
-    order = words_first(diagonal, dims)
+    order = words_first(diagonal, dims) if order is None else order
     damped = hessian[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * diagonal.mean() + np.finfo(np.float32).tiny
     # Reversed, H = L LT; then H^-1 = (L^-1)T L^-1, and L^-1 reversed back is the upper factor: H itself is never inverted.

@@ -28,6 +28,7 @@ def run_digest(job: Job) -> str:
         vars(plan)
         | {"candidates": {str(axis): grid_to_json(grid) for axis, grid in plan.candidates.items()}}
         | {"turn": None if plan.turn is None else plan.turn.to_json()}
+        | {"parts": [(part.count, part.grid and grid_to_json(part.grid)) for part in plan.parts]}
         for plan in job.plan.tensors
     ]
     said = {

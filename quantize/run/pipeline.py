@@ -14,14 +14,13 @@ from threadpoolctl import threadpool_limits
 
 from quantize.checkpoint import Checkpoint
 from quantize.config import QuantizeConfig
-from quantize.model_config import part_name
 from quantize.planning.memory import check_memory
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.progress import track
 from quantize.run.digest import run_digest
 from quantize.run.header import header
 from quantize.run.job import OTHER_PARTS, Job, Statistics, calibration_text, make_job, open_statistics, order_of, results
-from quantize.run.task import float_record
+from quantize.run.task import weight_records
 from quantize.run.tuning import tuned, tuning_tokens
 from quantize.statistics.calibration import planned_coverage
 from quantize.statistics.measured import Measured
@@ -112,5 +111,4 @@ def planned_store(source: Checkpoint, plan: ModelPlan) -> Iterator[QuantizedStor
 
 def _planned_records(plan: TensorPlan) -> list[TensorRecord]:
     axis, grid = next(iter(plan.candidates.items()), (Axis.PER_OC, None))
-    beside = [float_record(part_name(plan.name, 1), plan)] if plan.float_columns else []
-    return [TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn), *beside]
+    return weight_records(plan, axis, grid)

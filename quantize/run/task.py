@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
 from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
+from quantize.model_config import part_name
 from quantize.steps.axis import ChooseAxis
 from quantize.store.tensors import Piece, TensorRecord
-from quantize.types import F32, InputStats, PlainTensor, TensorPlan
+from quantize.types import F32, Axis, Grid, InputStats, PartPlan, PlainTensor, TensorPlan
 from quantize.weight import Part
 
 
@@ -80,13 +81,27 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
     stored = block.stored(plan.name, rounded.tensor)
     if plan.name in block.beside:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
-    record = TensorRecord(
-        plan.name, plan.shape, grid, axis=axis, rounder=rounded.rounder, note=plan.note, loss=loss, turn=plan.turn
+    first, *others = weight_records(plan, axis, grid)
+    records = (
+        replace(first, rounder=rounded.rounder, loss=loss),
+        *(record if record.grid is None else replace(record, rounder=rounded.rounder) for record in others),
     )
-    first, *beside = stored.parts
-    return [(first, record), *((part, float_record(part.weight.name, plan)) for part in beside)]
+    return list(zip(stored.parts, records, strict=True))
 
 
-def float_record(name: str, plan: TensorPlan) -> TensorRecord:
-    """Of the input channels of a linear that float16 keeps."""
-    return TensorRecord(name, (plan.shape[0], plan.float_columns), dtype="F16", inputs=plan.shape[1])
+def weight_records(plan: TensorPlan, axis: Axis, grid: Grid | None) -> list[TensorRecord]:
+    """Of all that is stored of a tensor, the first on ``grid``."""
+    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn)
+    inputs = plan.shape[-1]
+    kept = PartPlan(plan.float_columns, None)
+    others = plan.parts[1:] or ([kept] if plan.float_columns else [])
+    if plan.parts:
+        first = replace(first, shape=(plan.shape[0], plan.parts[0].count), inputs=inputs)
+    return [first, *(_part_record(plan, axis, part, number) for number, part in enumerate(others, 1))]
+
+
+def _part_record(plan: TensorPlan, axis: Axis, part: PartPlan, number: int) -> TensorRecord:
+    name, shape, inputs = part_name(plan.name, number), (plan.shape[0], part.count), plan.shape[1]
+    if part.grid is None:
+        return TensorRecord(name, shape, dtype="F16", inputs=inputs)
+    return TensorRecord(name, shape, part.grid, axis=axis, inputs=inputs)

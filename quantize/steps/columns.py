@@ -19,11 +19,11 @@ from quantize.block import Block, Kit
 from quantize.blocks import dequantize
 from quantize.errors import PlanError, asked
 from quantize.loss import output_loss
-from quantize.model_config import part_name
+from quantize.model_config import part_name, weight_name
 from quantize.rounding import NEAREST
 from quantize.rounding.gptq import DAMPING
-from quantize.types import F32, InputStats, Need, PlainTensor
-from quantize.weight import Index, Part
+from quantize.types import F32, Array, InputStats, Need, PlainTensor, Tensor
+from quantize.weight import Index, Part, StoredWeight, weight_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +35,11 @@ class Kept:
     columns: Index
     absorb: F32
 
-    def part(self, name: str, rounded: F32) -> Part:
-        """What stands beside F32[OC, IC]. Raises PlanError for what float16 does not hold."""
-        values = ((self.weight - rounded) @ self.absorb).astype(np.float16)
-        if not np.isfinite(values).all():
-            raise PlanError(
-                f"{name}: input channels of it overflow float16, which would keep them; give {asked('float_columns', 0)}"
-            )
-        return Part(PlainTensor(part_name(name, 1), values, "F16"), self.columns)
+    def stored(self, name: str, rounded: Tensor) -> StoredWeight:
+        """See Beside. Raises PlanError for what float16 does not hold."""
+        wanted: F32 = np.subtract(self.weight, weight_of(rounded)) @ self.absorb
+        kept = in_float16(part_name(name, 1), wanted)
+        return StoredWeight((Part(rounded), Part(kept, self.columns)))
 
     def loss(self, stored: F32) -> float:
         """See Beside; it knows what float16 has rounded, which no rounder was told."""
@@ -60,13 +57,23 @@ class FloatColumns:
         tensors, stats, beside = dict(block.tensors), dict(block.stats), dict[str, Kept]()
         for site in _sites(block, names):
             columns, first = _loudest(block, site, kit), block.stats[site[0]]
-            absorb, rest = _absorbed(first, columns)
+            absorb, rest = absorbed(first.hessian, columns)
             for name in site:
                 beside[name] = Kept(block.tensors[name], block.stats[name], columns, absorb)
                 tensors[name] = block.tensors[name].copy()
                 tensors[name][:, columns] = 0
                 stats[name] = replace(block.stats[name], hessian=rest, visit=None)
         return replace(block, tensors=tensors, stats=stats, beside=beside)
+
+
+def in_float16(part: str, values: F32) -> PlainTensor:
+    """F32[OC, n]. Raises PlanError for what float16 does not hold."""
+    halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise PlanError(
+            f"{weight_name(part)}: input channels of it overflow float16, which would keep them; give {asked('float_columns', 0)}"
+        )
+    return PlainTensor(part, halves, "F16")
 
 
 def _sites(block: Block, names: Collection[str]) -> Iterator[tuple[str, ...]]:
@@ -90,14 +97,20 @@ def _loudest(block: Block, site: tuple[str, ...], kit: Kit) -> Index:
     return np.sort(np.argsort(-cost, kind="stable")[: block.plans[site[0]].float_columns])
 
 
-def _absorbed(stats: InputStats, columns: Index) -> tuple[F32, F32]:
-    """``absorb`` F32[IC, n] and the Hessian F32[IC, IC] of the other channels."""
-    hessian = stats.hessian.astype(np.float64)
-    read = hessian[:, columns]
-    kept = read[columns].copy()
-    kept[np.diag_indices_from(kept)] += DAMPING * np.diag(hessian).mean() + np.finfo(np.float32).tiny
-    absorb = np.linalg.solve(kept, read.T).T
-    absorb[columns] = np.eye(len(columns))
-    rest = hessian - absorb @ read.T
+def absorbed(hessian: F32, columns: Index) -> tuple[F32, F32]:
+    """Of F32[IC, IC] ``absorb`` F32[IC, n], and what is left of it for the other channels, F32[IC, IC]."""
+    moments, absorb = hessian.astype(np.float64), absorbing(hessian, columns)
+    rest = moments - absorb @ moments[columns]
     rest[columns] = rest[:, columns] = 0
     return absorb.astype(np.float32), ((rest + rest.T) / 2).astype(np.float32)
+
+
+def absorbing(hessian: F32, columns: Index) -> Array:
+    """F64[IC, n]: what a unit of error in each channel of F32[IC, IC] asks of the ``columns``, which have their own."""
+    moments = hessian.astype(np.float64)
+    read = moments[:, columns]
+    kept = read[columns].copy()
+    kept[np.diag_indices_from(kept)] += DAMPING * np.diag(moments).mean() + np.finfo(np.float32).tiny
+    absorb: Array = np.linalg.solve(kept, read.T).T
+    absorb[columns] = np.eye(len(columns))
+    return absorb

@@ -14,7 +14,6 @@ A tensor that is larger than a decoder block is cut into several files by stored
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from quantize.architecture.families import expected_shapes
 from quantize.blocks import matrix
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
@@ -33,13 +31,14 @@ from quantize.errors import CheckpointError, StoreError, shown
 from quantize.gguf.container import parse_header
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
-from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, is_linear, weight_name, with_ids_of
+from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, weight_name, with_ids_of
 from quantize.outside import sha256_of
+from quantize.store.agreement import disagreement
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
 from quantize.store.seal import holds
 from quantize.turn import Rotation
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
-from quantize.weight import Index, Part, StoredWeight
+from quantize.weight import Index, Part, StoredWeight, divides
 
 if TYPE_CHECKING:
     from quantize.onnx.template import Skeleton
@@ -55,8 +54,8 @@ STRANGE = "is no part of the store"
 @dataclass(frozen=True)
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
-    of each chunk's file; none in stores of before there were any. ``inputs``: of a part beside a weight's first, how many input
-    channels the weight has, of which it reads ``shape[1]``; else 0. ``turn``: of its input."""
+    of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
+    input channels, how many the weight has; else 0. ``turn``: of its input."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,6 +69,11 @@ class TensorRecord:
     sha256: tuple[str, ...] = ()
     inputs: int = 0
     turn: Rotation | None = None
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Of the weight that it is a part of."""
+        return (self.shape[0], self.inputs) if self.inputs else self.shape
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -137,10 +141,10 @@ class QuantizedStore:
         self.records = {record.name: record for record in records}
         self._beside: dict[str, list[TensorRecord]] = {}
         for record in records:
-            if record.inputs:
+            if weight_name(record.name) != record.name:
                 self._beside.setdefault(weight_name(record.name), []).append(record)
         self.config = self._sizes()
-        problem = _disagreement(plan, records, self.config)
+        problem = disagreement(plan, records, self.config)
         if problem is not None:
             raise PLAN_DOOR.refused(where, problem)
 
@@ -230,8 +234,16 @@ class QuantizedStore:
 
     def weight(self, name: str) -> StoredWeight:
         """All parts of a weight. Raises StoreError."""
-        first = Part(self.read(name), turn=self.records[name].turn)
+        self.check_reads(name)
+        first = Part(self.read(name), self.reads(name), self.records[name].turn)
         return StoredWeight((first, *(read_chunk(self.path, record, 0) for record in self.beside(name))))
+
+    def check_reads(self, name: str) -> None:
+        """Raises StoreError for parts of which no one reads all, if they do not read each input channel once."""
+        inputs = self.records[name].inputs if weight_name(name) == name else 0
+        names = [name, *(record.name for record in self.beside(name))] if inputs else []
+        if names and not divides([reads for part in names if (reads := self.reads(part)) is not None], inputs):
+            raise StoreError(f"{self.path}: {name}: its parts do not read each of {inputs} input channels once; quantize again")
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
@@ -247,30 +259,6 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
     params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
     return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
-
-
-def _disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelSizes) -> str | None:
-    """What does not agree in a store, or None; names that are not the model's are left to the writers."""
-    twice = [name for name, count in Counter(record.name for record in records).items() if count > 1]
-    if twice:
-        return f"{twice[0]} is there twice"
-    if config.num_layers > len(records):  # before anything is made for each of them
-        return f"it has {len(records)} tensors, config.json says {config.num_layers} layers"
-    expected = expected_shapes(config)
-    shapes = {record.name: record.shape for record in records}
-    for record in records:
-        whole = weight_name(record.name)
-        named = whole != record.name
-        if named != bool(record.inputs) or (
-            named and not (is_linear(whole, record.shape) and shapes.get(whole) == (record.shape[0], record.inputs))
-        ):
-            return f"{record.name} is a part of {record.inputs} input channels beside {whole} of shape {shapes.get(whole)}"
-        if record.shape != expected.get(record.name, record.shape):
-            return f"{record.name} has shape {record.shape}, config.json says {expected.get(record.name)}"
-    for name, digits in plan.transforms.items():
-        if len(digits) != config.num_layers:
-            return f"transforms: {shown(name)} has {len(digits)} digits, config.json says {config.num_layers} layers"
-    return None
 
 
 def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:

@@ -12,6 +12,7 @@ import msgspec
 
 from quantize.errors import FileFormatError
 from quantize.grids import grid_to_json
+from quantize.model_config import weight_name
 from quantize.store.schema import TurnJson
 from quantize.store.tensors import QuantizedStore
 from quantize.turn import Rotation
@@ -97,12 +98,13 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
 def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[str, Any]:
     """``narrowed``: scales are float16, whatever the store has."""
     record = store.records[name]
+    inputs = {"inputs": record.inputs} if record.inputs and weight_name(name) == name else {}
     if record.grid is None:
-        return {"grid": record.dtype, "axis": str(Axis.PER_OC)}
+        return {"grid": record.dtype, "axis": str(Axis.PER_OC), **inputs}
     grid = grid_to_json(record.grid)
     scales = {"scale_dtype": "float16"} if narrowed and "scale_dtype" in grid else {}
     turn = {} if record.turn is None else {"turn": record.turn.to_json()}
-    return {**grid, **scales, "axis": str(record.axis), **turn}
+    return {**grid, **scales, "axis": str(record.axis), **turn, **inputs}
 
 
 def _turn(claimed: Any, shape: tuple[int, ...]) -> Rotation | None:  # noqa: ANN401 - JSON

@@ -86,23 +86,25 @@ def _check_decoders(tensor: OnnxTensor, held: OnnxCodes, parts: OnnxParts, sites
 
 def _check_sum(name: str, weight: OnnxWeight, parts: OnnxParts, store: QuantizedStore | None) -> list[Check]:
     """A weight of several parts: what onnxruntime makes of all of them, and which input channels each reads."""
-    if weight.first.read_floats is None:
-        held = weight.first.codes()
-        first, step = held.decode(), np.abs(held.scale).max()
-    else:
-        first, step = weight.first.decode(), np.float32(1)
-    expected = weight.whole(first)
-    shape, sites = weight.first.shape, [name, *(part.name for part in weight.beside), f"{name.removesuffix('.weight')}.sum"]
+    expected, step = weight.whole(weight.first.decode()), _step(weight)
+    shape, sites = weight.shape, [name, *(part.name for part in weight.beside), f"{name.removesuffix('.weight')}.sum"]
     error = 0.0
     for start, rows in parts.linear(name, shape, sites):
         wanted = expected[:, start : start + len(rows)].T
         off = np.abs(rows - wanted).max() if rows.shape == wanted.shape else math.inf
         error = np.maximum(error, off / step)  # unlike max(), this keeps a nan
-    tolerance = SPLIT_TOLERANCE if weight.first.form == SPLIT else EXACT
+    tolerance = SPLIT_TOLERANCE if any(part.form == SPLIT for part in weight.parts) else EXACT
     if parts.halved:
         tolerance += float((len(sites) - 1) * HALF * np.abs(expected).max() / step)
     checks = [within("onnxruntime = reference, all parts", name, float(error), tolerance)]
-    return checks if store is None else [*checks, *(_check_reads(part, shape[1], store) for part in weight.beside)]
+    reading = [part for part in weight.parts if part.read_channels is not None]
+    return checks if store is None else [*checks, *(_check_reads(part, shape[1], store) for part in reading)]
+
+
+def _step(weight: OnnxWeight) -> np.float32:
+    """The largest of its parts' scales; 1 of a weight of floats."""
+    scales = [np.abs(part.codes().scale).max() for part in weight.parts if part.read_floats is None]
+    return np.float32(np.max(scales)) if scales else np.float32(1)
 
 
 def _check_reads(part: OnnxTensor, inputs: int, store: QuantizedStore) -> Check:

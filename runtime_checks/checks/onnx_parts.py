@@ -71,10 +71,11 @@ class OnnxParts:
     def linear(self, name: str, shape: tuple[int, ...], parts: Sequence[str] = ()) -> Iterator[tuple[int, Array]]:
         """What the weight's nodes make of an identity matrix: the weight of ``shape`` (OC, IC), transposed, some rows at a time.
 
-        ``parts``: names whose nodes are cut out together, if not the weight's alone. Yields (first input channel,
+        ``parts``: names whose nodes are cut out together, if not the weight's alone; then those that read some input channels
+        take them from what comes in, and what is alone is given those that it reads. Yields (first input channel,
         [count, OC], F32, or F16 of a graph that computes in it). Raises FileFormatError if onnxruntime refuses the nodes.
         """
-        session, given, wanted = self._cut([_site(part) for part in parts or [name]], self._kind)
+        session, given, wanted = self._cut([_site(part) for part in parts or [name]], self._kind, bool(parts))
         oc, ic = shape
         step = max(1, CHUNK_BYTES // (4 * oc))
         for start in range(0, ic, step):
@@ -116,10 +117,14 @@ class OnnxParts:
         first: Array = out[0]
         return first
 
-    def _cut(self, sites: Sequence[str], kind: int) -> tuple[ort.InferenceSession, str, str]:
-        """A session on the sites' nodes and whatever constants they need; the value they read and the one that others read."""
+    def _cut(self, sites: Sequence[str], kind: int, gathers: bool = True) -> tuple[ort.InferenceSession, str, str]:
+        """A session on the sites' nodes and whatever constants they need; the value they read and the one that others read.
+
+        ``gathers``: with those that take the input channels of a part.
+        """
         graph = self._model.graph
-        mine = sorted(self._with_constants([index for site in sites for index in self._sites[site]]))
+        chosen = [index for site in sites for index in self._sites[site] if gathers or not _takes(graph.node[index], site)]
+        mine = sorted(self._with_constants(chosen))
         made = {name for index in mine for name in graph.node[index].output}
         read = {name for index in mine for name in graph.node[index].input if name} - made
         given = sorted(read - self._initializers.keys())
@@ -159,6 +164,11 @@ class OnnxParts:
                 inputs = self._model.graph.node[index].input
                 waiting += [self._constant_nodes[name] for name in inputs if name in self._constant_nodes]
         return found
+
+
+def _takes(node: onnx.NodeProto, site: str) -> bool:
+    """Whether it takes the input channels that a part reads."""
+    return bool(node.op_type == "Gather" and node.input[-1] == f"{site}.weight.reads")
 
 
 def _site(name: str) -> str:

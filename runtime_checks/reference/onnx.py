@@ -32,7 +32,7 @@ from runtime_checks.reference.decode import U8, Array, DamagedFileError, unpack
 from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
 from runtime_checks.reference.levels import read_levels
 from runtime_checks.reference.onnx_stacks import stacks_of
-from runtime_checks.reference.onnx_sum import channels_of, check_part, weight_name
+from runtime_checks.reference.onnx_sum import channels_of, check_part, takes_some, weight_name
 from runtime_checks.reference.onnx_tensor import ALL, OnnxCodes, OnnxTensor
 from runtime_checks.reference.onnx_turn import turn_of, turns
 
@@ -73,9 +73,11 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
             raise DamagedFileError(f"{graph.path}: {stack.name[:80]} is there twice")
         tensors[stack.name] = stack
     for name, tensor in tensors.items():
+        if weight_name(name) != name or takes_some(graph, name):
+            tensors[name] = replace(tensor, read_channels=partial(channels_of, graph, name.removesuffix(".weight")))
+    for name, tensor in tensors.items():
         if weight_name(name) != name:
             check_part(graph, tensor, tensors.get(weight_name(name)))
-            tensors[name] = replace(tensor, read_channels=partial(channels_of, graph, name.removesuffix(".weight")))
     return tensors
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quantize.gguf.names import to_source_name
-from quantize.model_config import block_index, is_linear
+from quantize.model_config import block_index, is_linear, weight_name
 from quantize.types import Axis
 from runtime_checks.report.charts import FONT_SIZE, NARROW, WIDE, Spec, both_shapes
 from runtime_checks.report.page import Cell, Chart, Number, Table
@@ -23,7 +23,8 @@ SMALLEST_TEXT = 15  # pixels of a cell that can hold two letters
 
 def layer_charts(report: Json, name: str) -> list[Chart]:
     """What is known of every linear in a report of ``exporter.inspect``: the better axis, the loss that is left, the bits."""
-    cells = [item | {"place": place} for item in report["tensors"] if (place := _place(item)) is not None]
+    tensors = report["tensors"]
+    cells = [item | {"place": place, "bits": _bits(item, tensors)} for item in tensors if (place := _place(item)) is not None]
     if not cells:
         return []
     both = [item for item in cells if len(item.get("loss", {})) > 1]
@@ -40,6 +41,16 @@ def _place(item: Json) -> tuple[int, str] | None:
     hf_name = to_source_name(item["name"].replace(".weight_ic", ".weight"))
     index, part = block_index(hf_name), hf_name.removesuffix(".weight").rpartition(".")[2]
     return None if index is None or not is_linear(hf_name, item["shape"]) else (index, part.removesuffix("_proj"))
+
+
+def _bits(item: Json, tensors: Sequence[Json]) -> float | None:
+    """Of codes and floats of a linear, on average where its parts read some input channels each."""
+    bits: float | None = item["bits"]
+    if "reads" not in item or bits is None:
+        return bits
+    others = [part for part in tensors if part is not item and weight_name(part["name"]) == item["name"]]
+    total = item["reads"] * bits + sum(part["shape"][1] * part["bits"] for part in others)
+    return float(total / item["shape"][1])
 
 
 def _loss(item: Json) -> float | None:

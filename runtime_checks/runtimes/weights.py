@@ -86,7 +86,7 @@ class OnnxWeights:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See Weights."""
-        return {name: weight.first.shape for name, weight in self._weights.items()}
+        return {name: weight.shape for name, weight in self._weights.items()}
 
     def part(self, name: str, rows: slice = ALL) -> Part:
         """See Weights. The width of codes is that of the largest, because 3 bits ride in nodes of 4."""

@@ -46,6 +46,8 @@ FORMS = {  # method and options: each way a weight is held
     "floats in tables": ("rtn-oc", {"group_size": 32, "embedding": "source", "head": "source"}),
     "float columns": ("rtn-oc", {"group_size": 32, "float_columns": 2}),
     "float columns per IC": ("rtn-ic", {"group_size": 32, "float_columns": 2}),
+    "float columns apart": ("quik", {"group_size": 32, "float_columns": 2, "calibration_tokens": 512}),
+    "columns of two widths": ("cmpq", {"bits": 2.5, "group_size": 32, "calibration_tokens": 512}),
 }
 
 

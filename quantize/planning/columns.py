@@ -1,0 +1,37 @@
+"""A linear in parts by its header alone: channels that float16 keeps beside the codes, and what a method divides it into."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from quantize.block import Division
+from quantize.errors import ConfigError, asked
+from quantize.methods import METHODS, Method
+from quantize.steps.divide import kept_columns
+from quantize.types import Target, TensorPlan
+
+
+def with_columns(plan: TensorPlan, wanted: Division, target: Target) -> TensorPlan:
+    """Of a linear with candidates. Raises ConfigError where the target adds no parts, and for more channels than there are."""
+    divides, columns = METHODS[plan.method].divides, wanted.float_columns
+    if divides is not None:
+        return divides.divided(plan, wanted)
+    if not columns or len(plan.shape) > 2:  # a stack is multiplied by one node, to which nothing is added
+        return plan
+    if target.lacks_parts is not None:
+        raise ConfigError(f"{asked('float_columns', columns)}: {target.lacks_parts}")
+    return replace(plan, float_columns=kept_columns(plan, columns, wanted.hidden))
+
+
+def widest(bits: float | None) -> int | None:
+    """Of the widths that are so many bits on average."""
+    return None if bits is None else math.ceil(bits)
+
+
+def check_width(method: Method, bits: float | None) -> None:
+    """Raises ConfigError for a fraction that the method does not come to."""
+    if bits is not None and bits != int(bits) and not method.mixes_widths:
+        mixing = " or ".join(name for name, other in METHODS.items() if other.mixes_widths)
+        told = f"only {mixing} mixes widths; give whole bits, or {asked('method', mixing)}"
+        raise ConfigError(f"{asked('bits', bits)}: {told}")
