@@ -92,9 +92,9 @@ class Clips:
         self._rows = np.ascontiguousarray(to_rows(self._weight / self._factor, self._like.axis))
         self._groups = to_blocks(self._rows, self._like.grid.group_size)
         least, most = self._groups.min(-1), self._groups.max(-1)
-        turning = np.zeros_like(least)
-        if self._holds_no_zero():
-            turning = np.where(np.clip(np.float32(0), least, most), (least + most) / 2, turning).astype(np.float32)
+        turning, nearest = np.zeros_like(least), np.clip(np.float32(0), least, most)
+        if nearest.any() and self._holds_no_zero():
+            turning = np.where(nearest, (least + most) / 2, turning).astype(np.float32)
         self._turning = turning
         self._extremes = np.stack([np.minimum(least, turning), np.maximum(most, turning)])
         self._range = self._extremes - turning
