@@ -67,6 +67,14 @@ def test_no_other_scale_of_a_ragged_row_is_much_better(grid):
     assert (losses(found) <= 1.3 * best).all() and losses(found).sum() <= 1.02 * best.sum()
 
 
+@pytest.mark.parametrize("grid", LEVEL_GRIDS, ids=IDS)
+def test_filling_says_nothing_of_a_scale(grid):
+    """Eight weights that end a row of two groups have the scale of a group in which they stand eight times."""
+    rows, grid = weight_of((12, 72)), grid.grouped(64)
+    filled, full = grid.fit(to_blocks(rows, 64))["d"][:, 1], grid.fit(np.tile(rows[:, None, 64:], 8))["d"][:, 0]
+    np.testing.assert_allclose(filled, full, rtol=2e-3)
+
+
 @pytest.mark.parametrize("grid", PAIRS, ids=lambda grid: grid.name)
 def test_no_other_point_is_nearer(grid):
     rng = np.random.default_rng(3)
