@@ -194,11 +194,6 @@ def pass_by(model):
     node_of(model, "mlp.up_proj/MatMulAdaDim").input[0] = turned.input[0]
 
 
-def another_body(model):
-    body = next(function for function in model.functions if function.name == OP_TYPE)
-    next(node for node in body.node if node.op_type == "Transpose").op_type = "Identity"
-
-
 CHANGES = {
     flip_a_sign: {"turn = store's", "metadata = the turn's signs"},
     another_seed: {"turn = store's", "metadata = the turn's signs"},
@@ -207,7 +202,6 @@ CHANGES = {
     claim_none: {"metadata = the turn's signs", "metadata = store's"},
     claim_one_too_many: {"metadata = the turn's signs", "metadata = store's"},
     pass_by: {"turn = store's", "metadata = the turn's signs"},
-    another_body: {"onnxruntime = reference, turned"},
 }
 
 
