@@ -122,8 +122,8 @@ def test_the_reference_leads_weights_back(store, written):
             np.testing.assert_allclose(weight.whole(weight.first.decode()), dense, atol=1e-6 * np.abs(dense).max() * 10)
 
 
-def test_the_native_library_may_lack_it(source, store, written, tmp_path):
-    """Its domain has a kernel for the one operator, and the other runs by its body."""
+def test_with_the_native_library(source, store, written, tmp_path):
+    """By its kernel as by its body."""
     folder = shutil.copytree(written, tmp_path / "onnx")
     add_library(folder)
     checks = [check for step in ("tensors", "model") for check in steps_of(folder)[step](folder, source, store)]
