@@ -3,8 +3,9 @@
 
 A row for each word of ``--method`` and each width, then words with options, one after the other. The quantizer is a process of
 its own, whose time and largest memory are told. Quality is that of the file's decoded weights against the source, on the second
-half of each chunk of TEXT. Rows are kept in OUT.json beside OUT as they are made: a run that was stopped goes on, and OUT tells of
-all of them, whatever ``--only`` made. What is refused is a row too. From the rows follow what pays, and whether what the papers say holds (``systems_claims.py``).
+half of each chunk of TEXT. Rows are kept in OUT.json beside OUT as they are made: a run that was stopped goes on, and OUT tells
+of all of them, whatever ``--only`` made. What is refused is a row too. From the rows follow what pays, and whether what the
+papers say holds (``systems_claims.py``).
 
 usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out OUT.md [--bits 2,3,4] [--target T] [--only ROW,ROW]
 """
