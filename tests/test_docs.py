@@ -16,8 +16,8 @@ from tests.prose import CODE, FENCED, command_lines, paragraphs, sentences, word
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-STYLED = [page for page in PAGES if page.parent.name in ("guides", "reference")]
-GUIDES = [ROOT / "README.md", *(page for page in STYLED if page.parent.name == "guides")]
+STYLED = [page for page in PAGES if page.parent.name in ("guides", "methods", "reference")]
+GUIDES = [ROOT / "README.md", *(page for page in STYLED if page.parent.name != "reference")]
 BEFORE_ANOTHER = ("export", "bundle", "bench")  # commands that another word follows
 OPTIONS_OF_NODE = {"--json", "--threads", "--digest"}
 PATH = re.compile(r"\bdocs/[\w/-]+\.(?:md|json|png|svg)\b")

@@ -15,10 +15,11 @@ import compare_sensitivities
 import compare_systems
 import compare_transforms
 import pytest
+from systems_claims import CLAIMS, LESS_AT_MORE, MORE_AT_LESS, claims_table, judged, what_pays
 
 from exporter.cli.main import main
 from quantize.grids import BLOCK_GRIDS
-from quantize.methods import WORDS
+from quantize.methods import METHODS, WORDS
 from quantize.transforms import NAMES
 from tests.tiny import TEXT, make_tiny_model
 
@@ -111,17 +112,23 @@ def systems(model, text, out, *more):
 
 def test_systems_are_compared_one_after_the_other(model, text, tmp_path, monkeypatch, capsys):
     """A second run makes what is missing and nothing else; what is refused is a row; other questions are not mixed in."""
-    out = tmp_path / "methods.md"
-    for only, bits in (("finequant", "4"), ("finequant", "4,2")):
+    out, group = tmp_path / "methods.md", "rtn-oc --symmetric --group-size 128"
+    for only, bits in (("finequant", "4"), (f"finequant,{group}", "4,2")):
         words = systems(model, text, out, "--only", only, "--bits", bits, "--target", "onnxruntime")
         monkeypatch.setattr(sys, "argv", words)
         compare_systems.main(compare_systems.arguments(), words[1:])
-    made = re.findall(r"^\| (\S+) \| (\d) \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE)
-    assert [row[:2] for row in made] == [("finequant", "4"), ("finequant", "2")]
+    made = re.findall(r"^\| ([^|]+) \| (\d) \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE)
+    assert [row[:2] for row in made] == [("finequant", "4"), ("finequant", "2"), (group, "4"), (group, "2")]
     loss = {row[:2]: float(row[2]) for row in made}
-    assert 0 < loss["finequant", "4"] < loss["finequant", "2"]
+    assert 0 < loss["finequant", "4"] < loss["finequant", "2"] != loss[group, "2"]
     said = out.read_text()
-    assert "--only finequant --bits 4,2" in said and said.count("\n| finequant") == 2 and "- `finequant`: the rule" in said
+    assert (
+        "--only" not in said
+        and "--bits 4,2 --target" in said
+        and said.count("\n| finequant |") == 2 + 3
+        and "Ours: groups merged" in said
+    )
+    assert f"| finequant 4: {loss['finequant', '4']:.4f} (" in said and f"| {group} 4: {loss[group, '4']:.4f} (" in said
     monkeypatch.setattr(sys, "argv", [*words, "--chunks", "2"])
     with pytest.raises(SystemExit, match="rows of another command"):
         compare_systems.main(compare_systems.arguments(), words)
@@ -131,8 +138,57 @@ def test_every_method_is_compared_and_a_refusal_is_a_row(model, text, tmp_path, 
     words = systems(model, text, tmp_path / "m.md", "--target", "llama.cpp")
     monkeypatch.setattr(sys, "argv", words)
     args = compare_systems.arguments()
-    assert [(row["name"], bits) for row, bits in compare_systems.cases(args)] == [
-        (word, bits) for word in WORDS for bits in (2, 3, 4)
-    ]
-    refused = next(case for case in compare_systems.cases(args) if case[0]["name"] == "rtn-ic")
-    assert "cannot hold per-IC groups" in compare_systems.line(*refused, compare_systems.measured(args, *refused))
+    every = compare_systems.cases(args)
+    assert [(case.name, case.bits) for case in every][: 3 * len(WORDS)] == [(word, bits) for word in WORDS for bits in (2, 3, 4)]
+    assert {"cmpq 2.5", "higgs --grid hg2 2", "higgs --rounder gptq --grid hg3 3"} < {case.key for case in every}
+    assert {rival for claim in CLAIMS for rival in (claim.row, *claim.rivals)} < {case.key for case in every}
+    refused = next(case for case in every if case.name == "rtn-ic")
+    assert "cannot hold per-IC groups" in compare_systems.line(refused, compare_systems.measured(args, refused))
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "higgs --grid hg4", "--bits", "4"])
+    with pytest.raises(SystemExit, match="--only higgs --grid hg4: no row of that name; there are rtn-oc, "):
+        compare_systems.cases(compare_systems.arguments())
+
+
+def test_each_system_has_a_page_and_a_section_beside_the_others(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare_systems.py", "m", "t", "--calibration", "c", "--out", "o.md"])
+    made = compare_systems.page(compare_systems.arguments(), {}, "a command")
+    shown = (compare_systems.PAGES.parent / "methods.md").read_text()
+    systems = {name for name, method in METHODS.items() if method.axes}
+    assert systems == {page.stem for page in compare_systems.PAGES.glob("*.md")}
+    for name in systems:
+        assert f"\n## {name}\n" in made and f"\n## {name}\n" in shown and f"(methods/{name}.md)" in made
+        assert f"(../methods.md#{name})" in (compare_systems.PAGES / f"{name}.md").read_text()
+
+
+def test_what_pays_loses_less_in_a_file_that_is_no_larger():
+    def row(kld: float, size: float) -> dict[str, float]:
+        return {"kld": kld, "bytes": size, "bits_per_weight": size / 1e6}
+
+    rows = {
+        "rtn-oc 3": row(0.4, 3.5e6),
+        "gptq-oc 3": row(0.2, 3.5e6),
+        "a 3": row(0.1, 3.5e6 + 1),
+        "b 3": row(0.3, 3.6e6),
+        "c 2.5": row(0.3, 3e6),
+        "d 3": row(0.1, 4e6),
+    }
+    line = what_pays(rows, {"rtn-oc 3", "gptq-oc 3"})[-1]
+    assert line == "| 3 | gptq-oc 3 (0.2000) | a 3 (0.1000) | b 3 (0.3000) | d 3 (0.1000) | c 2.5 (0.3000) |"
+    assert what_pays({"a 3": rows["a 3"]}, ())[-1] == "| 3 | not measured | | | | |"
+
+
+def test_a_claim_holds_where_its_row_loses_less_at_no_more_bits():
+    """Beside the best rival that is as small, else the smallest; what was not measured is not told of."""
+
+    def row(kld: float, bits: float) -> dict[str, float]:
+        return {"kld": kld, "bits_per_weight": bits}
+
+    rows = {"higgs 3": row(0.2, 3.05), "rtn-oc 3": row(0.1, 3.5), "rtn-oc --symmetric --group-size channel 3": row(0.6, 3.05)}
+    table = claims_table(rows)
+    assert f"| higgs | without a text, than RTN | higgs 3: 0.2000 (3.05) | {list(rows)[2]}: 0.6000 (3.05) | yes |" in table
+    assert any(line.endswith("| higgs --grid hg3 3 | higgs 3 | not measured |") for line in table)
+    del rows["rtn-oc --symmetric --group-size channel 3"]
+    assert any(line.endswith(f"| rtn-oc 3: 0.1000 (3.50) | {MORE_AT_LESS} |") for line in claims_table(rows))
+    assert judged(row(0.1, 3.5), row(0.2, 3), equal=True) == LESS_AT_MORE
+    assert judged(row(0.1, 3.5), row(0.2, 3), equal=False) == "yes"
+    assert judged(row(0.2, 3), row(0.2, 3), equal=True) == "no"

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Every method side by side, at several widths: what its file is worth, how large it is, and what making it takes.
 
-A row for each word of ``--method`` and each width, one after the other. The quantizer is a process of its own, whose time and
-largest memory are told. Quality is that of the file's decoded weights against the source, on the second half of each chunk of
-TEXT. Rows are kept in OUT.json beside OUT as they are made, so a run that was stopped goes on. What is refused is a row too.
+A row for each word of ``--method`` and each width, then words with options, one after the other. The quantizer is a process of
+its own, whose time and largest memory are told. Quality is that of the file's decoded weights against the source, on the second
+half of each chunk of TEXT. Rows are kept in OUT.json beside OUT as they are made: a run that was stopped goes on, and OUT tells
+of all of them, whatever ``--only`` made. What is refused is a row too. From the rows follow what pays, and whether what the
+papers say holds (``systems_claims.py``).
 
-usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out OUT.md [--bits 2,3,4] [--target T] [--only WORD,WORD]
+usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out OUT.md [--bits 2,3,4] [--target T] [--only ROW,ROW]
 """
 
 from __future__ import annotations
@@ -18,23 +20,65 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import ceil, floor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
+
+from systems_claims import claims_table, what_pays
 
 from exporter.cli.advice import target_named
 from exporter.cli.methods import methods_report
 from exporter.cli.values import positive, widths
 from exporter.targets import TARGETS
+from quantize.methods import WORDS, read_word
 from quantize.store.outputs import new_file
 
 COMMAND = [sys.executable, "-m", "exporter.cli.main"]
 HEAD = (
-    "| method | bits | KL, nats/token | perplexity | same favourite | bits/weight | file, MB | seconds | memory, MB | targets |"
+    "| row | bits | KL, nats/token | perplexity | same favourite | linears, bits | file, bits | file, MB | seconds | memory, MB |"
 )
 MB = 1e6
+PLAIN = tuple(word for word in WORDS if not read_word(word).method.axes)  # a rounder and an axis
+PAGES = Path(__file__).parent.parent / "docs" / "methods"
+ONNX_ALONE = {"--float-columns", "--group-size"}
+# Words with options, and the widths of those that are not for all; "{bits}" is the width. Rows go by these names.
+COMBINATIONS: tuple[tuple[str, tuple[float, ...]], ...] = (
+    *((f"rtn-oc --symmetric --group-size {size}", ()) for size in (64, 128, 256, "channel")),
+    ("gptq-oc --transforms norm-gains", ()),
+    ("gptq-oc --transforms all", ()),
+    ("gptq-oc --float-columns 32", ()),
+    ("finequant --rounder gptq", ()),
+    ("norm-tweaking --calibration generated", ()),
+    ("omniquant --transforms norm-gains", ()),
+    ("higgs --rounder gptq", ()),
+    ("higgs --grid hg{bits}", (2, 3)),
+    ("higgs --rounder gptq --grid hg{bits}", (2, 3)),
+    ("quik --float-columns 0", ()),
+    ("cmpq", (2.5,)),
+)
 
 Row = Mapping[str, Any]
+
+
+class Case(NamedTuple):
+    """A row to be made: ``name`` is what follows ``--method``, ``method`` what ``adadim methods`` says of its first word."""
+
+    name: str
+    method: Row
+    bits: float
+
+    @property
+    def key(self) -> str:
+        """Of the row."""
+        return f"{self.name} {self.bits:g}"
+
+    @property
+    def targets(self) -> list[str]:
+        """Those that hold it."""
+        held: list[str] = self.method["targets"]
+        return [name for name in held if TARGETS[name].writer == "onnx" or not ONNX_ALONE & set(self.name.split())]
 
 
 def arguments() -> argparse.Namespace:
@@ -47,16 +91,33 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     parser.add_argument("--bits", type=widths, default=(2, 3, 4), help="(default: 2,3,4)")
     parser.add_argument("--target", type=target_named, choices=tuple(TARGETS), default="onnxruntime+adadim")
-    parser.add_argument("--only", type=lambda word: tuple(word.split(",")), help="methods (default: every one)")
+    parser.add_argument("--only", type=lambda word: tuple(word.split(",")), help="rows by name (default: every one)")
     parser.add_argument("--chunks", type=positive, default=16, help="of 512 tokens (default: 16)")
     return parser.parse_args()
 
 
-def cases(args: argparse.Namespace) -> list[tuple[Row, int]]:
-    """What ``adadim methods`` says of a method, and a width, for every row to be made."""
-    methods = methods_report()["methods"]
-    wanted = [row for row in methods if args.only is None or row["name"] in args.only]
-    return [(row, bits) for row in wanted for bits in args.bits]
+def every_case(widths: Sequence[float]) -> list[Case]:
+    """A width between two others where both are asked for."""
+    methods = {row["name"]: row for row in methods_report()["methods"]}
+    named: list[tuple[str, tuple[float, ...]]] = [*((word, ()) for word in methods), *COMBINATIONS]
+    known = set(widths)
+    every = [
+        Case(name.format(bits=f"{bits:g}"), methods[name.split()[0]], bits)
+        for name, own in named
+        for bits in own or widths
+        if bits in known or {floor(bits), ceil(bits)} <= known
+    ]
+    return list({case.key: case for case in every}.values())
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """The rows to be made. Raises SystemExit for a name of none."""
+    every = every_case(args.bits)
+    unknown = set(args.only or ()) - {case.name for case in every}
+    if unknown:
+        known = ", ".join(dict.fromkeys(case.name for case in every))
+        raise SystemExit(f"--only {','.join(sorted(unknown))}: no row of that name; there are {known}")
+    return [case for case in every if args.only is None or case.name in args.only]
 
 
 def timed(*words: object) -> tuple[float, float]:
@@ -75,16 +136,16 @@ def timed(*words: object) -> tuple[float, float]:
     return time.perf_counter() - start, used.ru_maxrss * 1024.0
 
 
-def measured(args: argparse.Namespace, method: Row, bits: int) -> dict[str, Any]:
+def measured(args: argparse.Namespace, case: Case) -> dict[str, Any]:
     """One row. What is refused, or fails, is its ``error``."""
     kind = TARGETS[args.target].writer
     more = [] if args.calibration_tokens is None else ["--calibration-tokens", args.calibration_tokens]
     with TemporaryDirectory() as name:
         folder = Path(name)
         store, file, report = folder / "store", folder / ("model.gguf" if kind == "gguf" else "onnx"), folder / "eval.json"
-        options = ["--target", args.target, "--method", method["name"], "--bits", bits, "--calibration", args.calibration, *more]
+        options = ["--target", args.target, "--bits", case.bits, "--calibration", args.calibration, *more]
         try:
-            seconds, memory = timed("quantize", args.source, "--out", store, *options)
+            seconds, memory = timed("quantize", args.source, "--out", store, *options, "--method", *case.name.split())
             timed("export", kind, store, "--out", file)
             against = ["--source", args.source, "--text", args.text, "--chunks", args.chunks, "--weights-only"]
             timed("eval", file, *against, "--json", report)
@@ -94,35 +155,50 @@ def measured(args: argparse.Namespace, method: Row, bits: int) -> dict[str, Any]
         inspected = subprocess.run([*COMMAND, "inspect", str(file), "--json"], check=True, capture_output=True, text=True)
         totals = json.loads(inspected.stdout)["totals"]
     kept = {key: found[key] for key in ("kld", "ppl", "source_ppl", "top1", "bytes")}
-    return {**kept, "bits_per_weight": totals["bits_per_weight"], "seconds": seconds, "memory": memory}
+    bits = {"bits_per_weight": totals["bits_per_weight"], "file_bits": 8 * found["bytes"] / totals["weights"]}
+    return {**kept, **bits, "seconds": seconds, "memory": memory}
 
 
-def line(method: Row, bits: int, row: Row) -> str:
+def line(case: Case, row: Row) -> str:
     """Of the table."""
-    targets = ", ".join(method["targets"])
+    begin = f"| {case.name} | {case.bits:g} |"
     if "error" in row:
-        return f"| {method['name']} | {bits} | {row['error'].replace('|', '/')} | | | | | | | {targets} |"
+        return f"{begin} {row['error'].replace('|', '/')} | | | | | | | |"
     return (
-        f"| {method['name']} | {bits} | {row['kld']:.4f} | {row['ppl']:.3f} | {row['top1']:.3f} | {row['bits_per_weight']:.2f} | "
-        f"{row['bytes'] / MB:.1f} | {row['seconds']:.0f} | {row['memory'] / MB:.0f} | {targets} |"
+        f"{begin} {row['kld']:.4f} | {row['ppl']:.3f} | {row['top1']:.3f} | {row['bits_per_weight']:.2f} | "
+        f"{row['file_bits']:.2f} | {row['bytes'] / MB:.1f} | {row['seconds']:.0f} | {row['memory'] / MB:.0f} |"
     )
 
 
 def page(args: argparse.Namespace, rows: Mapping[str, Row], command: str) -> str:
-    """The document, with the command that its numbers come from, and what of each system is not its paper's."""
-    made = [(method, bits, rows[key_of(method, bits)]) for method, bits in cases(args) if key_of(method, bits) in rows]
-    source = next((row["source_ppl"] for _, _, row in made if "error" not in row), float("nan"))
-    table = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(line(*one) for one in made)]
-    apart = {method["name"]: [method[key] for key in ("ours", "simulated") if method[key]] for method, _, _ in made}
-    notes = [f"- `{name}`: {'; '.join(said)}." for name, said in apart.items() if said]
-    told = f"Target `{args.target}`. The source's perplexity is {source:.3f} on the same {args.chunks} chunks of 512 tokens."
-    ours = ["", "What is ours and not the paper's, or simulated:", "", *notes] if notes else []
-    return "\n".join(["# Methods side by side", "", f"    {command}", "", told, "", *table, *ours, ""])
+    """The document, of all rows that there are by now: what pays, whether papers' claims hold, each method's rows."""
+    wanted = every_case(args.bits)
+    made = {case.key: rows[case.key] for case in wanted if case.key in rows and "error" not in rows[case.key]}
+    plain = {case.key for case in wanted if case.name in PLAIN}
+    source = next((f" The source's perplexity is {row['source_ppl']:.3f}." for row in made.values()), "")
+    told = f"Target `{args.target}`; KL on {args.chunks} chunks of 512 tokens, weights alone.{source}"
+    counted = (
+        "Bits of linears: all that is stored of them, over their weights; of the file: all its bytes, over the model's weights."
+    )
+    said = ["# Methods side by side", "", f"    {command}", "", f"{told} {counted}", "", *what_pays(made, plain)]
+    said += ["", *claims_table(made)]
+    for method in {case.method["name"]: case.method for case in wanted}.values():
+        said += ["", *section(method, [case for case in wanted if case.method == method], rows)]
+    return "\n".join([*said, ""])
 
 
-def key_of(method: Row, bits: int) -> str:
-    """Of a row."""
-    return f"{method['name']} {bits}"
+def section(method: Row, own: Sequence[Case], rows: Mapping[str, Row]) -> list[str]:
+    """What a method is, and its rows."""
+    name, apart = method["name"], [f"{key.capitalize()}: {method[key]}." for key in ("ours", "simulated") if method[key]]
+    more = [f"[What it is here](methods/{name}.md)."] if (PAGES / f"{name}.md").exists() else []
+    told = " ".join([f"{method['kind']} ({method['paper']}); needs {method['needs']}.", *apart, *more])
+    held = dict[str, list[str]]()
+    for case in own:
+        held.setdefault(", ".join(case.targets), []).append(f"`{case.name}`")
+    targets = [f"- {', '.join(dict.fromkeys(names))}: {where}" for where, names in held.items()]
+    made = [line(case, rows[case.key]) for case in own if case.key in rows]
+    table = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *made] if made else ["Not measured."]
+    return [f"## {name}", "", told[0].upper() + told[1:], "", "Targets:", "", *targets, "", *table]
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> None:
@@ -134,12 +210,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> None:
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"asked": asked, "rows": {}}
     if known["asked"] != asked:
         raise SystemExit(f"{kept}: has rows of another command, {known['asked']}; name another --out, or remove it")
-    command = shlex.join(["python", "tools/compare_systems.py", *words])
-    for method, bits in cases(args):
-        key = key_of(method, bits)
-        if key not in known["rows"]:
-            known["rows"][key] = measured(args, method, bits)
-            print(line(method, bits, known["rows"][key]), flush=True)
+    whole = [word for before, word in pairwise(["", *words]) if "--only" not in (before, word.partition("=")[0])]
+    command = shlex.join(["python", "tools/compare_systems.py", *whole])
+    for case in cases(args):
+        if case.key not in known["rows"]:
+            known["rows"][case.key] = measured(args, case)
+            print(line(case, known["rows"][case.key]), flush=True)
             write(kept, json.dumps(known, indent=1))
     write(args.out, page(args, known["rows"], command))
 

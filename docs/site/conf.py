@@ -5,7 +5,7 @@ from importlib.metadata import version as installed
 project = "AdaDim Edge"
 version = release = installed("adadim-edge")
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-include_patterns = ["*.md", "docs/*/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/*/*.md"]
 root_doc = "docs/site/index"
 myst_heading_anchors = 3
 autodoc_typehints = "description"
