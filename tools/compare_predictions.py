@@ -110,7 +110,7 @@ class Planner:
             for name, spec in self.source.specs.items():
                 one = held[name][chosen[name]] if name in chosen else None
                 grids = {} if one is None or one.grid is None else {one.axis: one.grid}
-                layers.append(TensorPlan(name, spec.shape, grids, turn=one and one.turn))
+                layers.append(TensorPlan(name, spec.shape, grids, turn=None if one is None else one.turn))
             (_, grid), (_, table_grid) = linear, table
             assert grid is not None and table_grid is not None
             label = f"{grid.name} {grid.bits_per_weight:g}, {table_grid.name} {table_grid.bits_per_weight:g}"

@@ -65,7 +65,9 @@ class Method:
 
     def rounding_by(self, rounder: Rounder) -> Method:
         """The same, which rounds so."""
-        return replace(self, steps=tuple(Round(rounder) if isinstance(step, Round) else step for step in self.steps))
+        return replace(
+            self, steps=tuple(replace(step, rounder=rounder) if isinstance(step, Round) else step for step in self.steps)
+        )
 
     @property
     def leaves_parts(self) -> bool:
