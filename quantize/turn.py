@@ -61,7 +61,7 @@ class Rotation:
 
     @property
     def left(self) -> I8:
-        """I8[a, a] of 1 and -1; a * b is the size, and a the largest that is not above b."""
+        """I8[a, a] of 1 and -1; a * b is the size."""
         return hadamard(self._orders[0])
 
     @property
@@ -121,11 +121,11 @@ def largest_run(channels: int) -> int:
 
 @cache
 def orders_of(size: int) -> tuple[int, int] | None:
-    """Of two Hadamard matrices whose product has that order, as near to one another as can be; None where there are none."""
-    for order in range(int(size**0.5), 0, -1):
-        if size % order == 0 and is_order(order) and is_order(size // order):
-            return order, size // order
-    return None
+    """Of two Hadamard matrices whose product has that order: the right one Sylvester's, which takes additions alone, where that
+    can be, and both as small as can be; None where there are none."""
+    pairs = [(order, size // order) for order in range(1, size + 1) if size % order == 0]
+    known = [pair for pair in pairs if all(map(is_order, pair))]
+    return min(known, key=lambda pair: (pair[1].bit_count() > 1, sum(pair)), default=None)
 
 
 def is_order(order: int) -> bool:

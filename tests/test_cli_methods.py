@@ -51,6 +51,8 @@ def test_what_a_method_needs_is_the_most_that_a_step_needs():
         "higgs": Need.WEIGHTS,
         "search": Need.IMPORTANCE,
         "gptq": Need.HESSIAN,
+        "quik": Need.HESSIAN,
+        "cmpq": Need.HESSIAN,
         "norm-tweaking": Need.LEARNING,
         "omniquant": Need.LEARNING,
     }

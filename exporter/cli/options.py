@@ -13,36 +13,32 @@ from exporter.cli.checks import add_doctor, add_inspect, add_verify
 from exporter.cli.compare import add_compare, add_eval, add_measured_text
 from exporter.cli.completion import add_completion
 from exporter.cli.convert import add_convert, add_converter
+from exporter.cli.data_options import DEFAULTS, add_data_options, add_max_slowdown, add_text_options
 from exporter.cli.formats import add_export, add_gguf_options, add_onnx_options, add_split_size
 from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
 from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
-from exporter.cli.values import file_path, file_size, group_size, positive, text_path, transform_names, whole, width, widths
+from exporter.cli.values import file_path, group_size, positive, transform_names, whole, width, widths
 from exporter.cli.words import START
 from exporter.targets import TARGETS
 from quantize import transforms
 from quantize.config import (
-    BUILTIN,
     CURVATURE,
     DEFAULT_BITS,
-    GENERATED,
     MOST_LEVELS,
     MOST_NOISE,
     NOISE_LEVELS,
     NOISE_TOKENS,
     RANDOM,
     SENSITIVITIES,
-    TOKEN_WEIGHTS,
-    QuantizeConfig,
 )
 from quantize.effort import EFFORTS
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
-from quantize.methods.around import ROUNDER_WORDS, SELECTIONS
+from quantize.methods.around import ROUNDER_WORDS
 
-DEFAULTS = QuantizeConfig()
 DEFAULT_TARGET = "llama.cpp"
 TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
 DEFAULT_RUN_TARGETS = ("llama.cpp", "onnxruntime")
@@ -142,7 +138,7 @@ def _add_config_options(parser: OneLineParser, several: bool = False) -> None:
     _add_other_weights(weights)
     _add_table_options(weights)
     add_size_options(parser.add_argument_group("or what the file may take: then every tensor's grid is chosen"), several)
-    _add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
+    add_data_options(parser.add_argument_group("what is calibrated on, and how the axis is chosen"))
 
 
 def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
@@ -235,8 +231,8 @@ def _add_sensitivity(commands: Subparsers) -> None:
         metavar="N",
         help=f"each twice the one before, the last 1/{1 / MOST_NOISE:g} of a tensor's squares (default: {NOISE_LEVELS})",
     )
-    _add_text_options(measured, f"|{RANDOM}", f"; by noise {NOISE_TOKENS}")
-    _add_max_slowdown(measured)
+    add_text_options(measured, f"|{RANDOM}", f"; by noise {NOISE_TOKENS}")
+    add_max_slowdown(measured)
     add_common(parser)
 
 
@@ -245,63 +241,5 @@ def _add_imatrix(commands: Subparsers) -> None:
     parser = command(commands, "imatrix", "run a model over a text and write llama.cpp's importance matrix", example)
     _add_source(parser)
     parser.add_argument("--out", metavar="FILE.gguf", type=file_path, required=True, help="file to write")
-    _add_text_options(parser.add_argument_group("what is measured on"))
+    add_text_options(parser.add_argument_group("what is measured on"))
     add_common(parser)
-
-
-def _add_data_options(group: argparse._ArgumentGroup) -> None:
-    _add_text_options(group)
-    group.add_argument(
-        "--imatrix",
-        type=file_path,
-        metavar="FILE",
-        help="llama.cpp's importance matrix, for RTN without running the source (default: none)",
-    )
-    group.add_argument(
-        "--selection",
-        choices=SELECTIONS,
-        help="AdaDim's loss: of the attention's or MLP's output, or by the layer's statistics (default: the effort's)",
-    )
-    group.add_argument(
-        "--token-weight", choices=TOKEN_WEIGHTS, help="by what errors cost, or by their size (default: the effort's)"
-    )
-    group.add_argument(
-        "--block-steps",
-        type=whole,
-        metavar="N",
-        help="of learning a decoder block's rounding by its output (default: the effort's)",
-    )
-    group.add_argument(
-        "--tune-steps",
-        type=whole,
-        metavar="N",
-        help="of tuning scales and norms by the model's output (default: the effort's)",
-    )
-    _add_max_slowdown(group)
-
-
-def _add_max_slowdown(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-slowdown",
-        type=float,
-        metavar="X",
-        default=DEFAULTS.max_slowdown,
-        help="how much slower than all per-OC AdaDim may make decoding (default: %(default)s)",
-    )
-
-
-def _add_text_options(group: argparse._ArgumentGroup, words: str = "", fewer: str = "") -> None:
-    group.add_argument(
-        "--calibration",
-        type=text_path,
-        metavar=f"FILE|{BUILTIN}|{GENERATED}{words}",
-        help=f"UTF-8 text, or one that the model writes (default: {BUILTIN}; of norm-tweaking {GENERATED})",
-    )
-    group.add_argument("--calibration-tokens", type=int, metavar="N", help=f"(default: the effort's{fewer})")
-    group.add_argument(
-        "--max-memory",
-        type=file_size,
-        metavar="SIZE",
-        help="most memory that measuring may take, as 4GB; the bytes written are the same (default: all of this machine's)",
-    )
-    group.add_argument("--seed", type=int, metavar="N", default=DEFAULTS.data.seed, help="(default: %(default)s)")

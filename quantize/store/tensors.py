@@ -34,7 +34,8 @@ from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, weight_name, with_ids_of
 from quantize.outside import sha256_of
 from quantize.store.agreement import disagreement
-from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, READS, Held, PlainJson, PlanJson, QuantizedJson, load_arrays, read_record
+from quantize.store.arrays import READS, Held, load_arrays
+from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, read_record
 from quantize.store.seal import holds
 from quantize.turn import Rotation
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor

@@ -31,9 +31,10 @@ from quantize.errors import OutputError, StoreError
 from quantize.kinds import STORE_MARK, is_store
 from quantize.model_config import weight_name
 from quantize.outside import LARGEST, Door, sha256_of
+from quantize.store.arrays import READS
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import Unfinished, check_folder
-from quantize.store.schema import READS, read_record
+from quantize.store.schema import read_record
 from quantize.store.seal import OPEN, closed
 from quantize.store.tensors import FORMAT, SEAL, TENSORS, Piece, TensorRecord, file_name, joined, read_chunk
 from quantize.types import PlainTensor
