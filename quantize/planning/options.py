@@ -15,6 +15,7 @@ from quantize.grids import BLOCK_GRIDS, make_grid
 from quantize.grids.int_affine import BITS
 from quantize.grids.levels import LEAST_GROUP, LEVEL_GRIDS
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.planning.of_method import within
 from quantize.store.tensors import TensorRecord
 from quantize.turn import Rotation
 from quantize.types import FINE_BITS, Axis, Grid, Target, TensorSpec
@@ -47,12 +48,14 @@ def options_of(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord
 
 
 def turned_options(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord]:
-    """Of a linear (OC, IC) whose input ``target`` turns: the whole row turned, under one scale."""
+    """Of a linear (OC, IC) whose input ``target`` turns: the whole row under one scale, or what is turned together."""
     shape = (spec.shape[0], spec.shape[1])
     turn = None if spec.name in TABLES or target.lacks_turns is not None else Rotation.of(shape[1], seed)
     if turn is None:
         return []
-    grids = [grid.grouped(one_group(shape[1], LEAST_GROUP)) for grid in LEVEL_GRIDS]
+    grids: list[Grid] = [grid.grouped(one_group(shape[1], LEAST_GROUP)) for grid in LEVEL_GRIDS]
+    if turn.size < shape[1]:
+        grids = [within(grid, turn) for grid in grids]
     return [TensorRecord(spec.name, shape, grid, turn=turn) for grid in grids if _fits(grid, Axis.PER_OC, shape, target)]
 
 

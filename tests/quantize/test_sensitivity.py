@@ -19,11 +19,12 @@ from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning import sensitivity
-from quantize.planning.options import options_of
+from quantize.planning.options import options_of, turned_options
 from quantize.planning.sensitivity import measure_sensitivity, read_sensitivity
 from quantize.statistics.calibration import calibration_data
 from quantize.statistics.measured import Measured
-from quantize.types import Axis, InputStats
+from quantize.turn import Rotation
+from quantize.types import Axis, InputStats, TensorSpec
 from tests.cases import config_of, weight_of
 from tests.tiny import make_tiny_model
 
@@ -138,6 +139,13 @@ def test_levels_of_turned_weights_are_options_where_a_target_turns_inputs(source
         if target is ADADIM:
             loss = losses(found, Q)
             assert 0 < loss["lm4", 4, Axis.PER_OC] < loss["hg3", 3, Axis.PER_OC] < loss["lm3", 3, Axis.PER_OC]
+
+
+def test_no_scale_of_a_turned_option_is_for_more_than_what_is_turned_together():
+    for channels, size, group in ((576, 576, 1024), (688, 16, 32), (11008, 256, 256)):
+        options = turned_options(TensorSpec(Q, "F32", (64, channels)), ADADIM, 3)
+        assert {(one.turn, one.grid.group_size) for one in options} == {(Rotation(size, 3), group)} and len(options) == 5
+    assert not turned_options(TensorSpec(Q, "F32", (64, 331)), ADADIM, 3)
 
 
 def turned_of(option):
