@@ -19,8 +19,9 @@ from quantize.gguf.container import padded
 from quantize.methods import read_word
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.allocation import Cost, allocate, smallest
+from quantize.planning.options import TABLES, quick_enough
 from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_method
-from quantize.planning.sensitivity import TABLES, Sensitivity, quick_enough
+from quantize.planning.sensitivity import Sensitivity
 from quantize.store.tensors import TensorRecord
 from quantize.types import Axis, TensorPlan
 
@@ -138,7 +139,7 @@ class Allocator:
         for record in chosen:
             grids = {} if record.grid is None else {record.axis: record.grid}
             own = table_method(record.grid, self.config) if record.name in TABLES and record.grid is not None else method
-            plans[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype)
+            plans[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype, turn=record.turn)
         return ModelPlan(self.config, self.target, list(plans.values()))
 
 

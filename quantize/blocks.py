@@ -38,6 +38,11 @@ def to_blocks(rows: F32, block_size: int) -> F32:
     return rows.reshape(*rows.shape[:-1], -1, block_size)
 
 
+def one_group(length: int, least: int) -> int:
+    """The group size, a power of two of at least ``least``, that holds so many weights as one ragged group."""
+    return max(least, 1 << (length - 1).bit_length())
+
+
 def spread(per_group: F32, group_size: int, cols: int) -> F32:
     """F32[..., n_blocks, groups] (scales or zeros) -> F32[..., cols]: every weight's own value."""
     flat = per_group.reshape(*per_group.shape[:-2], -1)

@@ -27,14 +27,16 @@ from quantize import DataSpec, QuantizeConfig, dequantize, open_checkpoint
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.methods import ROUNDERS
+from quantize.planning.options import TABLES
 from quantize.planning.plan import ModelPlan
-from quantize.planning.sensitivity import TABLES, Sensitivity, read_sensitivity
+from quantize.planning.sensitivity import Sensitivity, read_sensitivity
 from quantize.progress import track
 from quantize.run.pipeline import planned_store
 from quantize.source import build_model, measure_curvature, walk_blocks
 from quantize.statistics.calibration import calibration_data, load_text
 from quantize.store.outputs import new_file
 from quantize.types import F32, I64, InputStats, TensorPlan
+from quantize.weight import turned, turned_back
 from quantize.workers import in_threads
 from runtime_checks.measure.divergence import compare, join
 from runtime_checks.measure.evaluate import EvalOptions, predictions, text_chunks
@@ -107,7 +109,8 @@ class Planner:
             layers = []
             for name, spec in self.source.specs.items():
                 one = held[name][chosen[name]] if name in chosen else None
-                layers.append(TensorPlan(name, spec.shape, {} if one is None or one.grid is None else {one.axis: one.grid}))
+                grids = {} if one is None or one.grid is None else {one.axis: one.grid}
+                layers.append(TensorPlan(name, spec.shape, grids, turn=None if one is None else one.turn))
             (_, grid), (_, table_grid) = linear, table
             assert grid is not None and table_grid is not None
             label = f"{grid.name} {grid.bits_per_weight:g}, {table_grid.name} {table_grid.bits_per_weight:g}"
@@ -139,12 +142,14 @@ def rounded_runner(source: Checkpoint, plan: ModelPlan, known: Mapping[str, Inpu
 
     def rounded(name: str) -> F32:
         weight = source.read(name)
+        turn = layers[name].turn
         for axis, grid in layers[name].candidates.items():
-            rows = orders.to_target(name, weight)
+            rows = turned(orders.to_target(name, weight), turn)
+            stats = known[name] if turn is None else known[name].turned(turn)
             step = TABLE_STEP if name in TABLES else len(rows)
             parts = [rows[start : start + step] for start in range(0, len(rows), step)]
-            values = [dequantize(ROUNDERS["search"](name, part, grid, axis, known[name])) for part in parts]
-            weight = orders.to_source(name, np.concatenate(values))
+            values = [dequantize(ROUNDERS["search"](name, part, grid, axis, stats)) for part in parts]
+            weight = orders.to_source(name, turned_back(np.concatenate(values), turn))
         return weight
 
     weights = dict(zip(source.specs, in_threads(rounded, source.specs), strict=True))

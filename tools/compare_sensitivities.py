@@ -26,8 +26,9 @@ from exporter.file_size import size_of_bits
 from exporter.targets import TARGETS
 from quantize import DataSpec, QuantizeConfig, open_checkpoint
 from quantize.checkpoint import Checkpoint
+from quantize.planning.options import TABLES
 from quantize.planning.plan import ModelPlan
-from quantize.planning.sensitivity import TABLES, Sensitivity, read_sensitivity
+from quantize.planning.sensitivity import Sensitivity, read_sensitivity
 from quantize.statistics.calibration import load_text
 from quantize.store.outputs import new_file
 from quantize.types import Axis, Grid

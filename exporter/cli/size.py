@@ -83,7 +83,7 @@ def size_plans(
     source = measured.source
     target, size = TARGETS[target_name], partial(planned_size, args, source)
     if args.sensitivity is None:
-        Allocator(source, config, target, possible(source, target, config.max_slowdown), size).plan(min(goals))  # before the work
+        Allocator(source, config, target, possible(source, target, config), size).plan(min(goals))  # before the work
         sensitivity = measure_sensitivity(measured, config, target)
     else:
         sensitivity = read_sensitivity(args.sensitivity, source, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quantize.methods import gptq
 from quantize.methods.method import Method
 from quantize.steps.divide import MixWidths
+from quantize.steps.level_tables import MakeLevels
 from quantize.steps.round_parts import RoundParts
 from quantize.types import Axis
 
@@ -14,7 +15,8 @@ METHOD = Method(
     "cmpq",
     "bits by the size of each input channel, a fraction on average",
     "arXiv 2410.13056",
-    (MixWidths(OUTLIERS), RoundParts(gptq.METHOD.rounder)),
+    (MixWidths(OUTLIERS), MakeLevels(), RoundParts(gptq.METHOD.rounder)),
     axes=(Axis.PER_OC,),
-    ours="whole channels in float16 for sparse outliers; scales of groups for tables of levels; GPTQ and its polish",
+    ours="whole channels in float16 for sparse outliers; a table of levels for each part, not channel, and none but scales of "
+    "groups where the target has no tables; GPTQ and its polish",
 )

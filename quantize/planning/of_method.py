@@ -79,13 +79,14 @@ def with_turn(plan: TensorPlan, seed: int) -> TensorPlan:
         told = f"its input is not turned: no Hadamard matrix is known for runs of its {channels} channels"
     elif turn.size < channels:
         told = f"its {channels} input channels are turned in runs of {turn.size}: no Hadamard matrix is known for more together"
-        plan = replace(plan, candidates={axis: _within(grid, turn) for axis, grid in plan.candidates.items()})
+        plan = replace(plan, candidates={axis: within(grid, turn) for axis, grid in plan.candidates.items()})
     else:
         return replace(plan, turn=turn)
     return replace(plan, turn=turn, note=f"{plan.note}; {told}" if plan.note else told)
 
 
-def _within(grid: Grid, turn: Rotation) -> Grid:
-    """With no scale for more than what is turned together, whose mean square is one; as nearly as groups allow."""
+def within(grid: Grid, turn: Rotation) -> Grid:
+    """Of channels turned in runs: with no scale for more than what is turned together, whose mean square is one; as nearly as
+    groups allow."""
     most = max(LEAST_GROUP, turn.size & -turn.size)
     return grid.grouped(most) if isinstance(grid, Levels) and grid.group_size > most else grid

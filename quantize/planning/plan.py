@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from quantize.block import Division
-from quantize.blocks import matrix
+from quantize.blocks import matrix, one_group
 from quantize.config import (
     DEFAULT_BITS,
     EMBEDDING_GROUP,
@@ -243,6 +243,6 @@ def _linear_grid(spec: GridSpec, axis: Axis, shape: tuple[int, int], target: Tar
     width, least = (own.bits, LEAST_GROUP) if isinstance(own, Levels) else (DEFAULT_BITS, GROUP_SIZES[0])
     if group is None:
         group = WHOLE_CHANNEL if isinstance(own, Levels) else target.default_group_size
-    if group == WHOLE_CHANNEL:  # one ragged group: the next power of two holds the channel
-        group = max(least, 1 << ((shape[1] if axis is Axis.PER_OC else shape[0]) - 1).bit_length())
+    if group == WHOLE_CHANNEL:
+        group = one_group(shape[1] if axis is Axis.PER_OC else shape[0], least)
     return make_grid(name, bits or width, group, spec.symmetric, spec.scale_dtype)

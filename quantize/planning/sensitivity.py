@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.block import as_multiplied
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
-from quantize.config import MOST_NOISE, TABLE_BITS, DataSpec, QuantizeConfig
+from quantize.config import MOST_NOISE, QuantizeConfig
 from quantize.errors import ConfigError, listed, shown
-from quantize.grids import BLOCK_GRIDS, make_grid
-from quantize.grids.int_affine import BITS
 from quantize.kinds import readable
 from quantize.loss import output_loss
-from quantize.model_config import EMBEDDING, HEAD
 from quantize.outside import Door
 from quantize.planning.memory import check_backward
+from quantize.planning.options import TABLES, option_problem, options_of, quick_enough, turned_options
 from quantize.progress import track
 from quantize.rounding.exact import exact
 from quantize.rounding.rtn import rtn
@@ -43,16 +41,17 @@ from quantize.statistics.calibration import data_or_random, rank_poor
 from quantize.statistics.measured import Measured, Walk, blocks_of
 from quantize.store.schema import CalibrationJson, Finite, SourceJson, Word, read_record
 from quantize.store.tensors import TensorRecord
-from quantize.types import F32, FINE_BITS, I64, Axis, Grid, InputStats, Target, TensorSpec
+from quantize.turn import Rotation
+from quantize.types import F32, I64, Axis, InputStats, Target, TensorPlan
+from quantize.weight import turned
 
 FORMAT = 1
 DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
-TABLES = (EMBEDDING, HEAD)
-INT_GROUPS = (32, 64, 128)
 RUN = 256  # rows taken together, so that the groups of both axes are whole
 SAMPLE = 1 << 17  # weights of a linear that are rounded, about
 WORDS_SAMPLE = 1 << 18  # weights of a sample that are rounded on a grid of words, about
 TABLE_ROWS = 2048
+_Sample = tuple[F32, InputStats]  # rows of a weight, and the statistics in which they stand for all
 
 
 class NoiseJson(msgspec.Struct, frozen=True):
@@ -115,7 +114,7 @@ def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitiv
         where = f"{path}: tensors[{index}]"
         record = TensorRecord.from_json(read_record(item, DOOR, where))
         known = options.setdefault(record.name, [])
-        problem = _option_problem(record, source, target, known)
+        problem = option_problem(record, source, target, known)
         if problem is not None:
             raise DOOR.refused(where, problem)
         known.append(record)
@@ -123,27 +122,13 @@ def read_sensitivity(path: Path, source: Checkpoint, target: Target) -> Sensitiv
     return Sensitivity(about[0], raw.target, about[1], options, raw.noise)
 
 
-def _option_problem(record: TensorRecord, source: Checkpoint, target: Target, known: list[TensorRecord]) -> str | None:
-    """Why this is nothing that the tensor could become, or None."""
-    spec, grid = source.specs.get(record.name), record.grid
-    if spec is None or record.shape != spec.shape:
-        return f"{record.name} of shape {record.shape} is no tensor of {source.path}"
-    if grid is None or record.axis not in record.loss:
-        return f"{record.name} has no grid, or no loss for its axis"
-    shape = (record.shape[0], record.shape[1])
-    lack = target.lacks(grid, record.axis) or target.refuses(grid, record.axis, shape)
-    if lack is not None:
-        return f"{record.name}: {lack}"
-    return f"{record.name} has an option twice" if any((o.grid, o.axis) == (grid, record.axis) for o in known) else None
-
-
-def possible(source: Checkpoint, target: Target, max_slowdown: float) -> Sensitivity:
+def possible(source: Checkpoint, target: Target, config: QuantizeConfig) -> Sensitivity:
     """Every option that ``measure_sensitivity`` tries, and no loss of any: what a file of the model may be at all."""
     options = {
         spec.name: [
             replace(option, loss={str(option.axis): 0.0})
-            for option in options_of(spec, target)
-            if quick_enough(option, target, max_slowdown)
+            for option in options_of(spec, target, config.data.seed)
+            if quick_enough(option, target, config.max_slowdown)
         ]
         for spec in source.specs.values()
         if len(spec.shape) == 2 and not spec.kept
@@ -163,42 +148,44 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     if not noise_levels:
         check_passes(source, config.data)
     tokens, coverage = data_or_random(config.data, source)
-    options = _Options(source, target, config.max_slowdown)
+    options = _Options(source, target, config)
     noise, poor = None, list[str]()
     if noise_levels:
-        noise = _by_noise(options, tokens, config.data.seed, noise_levels)
+        noise = _by_noise(options, tokens, noise_levels)
     else:
-        poor = _by_curvature(options, measured, tokens, config.data)
+        poor = _by_curvature(options, measured, tokens)
     about = {"name": readable(source.path.name), "sha256": source.sha256}
     return Sensitivity(about, target.name, replace(coverage, rank_poor=tuple(poor)).to_json(), options.found, noise)
 
 
-def _by_curvature(options: _Options, measured: Measured, tokens: I64, data: DataSpec) -> list[str]:
+def _by_curvature(options: _Options, measured: Measured, tokens: I64) -> list[str]:
     """Fills ``options``; what ``rank_poor`` says."""
-    source, poor = measured.source, list[str]()
+    source, data, poor = measured.source, options.config.data, list[str]()
     curvature = measured.curvature(tokens, data.seed)
     walk = Walk(memory=data.max_memory)
     for run in track(blocks_of(source, tokens, curvature, walk), "sensitivity", source.config.num_layers):
         poor += rank_poor(run.stats, run.sites)
+        turned = options.turned(run.stats)
         for name, stats in run.stats.items():
-            options.measure(name, _sample(source.read(name), stats))
+            options.measure(name, _sample(source.read(name), stats), turned[name])
     for name, stats in curvature.tables.items():
-        options.measure(name, _sample_table(source, name, stats))
+        options.measure(name, _sample_table(source, name, stats), stats)
     return poor
 
 
-def _by_noise(options: _Options, tokens: I64, seed: int, count: int) -> NoiseJson:
+def _by_noise(options: _Options, tokens: I64, count: int) -> NoiseJson:
     """Fills ``options``; every weight of a tensor matters like the others."""
     from quantize.source import measure_slopes
 
     levels = tuple(MOST_NOISE / 2**halvings for halvings in reversed(range(count)))
-    source, slopes = options.source, measure_slopes(options.source, tokens, seed, levels)
+    source, slopes = options.source, measure_slopes(options.source, tokens, options.config.data.seed, levels)
     for name, slope in track(slopes.items(), "sensitivity"):
         outputs, inputs = source.specs[name].shape
         alike = InputStats(np.ones(inputs, np.float32), tokens.size, np.ones(outputs, np.float32))
         rows, known = _sample_table(source, name, alike) if name in TABLES else _sample(source.read(name), alike)
         energy = output_loss(rows, np.zeros_like(rows), known)
-        options.measure(name, (rows, known), slope.value / energy if energy else 0.0)
+        turned = options.turned({name: alike})[name]
+        options.measure(name, (rows, known), turned, slope.value / energy if energy else 0.0)
     return NoiseJson(
         levels,
         {name: slope.value for name, slope in slopes.items()},
@@ -213,54 +200,45 @@ class _Options:
 
     source: Checkpoint
     target: Target
-    max_slowdown: float
+    config: QuantizeConfig
     found: dict[str, list[TensorRecord]] = field(default_factory=dict)
 
-    def measure(self, name: str, sample: tuple[F32, InputStats], worth: float = 1.0) -> None:
-        """Every option of ``name``, on a ``sample`` of its rows that stands for all; ``worth``: nats for each unit of loss."""
-        (rows, stats), found = sample, self.found.setdefault(name, [])
-        for option in options_of(self.source.specs[name], self.target):
-            if not quick_enough(option, self.target, self.max_slowdown):
-                continue
-            assert option.grid is not None
-            some, known = _fewer(rows, stats) if option.grid.formula.dims > 1 and option.axis is Axis.PER_OC else (rows, stats)
-            held = exact(name, some, option.grid, option.axis)
-            rounded = dequantize(held or rtn(name, some, option.grid, option.axis, known))
-            loss = worth * output_loss(some, rounded, known)
-            if np.isfinite(loss):  # not where the weights overflow a float16 scale
-                found.append(replace(option, loss={str(option.axis): loss}))
+    def turned(self, stats: Mapping[str, InputStats]) -> Mapping[str, InputStats]:
+        """Of inputs as the options turn them, once for all linears that share one; as they are where none does."""
+        plans = dict[str, TensorPlan]()
+        for name in stats:
+            spec = self.source.specs[name]
+            turn = next((one.turn for one in turned_options(spec, self.target, self.config.data.seed)), None)
+            plans[name] = TensorPlan(name, spec.shape, turn=turn)
+        return as_multiplied(stats, plans)
+
+    def measure(self, name: str, sample: _Sample, turned: InputStats, worth: float = 1.0) -> None:
+        """Every option of ``name``, on a ``sample`` of its rows that stands for all; ``turned``: of its input as the options turn
+        it; ``worth``: nats for each unit of loss."""
+        spec, found, made = self.source.specs[name], self.found.setdefault(name, []), dict[Rotation | None, _Sample]()
+        for option in options_of(spec, self.target, self.config.data.seed):
+            if quick_enough(option, self.target, self.config.max_slowdown):
+                if option.turn not in made:
+                    made[option.turn] = _turned_sample(sample, option.turn, turned)
+                loss = worth * _loss_of(option, *made[option.turn])
+                if np.isfinite(loss):  # not where the weights overflow a float16 scale
+                    found.append(replace(option, loss={str(option.axis): loss}))
 
 
-def options_of(spec: TensorSpec, target: Target) -> list[TensorRecord]:
-    """Whatever ``target`` holds for a weight (OC, IC); embedding and head only per output channel (a token's row)."""
-    shape = (spec.shape[0], spec.shape[1])
-    grids = list(BLOCK_GRIDS.values())
-    for bits, group_size in product(TABLE_BITS if spec.name in TABLES else BITS, INT_GROUPS):
-        grids.append(make_grid("int", bits, group_size, symmetric=bits == FINE_BITS))  # zero points are worth it at few bits
-    fitting = [
-        (grid, axis)
-        for grid, axis in product(grids, (Axis.PER_OC,) if spec.name in TABLES else Axis)
-        if target.lacks(grid, axis) is None and target.refuses(grid, axis, shape) is None
-    ]
-
-    def like(grid: Grid, axis: Axis) -> tuple[Axis, int, bool, int]:
-        return axis, grid.group_size, grid.symmetric, target.stored_bytes(grid, axis, shape)
-
-    most: dict[tuple[Axis, int, bool, int], int] = {}  # bits for as many bytes: 3 that ride in 4 are no option
-    for grid, axis in fitting:
-        most[like(grid, axis)] = max(most.get(like(grid, axis), 0), grid.bits)
-    return [TensorRecord(spec.name, shape, grid, axis=axis) for grid, axis in fitting if grid.bits == most[like(grid, axis)]]
+def _turned_sample(sample: _Sample, turn: Rotation | None, stats: InputStats) -> _Sample:
+    rows, known = sample
+    return sample if turn is None else (turned(rows, turn), replace(known, hessian=stats.hessian, visit=None))
 
 
-def quick_enough(option: TensorRecord, target: Target, max_slowdown: float) -> bool:
-    """Whether the axis keeps this tensor, and so its layer, within that many times the decoding time of PER_OC."""
-    assert option.grid is not None
-    shape = (option.shape[0], option.shape[1])
-    plain = target.decode_cost(option.grid, Axis.PER_OC, shape)
-    return target.decode_cost(option.grid, option.axis, shape) <= max_slowdown * plain
+def _loss_of(option: TensorRecord, rows: F32, stats: InputStats) -> float:
+    """Of rounding a sample to nearest."""
+    name, grid, axis = option.name, option.grid, option.axis
+    assert grid is not None
+    some, known = _fewer(rows, stats) if grid.formula.dims > 1 and axis is Axis.PER_OC else (rows, stats)
+    return output_loss(some, dequantize(exact(name, some, grid, axis) or rtn(name, some, grid, axis, known)), known)
 
 
-def _sample(weight: F32, stats: InputStats) -> tuple[F32, InputStats]:
+def _sample(weight: F32, stats: InputStats) -> _Sample:
     """Evenly spread runs of rows, and the statistics in which they stand for all rows."""
     runs = -(-len(weight) // RUN)
     count = min(runs, max(1, round(SAMPLE / (RUN * weight.shape[1]))))
@@ -268,12 +246,12 @@ def _sample(weight: F32, stats: InputStats) -> tuple[F32, InputStats]:
     return _standing(weight, stats, np.concatenate([np.arange(start, min(start + RUN, len(weight))) for start in starts]))
 
 
-def _fewer(weight: F32, stats: InputStats) -> tuple[F32, InputStats]:
+def _fewer(weight: F32, stats: InputStats) -> _Sample:
     """Of a large sample some rows: words are slow to fit."""
     return _standing(weight, stats, np.arange(0, len(weight), max(1, weight.size // WORDS_SAMPLE)))
 
 
-def _standing(weight: F32, stats: InputStats, rows: NDArray[np.intp]) -> tuple[F32, InputStats]:
+def _standing(weight: F32, stats: InputStats, rows: NDArray[np.intp]) -> _Sample:
     """Some rows, and the statistics in which they stand for all."""
     assert stats.row_weight is not None
     own = stats.row_weight[rows]
@@ -281,7 +259,7 @@ def _standing(weight: F32, stats: InputStats, rows: NDArray[np.intp]) -> tuple[F
     return weight[rows], replace(stats, row_weight=own * scale)
 
 
-def _sample_table(source: Checkpoint, name: str, stats: InputStats) -> tuple[F32, InputStats]:
+def _sample_table(source: Checkpoint, name: str, stats: InputStats) -> _Sample:
     """Rows drawn in proportion to their weights, which are as uneven as the words of a text."""
     assert stats.row_weight is not None
     upto = np.cumsum(stats.row_weight, dtype=np.float64)

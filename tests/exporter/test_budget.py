@@ -13,9 +13,12 @@ from exporter.cli.main import main
 from exporter.file_size import parse_size
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
+from quantize.grids.levels import Levels
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.planning.sensitivity import Sensitivity, options_of
+from quantize.planning.options import options_of
+from quantize.planning.sensitivity import Sensitivity
 from quantize.store.tensors import QuantizedStore
+from quantize.turn import Rotation
 from quantize.types import Axis
 from tests.tiny import make_tiny_model
 
@@ -41,7 +44,7 @@ def made(tmp_path_factory):
         options = {}
         for index, (name, spec) in enumerate(source.specs.items()):
             if len(spec.shape) == 2:
-                found = options_of(spec, TARGETS[target])
+                found = options_of(spec, TARGETS[target], 0)
                 for record in found:
                     better = 0.01 if index % 3 and record.axis is Axis.PER_IC else 1
                     record.loss[str(record.axis)] = better * (1 + index % 5) * 4.0**-record.grid.bits_per_weight
@@ -92,6 +95,23 @@ def test_the_file_is_as_large_as_planned(made, tmp_path, capsys, model, target):
     assert (budget["bytes"], budget["target_bytes"]) == (size, goal)
     assert f"{size:,} bytes" in capsys.readouterr().out
     assert budget["predicted_kl"] < budget_of(tmp_path / "least")["predicted_kl"]
+
+
+def test_turned_levels_are_taken_where_they_are_better(made, tmp_path):
+    model, file = made("even", "onnxruntime+adadim")
+    raw, better = json.loads(file.read_text()), tmp_path / "better.json"
+    for one in raw["tensors"]:
+        if "turn" in one and "self_attn" in one["name"]:
+            one["loss"] = {axis: loss / 100 for axis, loss in one["loss"].items()}
+    better.write_text(json.dumps(raw))
+    size = write(model, better, "onnxruntime+adadim", tmp_path, "--target-bpw", "7", "--max-slowdown", "100")
+    records = QuantizedStore(tmp_path / "store").records.values()
+    turned = {record.name: record for record in records if record.turn is not None}
+    assert set(turned) >= {record.name for record in records if "self_attn" in record.name and "proj.weight" in record.name}
+    assert all(record.turn == Rotation.of(record.shape[1], 0) for record in turned.values())
+    assert all(isinstance(record.grid, Levels) for record in turned.values())
+    assert size == budget_of(tmp_path)["bytes"]
+    assert run("verify", tmp_path / "file", "--store", tmp_path / "store", "--source", model, "--quiet") == 0
 
 
 def test_a_dry_run_says_what_the_store_will_hold_and_writes_nothing(made, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,19 +14,24 @@ from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
+from quantize.grids import make_grid
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning import sensitivity
-from quantize.planning.sensitivity import measure_sensitivity, options_of, read_sensitivity
+from quantize.planning.options import options_of, turned_options
+from quantize.planning.sensitivity import measure_sensitivity, read_sensitivity
 from quantize.statistics.calibration import calibration_data
 from quantize.statistics.measured import Measured
-from quantize.types import Axis, InputStats
+from quantize.turn import Rotation
+from quantize.types import Axis, InputStats, TensorSpec
 from tests.cases import config_of, weight_of
 from tests.tiny import make_tiny_model
 
 CONFIG = config_of(calibration_tokens=512)
-Q = "model.layers.1.self_attn.q_proj.weight"
+UNBOUND = replace(CONFIG, max_slowdown=1000.0)  # a turn costs more than a tiny linear
+ADADIM = TARGETS["onnxruntime+adadim"]
+Q, V, DOWN = (f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def test_the_loss_is_that_of_rounding_the_tensor(source):
     runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
     stats = next(run.stats[Q] for run in runs if Q in run.stats)
     for (name, bits, axis), loss in found.items():
-        grid = sensitivity.make_grid(name, bits, 32)
+        grid = make_grid(name, bits, 32)
         rounded = dequantize(ROUNDERS["rtn"](Q, source.read(Q), grid, axis, stats))
         assert loss == pytest.approx(output_loss(source.read(Q), rounded, stats), rel=1e-6)
 
@@ -101,7 +107,7 @@ def test_slow_axes_are_not_measured(source):
 
 
 def test_three_bits_are_an_option_where_they_save_bytes(source):
-    options = options_of(source.specs[Q], TARGETS["onnxruntime+adadim"])
+    options = options_of(source.specs[Q], ADADIM, 0)
     assert {option.grid.bits for option in options} == {2, 3, 4, 8}
 
 
@@ -120,3 +126,65 @@ def test_fewer_rows_stand_for_all():
     noise = np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
     whole, part = output_loss(weight, weight + noise, stats), output_loss(fewer, fewer + noise[::2], known)
     assert part == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("noise_levels", [0, 2])
+def test_levels_of_turned_weights_are_options_where_a_target_turns_inputs(source, noise_levels):
+    for target in TARGETS.values():
+        found = measure_sensitivity(Measured(source), UNBOUND, target, noise_levels)
+        turned = {option for options in found.options.values() for option in map(turned_of, options) if option is not None}
+        linears = {key for key, spec in source.specs.items() if len(spec.shape) == 2 and key not in (EMBEDDING, HEAD)}
+        own = {(key, grid, source.specs[key].shape[1]) for key in linears for grid in ("lm2", "lm3", "lm4", "hg2", "hg3")}
+        assert turned == (own if target is ADADIM else set())
+        if target is ADADIM:
+            loss = losses(found, Q)
+            assert 0 < loss["lm4", 4, Axis.PER_OC] < loss["hg3", 3, Axis.PER_OC] < loss["lm3", 3, Axis.PER_OC]
+
+
+def test_no_scale_of_a_turned_option_is_for_more_than_what_is_turned_together():
+    for channels, size, group in ((576, 576, 1024), (688, 16, 32), (11008, 256, 256)):
+        options = turned_options(TensorSpec(Q, "F32", (64, channels)), ADADIM, 3)
+        assert {(one.turn, one.grid.group_size) for one in options} == {(Rotation(size, 3), group)} and len(options) == 5
+    assert not turned_options(TensorSpec(Q, "F32", (64, 331)), ADADIM, 3)
+
+
+def turned_of(option):
+    """(tensor, grid, channels that are turned together), or None."""
+    return None if option.turn is None else (option.name, option.grid.name, option.turn.size)
+
+
+def test_the_loss_of_a_turned_option_is_that_of_the_turned_input(source):
+    from quantize.source import measure_curvature, walk_blocks
+
+    found = measure_sensitivity(Measured(source), UNBOUND, ADADIM)
+    tokens, _ = calibration_data(CONFIG.data, source)
+    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
+    known = {name: stats for run in runs for name, stats in run.stats.items()}
+    for name in (Q, V, DOWN):
+        weight, stats = source.read(name), known[name]
+        for option in (one for one in found.options[name] if one.turn is not None):
+            moved = option.turn.apply(weight)
+            rounded = dequantize(ROUNDERS["rtn"](name, moved, option.grid, option.axis, stats.turned(option.turn)))
+            expected = output_loss(weight, option.turn.back(rounded), stats)
+            assert option.loss[Axis.PER_OC] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_turn_is_read_as_it_was_measured_and_no_other_is(source, tmp_path):
+    file, found = tmp_path / "file.json", measure_sensitivity(Measured(source), UNBOUND, ADADIM)
+    file.write_bytes(found.to_json())
+    assert read_sensitivity(file, source, ADADIM) == found
+    raw = json.loads(found.to_json())
+    turned = next(one for one in raw["tensors"] if "turn" in one)
+    for name, turn, words in (
+        (turned["name"], {"size": 32, "seed": 0}, "64 input channels are turned in runs of 64, not of 32"),
+        (EMBEDDING, {"size": 64, "seed": 0}, "an input is turned of linears alone, per output channel"),
+        (turned["name"], turned["turn"], "has an option twice"),
+    ):
+        shape = list(source.specs[name].shape)
+        file.write_text(json.dumps(raw | {"tensors": [turned, turned | {"name": name, "shape": shape, "turn": turn}]}))
+        with pytest.raises(ConfigError, match=words):
+            read_sensitivity(file, source, ADADIM)
+    plain = turned | {"grid": "int", "scale_dtype": "float16"}
+    file.write_text(json.dumps(raw | {"target": "onnxruntime", "tensors": [plain]}))
+    with pytest.raises(ConfigError, match="target onnxruntime turns no input of a linear"):
+        read_sensitivity(file, source, TARGETS["onnxruntime"])
