@@ -92,7 +92,7 @@ class Clips:
         self._rows = np.ascontiguousarray(to_rows(self._weight / self._factor, self._like.axis))
         self._groups = to_blocks(self._rows, self._like.grid.group_size)
         least, most = self._groups.min(-1), self._groups.max(-1)
-        turning = np.clip(np.float32(0), least, most)
+        turning: F32 = np.minimum(np.maximum(least, 0), most)
         if turning.any():
             turning = np.where(turning, (least + most) / 2, 0).astype(np.float32) if self._holds_no_zero() else turning * 0
         self._turning = turning
