@@ -175,7 +175,7 @@ def test_a_rule_for_bits_or_grid_inherits_neither(tmp_path, rule, grid):
         ('[[rule]]\nmatch = "*"\ngrid = "../x"\n', "grid '../x'; choose one of int, q4_0"),
         ('[[rule]]\nmatch = "*"\nscale_dtype = "f64"\n', "scale_dtype 'f64'; choose one of float16"),
         ('[[rule]]\nmatch = "*"\nbits = "four"\n', r"rule\[0\]\.bits is 'four': Expected int"),
-        ('[[rule]]\nmatch = "*"\nbits = 4.0\n', r"rule\[0\]\.bits is 4\.0: Expected int"),
+        ('[[rule]]\nmatch = "*"\nbits = "4"\n', r"rule\[0\]\.bits is '4': Expected int"),
         ('[[rule]]\nmatch = "*"\nbits = true\n', r"rule\[0\]\.bits is True: Expected int"),
         ('[[rule]]\nmatch = "*"\nbits = 99999999999999999999\n', r"rule\[0\]\.bits is 99999999999999999999: Expected int"),
         ('[[rule]]\nmatch = "*"\nsymmetric = "no"\n', r"rule\[0\]\.symmetric is 'no': Expected bool"),
