@@ -294,7 +294,7 @@ def test_a_shape_that_fits_no_block_names_the_tensor_and_the_numbers(tmp_path, c
 
 ARGPARSE = [
     (["quantize"], "adadim quantize: error: the following arguments are required: SOURCE"),
-    (["quantize", "m", "--out", "s", "--bits", "7"], "argument --bits: invalid choice"),
+    (["quantize", "m", "--out", "s", "--bits", "7"], "or a fraction as 2.5, not '7'; see"),
     (["quantize", "m", "--out", "s", "--group-size", "-3"], "argument --group-size"),
     (["export", "gguf", "s"], "adadim export gguf: error"),
     (["nonsense"], "adadim: error: argument COMMAND: invalid choice"),

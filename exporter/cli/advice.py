@@ -80,7 +80,8 @@ def number_meant(word: str) -> str:
     name, digits = word.lower(), re.findall(r"\d+", word)
     if name in GRIDS or (_ABSENT.fullmatch(name) and not _BITS.fullmatch(name)):
         return f"; {quantized(word)}"
-    return f"; perhaps {digits[0]} is meant" if len(digits) == 1 and re.fullmatch(r"[a-z]*-?\d+-?[a-z]*", name) else ""
+    in_words = len(digits) == 1 and digits != [name] and re.fullmatch(r"[a-z]*-?\d+-?[a-z]*", name)
+    return f"; perhaps {digits[0]} is meant" if in_words else ""
 
 
 def grid_named(word: str) -> str:
