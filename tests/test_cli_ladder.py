@@ -92,7 +92,7 @@ def test_widths_of_a_target_that_is_asked_for_and_a_folder_of_its_own(model, tmp
             "--sizes: says already how large the files are; drop --target-size, --target-bpw and --bits",
         ),
         ("--sizes 1MB,2MB --target-size 1MB", "not allowed with argument --sizes"),
-        ("--bits 3,7", "argument --bits: '3,7': choose among 2, 3, 4, 5, 8, with commas between them"),
+        ("--bits 3,7", "argument --bits: '3,7': choose among 2, 3, 4, 5, 8, or a fraction as 2.5, with commas between them"),
         ("--bits 4,4", "argument --bits: '4,4' names one twice"),
         ("--bits 4,5 --target onnxruntime", "--bits 5: the int grid stores 2, 3, 4, 8 bits"),
         ("--bits 4 --text none.txt", "--text, --chunks: measure a ladder; ask for some with"),
