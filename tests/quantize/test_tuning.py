@@ -17,8 +17,8 @@ from quantize.source import ModelStudent, build_model, curvature, logits, measur
 from quantize.source.causal import Causal
 from quantize.statistics.measured import Measured
 from quantize.steps import learn_floats as tuning
-from quantize.steps.descent import weight_of as weight_of_tensor
 from quantize.types import Axis, PlainTensor, RowOrder
+from quantize.weight import weight_of as weight_of_tensor
 from tests.cases import AXES, GRIDS, grid_id, grid_named, weight_of
 from tests.tiny import make_tiny_model
 
