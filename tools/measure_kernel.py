@@ -24,18 +24,25 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
+from exporter.onnx.levels_op import matmul_levels
 from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import matmul_nbits
 from exporter.onnx.split import split_form
+from exporter.onnx.sums import Summand
 from exporter.onnx.tensors import Form, Wire
+from exporter.onnx.turns import OP_TYPE as ROTATE
+from exporter.onnx.turns import Turns
 from quantize import Axis, QuantizedTensor, dequantize, make_grid, open_checkpoint
+from quantize.blocks import one_group
+from quantize.grids.levels import LEAST_GROUP
 from quantize.methods import ROUNDERS
 from quantize.model_config import is_linear
 from quantize.source.whole import build_model, logits
 from quantize.statistics.calibration import held_out_text, tokenize
 from quantize.store.tensors import TensorRecord
-from quantize.types import F32
-from runtime_checks.measure.kernel_bench import ROWS, WIRE, form_session, interleaved, levels_form, model_session, random_bytes
+from quantize.turn import Rotation
+from quantize.types import F32, Array
+from runtime_checks.measure.kernel_bench import ACCURACY_LEVEL, ROWS, WIRE, form_session, interleaved, model_session, random_bytes
 
 GRID = make_grid("int", 4, 32)
 TOKENS = 128
@@ -188,7 +195,6 @@ LAYERS = {
         "down": [(5632, 2048)],
     },
 }
-FACTORS = {576: (24, 24), 1536: (48, 32), 2048: (64, 32), 5632: (88, 64)}  # the orders of left and right
 
 
 def turns() -> None:
@@ -205,39 +211,23 @@ def turns() -> None:
 
 def layer_model(inputs: dict[str, list[tuple[int, int]]], turned: bool) -> onnx.ModelProto:
     """Linears of a layer whose inputs are those of the model."""
-    nodes, tensors = [], list[TensorProto]()
+    nodes, tensors, constants, turns = [], list[TensorProto](), dict[str, Array](), Turns()
     for name, shapes in inputs.items():
-        size = shapes[0][0]
-        if turned:
-            nodes.append(
-                helper.make_node("RotateAdaDim", [name, *turn_tensors(name, size, tensors)], [f"{name}.turned"], domain=DOMAIN)
-            )
         for index, (k, n) in enumerate(shapes):
-            record = TensorRecord("linear.weight", (n, k), make_grid("int", 3, 1 << (k - 1).bit_length()), axis=Axis.PER_OC)
-            form = levels_form(record, 1, Wire(f"{name}.turned" if turned else name, f"{name}.{index}"))
-            nodes += form.nodes
-            tensors += [
-                helper.make_tensor(p.name, p.data_type, p.shape, random_bytes(form)[p.name], raw=True) for p in form.planned
-            ]
-    tensors.append(numpy_helper.from_array(form.constants["levels"], "levels"))
+            grid = make_grid("lm3", 3, one_group(k, LEAST_GROUP))
+            turn = Rotation.of(k, 0) if turned else None
+            record = TensorRecord(f"{name}.{index}.weight", (n, k), grid, axis=Axis.PER_OC, turn=turn)
+            part, before = turns.before(Summand(record, Wire(name, f"{name}.{index}"), name))
+            form = matmul_levels(record, part.wire, ACCURACY_LEVEL)
+            nodes += [*before, *form.nodes]
+            data = random_bytes(form)
+            tensors += [helper.make_tensor(p.name, p.data_type, p.shape, data[p.name], raw=True) for p in form.planned]
+            constants |= form.constants
+    tensors += [numpy_helper.from_array(value, key) for key, value in (constants | turns.constants).items()]
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", shapes[0][0]]) for name, shapes in inputs.items()]
-    made = [helper.make_tensor_value_info(op.output[0], TensorProto.FLOAT, None) for op in nodes if op.op_type != "RotateAdaDim"]
+    made = [helper.make_tensor_value_info(op.output[0], TensorProto.FLOAT, None) for op in nodes if op.op_type != ROTATE]
     opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(helper.make_graph(nodes, "layer", given, made, tensors), opset_imports=opsets, ir_version=11)
-
-
-def turn_tensors(name: str, size: int, tensors: list[TensorProto]) -> list[str]:
-    """Adds signs and both factors: Sylvester's matrix (x) a core, here one of random signs, which takes as long."""
-    rng = np.random.default_rng(size)
-    values = {"signs": rng.choice([-1, 1], size).astype(np.int8)}
-    for side, order in zip(("left", "right"), FACTORS[size], strict=True):
-        core = order // (order & -order)
-        matrix = rng.choice([-1, 1], (4 * core, 4 * core)).astype(np.int8) if core > 1 else np.ones((1, 1), np.int8)
-        while len(matrix) < order:
-            matrix = np.kron(np.array([[1, 1], [1, -1]], np.int8), matrix)
-        values[side] = matrix
-    tensors += [numpy_helper.from_array(value, f"{name}.{key}") for key, value in values.items()]
-    return [f"{name}.{key}" for key in values]
 
 
 if __name__ == "__main__":

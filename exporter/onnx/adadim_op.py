@@ -57,15 +57,8 @@ SIZES = """
   spread = Concat <axis = 0> (outer, groups, one, inner)
 """
 
-# q, F32[outputs, inputs] with filling, from lines of 16 outputs by 4 bytes. Each byte holds a code of every step of its line;
-# at 3 bits the two bits above hold steps 6 and 7, low bits in lines 0 and 1, high bits in line 2.
-_CODES = """
-  line_count = Reshape (width, rest)
-  masks = Constant <value = uint8[9] {0, 0, 3, 7, 15, 0, 0, 0, 255}> ()
-  mask = Gather (masks, width)
-  used_bits = Constant <value = int64[9] {0, 0, 8, 6, 8, 0, 0, 0, 8}> ()
-  used = Gather (used_bits, width)
-  step_count = Reshape (used, rest)
+# low, F32[..., step_count, 16, 4]: what each line of 16 outputs by 4 bytes holds in its low bits, ``width`` of them for a step.
+LOW = """
   line = Constant <value_ints: ints = [16, 4]> ()
   lines_shape = Concat <axis = 0> (rest, line_count, one, line)
   low_shape = Concat <axis = 0> (rest, step_count, line)
@@ -80,6 +73,19 @@ _CODES = """
   low_masked = BitwiseAnd (low_shifted, mask)
   low_floats = Cast <to = 1> (low_masked)
   low = Reshape (low_floats, low_shape)
+"""
+
+# q, F32[outputs, inputs] with filling, from lines of 16 outputs by 4 bytes. Each byte holds a code of every step of its line;
+# at 3 bits the two bits above hold steps 6 and 7, low bits in lines 0 and 1, high bits in line 2.
+_STEPS = """
+  line_count = Reshape (width, rest)
+  masks = Constant <value = uint8[9] {0, 0, 3, 7, 15, 0, 0, 0, 255}> ()
+  mask = Gather (masks, width)
+  used_bits = Constant <value = int64[9] {0, 0, 8, 6, 8, 0, 0, 0, 8}> ()
+  used = Gather (used_bits, width)
+  step_count = Reshape (used, rest)
+"""
+_CODES = """
   eight = Constant <value_ints: ints = [8]> ()
   above_count = Sub (eight, step_count)
   six = Constant <value = uint8 {6}> ()
@@ -199,7 +205,7 @@ PRODUCT = """
 def adadim_function() -> FunctionProto:
     """The portable body as a model-local function."""
     head = f"{OPSETS}{OP_TYPE} {ATTRIBUTES} (A, codes, scales, zero_points, bias) => (Y)"
-    body = SIZES + _CODES + SCALES + _ZERO_POINTS + GROUPED + _CENTRED + PRODUCT
+    body = SIZES + _STEPS + LOW + _CODES + SCALES + _ZERO_POINTS + GROUPED + _CENTRED + PRODUCT
     return onnx.parser.parse_function(f"{head} {{{body}}}")
 
 

@@ -13,7 +13,7 @@ import onnx.parser
 from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto
 
-from exporter.onnx.adadim_op import ATTRIBUTES, DOMAIN, GROUPED, LAYOUT, OPSETS, PRODUCT, SCALES, SIZES
+from exporter.onnx.adadim_op import ATTRIBUTES, DOMAIN, GROUPED, LAYOUT, LOW, OPSETS, PRODUCT, SCALES, SIZES
 from exporter.onnx.tensors import Form, Planned, Span, Wire, node, planned_scale, site
 from exporter.onnx.tiles import pack_codes, pack_pairs, pack_scales
 from exporter.onnx_cost import tile_shapes
@@ -28,7 +28,7 @@ NO_POINT = 255  # of two codes that are no pair
 # points, I32[outputs, codes] with filling, from lines of 16 outputs by 4 bytes. Each byte holds a code of every step of its line.
 # At 3 and 6 bits the two bits above, of three lines, are one or two steps more: a sum of four numbers, the last line's two bits
 # apart.
-_CODES = """
+_STEPS = """
   line_counts = Constant <value = int64[7] {0, 0, 1, 3, 1, 0, 3}> ()
   line_count_of = Gather (line_counts, width)
   line_count = Reshape (line_count_of, rest)
@@ -38,24 +38,12 @@ _CODES = """
   used = Gather (used_bits, width)
   low_counts = Constant <value = int64[7] {0, 0, 4, 6, 2, 0, 3}> ()
   low_count_of = Gather (low_counts, width)
-  low_count = Reshape (low_count_of, rest)
+  step_count = Reshape (low_count_of, rest)
   above_counts = Constant <value = int64[7] {0, 0, 0, 2, 0, 0, 1}> ()
   above_count_of = Gather (above_counts, width)
   above_count = Reshape (above_count_of, rest)
-  line = Constant <value_ints: ints = [16, 4]> ()
-  lines_shape = Concat <axis = 0> (rest, line_count, one, line)
-  low_shape = Concat <axis = 0> (rest, low_count, line)
-  place = Constant <value_ints: ints = [-1, 1, 1]> ()
-  code_bytes = DequantizeLinear (codes, unit)
-  code_integers = Cast <to = 2> (code_bytes)
-  lines = Reshape (code_integers, lines_shape)
-  low_range = Range (from, used, width)
-  low_bytes = Cast <to = 2> (low_range)
-  low_places = Reshape (low_bytes, place)
-  low_shifted = BitShift <direction = "RIGHT"> (lines, low_places)
-  low_masked = BitwiseAnd (low_shifted, mask)
-  low_floats = Cast <to = 1> (low_masked)
-  low = Reshape (low_floats, low_shape)
+"""
+_CODES = """
   six = Constant <value = uint8 {6}> ()
   bit = Constant <value = uint8 {1}> ()
   tops_shape = Constant <value_ints: ints = [0, -1, 64]> ()
@@ -108,7 +96,9 @@ _SCALED = """
 def levels_function() -> FunctionProto:
     """The portable body as a model-local function."""
     head = f"{OPSETS}{OP_TYPE} {ATTRIBUTES} (A, codes, scales, levels, bias) => (Y)"
-    return onnx.parser.parse_function(f"{head} {{{SIZES + _CODES + _LEVELS + SCALES + GROUPED + _SCALED + PRODUCT}}}")
+    return onnx.parser.parse_function(
+        f"{head} {{{SIZES + _STEPS + LOW + _CODES + _LEVELS + SCALES + GROUPED + _SCALED + PRODUCT}}}"
+    )
 
 
 def matmul_levels(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:

@@ -12,17 +12,18 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
+from exporter.onnx.levels_op import matmul_levels
 from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import CONTRIB, matmul_nbits
-from exporter.onnx.tensors import Form, Planned, Wire, node
-from exporter.onnx_cost import tile_shapes
+from exporter.onnx.tensors import Form, Planned, Wire
 from quantize.grids import make_grid
+from quantize.grids.levels import Levels
 from quantize.progress import track
 from quantize.store.tensors import TensorRecord
 from quantize.types import F32, Axis
 
 SHAPES = ((576, 1536), (2048, 2048), (2048, 5632), (4096, 11008))  # K, N
-LEVELS = {"lm": (1, (2, 3, 4)), "hg": (2, (2, 3))}  # grid: weights of a code, bits of a weight
+LEVELS = {"lm": ((2, 3, 4), tuple(Axis)), "hg": ((2, 3), (Axis.PER_OC,))}  # bits of a weight, and where groups run
 ROWS, BITS, GROUP_SIZE, ACCURACY_LEVEL = (1, 16, 128), (2, 3, 4, 8), 32, 4
 LEAST_ROUNDS = 5
 WIRE = Wire("x", "y")
@@ -46,25 +47,20 @@ def bench_kernel(options: BenchOptions) -> list[dict[str, Any]]:
 def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterator[dict[str, Any]]:
     K, N = shape
     variants = [("int", bits, axis) for bits in BITS for axis in Axis]
-    variants += [
-        (grid, bits, axis)
-        for grid, (dims, widths) in LEVELS.items()
-        for bits in widths
-        for axis in (Axis if dims == 1 else (Axis.PER_OC,))
-    ]
+    variants += [(kind, bits, axis) for kind, (widths, axes) in LEVELS.items() for bits in widths for axis in axes]
     forms = [matmul_nbits(record_of(shape, 4, Axis.PER_OC), WIRE, ACCURACY_LEVEL)]
-    forms += [_form(grid, record_of(shape, bits, axis)) for grid, bits, axis in variants]
+    forms += [_form(record_of(shape, bits, axis, kind)) for kind, bits, axis in variants]
     sessions = [form_session(form, K, threads) for form in forms]
     for rows in ROWS:
         x = np.random.default_rng(rows).normal(size=(rows, K)).astype(np.float32)
         first, *rest = interleaved(sessions, {WIRE.x: x}, seconds)
-        for (grid, bits, axis), form, own in zip(variants, forms[1:], rest, strict=True):
+        for (kind, bits, axis), form, own in zip(variants, forms[1:], rest, strict=True):
             stored = sum(planned.nbytes for planned in form.planned)
             yield {
                 "K": K,
                 "N": N,
                 "rows": rows,
-                "grid": grid,
+                "grid": kind,
                 "bits": bits,
                 "axis": str(axis),
                 "threads": threads,
@@ -76,32 +72,15 @@ def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterat
             }
 
 
-def _form(grid: str, record: TensorRecord) -> Form:
-    if grid == "int":
-        return matmul_adadim(record, WIRE, ACCURACY_LEVEL)
-    return levels_form(record, LEVELS[grid][0])
+def _form(record: TensorRecord) -> Form:
+    op = matmul_levels if isinstance(record.grid, Levels) else matmul_adadim
+    return op(record, WIRE, ACCURACY_LEVEL)
 
 
-def levels_form(record: TensorRecord, dims: int, wire: Wire = WIRE) -> Form:
-    """MatMulLevels with the shape, axis and group size of a record of integers; a code stands for ``dims`` weights.
-
-    Its levels are spread evenly: the kernel takes as long for any. It is poured random bytes only.
-    """
-    assert record.grid is not None
-    oc, ic = record.shape
-    bits, group_size = record.grid.bits * dims, record.grid.group_size
-    codes, scales, _ = tile_shapes(record.grid, record.axis, (oc, ic))
-    planned = (Planned(f"{wire.y}.codes", TensorProto.UINT8, codes), Planned(f"{wire.y}.scale", TensorProto.FLOAT16, scales))
-    levels = np.linspace(-63, 63, 1 << bits).astype(np.int8)[None].repeat(dims, axis=0)
-    sizes = {"K": ic, "N": oc, "bits": bits, "group_size": group_size, "per_oc": int(record.axis is Axis.PER_OC)}
-    inputs = [wire.x, *(tensor.name for tensor in planned), "levels"]
-    op = node("MatMulLevels", inputs, [wire.y], wire.y, domain=DOMAIN, **sizes, accuracy_level=ACCURACY_LEVEL, layout=1)
-    return Form("matmul_levels", [op], planned, lambda first, chunk: iter(()), {"levels": levels})
-
-
-def record_of(shape: tuple[int, int], bits: int, axis: Axis) -> TensorRecord:
-    """A linear of K x N."""
-    return TensorRecord("linear.weight", shape[::-1], make_grid("int", bits, GROUP_SIZE), axis=axis)
+def record_of(shape: tuple[int, int], bits: int, axis: Axis, kind: str = "int") -> TensorRecord:
+    """A linear of K x N; of levels ``kind`` is the name of their grid less its bits."""
+    name = kind if kind == "int" else f"{kind}{bits}"
+    return TensorRecord("linear.weight", shape[::-1], make_grid(name, bits, GROUP_SIZE), axis=axis)
 
 
 def form_session(form: Form, k: int, threads: int, data: Mapping[str, bytes] | None = None) -> ort.InferenceSession:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnx import FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
+from exporter.onnx.tensors import Form
 from quantize import Axis, PlainTensor, QuantizedStore, QuantizedTensor, dequantize, open_checkpoint
 from quantize.blocks import to_blocks, to_rows
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
@@ -32,6 +34,21 @@ def rtn(name: str, weight: F32, grid: Grid, axis: Axis) -> QuantizedTensor:
 def stored_rows(q: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
     """A chunk of the stored rows (OC for PER_OC, IC for PER_IC); scales move along."""
     return replace(q, codes=q.codes[start:stop], params={key: value[start:stop] for key, value in q.params.items()})
+
+
+def one_node_model(form: Form, shape: tuple[int, int], tensor: QuantizedTensor, body: FunctionProto) -> ModelProto:
+    """A linear (OC, IC) alone in a graph, with the body of its operator."""
+    data = {planned.name: bytearray(planned.nbytes) for planned in form.planned}
+    for name, offset, piece in form.pour(0, tensor):
+        data[name][offset : offset + len(piece)] = piece
+    assert all(len(data[planned.name]) == planned.nbytes for planned in form.planned)
+    tensors = [helper.make_tensor(p.name, p.data_type, p.shape, bytes(data[p.name]), raw=True) for p in form.planned]
+    tensors += [numpy_helper.from_array(value, name) for name, value in form.constants.items()]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", shape[1]])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(form.nodes, "one", [x], [y], tensors)
+    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(body.domain, 1)]
+    return helper.make_model(graph, functions=[body], opset_imports=opsets, ir_version=11)
 
 
 ABOUT = {

@@ -5,31 +5,23 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto
 
-from exporter.onnx.adadim_op import DOMAIN, adadim_function, matmul_adadim
+from exporter.onnx.adadim_op import adadim_function, matmul_adadim
 from exporter.onnx.tensors import Wire
 from quantize import Axis, dequantize, make_grid
 from quantize.store.tensors import TensorRecord
-from tests.exporter.onnx_stores import rtn
+from tests.exporter.onnx_stores import one_node_model, rtn
 
 FLOAT_SUM = 1e-5  # two float32 summation orders over at most 100 products
 SHAPES = [(50, 70, 16), (96, 64, 32), (36, 100, 128)]  # OC, IC, group: ragged, even, shorter than a group
 
 
-def one_node_model(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, np.ndarray]:
+def model_of(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, np.ndarray]:
     record = TensorRecord("w.weight", weight.shape, grid, axis=axis)
     q = rtn(record.name, weight, grid, axis)
     form = matmul_adadim(record, Wire("x", "y"), 4)
-    data = {planned.name: bytearray(planned.nbytes) for planned in form.planned}
-    for name, offset, piece in form.pour(0, q):
-        data[name][offset : offset + len(piece)] = piece
-    tensors = [helper.make_tensor(p.name, p.data_type, p.shape, bytes(data[p.name]), raw=True) for p in form.planned]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", weight.shape[1]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(form.nodes, "one", [x], [y], tensors)
-    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, functions=[adadim_function()], opset_imports=opsets, ir_version=11), dequantize(q)
+    return one_node_model(form, weight.shape, q, adadim_function()), dequantize(q)
 
 
 @pytest.mark.parametrize("level", [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL])
@@ -41,7 +33,7 @@ def test_the_body_multiplies_by_the_decoded_weight(axis, bits, symmetric, scale_
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     for oc, ic, group_size in SHAPES:
-        model, decoded = one_node_model(
+        model, decoded = model_of(
             rng.normal(size=(oc, ic)).astype(np.float32), make_grid("int", bits, group_size, symmetric, scale_dtype), axis
         )
         x = rng.normal(size=(2, 3, ic)).astype(np.float32)
@@ -52,7 +44,7 @@ def test_the_body_multiplies_by_the_decoded_weight(axis, bits, symmetric, scale_
 @pytest.mark.parametrize("axis", Axis)
 def test_onnxruntime_keeps_the_weights_packed(axis, tmp_path):
     weight = np.random.default_rng(0).normal(size=(256, 512)).astype(np.float32)
-    model, _ = one_node_model(weight, make_grid("int", 3, 64), axis)
+    model, _ = model_of(weight, make_grid("int", 3, 64), axis)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(model.SerializeToString(), options)

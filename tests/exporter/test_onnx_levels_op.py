@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 
-from exporter.onnx.adadim_op import DOMAIN
 from exporter.onnx.levels_op import levels_function, matmul_levels, points_of
 from exporter.onnx.tensors import Wire
 from exporter.onnx.tiles import pack_pairs
@@ -18,7 +17,7 @@ from quantize import Axis, QuantizedTensor, dequantize
 from quantize.errors import ExportError
 from quantize.store.tensors import TensorRecord
 from tests.cases import LEVEL_GRIDS, grid_id
-from tests.exporter.onnx_stores import rtn
+from tests.exporter.onnx_stores import one_node_model, rtn
 
 FLOAT_SUM = 1e-5  # two float32 summation orders over at most 200 products
 SHAPES = [(50, 70, 32), (96, 64, 32), (36, 200, 128), (17, 98, 256)]  # OC, IC, group: ragged, even, several, the whole row
@@ -56,22 +55,13 @@ def test_codes_that_are_no_pair_are_refused():
         points_of(replace(tensor, codes=codes), grid)
 
 
-def one_node_model(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, QuantizedTensor]:
+def model_of(weight: np.ndarray, grid, axis: Axis) -> tuple[ModelProto, QuantizedTensor]:
     record = TensorRecord("w.weight", weight.shape, grid, axis=axis)
     q = rtn(record.name, weight, grid, axis)
     form = matmul_levels(record, Wire("x", "y"), 4)
-    data = {planned.name: bytearray(planned.nbytes) for planned in form.planned}
-    for name, offset, piece in form.pour(0, q):
-        data[name][offset : offset + len(piece)] = piece
-    tensors = [helper.make_tensor(p.name, p.data_type, p.shape, bytes(data[p.name]), raw=True) for p in form.planned]
     own = sum(value.nbytes for name, value in form.constants.items() if name == "w.weight.levels")
-    assert sum(map(len, data.values())) + own == tile_bytes(grid, axis, weight.shape)
-    tensors += [numpy_helper.from_array(value, name) for name, value in form.constants.items()]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", weight.shape[1]])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(form.nodes, "one", [x], [y], tensors)
-    opsets = [helper.make_opsetid("", 24), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, functions=[levels_function()], opset_imports=opsets, ir_version=11), q
+    assert sum(planned.nbytes for planned in form.planned) + own == tile_bytes(grid, axis, weight.shape)
+    return one_node_model(form, weight.shape, q, levels_function()), q
 
 
 @pytest.mark.parametrize("level", [ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL])
@@ -84,7 +74,7 @@ def test_the_body_multiplies_by_the_decoded_weight(grid, axis, level):
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     for oc, ic, group_size in SHAPES:
-        model, q = one_node_model(rng.normal(size=(oc, ic)).astype(np.float32), grid.grouped(group_size), axis)
+        model, q = model_of(rng.normal(size=(oc, ic)).astype(np.float32), grid.grouped(group_size), axis)
         x = rng.normal(size=(2, 3, ic)).astype(np.float32)
         (y,) = ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})
         np.testing.assert_allclose(y, x @ dequantize(q).T, atol=FLOAT_SUM * np.abs(y).max(), rtol=0)
@@ -93,7 +83,7 @@ def test_the_body_multiplies_by_the_decoded_weight(grid, axis, level):
 @pytest.mark.parametrize("grid", LEVEL_GRIDS, ids=grid_id)
 def test_onnxruntime_keeps_the_weights_packed(grid, tmp_path):
     weight = np.random.default_rng(0).normal(size=(512, 1024)).astype(np.float32)
-    model, _ = one_node_model(weight, grid, Axis.PER_OC)
+    model, _ = model_of(weight, grid, Axis.PER_OC)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     ort.InferenceSession(model.SerializeToString(), options)
