@@ -83,7 +83,7 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
     first, *others = weight_records(plan, axis, grid)
     records = (
-        replace(first, rounder=rounded.rounder, loss=loss),
+        replace(first, rounder=rounded.rounder, loss=loss, activation=stored.parts[0].activation),
         *(record if record.grid is None else replace(record, rounder=rounded.rounder) for record in others),
     )
     return list(zip(stored.parts, records, strict=True))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
+from quantize.activations import ACTIVATIONS, Activation
 from quantize.blocks import matrix
-from quantize.errors import StoreError
+from quantize.errors import StoreError, shown
 from quantize.grids import GridJson
 from quantize.outside import MIB, Count, Door, Size
 from quantize.turn import LEAST, Rotation, orders_of
-from quantize.types import Axis, RowOrder
+from quantize.types import TINY, Axis, RowOrder
 
 PLAN_DOOR = Door(StoreError, "plan.json is damaged, quantize again")
 ASSET_DOOR = Door(StoreError, "the store is damaged; quantize again", 512 * MIB)
@@ -63,6 +65,25 @@ class TurnJson(msgspec.Struct):
             raise ValueError(f"shape {shape} {axis} and a turn of {self.size} input channels, which is not known here")
 
 
+class ActivationJson(msgspec.Struct):
+    """What rounds a linear's input."""
+
+    name: Word
+    scale: Finite = 0.0
+    zero_point: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+
+    def __post_init__(self) -> None:
+        grid = ACTIVATIONS.get(self.name)
+        if grid is None:
+            raise ValueError(f"activation '{shown(self.name)}' is none of {', '.join(ACTIVATIONS)}")
+        if grid.static and (np.float32(self.scale) < TINY or self.zero_point >> grid.bits):
+            raise ValueError(f"scale {self.scale} and zero point {self.zero_point} are none of {self.name}")
+
+    def make(self) -> Activation:
+        """The activation."""
+        return Activation(self.name, self.scale, self.zero_point)
+
+
 class QuantizedJson(GridJson, kw_only=True):
     """A tensor on a grid."""
 
@@ -76,6 +97,7 @@ class QuantizedJson(GridJson, kw_only=True):
     sha256: list[Sha256] = msgspec.field(default_factory=list)
     inputs: Count = 0
     turn: TurnJson | None = None
+    activation: ActivationJson | None = None
 
     def __post_init__(self) -> None:
         grid = self.make()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
+from quantize.activations import Activation
 from quantize.blocks import matrix
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
@@ -56,7 +57,8 @@ STRANGE = "is no part of the store"
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
-    input channels, how many the weight has; else 0. ``turn``: of its input."""
+    input channels, how many the weight has; else 0. ``turn``: of its input. ``activation``: what rounds that, where not the
+    runtime by itself."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,6 +72,7 @@ class TensorRecord:
     sha256: tuple[str, ...] = ()
     inputs: int = 0
     turn: Rotation | None = None
+    activation: Activation | None = None
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -104,7 +107,8 @@ class TensorRecord:
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
         turn = None if self.turn is None else self.turn.to_json()
-        rest = {"inputs": self.inputs, "turn": turn, "note": self.note, "sha256": list(self.sha256)}
+        activation = None if self.activation is None else self.activation.to_json()
+        rest = {"inputs": self.inputs, "turn": turn, "activation": activation, "note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
@@ -115,7 +119,8 @@ class TensorRecord:
             return replace(record, dtype=raw.dtype)
         loss = {str(axis): loss for axis, loss in raw.loss.items()}
         turn = None if raw.turn is None else raw.turn.make()
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, turn=turn)
+        activation = None if raw.activation is None else raw.activation.make()
+        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, turn=turn, activation=activation)
 
 
 Piece = tuple[Part, TensorRecord]
@@ -236,7 +241,8 @@ class QuantizedStore:
     def weight(self, name: str) -> StoredWeight:
         """All parts of a weight. Raises StoreError."""
         self.check_reads(name)
-        first = Part(self.read(name), self.reads(name), self.records[name].turn)
+        record = self.records[name]
+        first = Part(self.read(name), self.reads(name), record.turn, record.activation)
         return StoredWeight((first, *(read_chunk(self.path, record, 0) for record in self.beside(name))))
 
     def check_reads(self, name: str) -> None:
@@ -273,7 +279,8 @@ def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:
         reads = arrays.pop(READS).astype(np.intp) if columns else None
         if record.grid is None:
             return Part(PlainTensor(record.name, arrays["values"], record.dtype), reads)
-        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads, record.turn)
+        tensor = QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
+        return Part(tensor, reads, record.turn, record.activation)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
 
