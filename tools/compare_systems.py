@@ -18,7 +18,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import ceil, floor
@@ -39,7 +38,7 @@ from quantize.store.outputs import new_file
 
 COMMAND = [sys.executable, "-m", "exporter.cli.main"]
 HEAD = (
-    "| row | bits | KL, nats/token | perplexity | same favourite | linears, bits | file, bits | file, MB | seconds | memory, MB |"
+    "| row | bits | KL, nats/token | perplexity | same favourite | linears, bits | file, bits | file, MB | CPU, s | memory, MB |"
 )
 MB = 1e6
 PLAIN = tuple(word for word in WORDS if not read_word(word).method.axes)  # a rounder and an axis
@@ -123,8 +122,7 @@ def cases(args: argparse.Namespace) -> list[Case | Activated]:
 
 
 def timed(*words: object) -> tuple[float, float]:
-    """Seconds and bytes of memory that one command takes at the most. Raises RuntimeError with what it says if it fails."""
-    start = time.perf_counter()
+    """Seconds of all cores and bytes of memory that one command takes. Raises RuntimeError with what it says if it fails."""
     child = subprocess.Popen(
         [*COMMAND, *map(str, words), "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -135,7 +133,7 @@ def timed(*words: object) -> tuple[float, float]:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(said.splitlines()[-1].removeprefix("adadim: error: ") if said else f"ended with {child.returncode}")
-    return time.perf_counter() - start, used.ru_maxrss * 1024.0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024.0
 
 
 def measured(args: argparse.Namespace, case: Case | Activated) -> dict[str, Any]:
@@ -184,7 +182,8 @@ def page(args: argparse.Namespace, rows: Mapping[str, Row], command: str) -> str
     source = next((f" The source's perplexity is {row['source_ppl']:.3f}." for row in made.values()), "")
     told = f"Target `{args.target}`; KL on {args.chunks} chunks of 512 tokens, weights alone.{source}"
     counted = (
-        "Bits of linears: all that is stored of them, over their weights; of the file: all its bytes, over the model's weights."
+        "Bits of linears: all that is stored of them, over their weights; of the file: all its bytes, over the model's weights. "
+        "CPU: seconds of all cores together."
     )
     said = ["# Methods side by side", "", f"    {command}", "", f"{told} {counted}", "", *what_pays(made, plain)]
     activated = {one.key: rows[one.key] for one in ROWS if one.key in rows and "error" not in rows[one.key]}

@@ -16,7 +16,7 @@ TURNS, STOCK = "onnxruntime+adadim", "onnxruntime"
 REAL = "as the target has it"
 TOKEN_4, TOKEN_6 = "a4-token", "a6-token"
 DOWN_8 = f"{TOKEN_4},*.down_proj=a8-token"
-HEAD = "| row | bits | activations | KL, nats/token | weights alone | same favourite | linears, bits | seconds | memory, MB |"
+HEAD = "| row | bits | activations | KL, nats/token | weights alone | same favourite | linears, bits | CPU, s | memory, MB |"
 FOLDS = ("rtn-oc", "smoothquant", "outlier-suppression", "outliertune")
 MB = 1e6
 
