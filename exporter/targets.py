@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import prod
 
 from exporter.onnx_cost import (
+    RUNNING_SCALE_BYTES,
     SECONDS_PER_BYTE,
     SECONDS_PER_NODE,
     SMALLEST_STACK_BLOCK,
@@ -26,6 +27,7 @@ from exporter.onnx_cost import (
     tile_bytes,
     turn_seconds,
 )
+from quantize.activations import ACTIVATIONS, BLOCK, Scope
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
@@ -116,6 +118,10 @@ class GgufTarget:
         assert turn is None, self.lacks_turns
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
 
+    def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
+        """llama.cpp rounds as it does."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class OnnxTarget:
@@ -190,6 +196,12 @@ class OnnxTarget:
             return linear_seconds(grid, axis, matrix(shape))
         own = 0.0 if turn is None else turn_seconds(turn, shape[-1])
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE + own
+
+    def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
+        """Blocks of activations want a scale of the weights for each of them, where a whole row shares one."""
+        oc, ic = matrix(shape)
+        scales = oc * (-(-ic // BLOCK) - 1) if ACTIVATIONS[activation].scope is Scope.BLOCK else 0
+        return SECONDS_PER_BYTE * RUNNING_SCALE_BYTES * scales
 
 
 def _no_turns(target: str) -> str:

@@ -293,3 +293,7 @@ class Target(Protocol):
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
         """Estimated seconds to multiply one row of activations, turned before."""
+
+    def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
+        """By how many seconds ``decode_cost`` of a linear (OC, IC) is more where its input is rounded so: by a word of
+        ACTIVATIONS."""
