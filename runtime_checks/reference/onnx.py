@@ -67,6 +67,7 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
             shape,
             read_codes=partial(READERS[form], graph, nodes),
             read_turn=partial(turn_of, graph, x, shape[1]) if turns(graph, x) else None,
+            accuracy_level=graph.integers(nodes[0], accuracy_level=0)["accuracy_level"],
         )
     for stack in stacks_of(graph):
         if stack.name in tensors:

@@ -58,6 +58,7 @@ class OnnxTensor:
     read_floats: Callable[[], Array] | None = None
     read_channels: Callable[[], I64] | None = None  # of a part: the input channels of its columns
     read_turn: Callable[[], OnnxTurn] | None = None  # of the input before it is multiplied
+    accuracy_level: int = 0  # of the nodes with its codes: what they may do to their input
 
     def codes(self, rows: slice = ALL) -> OnnxCodes:
         """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
