@@ -4,14 +4,11 @@ docs/reference/static-activations.md is the specification.
 
 ::
 
-    x ─ NAME.rounded/QuantizeLinear ─ NAME.rounded/DequantizeLinear ─┬─ NAME/MatMul ─
-        codes ─ NAME/DequantizeLinear ───────────────────────────────│──┘
-        codes ─ OTHER/DequantizeLinear ─────────────────────┐        └─ OTHER/MatMul ─
-                                                            └───────────┘
-    NAME: the first linear that reads x rounded so
+    x ─ NAME.rounded/QuantizeLinear ─ NAME.rounded/DequantizeLinear ─┬─ NAME/MatMul by NAME/DequantizeLinear of its codes
+                                                                     └─ OTHER/MatMul by OTHER/DequantizeLinear of its codes
 
-onnxruntime makes one MatMulIntegerToFloat of each MatMul. Codes are U8 around 128: those of I8 saturate unseen on x86 without
-VNNI.
+NAME is the first linear that reads x rounded so. onnxruntime makes one MatMulIntegerToFloat of each MatMul. Codes are U8 around
+128: those of I8 saturate unseen on x86 without VNNI.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ EXACT = 0.0  # a scale is the store's or it is not, and what is rounded lies on 
 # An integer product becomes a float32, and is multiplied by a product of two scales: three roundings of 2**-24, and some room. A
 # product that saturates is off by whole integers.
 INTEGER_TOLERANCE = 4 * 2.0**-24
-# Node by node the same product is a float32 sum in whatever order, off by this share of the sum of its terms' sizes.
-FLOAT_TOLERANCE = 2.0**-20
+# Node by node the same product is a float32 sum in whatever order: each of its terms rounds a sum that is no larger than all
+# their sizes together.
+FLOAT_TOLERANCE = 2.0**-24
 ROWS = 8
 BEYOND = 16  # codes past either end, which are clipped
 
@@ -70,8 +71,8 @@ def _rounding_error(held: OnnxInput, parts: OnnxParts) -> float:
 
 
 def _product_errors(tensor: OnnxTensor, held: OnnxInput, parts: OnnxParts) -> tuple[float, float]:
-    """How far what onnxruntime multiplies is from the integers' product, as a share of it, and node by node from the product of
-    floats, as a share of its terms."""
+    """How far what onnxruntime multiplies is from the integers' product, as a share of it; and node by node from the product of
+    floats, as a share of its terms' sizes, for each of them."""
     first, last = parts.node(held.node), parts.node(f"{tensor.name.removesuffix('.weight')}/MatMul")
     codes, x = tensor.codes(), _values(held, tensor.shape[1])
     right = codes.codes.astype(np.float64) - codes.zero_point  # whole numbers, whose sums float64 holds exactly
@@ -84,4 +85,4 @@ def _product_errors(tensor: OnnxTensor, held: OnnxInput, parts: OnnxParts) -> tu
     simulated, terms = rounded @ weight.T.astype(np.float64), np.abs(rounded) @ np.abs(weight.T.astype(np.float64))
     least = np.abs(step)  # of one: 0 is met exactly
     shares = np.abs(fused - whole * step) / np.maximum(np.abs(whole * step), least)
-    return float(shares.max()), float((np.abs(single - simulated) / np.maximum(terms, least)).max())
+    return float(shares.max()), float((np.abs(single - simulated) / np.maximum(terms, least)).max() / x.shape[1])
