@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from quantize.activations import Activation
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
 from quantize.checkpoint.floats import from_f32
@@ -99,8 +100,9 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
 
 
 def weight_records(plan: TensorPlan, axis: Axis, grid: Grid | None) -> list[TensorRecord]:
-    """Of all that is stored of a tensor, the first on ``grid``."""
-    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn)
+    """Of all that is stored of a tensor, the first on ``grid``; of what may round its input the first, before any was seen."""
+    activation = next((Activation(word, scale=1.0) for word in plan.activations), None)
+    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn, activation=activation)
     inputs = plan.shape[-1]
     kept = PartPlan(plan.float_columns, None)
     others = plan.parts[1:] or ([kept] if plan.float_columns else [])

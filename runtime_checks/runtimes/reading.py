@@ -15,6 +15,7 @@ from runtime_checks.reference.onnx_tensor import OnnxTensor
 from runtime_checks.reference.onnx_turn import OnnxTurn
 
 ROUNDING_LEVEL, ROUNDED_BITS = 4, 8  # what MatMulNBits reads, in blocks as long as its weights'
+STATIC = "a8-tensor"  # what QuantizeLinear does
 Rounding = Callable[[F32], F32]
 
 
@@ -73,16 +74,24 @@ def reading_of(weight: OnnxWeight) -> Reading:
             coded.append(CodedPart(channels, _held(part)))
         elif channels is not None:
             floats.append(channels)
-    return Reading(tuple(coded) or (CodedPart(held=_as_it_is),), tuple(floats), weight.first.turn())
+    return Reading(tuple(coded) or (CodedPart(held=_as_it_is),), tuple(floats), weight.first.turn(), _static(weight.first))
 
 
 def _held(part: OnnxTensor) -> Rounding | None:
     """What a part's node makes of its input."""
+    static = _static(part)
+    if static is not None:
+        return static.round
     if part.form != "matmulnbits":
         return None
     if part.accuracy_level != ROUNDING_LEVEL:
         return _as_it_is
     return partial(Blocks(ROUNDED_BITS, part.codes(slice(0, 1)).group_size).round, params={})
+
+
+def _static(part: OnnxTensor) -> Activation | None:
+    held = part.input()
+    return None if held is None else Activation(STATIC, float(held.scale), held.zero_point)
 
 
 def _as_it_is(x: F32) -> F32:

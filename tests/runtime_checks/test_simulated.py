@@ -57,6 +57,22 @@ def test_what_a_file_does_is_what_onnxruntime_computes(nbits):
     assert off < NEAR * moved
 
 
+def test_static_scales_are_those_of_the_file(tmp_path):
+    """In words and by ``file``; onnxruntime multiplies the same integers."""
+    source = open_checkpoint(make_tiny_model(tmp_path / "model"))
+    config = config_of("rtn-oc", calibration_tokens=512, max_slowdown=1.0, embedding="source")
+    store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime-w8a8"])
+    made = Made(source, store, write_onnx(store, tmp_path / "onnx"))
+    found, simulated = exported_runner(made.file, 512).logits(TOKENS), logits(made, "file")
+    assert np.abs(simulated - found).mean() < NEAR * np.abs(decoded_runner(made.file, source).logits(TOKENS) - found).mean()
+    assert np.array_equal(simulated, logits(made, "a8-tensor"))
+    record, x = store.records[f"{DOWN}.weight"], SAMPLE[0]
+    rounding = roundings(made.file, source.config, Rules.parse("a8-tensor"))[DOWN]
+    assert np.array_equal(rounding(x), record.activation.round(x))
+    with pytest.raises(ConfigError, match="the file has no scale for its input, which a4-tensor needs; a4-token finds its own"):
+        roundings(made.file, source.config, Rules.parse("a4-tensor"))
+
+
 def test_blocks_of_32_are_those_of_groups_of_32(nbits):
     group = nbits.store.records[f"{DOWN}.weight"].grid.group_size
     assert np.array_equal(logits(nbits, "file"), logits(nbits, "a8-block32")) == (group == 32)
