@@ -35,7 +35,7 @@ from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear, weight_name
 from quantize.outside import Count, Size
-from quantize.store.schema import Dtype, Shape, TensorName, TurnJson
+from quantize.store.schema import Dtype, Shape, TensorName, TurnJson, Word
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
 
@@ -182,6 +182,7 @@ class _Codes(GridJson, kw_only=True):
     axis: Axis
     inputs: Count = 0
     turn: TurnJson | None = None
+    activation: Word = ""
 
     def __post_init__(self) -> None:
         self.make()

@@ -31,9 +31,14 @@ TILE, BLOCK = 16, 32  # output and input channels that MatMulAdaDim's kernels ta
 
 RUNNING_SCALE_BYTES = 4  # onnxruntime widens scales when it loads them
 
+STATIC_NODES = 2  # that run for a linear of static activations: QuantizeLinear, which others share, and MatMulIntegerToFloat
+
 SECONDS_PER_BYTE = 5.3e-11
 SECONDS_PER_NODE = 7.4e-7
 SECONDS_PER_NODE_AND_CHANNEL = 1.9e-9  # a node of the split form scales, copies and rounds all input channels
+# And row of a prompt, of MatMulNBits beyond integers under one scale: 128 rows of (1536, 576) and (5632, 2048) took 8.8 and 108
+# milliseconds for 2.1 and 47.
+SECONDS_PER_WEIGHT_IN_BLOCKS = 5e-11
 SECONDS_PER_TURNED_CHANNEL = 2.1e-11  # and row of a factor: both products of 5,632 channels took 18 microseconds in numpy
 
 
@@ -106,6 +111,12 @@ def linear_nodes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
 def linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
     """Bytes of one linear's initializers on stock onnxruntime, without those that linears of one shape share."""
     return _linear_bytes(grid, axis, shape, scale_bytes(grid))
+
+
+def static_bytes(shape: tuple[int, int]) -> int:
+    """Bytes of a linear of static activations: a byte a weight, and a float32 scale an output channel."""
+    oc, ic = shape
+    return oc * (ic + RUNNING_SCALE_BYTES)
 
 
 def _linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int], per_scale: int) -> int:

@@ -6,6 +6,9 @@
 | gguf-adadim         | ggml blocks                   | ggml blocks of the transposed weight                       |
 | onnxruntime         | one MatMulNBits               | one MatMulNBits per group of output channels (split form)  |
 | onnxruntime+adadim  | one MatMulAdaDim, MatMulLevels| one MatMulAdaDim, MatMulLevels for single levels           |
+| onnxruntime-w8a8    | MatMul between QuantizeLinear | no: a MatMul of integers has one scale an output channel   |
+|                     | and DequantizeLinear, or one  |                                                            |
+|                     | MatMulNBits                   |                                                            |
 
 Turned inputs: onnxruntime+adadim alone, by RotateAdaDim. Stacks of experts: in ONNX one QMoE of two of them, PER_OC alone.
 """
@@ -16,29 +19,35 @@ from dataclasses import dataclass
 from math import prod
 
 from exporter.onnx_cost import (
+    RUNNING_SCALE_BYTES,
     SECONDS_PER_BYTE,
     SECONDS_PER_NODE,
+    SECONDS_PER_WEIGHT_IN_BLOCKS,
     SMALLEST_STACK_BLOCK,
+    STATIC_NODES,
     linear_bytes,
     linear_nodes,
     linear_seconds,
     stack_bytes,
+    static_bytes,
     tile_bytes,
     turn_seconds,
 )
+from quantize.activations import ACTIVATIONS, BLOCK, RUNTIMES, Scope
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
-from quantize.grids.int_affine import IntAffine
+from quantize.grids.int_affine import IntAffine, one_scale
 from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.grids.levels import Levels
-from quantize.store.tensors import QuantizedStore
+from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.turn import Rotation
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
 LEVELS_TARGET = "onnxruntime+adadim"
+STATIC_TARGET, STATIC_ACTIVATIONS = "onnxruntime-w8a8", ("a8-tensor", RUNTIMES)
 # Where rows are no multiple of 256: the next larger block of 32, as llama-quantize chooses it.
 GGML_FALLBACKS = dict.fromkeys(("q2_k", "q3_k", "iq4_xs", *(grid.name for grid in LATTICE_GRIDS)), "iq4_nl") | {
     "q4_k": "q5_0",
@@ -57,6 +66,7 @@ class GgufTarget:
     writer: str = "gguf"
     row_order: RowOrder = RowOrder.GGML
     default_group_size: int = GGML_BLOCK
+    activations: tuple[str, ...] = ()
 
     def grid_name(self, bits: int) -> str:
         """The plainest block of that width. Raises ConfigError for a width without one."""
@@ -116,16 +126,22 @@ class GgufTarget:
         assert turn is None, self.lacks_turns
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
 
+    def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
+        """llama.cpp rounds as it does."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class OnnxTarget:
-    """An ONNX folder, where a ragged last group is legal; ``split``: per-IC needs a node per group of output channels."""
+    """An ONNX folder, where a ragged last group is legal; ``split``: per-IC needs a node per group of output channels.
+    ``activations``: see Target; a linear that takes none of them is what ``onnxruntime`` makes of it."""
 
     name: str
     split: bool
     writer: str = "onnx"
     row_order: RowOrder = RowOrder.HF
     default_group_size: int = 64
+    activations: tuple[str, ...] = ()
 
     def grid_name(self, bits: int) -> str:
         """``int`` at every width; the grid itself refuses the widths that it has not."""
@@ -139,6 +155,8 @@ class OnnxTarget:
             if grid.dims > 1 and axis is Axis.PER_IC:
                 return f"target {self.name} multiplies pairs of input channels, and per-IC groups of {grid.name} hold one each"
             return None
+        if axis is Axis.PER_IC and self.activations:
+            return f"target {self.name} cannot hold per-IC groups: its products have one scale an output channel; onnxruntime can"
         return None if grid.name == "int" else f"target {self.name} stores the int grid, not ggml's {grid.name}"
 
     @property
@@ -178,18 +196,36 @@ class OnnxTarget:
         if len(shape) > 2:
             return stack_bytes(grid, shape)
         shape = matrix(shape)
+        if self._static(grid, shape):
+            return static_bytes(shape)
         return linear_bytes(grid, axis, shape) if self.split else tile_bytes(grid, axis, shape)
 
     def nodes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Graph nodes that one linear becomes."""
+        if self._static(grid, shape):
+            return STATIC_NODES
         return linear_nodes(grid, axis, matrix(shape)) if self.split else 1
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
-        """Estimated seconds for one row of activations; MatMulAdaDim's kernel is taken to be as fast as MatMulNBits."""
+        """Estimated seconds for one row of activations; other kernels are taken to be as fast as MatMulNBits."""
+        if self._static(grid, shape):
+            return SECONDS_PER_BYTE * static_bytes(matrix(shape)) + SECONDS_PER_NODE * STATIC_NODES
         if self.split:
             return linear_seconds(grid, axis, matrix(shape))
         own = 0.0 if turn is None else turn_seconds(turn, shape[-1])
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE + own
+
+    def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
+        """Blocks of activations want a scale of the weights for each, and in a prompt longer than integers of one scale."""
+        if ACTIVATIONS[activation].scope is not Scope.BLOCK:
+            return 0.0
+        oc, ic = matrix(shape)
+        more_scales = SECONDS_PER_BYTE * RUNNING_SCALE_BYTES * oc * (-(-ic // BLOCK) - 1)
+        return more_scales + SECONDS_PER_WEIGHT_IN_BLOCKS * oc * ic
+
+    def _static(self, grid: Grid, shape: tuple[int, ...]) -> bool:
+        """Whether a weight is multiplied as QuantizeLinear's codes are, by a plan that has seen no data yet."""
+        return bool(self.activations) and len(shape) == 2 and one_scale(grid, shape[1])
 
 
 def _no_turns(target: str) -> str:
@@ -202,6 +238,7 @@ TARGETS: dict[str, GgufTarget | OnnxTarget] = {
     "gguf-adadim": GgufTarget("gguf-adadim", per_ic=True),
     "onnxruntime": OnnxTarget("onnxruntime", split=True),
     "onnxruntime+adadim": OnnxTarget("onnxruntime+adadim", split=False),
+    STATIC_TARGET: OnnxTarget(STATIC_TARGET, split=True, activations=STATIC_ACTIVATIONS),
 }
 GGUF_TARGETS, ONNX_TARGETS = (
     tuple(name for name, target in TARGETS.items() if target.writer == word) for word in ("gguf", "onnx")
@@ -218,10 +255,17 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         reason = target.lacks_parts if record.inputs else target.lacks_turns if record.turn is not None else None
         if record.grid is not None:
             reason = reason or target.lacks(record.grid, record.axis)
-            reason = reason or target.refuses(record.grid, record.axis, record.shape)
+            reason = reason or target.refuses(record.grid, record.axis, record.shape) or _strange_activation(record, target)
         if reason is not None:
             raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
     return target
+
+
+def _strange_activation(record: TensorRecord, target: GgufTarget | OnnxTarget) -> str | None:
+    held = record.activation
+    if held is None or (held.name in target.activations and record.grid and one_scale(record.grid, record.shape[-1])):
+        return None
+    return f"target {target.name} rounds the input of no such weight to {held.name}"
 
 
 def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:

@@ -36,8 +36,8 @@ class Block:
 
     ``sites``: names that see the same input. ``fold_sites``: None where no basis can change. ``folds``: those that were applied,
     one after the other. ``tried``, ``choices`` and ``rounded`` come with the steps, ``beside`` with parts that are added to a
-    rounded weight; ``activations``: what rounds a linear's input, where not the runtime by itself; ``report`` is what the store
-    says of it.
+    rounded weight; ``activations``: what rounds a linear's input, where not the runtime by itself, and ``activation_loss`` of
+    every word that was tried; ``report`` is what the store says of it.
     """
 
     plans: Mapping[str, TensorPlan]
@@ -50,6 +50,7 @@ class Block:
     choices: Mapping[str, AxisChoice] = field(default_factory=dict)
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
     activations: Mapping[str, Activation] = field(default_factory=dict)
+    activation_loss: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     beside: Mapping[str, Beside] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,11 +68,12 @@ class Block:
 
     def stored(self, name: str, rounded: Tensor) -> StoredWeight:
         """A rounded weight with what stands beside it."""
-        beside = self.beside.get(name)
+        beside, activation = self.beside.get(name), self.activations.get(name)
         if beside is not None:
-            return beside.stored(name, rounded)
+            first, *others = beside.stored(name, rounded).parts
+            return StoredWeight((replace(first, activation=activation), *others))
         turn = self.plans[name].turn if isinstance(rounded, QuantizedTensor) else None
-        return StoredWeight((Part(rounded, turn=turn, activation=self.activations.get(name)),))
+        return StoredWeight((Part(rounded, turn=turn, activation=activation),))
 
     def reporting(self, key: str, *entries: Any) -> Block:  # noqa: ANN401 - whatever JSON holds
         """The same, ``entries`` after those of ``key`` so far."""

@@ -278,6 +278,11 @@ class Target(Protocol):
         """None if a weight may be a sum of several parts, else the reason."""
 
     @property
+    def activations(self) -> tuple[str, ...]:
+        """Words of ACTIVATIONS of which each linear of a decoder block that is bytes under one scale a row takes one; () where
+        the runtime does as it does. The first is the one whose bytes a plan counts."""
+
+    @property
     def lacks_turns(self) -> str | None:
         """None if a weight's input may be turned before it is multiplied, else the reason, and what to take instead."""
 
@@ -293,3 +298,7 @@ class Target(Protocol):
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
         """Estimated seconds to multiply one row of activations, turned before."""
+
+    def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
+        """By how many seconds a linear (OC, IC) takes longer where its input is rounded so, a word of ``activations``, than by
+        the fastest of them: for a row decoded, and one of a prompt."""

@@ -29,8 +29,13 @@ RUNS_IN = {
     "Per-IC layers take the split form: exact, more nodes, slower.",
     "onnxruntime+adadim": "the same. Its operators, [MatMulAdaDim](matmul-adadim.md) and [MatMulLevels](matmul-levels.md), bring "
     "a portable body, exact but slow. With the [native library](custom-op.md) they are fast.",
+    "onnxruntime-w8a8": "stock onnxruntime, and programs that want [static scales of activations](static-activations.md) in "
+    "QuantizeLinear and DequantizeLinear.",
 }
-UNLIKE = {"onnxruntime": "3 bits ride in 4."}  # what the grids do not tell
+UNLIKE = {  # what the grids do not tell
+    "onnxruntime": "3 bits ride in 4.",
+    "onnxruntime-w8a8": "8 by default, symmetric, a channel a group: those read 8 bits. Others are as on `onnxruntime`.",
+}
 
 
 def options_page() -> str:

@@ -35,6 +35,12 @@ def add_eval(commands: Subparsers) -> None:
     parser.add_argument("path", metavar="FILE.gguf|DIR", type=file_path, help="a GGUF or an ONNX folder")
     parser.add_argument("--source", type=file_path, required=True, help="the model it was made from")
     _add_measured_on(parser)
+    parser.add_argument(
+        "--activations",
+        metavar="WORD|PATTERN=WORD,...",
+        help="with --weights-only, simulate inputs of the decoder blocks' linears rounded: a8, a6 or a4, -block32, -token or "
+        "-tensor, or file, as the file says (default: not rounded)",
+    )
     parser.add_argument("--json", type=file_path, metavar="FILE", help="write the result here (default: none)")
     add_common(parser)
 

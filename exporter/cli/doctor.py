@@ -37,6 +37,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {  # to wri
     "gguf-adadim": ((), None),
     "onnxruntime": (("onnx",), ("runtimes",)),
     "onnxruntime+adadim": (("onnx",), ("runtimes",)),
+    "onnxruntime-w8a8": (("onnx",), ("runtimes",)),
 }
 
 

@@ -122,10 +122,12 @@ def _verify(args: Namespace) -> int:
 def _eval(args: Namespace) -> int:
     from exporter.cli.compare import measuring_text, naming
     from quantize import open_checkpoint
+    from quantize.activations.rules import Rules
     from runtime_checks.measure.evaluate import EvalOptions, evaluate
 
     check_whole(args.path)
-    options = EvalOptions(args.context, args.chunks, args.weights_only)
+    rules = None if args.activations is None else Rules.parse(args.activations)
+    options = EvalOptions(args.context, args.chunks, args.weights_only, rules)
     with json_output(args) as save:
         text = measuring_text(args.text)
         with naming(text):

@@ -45,7 +45,8 @@ def store_summary(store: QuantizedStore, title: str | None = None) -> str:
         for record in store.records.values()
         if record.grid is not None and is_linear(weight_name(record.name), record.shape)
     ]
-    rows += _linear_rows(linears, store, _beside_bytes(store)) + _loss_rows(store) + _exact_rows(store)
+    rows += _linear_rows(linears, store, _beside_bytes(store)) + _loss_rows(store) + _activation_rows(store)
+    rows += _exact_rows(store)
     rows += _transform_rows({name: digits.count("1") for name, digits in header.get("transforms", {}).items()})
     for name in (EMBEDDING, HEAD):
         if name in store.records:
@@ -216,6 +217,18 @@ def _loss_rows(store: QuantizedStore) -> list[Row]:
 def _left(changes: dict[str, list[float]]) -> float:
     """Of what was before, as much as is left in the median layer; what was nothing is left whole."""
     return median(after / before if before else 1.0 for before, after in zip(changes["before"], changes["after"], strict=True))
+
+
+def _activation_rows(store: QuantizedStore) -> list[Row]:
+    """What rounds inputs of linears, where the file says it, and what it is predicted to cost."""
+    held = [(one.activation.name, one.activation_loss) for one in store.records.values() if one.activation is not None]
+    if not held:
+        return []
+    rows = [("activations", _counts(word for word, _ in held))]
+    if store.header["config"]["token_weight"] == "gradient" and all(word in loss for word, loss in held):
+        total = sum(loss[word] for word, loss in held)
+        rows.append(("their rounding", f"KL divergence {total:.4g} nats a token predicted for the inputs as they are rounded"))
+    return rows
 
 
 def _grid_name(grid: Grid) -> str:

@@ -31,7 +31,9 @@ TARGETS = {  # in any case
     "genai": "onnxruntime",
     "onnxruntime-genai": "onnxruntime",
 }
-FORMATS = {"llama.cpp": "gguf", "gguf-adadim": "gguf", "onnxruntime": "onnx", "onnxruntime+adadim": "onnx"}
+FORMATS = {"llama.cpp": "gguf", "gguf-adadim": "gguf"} | dict.fromkeys(
+    ("onnxruntime", "onnxruntime+adadim", "onnxruntime-w8a8"), "onnx"
+)
 
 
 class Row(NamedTuple):

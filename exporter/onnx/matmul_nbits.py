@@ -25,10 +25,11 @@ from exporter.onnx.tensors import (
     wide_scale,
 )
 from exporter.onnx_cost import block_size, packed_size, stored_bits
+from quantize.activations import BLOCK
 from quantize.blocks import matrix
 from quantize.model_config import HEAD
 from quantize.store.tensors import TensorRecord
-from quantize.types import Array, QuantizedTensor
+from quantize.types import FINE_BITS, Array, QuantizedTensor
 
 CONTRIB = "com.microsoft"
 
@@ -89,8 +90,8 @@ class Layout:
 
 
 def matmul_nbits(record: TensorRecord, wire: Wire, accuracy_level: int) -> Form:
-    """A PER_OC tensor as one node."""
-    layout = Layout(record, wire.kind)
+    """A PER_OC tensor as one node; where the record says that blocks of the input are rounded, its blocks are these."""
+    layout = Layout(record, wire.kind, None if record.activation is None else (FINE_BITS, BLOCK))
     zeros = layout.zero_point(record.name, layout.bits)
     matmul = layout.matmul(record.name, wire, zeros, accuracy_level)
     widths = {zero.name: layout.bits for zero in zeros}

@@ -20,6 +20,7 @@ from exporter.onnx.layout import Layout, lay_out, too_large
 from exporter.onnx.levels_op import OP_TYPE as LEVELS
 from exporter.onnx.levels_op import levels_function, matmul_levels
 from exporter.onnx.matmul_nbits import embedding, matmul_nbits, tied_head
+from exporter.onnx.qdq import Inputs, static_linear
 from exporter.onnx.qmoe import float_moe, qmoe
 from exporter.onnx.split import split_form
 from exporter.onnx.sums import Summand, summed
@@ -88,7 +89,7 @@ def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
     decoder, kind = _decoder(store, options), FLOAT_TYPES[options.onnx_dtype]
     _check_names(store, decoder)
     forms: dict[str, list[Form]] = {name: [] for name in store.records}
-    nodes, turns = list[NodeProto](), Turns()
+    nodes, turns, inputs = list[NodeProto](), Turns(), Inputs()
     for node in decoder.model.graph.node:
         if node.domain != HOLE:
             own, stacks = _experts(store, node, options)
@@ -98,12 +99,13 @@ def plan_onnx(store: QuantizedStore, options: OnnxOptions) -> OnnxPlan:
             continue
         record = store.records[node.input[1]]
         parts, added = summed([record, *store.beside(record.name)], Wire(node.input[0], node.output[0], kind))
-        for part, turning in map(turns.before, parts):
+        for turned, turning in map(turns.before, parts):
+            part, rounding = inputs.before(turned)
             form = part.form(_form(store, part, node.op_type == "MatMul", options.accuracy_level))
             forms[part.record.name].append(form)
-            nodes += [*turning, *form.nodes]
+            nodes += [*turning, *rounding, *form.nodes]
         nodes += added
-    decoder = replace(decoder, constants={**decoder.constants, **turns.constants})
+    decoder = replace(decoder, constants={**decoder.constants, **turns.constants, **inputs.constants})
     for name, found in forms.items():
         if not found:
             found.append(vector(store.records[name], kind))
@@ -128,6 +130,8 @@ def _form(store: QuantizedStore, part: Summand, head: bool, accuracy_level: int)
         return float_tied_head(record, wire) if floats else tied_head(record, wire, accuracy_level)
     if floats:
         return float_linear(record, wire)
+    if record.activation is not None and record.activation.grid.static:
+        return static_linear(record, wire)
     if isinstance(record.grid, Levels):
         return matmul_levels(record, wire, accuracy_level)
     if store.target == ADADIM_TARGET and record.name != HEAD:
@@ -214,7 +218,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halv
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
             turn = {} if record.turn is None else {"turn": record.turn.to_json()}
-            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)} | turn
+            activation = {} if record.activation is None else {"activation": record.activation.name}
+            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)} | turn | activation
             if halved and "scale_dtype" in entry and entry["form"] != "split":
                 entry["scale_dtype"] = "float16"
         if record.inputs and weight_name(name) == name:

@@ -2,11 +2,12 @@
 
 ::
 
-    blocks of 32    q = round(x / s), s = max |x| / (2^(b-1) - 1)         MatMulNBits, accuracy level 4; ggml's q8_0
-    a token         q = round(x / s) + z, s = (max - min) / (2^b - 1)      DynamicQuantizeLinear, one row at a time
-    a tensor        the same, s and z known before                        QuantizeLinear
+    a block         q = round(x m / p), s = p / m, p = max |x|, m = 2^(b-1) - 1       MatMulNBits, accuracy level 4; ggml's q8_0
+    a token         q = round(x / s) + z, s = (max - min) / (2^b - 1)                 DynamicQuantizeLinear, one row at a time
+    a tensor        the same, s and z known before                                    QuantizeLinear
 
-Ranges hold 0. What lies between two values goes to the even one.
+Ranges hold 0. What lies between two values goes to the even one. MatMulNBits takes the blocks of its weights, ggml's products
+take 32; of a block both multiply by m / p, which is not always 1 / s. ggml keeps s in float16, onnxruntime in float32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from quantize.inputs import F32, Array
 
 BLOCK = 32  # input channels that share a scale
+QUIETEST = np.float32(2.0**-100)  # of a block whose reciprocal is a number; below that it is rounded to zeros
 
 
 class Scope(StrEnum):
@@ -56,9 +58,10 @@ class ActivationGrid(Protocol):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Symmetric; a ragged last block has a scale of its own."""
+    """Symmetric, of ``size`` channels each; a ragged last block has a scale of its own."""
 
     bits: int
+    size: int = BLOCK
     scope: ClassVar[Scope] = Scope.BLOCK
     static: ClassVar[bool] = False
 
@@ -70,10 +73,10 @@ class Blocks:
     def round(self, x: F32, params: Mapping[str, Array]) -> F32:
         """See ActivationGrid."""
         most = np.float32(2 ** (self.bits - 1) - 1)
-        blocks = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BLOCK)]).reshape(*x.shape[:-1], -1, BLOCK)
-        scale = np.abs(blocks).max(-1, keepdims=True) / most
-        reciprocal = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-        rounded: F32 = (np.rint(blocks * reciprocal) * scale).reshape(*x.shape[:-1], -1)
+        blocks = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % self.size)]).reshape(*x.shape[:-1], -1, self.size)
+        peak = np.abs(blocks).max(-1, keepdims=True)
+        reciprocal = np.divide(most, peak, out=np.zeros_like(peak), where=peak >= QUIETEST)
+        rounded: F32 = (np.rint(blocks * reciprocal) * (peak / most)).reshape(*x.shape[:-1], -1)
         return rounded[..., : x.shape[-1]]
 
 

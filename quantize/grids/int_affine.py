@@ -11,7 +11,7 @@ from quantize.formula import Formula
 from quantize.grids.exact import either_sign, exact_scale
 from quantize.grids.ggml import CUTS
 from quantize.grids.least_squares import Nearest, best_centred, best_scale, fit_turned, spreads, whole_codes, whole_formula
-from quantize.types import F32, U8, Array, Params
+from quantize.types import F32, FINE_BITS, U8, Array, Grid, Params
 
 BITS = (2, 3, 4, 8)
 MIN_GROUP_SIZE = 16
@@ -134,3 +134,9 @@ class IntAffine:
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """``(q - zero) * scale`` in float32, the order of onnxruntime's DequantizeLinear."""
         return (codes.astype(np.float32) - zero) * scale
+
+
+def one_scale(grid: Grid, channels: int) -> bool:
+    """Whether a row of so many weights is bytes around 128 under one scale: what multiplies an input that has one itself."""
+    whole = isinstance(grid, IntAffine) and grid.group_size >= channels
+    return whole and grid.bits == FINE_BITS and grid.symmetric

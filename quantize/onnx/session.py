@@ -79,12 +79,17 @@ class Decoder:
         return dict(zip(self._outputs, results, strict=True))
 
 
-def open_session(model: Path | onnx.ModelProto, folder: Path, library: str = "", unrounded: bool = False) -> ort.InferenceSession:
+def open_session(
+    model: Path | onnx.ModelProto, folder: Path, library: str = "", unrounded: bool = False, fused: bool = True
+) -> ort.InferenceSession:
     """A CPU session on a file, or on a graph whose external data lies in ``folder``, with ``library`` if it lies there too.
 
-    ``unrounded``: no kernel rounds activations that its accuracy level does not let it round. Raises FileFormatError.
+    ``unrounded``: no kernel rounds activations that its accuracy level does not let it round. Not ``fused``: every node runs as
+    it stands, so that integers are multiplied as the floats that they stand for. Raises FileFormatError.
     """
     options = ort.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what is wrong comes as an exception
     # A DequantizeLinear that feeds a MatMul is fused at level 4 unless told otherwise; what the file says must decide.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")

@@ -25,6 +25,7 @@ from quantize.grids import BLOCK_GRIDS, GRIDS, make_grid
 from quantize.grids.levels import LEAST_GROUP, Levels
 from quantize.methods import AXES, METHODS, method_of, read_word, word_of
 from quantize.model_config import EMBEDDING, HEAD, is_linear
+from quantize.planning.activations import static_grid, with_activations
 from quantize.planning.columns import check_width, widest, with_columns
 from quantize.planning.of_method import check_beside, own_grid, with_turn
 from quantize.types import F32, FINE_BITS, Axis, Grid, Need, Target, TensorPlan, TensorSpec
@@ -86,7 +87,7 @@ def build_plan(
         raise ConfigError(f"{config.recipe}: rule[{index}], match '{shown(rules[index].match)}', names no linear of this model")
     check_beside([METHODS[name] for name in dict.fromkeys(plan.method for plan in plans if plan.candidates)], config)
     plans = plans if read is None else [_by_weights(plan, read, target) if plan.name in open_grids else plan for plan in plans]
-    return _with_partners(plans, specs)
+    return [with_activations(plan, target) for plan in _with_partners(plans, specs)]
 
 
 def _by_weights(plan: TensorPlan, read: Callable[[str], F32], target: Target) -> TensorPlan:
@@ -192,7 +193,7 @@ def _plan_linear(spec: TensorSpec, choice: _Choice, allow_fallback: bool, target
     shape = matrix(spec.shape)
     method, axes = read_word(choice.method)
     check_width(method, choice.grid.bits)
-    choice = choice._replace(grid=own_grid(method, choice.grid, target))
+    choice = choice._replace(grid=static_grid(own_grid(method, choice.grid, target), target))
     grids = {axis: _linear_grid(choice.grid, axis, shape, target) for axis in Axis}
     _check_held(spec, choice, grids, target)
     held = [axis for axis in _axes_of(spec, axes) if target.lacks(grids[axis], axis) is None]

@@ -82,10 +82,11 @@ class Job:
 
     @property
     def runs_source(self) -> bool:
-        """Whether statistics are needed that no importance matrix gives: some step needs them, or the choice of an axis does."""
+        """Whether statistics are needed that no importance matrix gives: some step needs them, or a choice does."""
         methods = {plan.method for plan in self.plan.tensors if plan.candidates}
         wanted = steps_of(methods, replace(self.config.around, selection=BY_HESSIAN))
-        return self.imatrix is None and (self.chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
+        chooses = self.chooses or any(plan.activations for plan in self.plan.tensors)
+        return self.imatrix is None and (chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
 
     @property
     def learns(self) -> bool:
@@ -116,6 +117,11 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     if path is None:
         return job
     for one in plan.tensors:
+        if one.activations:
+            raise ConfigError(
+                f"{asked('imatrix', str(path))}: {one.name}: a scale of its input has to be found, for which the source must run "
+                f"over a text; drop {asked('imatrix')}"
+            )
         method = method_of(one.method, plan.config.around)
         if one.candidates and block_index(one.name) is not None and method.needs > Need.IMPORTANCE:
             raise ConfigError(

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from quantize.activations import Activation
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
 from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
 from quantize.model_config import part_name
+from quantize.steps.activations import ChooseActivation
 from quantize.steps.axis import ChooseAxis
 from quantize.store.tensors import Piece, TensorRecord
 from quantize.types import F32, Axis, Grid, InputStats, PartPlan, PlainTensor, TensorPlan
@@ -54,6 +56,8 @@ def run_block(task: BlockTask, kit: Kit) -> Result:
         for step in method.until_rounded:
             block = step(block, names[method.name], kit)
     block = ChooseAxis()(block, list(plans), kit)
+    if any(plan.activations for plan in plans.values()):
+        block = ChooseActivation()(block, list(plans), kit)
     for method in present:
         for step in method.after_rounded:
             block = step(block, names[method.name], kit)
@@ -83,15 +87,22 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
     first, *others = weight_records(plan, axis, grid)
     records = (
-        replace(first, rounder=rounded.rounder, loss=loss, activation=stored.parts[0].activation),
+        replace(
+            first,
+            rounder=rounded.rounder,
+            loss=loss,
+            activation=stored.parts[0].activation,
+            activation_loss=block.activation_loss.get(plan.name, {}),
+        ),
         *(record if record.grid is None else replace(record, rounder=rounded.rounder) for record in others),
     )
     return list(zip(stored.parts, records, strict=True))
 
 
 def weight_records(plan: TensorPlan, axis: Axis, grid: Grid | None) -> list[TensorRecord]:
-    """Of all that is stored of a tensor, the first on ``grid``."""
-    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn)
+    """Of all that is stored of a tensor, the first on ``grid``; of what may round its input the first, before any was seen."""
+    activation = next((Activation(word, scale=1.0) for word in plan.activations), None)
+    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn, activation=activation)
     inputs = plan.shape[-1]
     kept = PartPlan(plan.float_columns, None)
     others = plan.parts[1:] or ([kept] if plan.float_columns else [])

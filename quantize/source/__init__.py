@@ -9,6 +9,7 @@ from quantize.source.model_student import ModelStudent
 from quantize.source.named import named_model, reads_gguf
 from quantize.source.named_blocks import NamedBlock, block_students
 from quantize.source.noise import Slope, measure_slopes
+from quantize.source.rounded_inputs import round_inputs
 from quantize.source.walk import BlockRun, walk_blocks
 from quantize.source.whole import build_model, greedy, logits, rotary_tables
 
@@ -28,5 +29,6 @@ __all__ = [
     "named_model",
     "reads_gguf",
     "rotary_tables",
+    "round_inputs",
     "walk_blocks",
 ]

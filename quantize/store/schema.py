@@ -98,6 +98,7 @@ class QuantizedJson(GridJson, kw_only=True):
     inputs: Count = 0
     turn: TurnJson | None = None
     activation: ActivationJson | None = None
+    activation_loss: dict[Word, Finite] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         grid = self.make()

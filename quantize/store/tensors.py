@@ -58,7 +58,7 @@ class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
     input channels, how many the weight has; else 0. ``turn``: of its input. ``activation``: what rounds that, where not the
-    runtime by itself."""
+    runtime by itself; ``activation_loss``: in nats per token, of every word that was tried."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,6 +73,7 @@ class TensorRecord:
     inputs: int = 0
     turn: Rotation | None = None
     activation: Activation | None = None
+    activation_loss: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -108,7 +109,8 @@ class TensorRecord:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
         turn = None if self.turn is None else self.turn.to_json()
         activation = None if self.activation is None else self.activation.to_json()
-        rest = {"inputs": self.inputs, "turn": turn, "activation": activation, "note": self.note, "sha256": list(self.sha256)}
+        rest: dict[str, Any] = {"inputs": self.inputs, "turn": turn, "activation": activation}
+        rest |= {"activation_loss": dict(self.activation_loss), "note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
@@ -120,7 +122,8 @@ class TensorRecord:
         loss = {str(axis): loss for axis, loss in raw.loss.items()}
         turn = None if raw.turn is None else raw.turn.make()
         activation = None if raw.activation is None else raw.activation.make()
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, turn=turn, activation=activation)
+        record = replace(record, turn=turn, activation=activation, activation_loss=raw.activation_loss)
+        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss)
 
 
 Piece = tuple[Part, TensorRecord]

@@ -104,7 +104,8 @@ def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[s
     grid = grid_to_json(record.grid)
     scales = {"scale_dtype": "float16"} if narrowed and "scale_dtype" in grid else {}
     turn = {} if record.turn is None else {"turn": record.turn.to_json()}
-    return {**grid, **scales, "axis": str(record.axis), **turn, **inputs}
+    activation = {} if record.activation is None else {"activation": record.activation.name}
+    return {**grid, **scales, "axis": str(record.axis), **turn, **activation, **inputs}
 
 
 def _turn(claimed: Any, shape: tuple[int, ...]) -> Rotation | None:  # noqa: ANN401 - JSON

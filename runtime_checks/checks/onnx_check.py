@@ -13,6 +13,7 @@ from quantize.grids.levels import Levels
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor
+from runtime_checks.checks.input_check import check_inputs
 from runtime_checks.checks.onnx_parts import OnnxParts
 from runtime_checks.checks.onnx_stacks import experts
 from runtime_checks.checks.turn_check import check_turns
@@ -54,6 +55,7 @@ def check_onnx(folder: Path, store: QuantizedStore | None = None) -> list[Check]
         if weight.beside:
             checks += _check_sum(name, weight, parts, store)
     checks += check_turns(tensors, parts, store)
+    checks += check_inputs(tensors, parts, store)
     unused = parts.unused()
     checks.append(within("initializers that no output needs", ", ".join(unused[:3]) or "all", len(unused), EXACT))
     return checks + [within("bytes after the last tensor", name, count, EXACT) for name, count in parts.trailing_bytes().items()]

@@ -15,7 +15,7 @@ from exporter.onnx.library import LIBRARY
 from quantize.errors import FileFormatError, listed, shown
 from quantize.onnx.reader import read_graph
 from quantize.onnx.session import open_session
-from quantize.types import Array
+from quantize.types import F32, Array
 from runtime_checks.runtimes.onnx_runner import is_halved, set_accuracy_level
 
 CHUNK_BYTES = 1 << 26  # of a linear's output per call
@@ -82,6 +82,25 @@ class OnnxParts:
             identity = np.eye(min(step, ic - start), ic, start, self._dtype)
             yield start, self._run(session, wanted, {given: identity[None]})
 
+    def between(self, first: onnx.NodeProto, last: onnx.NodeProto, fused: bool = True) -> Callable[[F32], Array]:
+        """What ``last`` makes of F32[n, IC] that goes into ``first``, with all nodes of both their sites. Not ``fused``: node by
+        node, as the file has them. Raises FileFormatError."""
+        sites = dict.fromkeys(node.name.rpartition("/")[0] for node in (first, last))
+        mine = sorted(self._with_constants([index for site in sites for index in self._sites[site]]))
+        nodes = [self._model.graph.node[index] for index in mine]
+        held = {name for node in nodes for name in node.input} & self._initializers.keys()
+        tensors = [self._initializers[name] for name in sorted(held)]
+        session = self._session(nodes, {first.input[0]: self._kind}, last.output[0], tensors, fused)
+        return lambda x: self._run(session, last.output[0], {first.input[0]: x[None]})
+
+    def node(self, name: str) -> onnx.NodeProto:
+        """By its whole name. Raises FileFormatError where there is none, or several."""
+        found = [index for index in self._sites[name.partition("/")[0]] if self._model.graph.node[index].name == name]
+        if len(found) != 1:
+            raise FileFormatError(f"{self._folder}: {len(found)} nodes are called {shown(name)}; export it again")
+        node: onnx.NodeProto = self._model.graph.node[found[0]]
+        return node
+
     def embedding(self, name: str, vocabulary: int) -> Iterator[tuple[int, Array]]:
         """What the weight's nodes look up: (first token, [count, columns] as ``linear`` has them). Raises FileFormatError."""
         session, given, wanted = self._cut([_site(name)], TensorProto.INT64)
@@ -140,7 +159,12 @@ class OnnxParts:
         return self._session(nodes, {given[0]: kind}, wanted[0], tensors), given[0], wanted[0]
 
     def _session(
-        self, nodes: Sequence[onnx.NodeProto], given: Mapping[str, int], wanted: str, tensors: Sequence[onnx.TensorProto]
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        given: Mapping[str, int],
+        wanted: str,
+        tensors: Sequence[onnx.TensorProto],
+        fused: bool = True,
     ) -> ort.InferenceSession:
         """``given``: types of the values that go in."""
         model = self._model
@@ -152,7 +176,7 @@ class OnnxParts:
             tensors,
         )
         small = helper.make_model(part, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
-        return open_session(small, self._folder, LIBRARY, unrounded=True)
+        return open_session(small, self._folder, LIBRARY, unrounded=True, fused=fused)
 
     def _with_constants(self, nodes: list[int]) -> set[int]:
         """These nodes, and those that make their inputs from initializers alone."""

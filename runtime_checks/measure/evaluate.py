@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quantize.activations.rules import Rules
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CalibrationError, ConfigError, FileFormatError, asked
 from quantize.progress import track
@@ -19,6 +20,7 @@ from runtime_checks.runtimes.decoded import check_same_model, decoded_runner
 from runtime_checks.runtimes.exported import open_exported
 from runtime_checks.runtimes.isolated import isolated_runner, source_runner
 from runtime_checks.runtimes.runners import Runner
+from runtime_checks.runtimes.simulated import simulated_runner
 
 MIN_CONTEXT = 8
 SPEED_TOKENS = 16  # decoded one at a time for the speed, if the context holds them
@@ -26,17 +28,22 @@ SPEED_TOKENS = 16  # decoded one at a time for the speed, if the context holds t
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """``context``: tokens per chunk, each with an empty cache; ``chunks``: how many at most, None for the whole text."""
+    """``context``: tokens per chunk, each with an empty cache; ``chunks``: how many at most, None for the whole text.
+    ``activations``: what rounds inputs of linears, simulated over the decoded weights."""
 
     context: int = 512
     chunks: int | None = None
     weights_only: bool = False
+    activations: Rules | None = None
 
     def __post_init__(self) -> None:
         if self.context < MIN_CONTEXT:
             raise ConfigError(f"{asked('context', self.context)}: must be at least {MIN_CONTEXT}")
         if self.chunks is not None and self.chunks < 1:
             raise ConfigError(f"{asked('chunks', self.chunks)}: must be at least 1")
+        if self.activations is not None and not self.weights_only:
+            told = f"is simulated over decoded weights, and the runtime rounds as it does; give {asked('weights_only', True)} too"
+            raise ConfigError(f"{asked('activations', self.activations.text)}: {told}")
 
 
 def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | None = None) -> dict[str, Any]:
@@ -47,7 +54,8 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
 
     Returns ``ppl`` and ``source_ppl``; ``kld``, the mean KL divergence source || file in nats per token, and ``kld_p99``,
     its 99th percentile; ``top1``, the share of tokens where both have the same favourite; ``tokens`` scored; ``bytes`` of the
-    file; ``tokens_per_s`` of decoding one token at a time (a median); ``runtime``.
+    file; ``tokens_per_s`` of decoding one token at a time (a median); ``runtime``; ``simulated``: what rounded inputs of linears,
+    if that was asked for.
 
     Raises CalibrationError if the text is shorter than a chunk, FileFormatError if the file cannot be run or is of another
     model, ConfigError if the context is longer than the source's.
@@ -60,7 +68,7 @@ def evaluate(path: Path, source: Checkpoint, text: str, options: EvalOptions | N
     base.close()
     report = summary(parts) | cost(path, other, options)
     other.close()
-    return report
+    return report if options.activations is None else report | {"simulated": options.activations.text}
 
 
 def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
@@ -79,6 +87,8 @@ def text_chunks(source: Checkpoint, text: str, options: EvalOptions) -> I64:
 
 def open_runner(path: Path, source: Checkpoint, options: EvalOptions) -> Runner:
     """The file as it will be measured. Raises FileFormatError, ConfigError."""
+    if options.activations is not None:
+        return simulated_runner(path, source, options.activations)
     if options.weights_only:
         return decoded_runner(path, source, options.context)
     _check_context(path, open_exported(path).context or options.context, options.context)

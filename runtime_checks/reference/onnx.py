@@ -8,6 +8,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
     MatMulAdaDim          docs/reference/matmul-adadim.md
     MatMulLevels          docs/reference/matmul-levels.md: ``levels.py``
     RotateAdaDim          before a node with codes: ``onnx_turn.py``
+    DequantizeLinear      before a MatMul: ``onnx_qdq.py``
     QMoE                  two stacks of experts: ``onnx_stacks.py``
     Gather                of a part beside a weight, NAME.part1: the input channels that it reads
     MatMulNBits_00000 ..  the split form: a node with unit scales for each group of output channels, joined by Concat; scale
@@ -19,7 +20,7 @@ MatMulAdaDim's 3-bit ones cross bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from runtime_checks.reference.adadim import LAYOUTS
 from runtime_checks.reference.decode import U8, Array, DamagedFileError, unpack
 from runtime_checks.reference.graph import FLOATS, LARGEST, Graph
 from runtime_checks.reference.levels import read_levels
+from runtime_checks.reference.onnx_qdq import arrays_of, input_of, shape_of, static_linears
 from runtime_checks.reference.onnx_stacks import stacks_of
 from runtime_checks.reference.onnx_sum import channels_of, check_part, takes_some, weight_name
 from runtime_checks.reference.onnx_tensor import ALL, OnnxCodes, OnnxTensor
@@ -67,8 +69,9 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
             shape,
             read_codes=partial(READERS[form], graph, nodes),
             read_turn=partial(turn_of, graph, x, shape[1]) if turns(graph, x) else None,
+            accuracy_level=graph.integers(nodes[0], accuracy_level=0)["accuracy_level"],
         )
-    for stack in stacks_of(graph):
+    for stack in (*stacks_of(graph), *_static(graph)):
         if stack.name in tensors:
             raise DamagedFileError(f"{graph.path}: {stack.name[:80]} is there twice")
         tensors[stack.name] = stack
@@ -79,6 +82,25 @@ def read_onnx(folder: Path) -> dict[str, OnnxTensor]:
         if weight_name(name) != name:
             check_part(graph, tensor, tensors.get(weight_name(name)))
     return tensors
+
+
+def _static(graph: Graph) -> Iterator[OnnxTensor]:
+    """Linears whose inputs have scales in the file."""
+    for stem, decoding, product in static_linears(graph):
+        shape = shape_of(graph, decoding)
+        yield OnnxTensor(
+            f"{stem}.weight",
+            "qdq",
+            "U8",
+            shape,
+            read_codes=partial(_read_static, graph, decoding),
+            read_input=partial(input_of, graph, product.input[0]),
+        )
+
+
+def _read_static(graph: Graph, decoding: onnx.NodeProto, rows: slice) -> OnnxCodes:
+    codes, scale, zero = arrays_of(graph, decoding)
+    return OnnxCodes(codes[rows], scale[rows], zero[rows], codes.shape[1], True)
 
 
 def _linears(graph: Graph) -> dict[str, list[onnx.NodeProto]]:

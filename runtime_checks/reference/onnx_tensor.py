@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_checks.reference.decode import F32, U8, Array, DamagedFileError, decode_affine, decode_floats
+from runtime_checks.reference.onnx_qdq import OnnxInput
 from runtime_checks.reference.onnx_turn import OnnxTurn
 
 ALL = slice(None)
@@ -58,6 +59,8 @@ class OnnxTensor:
     read_floats: Callable[[], Array] | None = None
     read_channels: Callable[[], I64] | None = None  # of a part: the input channels of its columns
     read_turn: Callable[[], OnnxTurn] | None = None  # of the input before it is multiplied
+    accuracy_level: int = 0  # of the nodes with its codes: what they may do to their input
+    read_input: Callable[[], OnnxInput] | None = None  # how that is rounded, where the graph says it
 
     def codes(self, rows: slice = ALL) -> OnnxCodes:
         """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
@@ -75,6 +78,10 @@ class OnnxTensor:
     def turn(self) -> OnnxTurn | None:
         """How its input is turned. Raises DamagedFileError."""
         return None if self.read_turn is None else self.read_turn()
+
+    def input(self) -> OnnxInput | None:
+        """How its input is rounded by a scale that the file holds. Raises DamagedFileError."""
+        return None if self.read_input is None else self.read_input()
 
     def turned_back(self, weight: F32) -> F32:
         """F32[OC, IC], or some rows of it, that multiplies the turned input -> what multiplies the input. Raises as ``turn``."""

@@ -30,6 +30,14 @@ class OnnxTurn:
     left: Array
     right: Array
 
+    def apply(self, x: F32) -> F32:
+        """What the node gives for F32[tokens, IC]."""
+        left, right, signs = (values.astype(np.float32) for values in (self.left, self.right, self.signs))
+        runs = (x * signs).reshape(len(x), -1, len(left), len(right))
+        turned = np.einsum("orij,mi,nj->ormn", runs, left, right, optimize=True).reshape(x.shape)
+        y: F32 = turned / np.float32(math.sqrt(left.size**0.5 * right.size**0.5))
+        return y
+
     def back(self, weight: F32) -> F32:
         """W F32[OC, IC] of V F32[OC, IC]."""
         left, right, signs = (values.astype(np.float32) for values in (self.left, self.right, self.signs))

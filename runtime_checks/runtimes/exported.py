@@ -11,7 +11,7 @@ from exporter.writers import writer_at
 from quantize.errors import FileFormatError, asked
 from quantize.model_config import ModelSizes
 from quantize.onnx.reader import MODEL_FILE, read_graph
-from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context, is_halved
+from runtime_checks.runtimes.onnx_runner import OnnxRunner, exported_context, is_halved, rounds_inputs
 from runtime_checks.runtimes.runners import LlamaRunner, Runner
 from runtime_checks.runtimes.weights import TRANSPOSED, GgufWeights, OnnxWeights, Weights, open_gguf
 
@@ -59,6 +59,9 @@ class Exported(Protocol):
     def exact_runner(self) -> Runner | None:
         """The same with activations left in float32, where its runtime can."""
 
+    def simulating_runner(self) -> Runner | None:
+        """The same with those inputs rounded for which the file has scales, and products of floats; None where it has none."""
+
 
 class _Gguf:
     writer = "gguf"
@@ -91,6 +94,9 @@ class _Gguf:
         return LlamaRunner(self.path, context)
 
     def exact_runner(self) -> Runner | None:
+        return None
+
+    def simulating_runner(self) -> Runner | None:
         return None
 
 
@@ -128,7 +134,11 @@ class _OnnxFolder:
         return OnnxRunner(self.path)
 
     def exact_runner(self) -> Runner | None:
-        return OnnxRunner(self.path, accuracy_level=0)
+        return OnnxRunner(self.path, accuracy_level=0, static=False)
+
+    def simulating_runner(self) -> Runner | None:
+        static = rounds_inputs(read_graph(self.path).model)
+        return OnnxRunner(self.path, accuracy_level=0) if static else None
 
 
 EXPORTED: dict[str, Callable[[Path], Exported]] = {"gguf": _Gguf, "onnx": _OnnxFolder}  # by writer

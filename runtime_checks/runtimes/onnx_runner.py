@@ -26,17 +26,21 @@ SPEED_ROUNDS = 3
 class OnnxRunner:
     """DIR/model.onnx on the CPU provider; ``accuracy_level`` overrides that of every node (0: activations stay float32).
 
+    ``static``: whether inputs are rounded for which the file has scales; at a level of its own then node by node, as floats.
     Raises FileFormatError if the folder has no model or onnxruntime refuses it.
     """
 
-    def __init__(self, folder: Path, accuracy_level: int | None = None) -> None:
+    def __init__(self, folder: Path, accuracy_level: int | None = None, static: bool = True) -> None:
         self.name, self._folder = f"onnxruntime {ort.__version__}", folder
         model = load_graph(folder)  # which refuses what leads out of the folder, before the runtime reads it
         self._halved = is_halved(model)
         if accuracy_level is not None:
             set_accuracy_level(model, accuracy_level)
+        if not static:
+            leave_inputs(model)
         opened = model_path(folder) if accuracy_level is None else model
-        session = open_session(opened, folder, LIBRARY, unrounded=accuracy_level == 0)
+        alone = accuracy_level is not None and static and rounds_inputs(model)
+        session = open_session(opened, folder, LIBRARY, unrounded=accuracy_level == 0, fused=not alone)
         self._decoder = Decoder(session, folder, lambda: head_size(folder))
 
     def logits(self, tokens: I64, skip: int = 0) -> F32:
@@ -123,3 +127,23 @@ def set_accuracy_level(model: onnx.ModelProto, level: int) -> None:
     for attribute in (attribute for node in nodes for attribute in node.attribute):
         if attribute.name == LEVEL and not attribute.ref_attr_name:
             attribute.i = level
+
+
+def rounds_inputs(model: onnx.ModelProto) -> bool:
+    """Whether a graph has scales of its own for what its linears read."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def leave_inputs(model: onnx.ModelProto) -> None:
+    """Let everything read what goes into a QuantizeLinear in place of what comes out of the DequantizeLinear behind it."""
+    nodes = model.graph.node
+    coded = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    plain = {
+        node.output[0]: coded[node.input[0]] for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in coded
+    }
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = plain.get(name, name)
+    kept = [node for node in nodes if not {*node.output} & (coded.keys() | plain.keys())]
+    del nodes[:]
+    nodes.extend(kept)

@@ -20,6 +20,7 @@ from runtime_checks.reference.gguf import GgufFile, GgufTensor, decode_gguf, rea
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.reference.onnx_sum import whole_weights
 from runtime_checks.reference.onnx_tensor import ALL, OnnxTensor
+from runtime_checks.runtimes.reading import Reading, reading_of
 
 TRANSPOSED = "_ic"  # ending of the name of a tensor that a gguf-adadim file stores as [IC, OC]
 ROPE_FREQS = "rope_freqs.weight"  # llama.cpp's place for Llama 3's rotary scaling, which is no weight
@@ -44,6 +45,9 @@ class Weights(Protocol):
 
     def part(self, name: str, rows: slice = ALL) -> Part:
         """A tensor, or some of its output channels. Raises FileFormatError."""
+
+    def reading(self, name: str) -> Reading:
+        """How a linear reads its input. Raises FileFormatError."""
 
 
 class GgufWeights:
@@ -76,6 +80,10 @@ class GgufWeights:
         floats = tensor.kind in FLOAT_BYTES
         return Part(values, tensor.kind) if floats else Part(values, None, ggml_grid(tensor.kind).bits)
 
+    def reading(self, name: str) -> Reading:
+        """See Weights: a GGUF says nothing of it, and what llama.cpp does is its own."""
+        return Reading()
+
 
 class OnnxWeights:
     """An ONNX folder's tensors."""
@@ -103,6 +111,13 @@ class OnnxWeights:
         except DamagedFileError as error:
             raise FileFormatError(f"{error}; export it again") from error
         return Part(values, None, held.bits)
+
+    def reading(self, name: str) -> Reading:
+        """See Weights."""
+        try:
+            return reading_of(self._weights[name])
+        except DamagedFileError as error:
+            raise FileFormatError(f"{error}; export it again") from error
 
 
 def _experts(tensor: OnnxTensor, rows: slice) -> Part:
