@@ -11,8 +11,13 @@ from quantize.transforms.rows import made_rows
 from quantize.transforms.scales import channel_factors
 
 
+def ffn_fold(block: Block, basis: Basis, at: FoldSites) -> Fold:
+    """Of a basis of the hidden channels in which gate stays as it is."""
+    return Fold(made_rows(block, basis, at.mlp.up), {at.mlp.down: basis})
+
+
 def ffn_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
     """Candidates by what down sees: to up, whose groups run along its rows, a row's size is nearly all the same."""
-    _, up, down = at.mlp
+    down = at.mlp.down
     factors = channel_factors(block.stats[down].importance, [block.tensors[down]])
-    yield [Fold(made_rows(block, basis, up), {down: basis}) for basis in map(Basis.scaled, factors)]
+    yield [ffn_fold(block, basis, at) for basis in map(Basis.scaled, factors)]
