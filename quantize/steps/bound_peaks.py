@@ -24,6 +24,7 @@ from quantize.rounding.rtn import rtn
 from quantize.steps.scale_channels import ScaleChannels, peaks
 from quantize.transforms.places import Place, Places, ffn_places, norm_places, value_places
 from quantize.types import F32
+from quantize.workers import in_threads
 
 STATIC = "a8-tensor"  # how inputs are rounded
 THRESHOLDS = 40
@@ -40,7 +41,7 @@ class BoundPeaks(ScaleChannels):
         """See ScaleChannels."""
         peak = peaks(block, place)
         factors = [np.minimum(1, peak.max() * np.float32(1 - step / THRESHOLDS) / peak) for step in range(THRESHOLDS)]
-        best = int(np.argmin([_loss(block, place, place.fold(factor)) for factor in factors]))
+        best = int(np.argmin(in_threads(lambda factor: _loss(block, place, place.fold(factor)), factors)))
         return factors[best] if best else None
 
 
