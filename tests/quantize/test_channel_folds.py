@@ -235,3 +235,15 @@ def test_of_a_template_less_is_known(method, options, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
         quantize_checkpoint(template, tmp_path / "store", config_of(method, **options), TARGETS["llama.cpp"])
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("rule", "match"), [("gptq-oc", "*.o_proj"), ("quik", "*.gate_proj")])
+def test_other_methods_in_the_same_block(rule, match, model, tmp_path):
+    """They may round before, and keep parts: no channel between their linears and the others is scaled."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'[[rule]]\nmatch = "{match}"\nmethod = "{rule}"\n')
+    config = config_of("outliertune", calibration_tokens=1024, bits=4, recipe=recipe, float_columns=None)
+    store = quantize_checkpoint(model, tmp_path / "store", config, TARGETS["onnxruntime"])
+    assert store.header["transforms"] == {"even-peaks": "11"}
+    checks = verify(writer_of("onnxruntime").write(store, tmp_path / "onnx"), model, store)
+    assert checks and all(check.ok for check in checks)
