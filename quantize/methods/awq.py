@@ -26,6 +26,6 @@ METHOD = Method(
     (*SCALES, Round(Rounder(NEAREST))),
     axes=(Axis.PER_OC,),
     rounders=ROUNDER_WORDS,
-    ours="root mean squares for mean sizes; scales by what errors cost, within 64 of their middle; one for all query heads of a "
-    "group; no search of clips",
+    ours="root mean squares for mean sizes; scales by what errors cost, none more than 64 times from their mean; one for all "
+    "query heads of a group; no search of clips",
 )

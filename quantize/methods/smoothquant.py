@@ -19,5 +19,5 @@ METHOD = Method(
     (Smooth(ALPHA, (norm_places,)), Round(Rounder(NEAREST))),
     axes=(Axis.PER_OC,),
     rounders=ROUNDER_WORDS,
-    ours="scales centred, and within 64 of their middle",
+    ours="scales centred, none more than 64 times from their mean",
 )
