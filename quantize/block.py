@@ -56,7 +56,7 @@ class Block:
 
     def folded(self, fold: Fold) -> Block:
         """In the new basis; what stands beside a weight is chosen in the last one."""
-        assert not self.beside, "a basis is changed before columns are kept"
+        assert not self.beside.keys() & {*fold.made, *fold.read}, "a basis is changed before columns are kept"
         tensors = {name: fold.tensor(name, value) for name, value in self.tensors.items()}
         return replace(self, tensors=tensors, stats=fold.stats(self.stats), folds=(*self.folds, fold))
 

@@ -9,7 +9,9 @@ from quantize.block import DividingStep, PlanStep, Step
 from quantize.rounding import Rounder
 from quantize.steps.columns import FloatColumns
 from quantize.steps.divide import MixWidths
+from quantize.steps.fold import ChangeBasis
 from quantize.steps.round import Round
+from quantize.steps.scale_channels import ScaleChannels
 from quantize.steps.tweak_norms import TweakNorms
 from quantize.types import Axis, Need
 
@@ -88,6 +90,16 @@ class Method:
     def learns(self) -> bool:
         """Whether it has a step that does."""
         return any(step.needs is Need.LEARNING for step in self.steps)
+
+    @property
+    def folds(self) -> bool:
+        """Whether it changes a block's basis before it rounds."""
+        return any(isinstance(step, ChangeBasis | ScaleChannels) for step in self.steps)
+
+    @property
+    def sees_tokens(self) -> bool:
+        """Whether it has to know an input token by token, which torch alone shows."""
+        return any(isinstance(step, ScaleChannels) for step in self.steps)
 
     @property
     def moves_norms(self) -> bool:

@@ -44,6 +44,11 @@ def _check_one(method: Method, config: QuantizeConfig) -> None:
             f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
             "drop one of the two"
         )
+    if method.folds and around.float_columns:
+        raise ConfigError(
+            f"{named}: scales channels, of which none may be kept before; drop it, or "
+            f"{asked('float_columns', around.float_columns)}"
+        )
     if method.turns and around.float_columns:
         raise ConfigError(
             f"{named}: turns inputs, after which no channel is louder than others to be kept; drop it, or "
