@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-LEAST = 1e-30  # of a variance: what is the same everywhere has no tails, and is not divided by nothing
+LEAST = 1e-20  # of a variance: what is the same everywhere has no tails, and no slope that float32 does not hold
 SHARES = tuple(0.8**power for power in range(20))  # of the whole range, among which a first pair of clips is chosen
 
 
