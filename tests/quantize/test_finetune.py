@@ -142,23 +142,19 @@ def test_a_slope_that_is_not_finite_moves_nothing(source):
     assert all(np.array_equal(values, before[name]) for name, values in held(learner).items())
 
 
-def test_training_lowers_the_loss_on_sequences_that_no_step_saw(trained, tmp_path):
-    report = finetune(trained, tmp_path / "out", FinetuneConfig(2, steps=60, context=64, learning_rate=1e-3))
-    assert report["loss"]["after"] < 0.7 * report["loss"]["before"]
-    assert report["steps_kept"] == 60
-
-
-def test_the_term_of_inputs_alone_raises_the_weights_kurtosis_and_both_do_not(trained, tmp_path):
-    """Of a decoder that is trained here, at 2 bits: what arXiv 2404.03605 says of pretraining."""
+def test_both_terms_leave_lighter_tails_everywhere_than_that_of_inputs_alone(trained, tmp_path):
+    """Of a decoder that is trained here, at 2 bits, on sequences that no step saw. arXiv 2404.03605 says of pretraining that the
+    term of inputs alone makes the weights' tails heavier; here it does so with some sources and not with others."""
     alone, both = (
-        finetune(trained, tmp_path / f"{penalty}", FinetuneConfig(2, penalty, steps=150, context=64, learning_rate=3e-3))
+        finetune(trained, tmp_path / f"{penalty}", FinetuneConfig(2, penalty, steps=100, context=64, learning_rate=3e-3))
         for penalty in (0.0, 1e-3)
     )
     for report in (alone, both):
-        assert mean_of(report, "input_kurtosis", "after") < mean_of(report, "input_kurtosis", "before")
-    assert mean_of(alone, "weight_kurtosis", "after") > mean_of(alone, "weight_kurtosis", "before") + 0.02
-    assert mean_of(both, "weight_kurtosis", "after") < mean_of(both, "weight_kurtosis", "before") - 0.02
-    assert mean_of(both, "output_kurtosis", "after") < mean_of(alone, "output_kurtosis", "after") - 0.3
+        assert report["loss"]["after"] < 0.7 * report["loss"]["before"]
+        assert mean_of(report, "input_kurtosis", "after") < 0.9 * mean_of(report, "input_kurtosis", "before")
+    assert mean_of(both, "input_kurtosis", "after") < mean_of(alone, "input_kurtosis", "after") - 0.5
+    assert mean_of(both, "output_kurtosis", "after") < mean_of(alone, "output_kurtosis", "after") - 0.5
+    assert mean_of(both, "weight_kurtosis", "after") < mean_of(alone, "weight_kurtosis", "after") - 0.05
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
