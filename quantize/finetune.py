@@ -28,7 +28,7 @@ from quantize.checkpoint.huggingface import ASSETS, TOKENIZER
 from quantize.checkpoint.shards import NAMED_WEIGHTS, WHOLE
 from quantize.checkpoint.tokenizer_files import MORE_TEMPLATES, TEMPLATES
 from quantize.config import BUILTIN
-from quantize.errors import CalibrationError, CheckpointError, ConfigError, ExportError, asked
+from quantize.errors import CalibrationError, CheckpointError, ConfigError, asked
 from quantize.foreign import tokenizer_mend
 from quantize.kinds import Kind, kind_of
 from quantize.model_config import BLOCK, named
@@ -154,7 +154,7 @@ def _learned(source: Checkpoint, config: FinetuneConfig, text: CalibrationText) 
         after = _written_loss(source, learner, judges)
     if not (learner.steps and np.isfinite(after)):
         raise ConfigError(
-            f"{source.path}: its loss, or the slope of it, is not finite after the first step; give a smaller "
+            f"{source.path}: its loss, or the slope of it, is not finite from the first step on; give a smaller "
             f"{asked('learning_rate')} than {config.learning_rate:g}"
         )
     learner.finish()
@@ -220,33 +220,30 @@ def _by_kind(before: Mapping[str, Tails], after: Mapping[str, Tails]) -> dict[st
 
 
 def _write(folder: Path, source: Checkpoint, learner: Learner, assets: Mapping[str, bytes]) -> None:
-    """Weights and small files. Raises ExportError for a weight that its dtype does not hold."""
-    tensors, learned = dict[str, Array](), learner.weights
-    for name in source.specs:
-        plain = None if name in learned else source.raw(name)
-        values = _cast(source, name, learned[name]) if plain is None else plain.values
-        bits = plain is not None and plain.dtype == "BF16"
-        tensors[name] = np.ascontiguousarray(values).view(ml_dtypes.bfloat16) if bits else np.ascontiguousarray(values)
+    """Weights and small files."""
+    learned = learner.weights
     try:
-        save_file(tensors, folder / WHOLE, {"format": "pt"})
+        save_file({name: _values(source, name, learned) for name in source.specs}, folder / WHOLE, {"format": "pt"})
     except SafetensorError as error:  # the library's word for an OSError
         raise OSError(str(error)) from error
     config = json.loads(assets["config.json"]) | {"tie_word_embeddings": source.tied}
     config.pop(NAMED_WEIGHTS, None)
-    small = {name: assets[name] for name in ASSETS if name in assets} | {
-        "config.json": json.dumps(config, indent=2).encode() + b"\n"
-    }
-    more = json.loads(assets.get(TEMPLATES, b"{}"))
-    for name, data in small.items() | {f"{MORE_TEMPLATES}/{name}.jinja": text.encode() for name, text in more.items()}.items():
+    small = {name: assets[name] for name in ASSETS if name in assets}
+    small["config.json"] = json.dumps(config, indent=2).encode() + b"\n"
+    for name, text in json.loads(assets.get(TEMPLATES, b"{}")).items():
+        small[f"{MORE_TEMPLATES}/{name}.jinja"] = text.encode()
+    for name, data in small.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
 
 
-def _cast(source: Checkpoint, name: str, values: F32) -> Array:
-    out: Array = values.astype(_dtype(source, name), copy=False)
-    if not np.isfinite(out.astype(np.float32)).all():
-        raise ExportError(f"{source.path}: {name} has grown beyond {out.dtype}; give a smaller {asked('learning_rate')}")
-    return out
+def _values(source: Checkpoint, name: str, learned: Mapping[str, F32]) -> Array:
+    """As they are written: in the source's dtype, and its own where nothing is learned."""
+    if name in learned:
+        return np.ascontiguousarray(learned[name].astype(_dtype(source, name), copy=False))
+    plain = source.raw(name)
+    values = np.ascontiguousarray(plain.values)
+    return values.view(CAST["BF16"]) if plain.dtype == "BF16" else values
 
 
 def _write_json(path: Path, data: object) -> None:

@@ -70,7 +70,7 @@ REFUSED = [
     ("--seed -1", "--seed -1: must be a whole number from 0"),
     ("--text {short}", "short.txt: 46 tokens, but 9 sequences of 256 are needed"),
     ("--text {model}/none.txt", "none.txt: cannot be read"),
-    ("--learning-rate 1e30 --context 32", "is not finite after the first step; give a smaller --learning-rate than 1e+30"),
+    ("--learning-rate 1e30 --context 32", "is not finite from the first step on; give a smaller --learning-rate than 1e+30"),
     ("--bits 4", "--bits: not an option here"),
     ("--epochs 3", "use --steps N, of one sequence each"),
     ("--lr 1e-5", "use --learning-rate 1e-5"),
