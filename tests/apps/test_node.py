@@ -19,8 +19,6 @@ from exporter.targets import TARGETS
 from quantize import open_checkpoint
 from quantize.llama_cpp.model import LlamaVocab
 from quantize.run.pipeline import quantize_checkpoint
-from quantize.template.onnx_convert import convert_onnx
-from tests.any_model import make_model
 from tests.apps.changes import MORE
 from tests.apps.desktop import check_greedy
 from tests.cases import config_of
@@ -99,11 +97,9 @@ def test_a_gguf_says_how_a_text_begins(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2"])
-def test_graphs_of_any_decoder(model_type, tmp_path):
+def test_graphs_of_any_decoder(model_type, kept, tmp_path):
     """Positions that are given, a cache that is not written in place, states of convolutions."""
-    model = make_model(tmp_path / "model", model_type, "float32")
-    convert_onnx(model, tmp_path / "source")
-    source, config = open_checkpoint(tmp_path / "source"), config_of("rtn-oc", bits=8)
+    source, config = open_checkpoint(kept.onnx(model_type, "float32")), config_of("rtn-oc", bits=8)
     file = write_onnx(quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime"]), tmp_path / "onnx")
     write_bundle(file, tmp_path / "bundle", BundleOptions("web", part_size=PART))
     done = run(tmp_path / "bundle", "--json")
