@@ -63,3 +63,12 @@ class Kept:
         model = self.model(model_type, dtype)
         place = self._folder / f"{model_type}-{dtype}-onnx"
         return once(place, lambda folder: convert_onnx(model, folder / "onnx")) / "onnx"
+
+    def smollm2(self, form: str) -> Path:
+        """SmolLM2-135M, rounded in seconds, as a file of one of ``made.FORMS``."""
+        from quantize.checkpoint import open_checkpoint
+        from tests.runtime_checks.made import make_from
+        from tests.test_smollm2 import fetched
+
+        place = once(self._folder / f"smollm2-{form}", lambda folder: make_from(open_checkpoint(fetched()), folder, form))
+        return place / ("file.gguf" if form == "llama.cpp" else "onnx")

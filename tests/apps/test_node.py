@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from tests.cases import config_of
 from tests.exporter.test_gguf_tokenizer import put_around
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
-from tests.runtime_checks.made import Made, make, make_from
+from tests.runtime_checks.made import Made, make
 from tests.sent import traced
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
@@ -189,13 +188,12 @@ def test_a_prompt_that_leaves_no_room(bundle):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["llama.cpp", "onnx-oc"])
-def test_smollm2(form, tmp_path):
-    fetched = subprocess.run([sys.executable, ROOT / "tools" / "fetch_smollm2.py"], check=True, capture_output=True, text=True)
-    made = make_from(open_checkpoint(Path(fetched.stdout.strip())), tmp_path, form)
-    write_bundle(made.file, tmp_path / "bundle", BundleOptions("web"))
+def test_smollm2(form, kept, tmp_path):
+    file = kept.smollm2(form)
+    write_bundle(file, tmp_path / "bundle", BundleOptions("web"))
     done = run(tmp_path / "bundle", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["prompt"] == desktop_prompt(made.file)
+    assert answer["prompt"] == desktop_prompt(file)
     assert len(answer["tokens"]) == COUNT
-    assert check_greedy(made.file, answer["prompt"], answer["tokens"]) > 0
+    assert check_greedy(file, answer["prompt"], answer["tokens"]) > 0
