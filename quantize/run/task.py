@@ -8,11 +8,13 @@ from typing import Any
 
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
+from quantize.block_turn import Blocks, BlockTurn
 from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
 from quantize.model_config import part_name
 from quantize.steps.axis import ChooseAxis
 from quantize.store.tensors import Piece, TensorRecord
+from quantize.turn import Rotation
 from quantize.types import F32, Axis, Grid, InputStats, PartPlan, PlainTensor, TensorPlan
 from quantize.weight import Part
 
@@ -81,7 +83,7 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
     stored = block.stored(plan.name, rounded.tensor)
     if plan.name in block.beside:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
-    first, *others = weight_records(plan, axis, grid)
+    first, *others = weight_records(block.plans[plan.name], axis, grid)
     records = (
         replace(first, rounder=rounded.rounder, loss=loss),
         *(record if record.grid is None else replace(record, rounder=rounded.rounder) for record in others),
@@ -91,7 +93,11 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
 
 def weight_records(plan: TensorPlan, axis: Axis, grid: Grid | None) -> list[TensorRecord]:
     """Of all that is stored of a tensor, the first on ``grid``."""
-    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn)
+    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note)
+    if isinstance(plan.turn, Rotation):
+        first = replace(first, turn=plan.turn)
+    elif isinstance(plan.turn, BlockTurn) or plan.turn_blocks:
+        first = replace(first, blocks=plan.turn.blocks if isinstance(plan.turn, BlockTurn) else Blocks(plan.turn_blocks))
     inputs = plan.shape[-1]
     kept = PartPlan(plan.float_columns, None)
     others = plan.parts[1:] or ([kept] if plan.float_columns else [])

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from quantize.blocks import matrix
+from quantize.block_turn import Blocks
 from quantize.errors import StoreError
 from quantize.grids import GridJson
 from quantize.outside import MIB, Count, Door, Size
@@ -63,6 +64,23 @@ class TurnJson(msgspec.Struct):
             raise ValueError(f"shape {shape} {axis} and a turn of {self.size} input channels, which is not known here")
 
 
+class TurnBlocksJson(msgspec.Struct):
+    """A turn of input channels in blocks, whose arrays are in the file of ``site``; of a file that holds them itself, and of a store
+    that is planned, no ``site``."""
+
+    size: Size
+    site: TensorName | Literal[""] = ""
+
+    def make(self) -> Blocks:
+        """What is known of the turn."""
+        return Blocks(self.size, self.site)
+
+    def check(self, shape: tuple[int, ...], axis: Axis) -> None:
+        """Raises ValueError for none of the input channels of a weight (OC, IC)."""
+        if len(shape) != 2 or axis is Axis.PER_IC or not self.make().fits(shape[1]):
+            raise ValueError(f"shape {shape} {axis} and a turn in blocks of {self.size} input channels, which is not known here")
+
+
 class QuantizedJson(GridJson, kw_only=True):
     """A tensor on a grid."""
 
@@ -76,20 +94,30 @@ class QuantizedJson(GridJson, kw_only=True):
     sha256: list[Sha256] = msgspec.field(default_factory=list)
     inputs: Count = 0
     turn: TurnJson | None = None
+    blocks: TurnBlocksJson | None = None
 
     def __post_init__(self) -> None:
         grid = self.make()
         _check_part(self.inputs, self.shape, self.chunks)
-        if self.turn is not None:
-            self.turn.check(self.shape, self.axis)
-            if self.inputs:
-                raise ValueError(f"a turn of {self.turn.size} input channels of a part, which takes some of them")
+        check_turns(self.turn, self.blocks, self.shape, self.axis)
+        turn = self.turn or self.blocks
+        if turn is not None and self.inputs:
+            raise ValueError(f"a turn of {turn.size} input channels of a part, which takes some of them")
         if len(self.shape) != 2 and (len(self.shape) != 3 or self.axis is Axis.PER_IC):
             raise ValueError(f"shape {self.shape} on the grid {self.grid} {self.axis}, where two lengths are needed")
         rows, cols = matrix(self.shape) if self.axis is Axis.PER_OC else matrix(self.shape)[::-1]
         _check_chunks(self.chunks, rows)
         if grid.group_size > max(2 * cols, WIDEST):
             raise ValueError(f"group_size {grid.group_size} for groups that run along {cols} weights")
+
+
+def check_turns(turn: TurnJson | None, blocks: TurnBlocksJson | None, shape: tuple[int, ...], axis: Axis) -> None:
+    """Raises ValueError for turns that a weight of ``shape`` (OC, IC) does not have, or two of them."""
+    if turn is not None and blocks is not None:
+        raise ValueError("two turns of the same input channels")
+    for one in (turn, blocks):
+        if one is not None:
+            one.check(shape, axis)
 
 
 def _check_chunks(chunks: int, rows: int) -> None:

@@ -5,7 +5,8 @@
     STORE/plan.json                         header and one record per tensor, in model order
     STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
     STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values";
-                                            of a part also "reads" I32[n]
+                                            of a part also "reads" I32[n]; of the first linear that reads an
+                                            input that is turned in blocks "turn.first", "turn.second", "turn.order"
 
 plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
 A tensor that is larger than a decoder block is cut into several files by stored rows, so nobody has to hold it whole.
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from quantize.blocks import matrix
+from quantize.block_turn import Blocks, BlockTurn
+from quantize.blocks import joined, matrix
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.checkpoint.template import SKELETON_ASSET
@@ -34,10 +36,10 @@ from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, weight_name, with_ids_of
 from quantize.outside import sha256_of
 from quantize.store.agreement import disagreement
-from quantize.store.arrays import READS, Held, load_arrays
+from quantize.store.arrays import READS, TURN, Held, load_arrays
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, read_record
 from quantize.store.seal import holds
-from quantize.turn import Rotation
+from quantize.turn import Rotation, Turn
 from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight, divides
 
@@ -56,7 +58,8 @@ STRANGE = "is no part of the store"
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
-    input channels, how many the weight has; else 0. ``turn``: of its input."""
+    input channels, how many the weight has; else 0. ``turn``: of its input. ``blocks``: of a turn of
+    its input that is found in data."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,6 +73,7 @@ class TensorRecord:
     sha256: tuple[str, ...] = ()
     inputs: int = 0
     turn: Rotation | None = None
+    blocks: Blocks | None = None
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -103,8 +107,8 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        turn = None if self.turn is None else self.turn.to_json()
-        rest = {"inputs": self.inputs, "turn": turn, "note": self.note, "sha256": list(self.sha256)}
+        turns = {key: None if turn is None else turn.to_json() for key, turn in (("turn", self.turn), ("blocks", self.blocks))}
+        rest = {"inputs": self.inputs, **turns, "note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
@@ -114,8 +118,8 @@ class TensorRecord:
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
         loss = {str(axis): loss for axis, loss in raw.loss.items()}
-        turn = None if raw.turn is None else raw.turn.make()
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, turn=turn)
+        turns = {"turn": raw.turn and raw.turn.make(), "blocks": raw.blocks and raw.blocks.make()}
+        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, **turns)
 
 
 Piece = tuple[Part, TensorRecord]
@@ -236,8 +240,12 @@ class QuantizedStore:
     def weight(self, name: str) -> StoredWeight:
         """All parts of a weight. Raises StoreError."""
         self.check_reads(name)
-        first = Part(self.read(name), self.reads(name), self.records[name].turn)
+        first = Part(self.read(name), self.reads(name), self.turn(name))
         return StoredWeight((first, *(read_chunk(self.path, record, 0) for record in self.beside(name))))
+
+    def turn(self, name: str) -> Turn | None:
+        """Of a weight's input. Raises StoreError."""
+        return held_turn(self.path, self.records[name], self.records)
 
     def check_reads(self, name: str) -> None:
         """Raises StoreError for parts of which no one reads all, if they do not read each input channel once."""
@@ -250,32 +258,42 @@ class QuantizedStore:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One tensor of chunks of its rows."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, PlainTensor):
-        return replace(first, values=np.concatenate([part.values for part in parts if isinstance(part, PlainTensor)]))
-    quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
-    params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
-    return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
-
-
 def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:
-    """Some of a tensor's rows, or a part. Raises StoreError if the file is missing, damaged or has changed."""
+    """Some of a tensor's rows, or a part; a turn in blocks if its file holds one. Raises StoreError if it is missing, damaged or
+    has changed."""
     path = store / TENSORS / file_name(record.name, index)
     try:
         if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
             raise ValueError(CHANGED)
         columns = (record.shape[1], record.inputs) if record.inputs else None
-        arrays = load_arrays(path, Held(record.grid, record.dtype, record.stored_shape, columns))
+        blocks = record.blocks if holds_turn(record, index) else None
+        turned = None if blocks is None else (blocks, record.shape[1])
+        arrays = load_arrays(path, Held(record.grid, record.dtype, record.stored_shape, columns, turned))
         reads = arrays.pop(READS).astype(np.intp) if columns else None
+        turn: Turn | None = record.turn
+        if blocks is not None:
+            own = {key.removeprefix(TURN): arrays.pop(key) for key in sorted(arrays) if key.startswith(TURN)}
+            turn = BlockTurn.of_arrays(own, blocks)
         if record.grid is None:
             return Part(PlainTensor(record.name, arrays["values"], record.dtype), reads)
-        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads, record.turn)
+        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads, turn)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
+
+
+def holds_turn(record: TensorRecord, index: int) -> bool:
+    """Whether that chunk's file has the arrays of a turn in it."""
+    return record.blocks is not None and record.blocks.site == record.name and index == 0
+
+
+def held_turn(store: Path, record: TensorRecord, records: Mapping[str, TensorRecord]) -> Turn | None:
+    """Of a tensor's input, one in blocks from the file that holds it. Raises StoreError."""
+    if record.blocks is None:
+        return record.turn
+    site = records.get(record.blocks.site)
+    if site is None or site.blocks != record.blocks or not site.chunks or site.shape[1:] != record.shape[1:]:
+        raise StoreError(f"{store}: {record.name}: no turn of its input in the file of '{record.blocks.site}'; quantize again")
+    return read_chunk(store, site, 0).turn
 
 
 def file_name(name: str, chunk: int) -> str:
