@@ -227,7 +227,7 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
     for record in store.records.values():
         reason = target.lacks_parts if record.inputs else None
         reason = reason or (target.lacks_turns if record.turn is not None else None)
-        reason = reason or (target.lacks_block_turns if record.blocks is not None else None)
+        reason = reason or (target.lacks_block_turns if record.found_turn is not None else None)
         if record.grid is not None:
             reason = reason or target.lacks(record.grid, record.axis)
             reason = reason or target.refuses(record.grid, record.axis, record.shape)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from numpy import intp
 from numpy.typing import NDArray
 
+from quantize.activations import Activation
 from quantize.architecture.families import FoldSites
 from quantize.checkpoint.row_order import RowOrders
 from quantize.fold import Fold
@@ -35,7 +36,8 @@ class Block:
 
     ``sites``: names that see the same input. ``fold_sites``: None where no basis can change. ``folds``: those that were applied,
     one after the other. ``tried``, ``choices`` and ``rounded`` come with the steps, ``beside`` with parts that are added to a
-    rounded weight; ``report`` is what the store says of it.
+    rounded weight; ``activations``: what rounds a linear's input, where not the runtime by itself; ``report`` is what the store
+    says of it.
     """
 
     plans: Mapping[str, TensorPlan]
@@ -47,6 +49,7 @@ class Block:
     tried: Mapping[str, Mapping[Axis, Rounded]] = field(default_factory=dict)
     choices: Mapping[str, AxisChoice] = field(default_factory=dict)
     rounded: Mapping[str, Rounded] = field(default_factory=dict)
+    activations: Mapping[str, Activation] = field(default_factory=dict)
     beside: Mapping[str, Beside] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,7 +71,7 @@ class Block:
         if beside is not None:
             return beside.stored(name, rounded)
         turn = self.plans[name].turn if isinstance(rounded, QuantizedTensor) else None
-        return StoredWeight((Part(rounded, turn=turn),))
+        return StoredWeight((Part(rounded, turn=turn, activation=self.activations.get(name)),))
 
     def reporting(self, key: str, *entries: Any) -> Block:  # noqa: ANN401 - whatever JSON holds
         """The same, ``entries`` after those of ``key`` so far."""
@@ -84,7 +87,7 @@ def as_multiplied(stats: Mapping[str, InputStats], plans: Mapping[str, TensorPla
             key = id(one.hessian), turn
             if key not in shared:
                 shared[key] = one.turned(turn)
-            one = replace(one, hessian=shared[key].hessian, visit=None)
+            one = replace(one, hessian=shared[key].hessian, visit=None, inputs=shared[key].inputs)
         out[name] = one
     return out
 

@@ -25,7 +25,7 @@ ORTHOGONAL = 1e-3  # how far products of a matrix's rows may be from 0 and 1: of
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FoundTurn:
     """What is known of a BlockTurn without its arrays: blocks of ``size`` channels. ``site``: the linear whose file in a store
     holds them; "" as long as none is found."""
 
@@ -43,7 +43,7 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class BlockTurn:
-    """``first`` and ``second`` F32[n, n], orthogonal; ``order`` intp[IC], a permutation; ``site``: as of Blocks."""
+    """``first`` and ``second`` F32[n, n], orthogonal; ``order`` intp[IC], a permutation; ``site``: as of FoundTurn."""
 
     first: F32
     second: F32
@@ -51,17 +51,17 @@ class BlockTurn:
     site: str = ""
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], blocks: Blocks) -> BlockTurn:
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], found: FoundTurn) -> BlockTurn:
         """The inverse of ``arrays``. Raises ValueError for what turns nothing."""
         for name in ("first", "second"):
             matrix = arrays[name]
-            off = np.abs(matrix @ matrix.T - np.eye(blocks.size)).max()
+            off = np.abs(matrix @ matrix.T - np.eye(found.size)).max()
             if not off <= ORTHOGONAL:  # a nan is not
-                raise ValueError(f"{name}, which turns blocks of {blocks.size} channels, is {off:.2g} from orthogonal")
+                raise ValueError(f"{name}, which turns blocks of {found.size} channels, is {off:.2g} from orthogonal")
         order = arrays["order"].astype(np.intp)
         if not np.array_equal(np.sort(order), np.arange(len(order))):
             raise ValueError(f"order is none of {len(order)} channels, each once")
-        return cls(arrays["first"], arrays["second"], order, blocks.site)
+        return cls(arrays["first"], arrays["second"], order, found.site)
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -69,9 +69,9 @@ class BlockTurn:
         return {"first": self.first, "second": self.second, "order": self.order.astype(np.int32)}
 
     @property
-    def blocks(self) -> Blocks:
+    def found(self) -> FoundTurn:
         """What is known without them."""
-        return Blocks(len(self.first), self.site)
+        return FoundTurn(len(self.first), self.site)
 
     @property
     def per_channel(self) -> int:
@@ -80,7 +80,7 @@ class BlockTurn:
 
     def to_json(self) -> dict[str, Any]:
         """See Turn."""
-        return self.blocks.to_json()
+        return self.found.to_json()
 
     def apply(self, x: F32) -> F32:
         """See Turn."""

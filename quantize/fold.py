@@ -74,6 +74,11 @@ class Basis:
         ordered *= self.factor[:, None]
         return ordered
 
+    def stats(self, stats: InputStats) -> InputStats:
+        """Of what reads the channels."""
+        inputs = None if stats.inputs is None else stats.inputs.moved(self.order, self.factor)
+        return replace(stats, hessian=self.moment(stats.hessian), visit=None, inputs=inputs)
+
     def cost(self, per_square: F32) -> F32:
         """F32[n]: what a squared error of the channels costs."""
         costs: F32 = per_square[self.order]
@@ -117,14 +122,14 @@ class Fold:
 
     def stats(self, stats: Mapping[str, InputStats]) -> dict[str, InputStats]:
         """By weight name in the new basis, where the same errors have the same loss; a Hessian that is shared stays shared."""
-        hessians = dict[tuple[int, int], F32]()
+        shared = dict[tuple[int, int], InputStats]()
         out = {}
         for name, value in stats.items():
             if name in self.read:
                 key = id(self.read[name]), id(value.hessian)
-                if key not in hessians:
-                    hessians[key] = self.read[name].moment(value.hessian)
-                value = replace(value, hessian=hessians[key], visit=None)
+                if key not in shared:
+                    shared[key] = self.read[name].stats(value)
+                value = replace(value, hessian=shared[key].hessian, visit=None, inputs=shared[key].inputs)
             if name in self.made and value.row_weight is not None:
                 value = replace(value, row_weight=self.made[name].cost(value.row_weight))
             out[name] = value

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantize.formula import Formula
+from quantize.inputs import Inputs
 from quantize.turn import Turn
 from quantize.workers import Once
 
@@ -83,13 +84,14 @@ class InputStats:
 
     Where only its diagonal is known (an importance matrix), ``hessian`` is that diagonal, F32[IC]. ``row_weight`` F32[OC]:
     what a unit of squared output error costs at the model's output, in nats per token; None if that is not known.
-    ``visit``: what GPTQ makes of this Hessian, once for all that share it.
+    ``visit``: what GPTQ makes of this Hessian, once for all that share it. ``inputs``: some of what was seen, where torch ran.
     """
 
     hessian: F32
     n_tokens: int
     row_weight: F32 | None = None
     visit: Once[Visit] | None = None
+    inputs: Inputs | None = None
 
     @property
     def importance(self) -> F32:
@@ -98,7 +100,8 @@ class InputStats:
 
     def turned(self, turn: Turn) -> InputStats:
         """Those of the turned input. Where only a diagonal is known, all channels of a run matter alike afterwards."""
-        return replace(self, hessian=turn.moment(self.hessian), visit=None)
+        inputs = None if self.inputs is None else self.inputs.turned(turn)
+        return replace(self, hessian=turn.moment(self.hessian), visit=None, inputs=inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +186,7 @@ class TensorPlan:
     ``parts``: of which it is made instead, each of other input channels, those of the quietest first; the first is on the grid of
     the one candidate. None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it.
     ``turn_blocks``: channels of a block where a step finds the turn in data; 0 where none does.
+    ``activations``: words of ACTIVATIONS of which one is to round what it reads; none: the runtime does as it does.
     """
 
     name: str
@@ -195,6 +199,7 @@ class TensorPlan:
     parts: tuple[PartPlan, ...] = ()
     turn: Turn | None = None
     turn_blocks: int = 0
+    activations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.activations import Activation
 from quantize.blocks import dequantize
 from quantize.checkpoint.floats import to_f32
 from quantize.turn import Turn
@@ -27,11 +28,12 @@ Index = NDArray[np.intp]
 @dataclass(frozen=True, eq=False)
 class Part:
     """``weight`` [OC, n], or some of its rows; ``reads`` intp[n]: the input channels of its columns; None: all. ``turn``: of the
-    input before it is multiplied."""
+    input before it is multiplied, and ``activation``: what rounds it then; None: the runtime by itself."""
 
     weight: Tensor
     reads: Index | None = None
     turn: Turn | None = None
+    activation: Activation | None = None
 
     def dense(self) -> F32:
         """What it stands for in the source's basis, F32[OC, n], or F32[n] of a norm or bias."""

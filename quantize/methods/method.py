@@ -10,6 +10,7 @@ from quantize.rounding import Rounder
 from quantize.steps.columns import FloatColumns
 from quantize.steps.divide import MixWidths
 from quantize.steps.round import Round
+from quantize.steps.smooth import Smooth
 from quantize.steps.turn_blocks import TurnBlocks
 from quantize.steps.tweak_norms import TweakNorms
 from quantize.types import Axis, Need, Target
@@ -90,6 +91,11 @@ class Method:
     def turn_blocks(self) -> bool:
         """Whether inputs are turned in blocks, as data say."""
         return any(isinstance(step, TurnBlocks) for step in self.steps)
+
+    @property
+    def samples(self) -> bool:
+        """Whether it has to see inputs themselves, some tokens of them."""
+        return any(isinstance(step, Smooth | TurnBlocks) for step in self.steps)
 
     def lacks_turns(self, target: Target) -> str | None:
         """None if ``target`` turns inputs as it wants them, else the reason."""

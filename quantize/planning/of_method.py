@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from quantize.block_turn import Blocks, block_size
+from quantize.block_turn import FoundTurn, block_size
 from quantize.config import DEFAULT_BITS, GridSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.grids.levels import LEAST_GROUP, Levels
@@ -91,7 +91,7 @@ def with_turn(plan: TensorPlan, seed: int) -> TensorPlan:
 
 def _with_blocks(plan: TensorPlan, channels: int) -> TensorPlan:
     size = block_size(channels)
-    if Blocks(size).fits(channels):
+    if FoundTurn(size).fits(channels):
         return replace(plan, turn_blocks=size)
     return _noting(plan, f"its input is not turned: no power of two from {LEAST} on divides its {channels} channels")
 

@@ -112,7 +112,7 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     path, job = plan.config.data.imatrix, Job(source, plan)
     if isinstance(source, Template):
         check_template(source, plan.config, runs=path is None and job.runs_source)
-        _check_norms(source, plan)
+        _check_told(source, plan)
     if path is None:
         return job
     for one in plan.tensors:
@@ -127,13 +127,16 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     return Job(source, plan, imatrix, imatrix.for_model(source.specs, linears))
 
 
-def _check_norms(source: Template, plan: ModelPlan) -> None:
-    """Raises ConfigError for a method that moves norms, of which torch's model is told nothing where the source is a template."""
-    for name in dict.fromkeys(one.method for one in plan.tensors if one.candidates and METHODS[one.method].moves_norms):
-        named = shown(source.config.model_type)
-        raise ConfigError(
-            f"{asked('method', name)}: {source.path}: the norms of {named} are not known by name; choose another method"
-        )
+def _check_told(source: Template, plan: ModelPlan) -> None:
+    """Raises ConfigError for a method that has to know what a template does not tell: norms by name, inputs token by token."""
+    for name in dict.fromkeys(one.method for one in plan.tensors if one.candidates):
+        lacking = ""
+        if METHODS[name].moves_norms:
+            lacking = f"the norms of {shown(source.config.model_type)} are not known by name"
+        elif METHODS[name].samples:
+            lacking = "its runtime tells second moments of inputs, and this method has to see inputs themselves"
+        if lacking:
+            raise ConfigError(f"{asked('method', name)}: {source.path}: {lacking}; choose another method")
 
 
 def calibration_text(job: Job) -> Text | None:

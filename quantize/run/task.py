@@ -8,7 +8,7 @@ from typing import Any
 
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
-from quantize.block_turn import Blocks, BlockTurn
+from quantize.block_turn import BlockTurn, FoundTurn
 from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
 from quantize.model_config import part_name
@@ -85,7 +85,7 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
     first, *others = weight_records(block.plans[plan.name], axis, grid)
     records = (
-        replace(first, rounder=rounded.rounder, loss=loss),
+        replace(first, rounder=rounded.rounder, loss=loss, activation=stored.parts[0].activation),
         *(record if record.grid is None else replace(record, rounder=rounded.rounder) for record in others),
     )
     return list(zip(stored.parts, records, strict=True))
@@ -97,7 +97,7 @@ def weight_records(plan: TensorPlan, axis: Axis, grid: Grid | None) -> list[Tens
     if isinstance(plan.turn, Rotation):
         first = replace(first, turn=plan.turn)
     elif isinstance(plan.turn, BlockTurn) or plan.turn_blocks:
-        first = replace(first, blocks=plan.turn.blocks if isinstance(plan.turn, BlockTurn) else Blocks(plan.turn_blocks))
+        first = replace(first, found_turn=plan.turn.found if isinstance(plan.turn, BlockTurn) else FoundTurn(plan.turn_blocks))
     inputs = plan.shape[-1]
     kept = PartPlan(plan.float_columns, None)
     others = plan.parts[1:] or ([kept] if plan.float_columns else [])

@@ -12,6 +12,7 @@ from torch import nn
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import CalibrationError
+from quantize.inputs import Sampler
 from quantize.model_config import EMBEDDING, block_prefix
 from quantize.source.block_student import BlockStudent, output_costs
 from quantize.source.discover import Anatomy, anatomy_of
@@ -130,13 +131,16 @@ class _Recorder:
     def __init__(self, block: Any, prefix: str, token_weight: str | Curvature, wanted: int, anatomy: Anatomy) -> None:  # noqa: ANN401
         self._block, self._prefix, self._token_weight, self._wanted = block, prefix, token_weight, wanted
         self._anatomy = anatomy
+        self._total = 0
         self._moments: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
+        self._seen: dict[str, Sampler] = {}
         self.scope_calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
 
     @torch.inference_mode()
     def run(self, hidden: torch.Tensor, positions: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """The block's output for F32[sequences, length, hidden]."""
+        self._total = hidden.shape[0] * hidden.shape[1]
         firsts = [names[0] for names in self._anatomy.sites]
         hooks = [self._block.get_submodule(site).register_forward_pre_hook(self._add_moment(site)) for site in firsts]
         outputs = []
@@ -155,10 +159,11 @@ class _Recorder:
         for linears in self._anatomy.sites:
             site = linears[0]
             moment, tokens = (self._moments[site] / self._tokens[site]).numpy(), self._tokens[site]
+            inputs = self._seen[site].inputs()
             for linear in linears:
                 name = f"{self._prefix}{linear}.weight"
                 row_weight = self._token_weight.rows[name] if isinstance(self._token_weight, Curvature) else None
-                out[name] = InputStats(moment, tokens, row_weight)
+                out[name] = InputStats(moment, tokens, row_weight, inputs=inputs)
         return out
 
     def _weights(self, site: str, seen: int, norms: torch.Tensor) -> torch.Tensor:
@@ -176,7 +181,9 @@ class _Recorder:
                     f"{self._prefix}{site}: its inputs on the calibration text overflow float32; does the source itself run?"
                 )
             seen = self._tokens.get(site, 0)
-            weighted = x * self._weights(site, seen, norms)
+            weights = self._weights(site, seen, norms)
+            weighted = x * weights
+            self._seen.setdefault(site, Sampler(self._total)).see(x.numpy(), weights[:, 0].numpy())
             self._moments[site] = self._moments.get(site, torch.zeros(x.shape[1], x.shape[1])) + x.T @ weighted
             self._tokens[site] = seen + len(x)
 

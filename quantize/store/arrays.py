@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
-from quantize.block_turn import Blocks
+from quantize.block_turn import FoundTurn
 from quantize.grids.codebook import GgmlKCodebook
 from quantize.grids.ggml_k import GgmlKOffset
 from quantize.grids.int_affine import IntAffine
@@ -32,12 +32,12 @@ class Held(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     reads: tuple[int, int] | None = None
-    turn: tuple[Blocks, int] | None = None
+    turn: tuple[FoundTurn, int] | None = None
 
 
 def load_arrays(path: Path, held: Held) -> dict[str, Array]:
-    """Some stored rows of a tensor: each array as the grid has it, and no other; of a part READS, I32[n]; behind TURN those of a turn,
-    unread.
+    """Some stored rows of a tensor: each array as the grid has it, and no other; of a part READS, I32[n]; those of a turn behind
+    TURN, whose values nobody has looked at.
 
     Raises OSError and ValueError.
     """
@@ -72,8 +72,8 @@ def load_arrays(path: Path, held: Held) -> dict[str, Array]:
     return arrays
 
 
-def _turn_layout(blocks: Blocks, channels: int) -> dict[str, Layout]:
-    matrix: Layout = np.dtype(np.float32), (blocks.size, blocks.size)
+def _turn_layout(found: FoundTurn, channels: int) -> dict[str, Layout]:
+    matrix: Layout = np.dtype(np.float32), (found.size, found.size)
     return {f"{TURN}first": matrix, f"{TURN}second": matrix, f"{TURN}order": (np.dtype(np.int32), (channels,))}
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
+from quantize.activations import ACTIVATIONS, Activation
+from quantize.block_turn import FoundTurn
 from quantize.blocks import matrix
-from quantize.block_turn import Blocks
-from quantize.errors import StoreError
+from quantize.errors import StoreError, shown
 from quantize.grids import GridJson
 from quantize.outside import MIB, Count, Door, Size
 from quantize.turn import LEAST, Rotation, orders_of
-from quantize.types import Axis, RowOrder
+from quantize.types import TINY, Axis, RowOrder
 
 PLAN_DOOR = Door(StoreError, "plan.json is damaged, quantize again")
 ASSET_DOOR = Door(StoreError, "the store is damaged; quantize again", 512 * MIB)
@@ -64,21 +66,40 @@ class TurnJson(msgspec.Struct):
             raise ValueError(f"shape {shape} {axis} and a turn of {self.size} input channels, which is not known here")
 
 
-class TurnBlocksJson(msgspec.Struct):
-    """A turn of input channels in blocks, whose arrays are in the file of ``site``; of a file that holds them itself, and of a store
-    that is planned, no ``site``."""
+class FoundTurnJson(msgspec.Struct):
+    """A turn of input channels in blocks. ``site``: the linear whose file in the store has its arrays; "" where that is still to
+    be made, and in a file for a runtime, where the graph tells."""
 
     size: Size
     site: TensorName | Literal[""] = ""
 
-    def make(self) -> Blocks:
+    def make(self) -> FoundTurn:
         """What is known of the turn."""
-        return Blocks(self.size, self.site)
+        return FoundTurn(self.size, self.site)
 
     def check(self, shape: tuple[int, ...], axis: Axis) -> None:
         """Raises ValueError for none of the input channels of a weight (OC, IC)."""
         if len(shape) != 2 or axis is Axis.PER_IC or not self.make().fits(shape[1]):
             raise ValueError(f"shape {shape} {axis} and a turn in blocks of {self.size} input channels, which is not known here")
+
+
+class ActivationJson(msgspec.Struct):
+    """What rounds a linear's input."""
+
+    name: Word
+    scale: Finite = 0.0
+    zero_point: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+
+    def __post_init__(self) -> None:
+        grid = ACTIVATIONS.get(self.name)
+        if grid is None:
+            raise ValueError(f"activation '{shown(self.name)}' is none of {', '.join(ACTIVATIONS)}")
+        if grid.static and (np.float32(self.scale) < TINY or self.zero_point >> grid.bits):
+            raise ValueError(f"scale {self.scale} and zero point {self.zero_point} are none of {self.name}")
+
+    def make(self) -> Activation:
+        """The activation."""
+        return Activation(self.name, self.scale, self.zero_point)
 
 
 class QuantizedJson(GridJson, kw_only=True):
@@ -94,13 +115,14 @@ class QuantizedJson(GridJson, kw_only=True):
     sha256: list[Sha256] = msgspec.field(default_factory=list)
     inputs: Count = 0
     turn: TurnJson | None = None
-    blocks: TurnBlocksJson | None = None
+    found_turn: FoundTurnJson | None = None
+    activation: ActivationJson | None = None
 
     def __post_init__(self) -> None:
         grid = self.make()
         _check_part(self.inputs, self.shape, self.chunks)
-        check_turns(self.turn, self.blocks, self.shape, self.axis)
-        turn = self.turn or self.blocks
+        check_turns(self.turn, self.found_turn, self.shape, self.axis)
+        turn = self.turn or self.found_turn
         if turn is not None and self.inputs:
             raise ValueError(f"a turn of {turn.size} input channels of a part, which takes some of them")
         if len(self.shape) != 2 and (len(self.shape) != 3 or self.axis is Axis.PER_IC):
@@ -111,11 +133,11 @@ class QuantizedJson(GridJson, kw_only=True):
             raise ValueError(f"group_size {grid.group_size} for groups that run along {cols} weights")
 
 
-def check_turns(turn: TurnJson | None, blocks: TurnBlocksJson | None, shape: tuple[int, ...], axis: Axis) -> None:
-    """Raises ValueError for turns that a weight of ``shape`` (OC, IC) does not have, or two of them."""
-    if turn is not None and blocks is not None:
+def check_turns(turn: TurnJson | None, found: FoundTurnJson | None, shape: tuple[int, ...], axis: Axis) -> None:
+    """Raises ValueError for a turn that no input of a weight (OC, IC) has, and for two."""
+    if turn is not None and found is not None:
         raise ValueError("two turns of the same input channels")
-    for one in (turn, blocks):
+    for one in (turn, found):
         if one is not None:
             one.check(shape, axis)
 

@@ -6,7 +6,7 @@
     STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
     STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values";
                                             of a part also "reads" I32[n]; of the first linear that reads an
-                                            input that is turned in blocks "turn.first", "turn.second", "turn.order"
+                                            input turned in blocks "turn.first", "turn.second", "turn.order"
 
 plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
 A tensor that is larger than a decoder block is cut into several files by stored rows, so nobody has to hold it whole.
@@ -15,16 +15,14 @@ A tensor that is larger than a decoder block is cut into several files by stored
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError
-
-from quantize.block_turn import Blocks, BlockTurn
+from quantize.activations import Activation
+from quantize.block_turn import FoundTurn
 from quantize.blocks import joined, matrix
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
@@ -34,13 +32,12 @@ from quantize.gguf.container import parse_header
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, weight_name, with_ids_of
-from quantize.outside import sha256_of
 from quantize.store.agreement import disagreement
-from quantize.store.arrays import READS, TURN, Held, load_arrays
+from quantize.store.chunks import CHANGED, held_turn, read_chunk
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, read_record
 from quantize.store.seal import holds
 from quantize.turn import Rotation, Turn
-from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
+from quantize.types import Axis, Grid, PlainTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight, divides
 
 if TYPE_CHECKING:
@@ -48,9 +45,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG_ASSET = "config.json"
-TENSORS = "tensors"  # the folder of their files
 SEAL = "sha256"  # key of plan.json
-CHANGED = "has changed since it was written: its sha256 is another"
 STRANGE = "is no part of the store"
 
 
@@ -58,8 +53,8 @@ STRANGE = "is no part of the store"
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
-    input channels, how many the weight has; else 0. ``turn``: of its input. ``blocks``: of a turn of
-    its input that is found in data."""
+    input channels, how many the weight has; else 0. ``turn``: of its input, or ``found_turn``: in data. ``activation``: what
+    rounds that, where not the runtime by itself."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,7 +68,8 @@ class TensorRecord:
     sha256: tuple[str, ...] = ()
     inputs: int = 0
     turn: Rotation | None = None
-    blocks: Blocks | None = None
+    found_turn: FoundTurn | None = None
+    activation: Activation | None = None
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -107,8 +103,9 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        turns = {key: None if turn is None else turn.to_json() for key, turn in (("turn", self.turn), ("blocks", self.blocks))}
-        rest = {"inputs": self.inputs, **turns, "note": self.note, "sha256": list(self.sha256)}
+        of_input = {"turn": self.turn, "found_turn": self.found_turn, "activation": self.activation}
+        told = {key: value.to_json() for key, value in of_input.items() if value is not None}
+        rest = {"inputs": self.inputs, **told, "note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
@@ -118,8 +115,9 @@ class TensorRecord:
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
         loss = {str(axis): loss for axis, loss in raw.loss.items()}
-        turns = {"turn": raw.turn and raw.turn.make(), "blocks": raw.blocks and raw.blocks.make()}
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, **turns)
+        of_input = {"turn": raw.turn, "found_turn": raw.found_turn, "activation": raw.activation}
+        made: dict[str, Any] = {key: value.make() for key, value in of_input.items() if value is not None}
+        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss, **made)
 
 
 Piece = tuple[Part, TensorRecord]
@@ -240,7 +238,8 @@ class QuantizedStore:
     def weight(self, name: str) -> StoredWeight:
         """All parts of a weight. Raises StoreError."""
         self.check_reads(name)
-        first = Part(self.read(name), self.reads(name), self.turn(name))
+        record = self.records[name]
+        first = Part(self.read(name), self.reads(name), self.turn(name), record.activation)
         return StoredWeight((first, *(read_chunk(self.path, record, 0) for record in self.beside(name))))
 
     def turn(self, name: str) -> Turn | None:
@@ -256,46 +255,3 @@ class QuantizedStore:
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
-
-
-def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:
-    """Some of a tensor's rows, or a part; a turn in blocks if its file holds one. Raises StoreError if it is missing, damaged or
-    has changed."""
-    path = store / TENSORS / file_name(record.name, index)
-    try:
-        if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
-            raise ValueError(CHANGED)
-        columns = (record.shape[1], record.inputs) if record.inputs else None
-        blocks = record.blocks if holds_turn(record, index) else None
-        turned = None if blocks is None else (blocks, record.shape[1])
-        arrays = load_arrays(path, Held(record.grid, record.dtype, record.stored_shape, columns, turned))
-        reads = arrays.pop(READS).astype(np.intp) if columns else None
-        turn: Turn | None = record.turn
-        if blocks is not None:
-            own = {key.removeprefix(TURN): arrays.pop(key) for key in sorted(arrays) if key.startswith(TURN)}
-            turn = BlockTurn.of_arrays(own, blocks)
-        if record.grid is None:
-            return Part(PlainTensor(record.name, arrays["values"], record.dtype), reads)
-        return Part(QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays), reads, turn)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
-
-
-def holds_turn(record: TensorRecord, index: int) -> bool:
-    """Whether that chunk's file has the arrays of a turn in it."""
-    return record.blocks is not None and record.blocks.site == record.name and index == 0
-
-
-def held_turn(store: Path, record: TensorRecord, records: Mapping[str, TensorRecord]) -> Turn | None:
-    """Of a tensor's input, one in blocks from the file that holds it. Raises StoreError."""
-    if record.blocks is None:
-        return record.turn
-    site = records.get(record.blocks.site)
-    if site is None or site.blocks != record.blocks or not site.chunks or site.shape[1:] != record.shape[1:]:
-        raise StoreError(f"{store}: {record.name}: no turn of its input in the file of '{record.blocks.site}'; quantize again")
-    return read_chunk(store, site, 0).turn
-
-
-def file_name(name: str, chunk: int) -> str:
-    """Of some rows of a tensor."""
-    return f"{name}.{chunk:05d}.safetensors"

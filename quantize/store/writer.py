@@ -34,21 +34,12 @@ from quantize.kinds import STORE_MARK, is_store
 from quantize.model_config import weight_name
 from quantize.outside import LARGEST, Door, sha256_of
 from quantize.store.arrays import READS, TURN
+from quantize.store.chunks import TENSORS, file_name, held_turn, holds_turn, read_chunk
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import Unfinished, check_folder
 from quantize.store.schema import read_record
 from quantize.store.seal import OPEN, closed
-from quantize.store.tensors import (
-    FORMAT,
-    SEAL,
-    TENSORS,
-    Piece,
-    TensorRecord,
-    file_name,
-    held_turn,
-    holds_turn,
-    read_chunk,
-)
+from quantize.store.tensors import FORMAT, SEAL, Piece, TensorRecord
 from quantize.types import PlainTensor
 from quantize.weight import Part, StoredWeight
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize.block_turn import BlockTurn, Blocks, block_size
+from quantize.block_turn import BlockTurn, FoundTurn, block_size
 from quantize.steps.spread import flattened, loudest, peak, spread, spreading_turn, zigzag
 from quantize.types import InputStats
 
@@ -28,8 +28,8 @@ def sample_of(tokens: int, channels: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("channels", "size"), [(576, 64), (1536, 64), (96, 32), (48, 16), (100, 4), (33, 1)])
 def test_blocks_are_the_largest_that_fit(channels, size):
     assert block_size(channels) == size
-    assert Blocks(size).fits(channels) is (size >= 16)
-    assert not Blocks(2 * size).fits(channels)
+    assert FoundTurn(size).fits(channels) is (size >= 16)
+    assert not FoundTurn(2 * size).fits(channels)
 
 
 @settings(max_examples=20, deadline=None)
@@ -112,9 +112,9 @@ def test_moments_are_those_of_the_turned_input(turn):
 
 
 def test_arrays_lead_back(turn):
-    again = BlockTurn.of_arrays(turn.arrays, turn.blocks)
-    assert again.blocks == Blocks(32, "a.weight") and np.array_equal(again.order, turn.order)
-    assert turn.to_json() == {"size": 32, "site": "a.weight"} and Blocks(32).to_json() == {"size": 32}
+    again = BlockTurn.of_arrays(turn.arrays, turn.found)
+    assert again.found == FoundTurn(32, "a.weight") and np.array_equal(again.order, turn.order)
+    assert turn.to_json() == {"size": 32, "site": "a.weight"} and FoundTurn(32).to_json() == {"size": 32}
 
 
 @pytest.mark.parametrize("name", ["first", "second"])
@@ -123,11 +123,11 @@ def test_what_turns_nothing_is_refused(turn, name, value):
     matrix = turn.arrays[name].copy()
     matrix[3, 4] += np.float32(value)
     with pytest.raises(ValueError, match=rf"{name}, which turns blocks of 32 channels, is .* from orthogonal"):
-        BlockTurn.of_arrays({**turn.arrays, name: matrix}, turn.blocks)
+        BlockTurn.of_arrays({**turn.arrays, name: matrix}, turn.found)
 
 
 def test_an_order_has_each_channel_once(turn):
     order = turn.arrays["order"].copy()
     order[0] = order[1]
     with pytest.raises(ValueError, match="order is none of 96 channels, each once"):
-        BlockTurn.of_arrays({**turn.arrays, "order": order}, turn.blocks)
+        BlockTurn.of_arrays({**turn.arrays, "order": order}, turn.found)

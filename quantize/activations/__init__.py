@@ -1,0 +1,59 @@
+"""ACTIVATIONS: how runtimes, and some that are only simulated, round what a linear reads; by the words that name them.
+
+A name is the bits and what shares a scale: ``a8-block32``, ``a8-token``, ``a8-tensor``. A new one is one class and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantize.activations.grids import BLOCK, ActivationGrid, Blocks, Scope, Tokens, Whole
+from quantize.inputs import F32, Array
+
+BITS = (8, 6, 4)
+ACTIVATIONS: dict[str, ActivationGrid] = {
+    f"a{bits}-{kind.scope}": kind(bits) for bits in BITS for kind in (Blocks, Tokens, Whole)
+}
+RUNTIMES = "a8-block32"  # what MatMulNBits at accuracy level 4 and llama.cpp do by themselves
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What is stored of a linear's input: ``name`` in ACTIVATIONS; of a static one its scale, a float32, and its zero point."""
+
+    name: str
+    scale: float = 0.0
+    zero_point: int = 0
+
+    @property
+    def grid(self) -> ActivationGrid:
+        """What rounds it."""
+        return ACTIVATIONS[self.name]
+
+    @property
+    def params(self) -> Mapping[str, Array]:
+        """As ``grid`` takes them."""
+        static = {"scale": np.array(self.scale, np.float32), "zero_point": np.array(self.zero_point, np.float32)}
+        return static if self.grid.static else {}
+
+    @classmethod
+    def fitted(cls, name: str, sample: F32) -> Activation:
+        """To a sample of the input, F32[tokens, IC]. Raises ValueError for one without tokens, or with an infinity."""
+        params = ACTIVATIONS[name].fit(sample)
+        return cls(name, float(params["scale"]), int(params["zero_point"])) if params else cls(name)
+
+    def round(self, x: F32) -> F32:
+        """F32[..., IC] as the linear multiplies it."""
+        return self.grid.round(x, self.params)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a store and a file say it."""
+        static = {"scale": self.scale, "zero_point": self.zero_point} if self.grid.static else {}
+        return {"name": self.name, **static}
+
+
+__all__ = ["ACTIVATIONS", "BITS", "BLOCK", "RUNTIMES", "Activation", "ActivationGrid", "Scope"]
