@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime_checks.reference.decode import F32, U8, Array, DamagedFileError, decode_affine, decode_floats
-from runtime_checks.reference.onnx_turn import OnnxTurn
+from runtime_checks.reference.onnx_turn import Turn
 
 ALL = slice(None)
 I64 = NDArray[np.int64]
@@ -57,7 +57,7 @@ class OnnxTensor:
     read_codes: Callable[[slice], OnnxCodes] | None = None
     read_floats: Callable[[], Array] | None = None
     read_channels: Callable[[], I64] | None = None  # of a part: the input channels of its columns
-    read_turn: Callable[[], OnnxTurn] | None = None  # of the input before it is multiplied
+    read_turn: Callable[[], Turn] | None = None  # of the input before it is multiplied
 
     def codes(self, rows: slice = ALL) -> OnnxCodes:
         """The stored integers of a quantized tensor, or some stored rows of them. Raises DamagedFileError."""
@@ -72,7 +72,7 @@ class OnnxTensor:
             raise DamagedFileError(f"{self.name} reads no {self.shape[1]} of {inputs} input channels")
         return found
 
-    def turn(self) -> OnnxTurn | None:
+    def turn(self) -> Turn | None:
         """How its input is turned. Raises DamagedFileError."""
         return None if self.read_turn is None else self.read_turn()
 
