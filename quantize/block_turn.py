@@ -51,6 +51,7 @@ class BlockTurn:
     site: str = ""
 
     @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], found: FoundTurn) -> BlockTurn:
         """The inverse of ``arrays``. Raises ValueError for what turns nothing."""
         for name in ("first", "second"):

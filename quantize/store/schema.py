@@ -71,7 +71,7 @@ class FoundTurnJson(msgspec.Struct):
     be made, and in a file for a runtime, where the graph tells."""
 
     size: Size
-    site: TensorName | Literal[""] = ""
+    site: TensorName = ""
 
     def make(self) -> FoundTurn:
         """What is known of the turn."""

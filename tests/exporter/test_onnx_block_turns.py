@@ -17,16 +17,12 @@ from exporter.onnx.file import onnx_size, write_onnx
 from exporter.onnx.turns import OP_TYPE
 from exporter.targets import TARGETS
 from quantize import build_plan, open_checkpoint, quantize_checkpoint
-from quantize.errors import ConfigError, StoreError
 from quantize.planning.plan import ModelPlan
 from quantize.run.pipeline import planned_store
-from quantize.store.tensors import QuantizedStore
 from runtime_checks.checks.verify import steps_of, verify
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.reference.onnx_sum import whole_weights
-from tests.any_model import make_model
 from tests.cases import config_of
-from tests.stores import reseal
 from tests.tiny import make_tiny_model
 
 STOCK, ADADIM = TARGETS["onnxruntime"], TARGETS["onnxruntime+adadim"]
@@ -136,7 +132,7 @@ def exchange_two(model):
 
 
 def other_way_round(model):
-    tensor = of(model, "self_attn.o_proj.weight.turn.first")
+    tensor = of(model, "self_attn.q_proj.weight.turn.first")
     put(tensor, np.ascontiguousarray(numpy_helper.to_array(tensor).T))
 
 
@@ -189,11 +185,12 @@ def test_a_change_is_seen(source, store, written, tmp_path, change):
     assert missed[False] == expected - {"turn = store's", "metadata = store's"}
 
 
-@pytest.mark.parametrize("change", ["an entry flipped", "two places exchanged", "a matrix the other way round"])
-def test_a_change_is_seen_by_the_source_too(source, written, tmp_path, change):
+def test_without_its_store_weights_tell(source, written, tmp_path):
+    """They are folded, and so compared with the source's by what they compute."""
     folder = shutil.copytree(written, tmp_path / "onnx")
-    edited(folder, CHANGES[change][0])
-    assert [check for check in steps_of(folder)["model"](folder, source, None) if not check.ok]
+    edited(folder, other_way_round)
+    steps = steps_of(folder)
+    assert [check for step in ("source", "folds") for check in steps[step](folder, source, None) if not check.ok]
 
 
 def node_of(model, name):
@@ -217,3 +214,17 @@ def test_damage_is_one_line(source, written, tmp_path, damage, capsys):
     edited(folder, DAMAGE[damage])
     assert main(["verify", str(folder), "--source", str(source.path), "--quiet"]) == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_gptq_rounds_what_is_turned(source, tmp_path):
+    """Beside linears of another method that share their input, and read it as it is."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[[rule]]\nmatch = "*.k_proj"\nmethod = "rtn-oc"\n')
+    config = config_of("duquant", group_size=32, calibration_tokens=1024, rounder="gptq", recipe=recipe)
+    store = quantize_checkpoint(source, tmp_path / "s", config, STOCK)
+    turned = {name for name, record in store.records.items() if record.found_turn is not None}
+    assert len(turned) == 6 and f"{LAYER}self_attn.k_proj.weight" not in turned
+    assert store.records[f"{LAYER}self_attn.v_proj.weight"].rounder == "gptq"
+    folder = write_onnx(store, tmp_path / "onnx")
+    checks = verify(folder, source, store)
+    assert not [check for check in checks if not check.ok]
