@@ -13,6 +13,7 @@ from quantize.block import DividingStep, PlanStep, Step
 from quantize.methods import (
     awq,
     cmpq,
+    duquant,
     finequant,
     gptq,
     higgs,
@@ -35,13 +36,11 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD
-    for module in (
-        *(rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs, quik, cmpq),
-        *(smoothquant, awq, outliertune, outlier_suppression),
-    )
-}
+MODULES = (
+    *(rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs, quik, cmpq),
+    *(smoothquant, awq, outliertune, outlier_suppression, duquant),
+)
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in MODULES}
 BY_WORD: Mapping[str, Rounder] = {"nearest": rtn.METHOD.rounder, "gptq": gptq.METHOD.rounder}  # of ``Around.rounder``
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}
