@@ -1,4 +1,4 @@
-"""Smoothing before turns: scales by what is seen, folded wherever a block takes them, and turns found behind them."""
+"""Turns of blocks that a step finds in what inputs are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.grids import make_grid
 from quantize.inputs import Inputs
 from quantize.methods import ROUNDERS
-from quantize.steps.smooth import Smooth
 from quantize.steps.spread import peak
 from quantize.steps.turn_blocks import TurnBlocks
 from quantize.types import Axis, InputStats, TensorPlan
@@ -56,41 +55,6 @@ def made(tmp_path_factory) -> tuple[Block, Kit]:
     plans = {name: TensorPlan(name, shapes[name], GRIDS, turn_blocks=32) for name in linears}
     kit = Kit(TARGET, RowOrders(source.config, TARGET.row_order), ROUNDERS, 1.5, seed=3)
     return Block(plans, tensors, stats, sites, at), kit
-
-
-def test_products_stay_and_loud_channels_do_not(made):
-    block, kit = made
-    smooth = Smooth(0.6)(block, list(block.plans), kit)
-    assert smooth.report == {"applied": ["smooth"]} and len(smooth.folds) == 4
-    for name in block.plans:
-        back, weight = smooth.in_source_basis(name, smooth.tensors[name]), block.tensors[name]
-        np.testing.assert_allclose(back, weight, atol=1e-5 * np.abs(weight).max())
-        ratio = [np.ptp(np.log(one.stats[name].inputs.peak)) for one in (block, smooth)]
-        assert ratio[1] < 0.75 * ratio[0], name
-
-
-@pytest.mark.parametrize("alpha", [0.5, 0.6])
-def test_scales_are_those_of_the_paper(made, alpha):
-    """Of a norm's channels, up to a factor that all have: the ends of the whole text tell, and all linears behind the norm."""
-    block, kit = made
-    smooth = Smooth(alpha)(block, list(block.plans), kit)
-    norm, linears = next(iter(block.fold_sites.norms.items()))
-    loud = np.maximum(np.abs(block.stats[linears[0]].inputs.low), np.abs(block.stats[linears[0]].inputs.high))
-    large = np.max([np.abs(block.tensors[name]).max(0) for name in linears], axis=0)
-    wanted = large ** (1 - alpha) / loud**alpha
-    found = smooth.tensors[norm] / block.tensors[norm]
-    np.testing.assert_allclose(found / found[0], wanted / wanted[0], rtol=1e-4)
-
-
-def test_nothing_is_smoothed_for_others(made):
-    """What no linear of the method reads or makes stays as it is, and so does a block of which a linear stays floats."""
-    block, kit = made
-    down = [block.fold_sites.mlp.down]
-    smooth = Smooth(0.6)(block, down, kit)
-    assert len(smooth.folds) == 1 and smooth.tensors[down[0]] is not block.tensors[down[0]]
-    kept = {name: plan for name, plan in block.plans.items() if name not in down}
-    floats = replace(block, plans=kept)
-    assert Smooth(0.6)(floats, list(kept), kit) is floats
 
 
 def test_each_input_has_one_turn(made):
