@@ -200,14 +200,6 @@ class TensorPlan:
     activations: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class AxisChoice:
-    """The axis that won and the loss of every candidate."""
-
-    axis: Axis
-    loss: Mapping[Axis, float]
-
-
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
     """The one representation that every packer consumes.
