@@ -45,6 +45,10 @@ def check_free(config: QuantizeConfig) -> None:
         raise ConfigError(
             f"{asked('method', config.method)}: chooses the grid of every linear, as a target size does; drop one of the two"
         )
+    if method.turn_blocks:
+        raise ConfigError(
+            f"{asked('method', config.method)}: turns inputs, which a target size does not weigh; drop one of the two"
+        )
     if said:
         raise ConfigError(f"{asked(said[0])}: a target size chooses the grid of every tensor; drop one of the two")
 

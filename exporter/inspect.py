@@ -35,7 +35,7 @@ from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear, weight_name
 from quantize.outside import Count, Size
-from quantize.store.schema import Dtype, Shape, TensorName, TurnJson, Word
+from quantize.store.schema import Dtype, FoundTurnJson, Shape, TensorName, TurnJson, Word, check_turns
 from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Axis
 
@@ -183,11 +183,11 @@ class _Codes(GridJson, kw_only=True):
     inputs: Count = 0
     turn: TurnJson | None = None
     activation: Word = ""
+    found_turn: FoundTurnJson | None = None
 
     def __post_init__(self) -> None:
         self.make()
-        if self.turn is not None:
-            self.turn.check(self.shape, self.axis)
+        check_turns(self.turn, self.found_turn, self.shape, self.axis)
 
 
 def _inspect_onnx(folder: Path) -> Report:
@@ -234,6 +234,7 @@ def _known(graph: OnnxGraph) -> list[_Floats | _Codes] | None:
 
 def _lack(target: OnnxTarget, entry: _Codes) -> str | None:
     turns = None if entry.turn is None else target.lacks_turns
+    turns = turns or (None if entry.found_turn is None else target.lacks_block_turns)
     return turns or target.lacks(entry.make(), entry.axis)
 
 

@@ -18,7 +18,7 @@ from math import prod
 
 from quantize.grids.int_affine import IntAffine
 from quantize.grids.levels import OWN, Levels
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import Axis, Grid
 
 FASTEST_2_BIT_BLOCK = 128  # onnxruntime's 2-bit MatMulNBits is 100 times slower at 256 and refuses more
@@ -160,9 +160,9 @@ def tile_bytes(grid: Grid, axis: Axis, shape: tuple[int, int]) -> int:
     return tiles * code_bytes + rows * scales * scale_bytes(grid) + last
 
 
-def turn_seconds(turn: Rotation, channels: int) -> float:
+def turn_seconds(turn: Turn, channels: int) -> float:
     """Estimated seconds to turn one row of so many activations."""
-    return SECONDS_PER_NODE + SECONDS_PER_TURNED_CHANNEL * channels * (len(turn.left) + len(turn.right))
+    return SECONDS_PER_NODE + SECONDS_PER_TURNED_CHANNEL * channels * turn.per_channel
 
 
 def gather_bytes(grid: Grid, shape: tuple[int, int], tied: bool) -> int:

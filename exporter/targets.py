@@ -10,7 +10,8 @@
 |                     | and DequantizeLinear, or one  |                                                            |
 |                     | MatMulNBits                   |                                                            |
 
-Turned inputs: onnxruntime+adadim alone, by RotateAdaDim. Stacks of experts: in ONNX one QMoE of two of them, PER_OC alone.
+Turned inputs: by a Rotation onnxruntime+adadim alone (RotateAdaDim), by a BlockTurn both of ONNX. Stacks of experts: in ONNX one
+QMoE of two of them, PER_OC alone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from quantize.grids.int_affine import IntAffine, one_scale
 from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.grids.levels import Levels
 from quantize.store.tensors import QuantizedStore, TensorRecord
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
@@ -95,6 +96,11 @@ class GgufTarget:
         """llama.cpp multiplies the input as it is."""
         return _no_turns(self.name)
 
+    @property
+    def lacks_block_turns(self) -> str:
+        """See ``lacks_turns``."""
+        return f"target {self.name} turns no input of a linear; onnxruntime does"
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None, or why a weight (OC, IC), or a stack of them, does not fit."""
         shape = matrix(shape)
@@ -121,7 +127,7 @@ class GgufTarget:
         """llama.cpp multiplies by one tensor at a time."""
         return 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Turn | None = None) -> float:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
         assert turn is None, self.lacks_turns
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
@@ -168,6 +174,10 @@ class OnnxTarget:
         """The stock runtime has no operator for them."""
         return _no_turns(self.name) if self.split else None
 
+    @property
+    def lacks_block_turns(self) -> None:
+        """They are written in standard operators."""
+
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None for a weight (OC, IC): a ragged last group is legal. Of a stack QMoE takes whole blocks along IC alone."""
         if isinstance(grid, Levels):
@@ -206,13 +216,13 @@ class OnnxTarget:
             return STATIC_NODES
         return linear_nodes(grid, axis, matrix(shape)) if self.split else 1
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Turn | None = None) -> float:
         """Estimated seconds for one row of activations; other kernels are taken to be as fast as MatMulNBits."""
         if self._static(grid, shape):
             return SECONDS_PER_BYTE * static_bytes(matrix(shape)) + SECONDS_PER_NODE * STATIC_NODES
-        if self.split:
-            return linear_seconds(grid, axis, matrix(shape))
         own = 0.0 if turn is None else turn_seconds(turn, shape[-1])
+        if self.split:
+            return linear_seconds(grid, axis, matrix(shape)) + own
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE + own
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
@@ -252,7 +262,9 @@ def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
         told = f"target '{shown(store.target)}' in plan.json is not one of {', '.join(TARGETS)}"
         raise StoreError(f"{store.path}: {told}; quantize again")
     for record in store.records.values():
-        reason = target.lacks_parts if record.inputs else target.lacks_turns if record.turn is not None else None
+        reason = target.lacks_parts if record.inputs else None
+        reason = reason or (target.lacks_turns if record.turn is not None else None)
+        reason = reason or (target.lacks_block_turns if record.found_turn is not None else None)
         if record.grid is not None:
             reason = reason or target.lacks(record.grid, record.axis)
             reason = reason or target.refuses(record.grid, record.axis, record.shape) or _strange_activation(record, target)

@@ -17,7 +17,7 @@ from quantize.architecture.families import FoldSites
 from quantize.checkpoint.row_order import RowOrders
 from quantize.fold import Fold
 from quantize.rounding import Rounder
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import F32, Axis, InputStats, Need, QuantizedTensor, Target, Tensor, TensorPlan
 from quantize.weight import Part, StoredWeight
 
@@ -64,7 +64,7 @@ class Block:
 
     def folded(self, fold: Fold) -> Block:
         """In the new basis; what stands beside a weight is chosen in the last one."""
-        assert not self.beside, "a basis is changed before columns are kept"
+        assert not self.beside.keys() & {*fold.made, *fold.read}, "a basis is changed before columns are kept"
         tensors = {name: fold.tensor(name, value) for name, value in self.tensors.items()}
         return replace(self, tensors=tensors, stats=fold.stats(self.stats), folds=(*self.folds, fold))
 
@@ -90,7 +90,7 @@ class Block:
 
 def as_multiplied(stats: Mapping[str, InputStats], plans: Mapping[str, TensorPlan]) -> dict[str, InputStats]:
     """Of inputs after their turns, by weight name; what shared a Hessian and a turn shares one again."""
-    shared, out = dict[tuple[int, Rotation], InputStats](), {}
+    shared, out = dict[tuple[int, Turn], InputStats](), {}
     for name, one in stats.items():
         turn = plans[name].turn if name in plans else None
         if turn is not None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantize.types import F32, Array, Axis, QuantizedTensor
+from quantize.types import F32, Array, Axis, PlainTensor, QuantizedTensor, Tensor
 
 
 def matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -65,6 +65,18 @@ def unstack(tensor: QuantizedTensor, outs: Sequence[int]) -> list[QuantizedTenso
         replace(tensor, codes=np.ascontiguousarray(part), params={key: values[index] for key, values in params.items()})
         for index, part in enumerate(np.split(tensor.codes, ends, side))
     ]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor of chunks of its rows."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, PlainTensor):
+        return replace(first, values=np.concatenate([part.values for part in parts if isinstance(part, PlainTensor)]))
+    quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
+    params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
+    return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
 
 
 def dequantize(tensor: QuantizedTensor) -> F32:

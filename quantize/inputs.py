@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.turn import Rotation
+from quantize.turn import Turn
 
 F32 = NDArray[np.float32]
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ class Inputs:
         ends = self.low[order] * factor, self.high[order] * factor
         return replace(self, sample=self.sample[:, order] * factor, low=np.minimum(*ends), high=np.maximum(*ends))
 
-    def turned(self, turn: Rotation) -> Inputs:
+    def turned(self, turn: Turn) -> Inputs:
         """Those of the turned input; its ends are those of the sample, since nobody kept the others."""
         sample = turn.apply(self.sample)
         return replace(self, sample=sample, low=sample.min(0), high=sample.max(0))

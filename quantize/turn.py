@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,29 @@ PALEY = {
 }
 
 
+class Turn(Protocol):
+    """An orthogonal R of a linear's input channels. One that is equal to another is the same."""
+
+    @property
+    def per_channel(self) -> int:
+        """Multiplications that it takes for each channel of an input."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a store and a file say it."""
+
+    def apply(self, x: F32) -> F32:
+        """R x of every F32[..., channels]: of weights F32[OC, IC] it is W RT."""
+
+    def back(self, y: F32) -> F32:
+        """RT y, the inverse of ``apply``."""
+
+    def matrix(self, channels: int) -> F32:
+        """R, F32[channels, channels]."""
+
+    def moment(self, hessian: F32) -> F32:
+        """R H RT of the second moment F32[channels, channels] of an input; of its diagonal F32[channels] a diagonal."""
+
+
 @dataclass(frozen=True)
 class Rotation:
     """``size`` channels are turned together, each run of so many by its own signs, which follow from ``seed``."""
@@ -58,6 +82,11 @@ class Rotation:
     def to_json(self) -> dict[str, int]:
         """As a store and a file say it."""
         return {"size": self.size, "seed": self.seed}
+
+    @property
+    def per_channel(self) -> int:
+        """See Turn."""
+        return sum(self._orders)
 
     @property
     def left(self) -> I8:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quantize.formula import Formula
 from quantize.inputs import Inputs
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.workers import Once
 
 F32 = NDArray[np.float32]
@@ -98,7 +98,7 @@ class InputStats:
         """F32[IC]: the mean square of each input channel."""
         return self.hessian if self.hessian.ndim == 1 else np.diag(self.hessian)
 
-    def turned(self, turn: Rotation) -> InputStats:
+    def turned(self, turn: Turn) -> InputStats:
         """Those of the turned input. Where only a diagonal is known, all channels of a run matter alike afterwards."""
         inputs = None if self.inputs is None else self.inputs.turned(turn)
         return replace(self, hessian=turn.moment(self.hessian), visit=None, inputs=inputs)
@@ -185,6 +185,7 @@ class TensorPlan:
     ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes.
     ``parts``: of which it is made instead, each of other input channels, those of the quietest first; the first is on the grid of
     the one candidate. None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it.
+    ``turn_blocks``: channels of a block where a step finds the turn in data; 0 where none does.
     ``activations``: words of ACTIVATIONS of which one is to round what it reads; none: the runtime does as it does.
     """
 
@@ -196,7 +197,8 @@ class TensorPlan:
     note: str = ""
     float_columns: int = 0
     parts: tuple[PartPlan, ...] = ()
-    turn: Rotation | None = None
+    turn: Turn | None = None
+    turn_blocks: int = 0
     activations: tuple[str, ...] = ()
 
 
@@ -276,7 +278,12 @@ class Target(Protocol):
 
     @property
     def lacks_turns(self) -> str | None:
-        """None if a weight's input may be turned before it is multiplied, else the reason, and what to take instead."""
+        """None if a weight's input may be turned by a ``Rotation`` before it is multiplied, else the reason, and what to take
+        instead."""
+
+    @property
+    def lacks_block_turns(self) -> str | None:
+        """The same of a ``BlockTurn``, which takes no operator of its own."""
 
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
         """None if a weight (OC, IC) or a stack [experts, OC, IC] fits where nothing is lacking, else the reason with the numbers
@@ -288,7 +295,7 @@ class Target(Protocol):
     def stored_bytes(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> int:
         """Bytes of codes, scales and zeros of a linear (OC, IC), or of a stack, in the file."""
 
-    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Rotation | None = None) -> float:
+    def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Turn | None = None) -> float:
         """Estimated seconds to multiply one row of activations, turned before."""
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantize.activations import Activation
 from quantize.blocks import dequantize
 from quantize.checkpoint.floats import to_f32
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import F32, QuantizedTensor, Tensor
 
 Index = NDArray[np.intp]
@@ -32,7 +32,7 @@ class Part:
 
     weight: Tensor
     reads: Index | None = None
-    turn: Rotation | None = None
+    turn: Turn | None = None
     activation: Activation | None = None
 
     def dense(self) -> F32:
@@ -61,12 +61,12 @@ class StoredWeight:
         return total
 
 
-def turned(values: F32, turn: Rotation | None) -> F32:
+def turned(values: F32, turn: Turn | None) -> F32:
     """Of F32[OC, IC] in the source's basis, a weight or its gradient, what belongs to the turned input."""
     return values if turn is None else turn.apply(values)
 
 
-def turned_back(values: F32, turn: Rotation | None) -> F32:
+def turned_back(values: F32, turn: Turn | None) -> F32:
     """The inverse of ``turned``: of F32[OC, IC] that multiplies a turned input what multiplies the input."""
     return values if turn is None else turn.back(values)
 

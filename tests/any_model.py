@@ -71,6 +71,11 @@ def gguf_template(model: Path, folder: Path) -> GgufTemplate:
     """``model`` as the converter writes it into ``folder``, taken as a template even if its family is known by name."""
     path = folder / "model.gguf"
     convert(model, path, find_converter(), pre="gpt-2")
+    return opened_template(path, model)
+
+
+def opened_template(path: Path, model: Path) -> GgufTemplate:
+    """As ``gguf_template`` left it."""
     return GgufTemplate(path, *open_language_model(path), twin=model)
 
 

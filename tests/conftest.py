@@ -13,6 +13,7 @@ from typing import TypeVar
 import pytest
 
 import quantize.telemetry  # noqa: F401 - before a test's own import of onnxruntime
+from tests.kept import Kept, shared_folder
 
 R = TypeVar("R", pytest.TestReport, pytest.CollectReport)
 
@@ -34,10 +35,16 @@ MAY_BE_SKIPPED: dict[str, Callable[[], bool]] = {
 @pytest.fixture(autouse=True, scope="session")
 def verdicts_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     """What other runs have found out is not believed here, and what tests find out is nobody else's."""
-    folder = tmp_path_factory.mktemp("verdicts")
+    folder = shared_folder(tmp_path_factory) / "verdicts"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantize.template.verdicts.home", lambda: folder)
         yield
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Models and templates that no test changes."""
+    return Kept(shared_folder(tmp_path_factory) / "kept")
 
 
 @pytest.fixture
@@ -61,6 +68,11 @@ def judged(report: R) -> R:
         report.outcome = "failed"
         report.longrepr = f"CI skips nothing that is not in tests/conftest.py: {reason}"
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end no process waits for another's minutes."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -29,6 +29,7 @@ COMMANDS = (
         "run",
         "sensitivity",
         "imatrix",
+        "finetune",
         "convert",
         "check-architecture",
     ),

@@ -13,14 +13,14 @@ from quantize import workers
 from quantize.checkpoint import open_checkpoint
 from quantize.checkpoint.shards import stored_tensors
 from quantize.template import room
-from tests.any_model import make_model, make_pictured
+from tests.any_model import make_pictured
 
 CALIBRATION = ("--calibration-tokens", "1024", "--quiet")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("convert") / "model", "smollm3")
+@pytest.fixture
+def folder(kept) -> Path:
+    return kept.model("smollm3")
 
 
 def run(*args: object) -> int:
@@ -33,20 +33,6 @@ def test_a_folder_becomes_a_gguf(folder, tmp_path, capsys):
     assert "BF16" in told and "llama-cpp-python" in told and f"{(tmp_path / 'm.gguf').stat().st_size:,} bytes" in told
     assert run("convert", folder, "--out", tmp_path / "m.gguf", "--tokenizer-pre", "gpt-2") == 2
     assert "exists already" in capsys.readouterr().err
-
-
-def test_run_converts_and_goes_on_from_there(folder, tmp_path, capsys):
-    command = ("run", folder, "--out", tmp_path / "out", "--tokenizer-pre", "gpt-2", *CALIBRATION)
-    assert run(*command) == 0
-    assert "checks hold" in capsys.readouterr().out
-    config = json.loads((tmp_path / "out" / "llama.cpp" / "store" / "plan.json").read_text())["config"]
-    assert config["token_weight"] == "gradient"
-    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert run(*command) == 0
-    assert "taken as an earlier run of this command left it" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
-    assert run(*(word if word != "gpt-2" else "qwen2" for word in command)) == 2  # not replaced without --force
-    assert "source.gguf: exists already" in capsys.readouterr().err
 
 
 def test_a_damaged_source_is_not_taken_again(folder, tmp_path, capsys):
@@ -75,28 +61,31 @@ def test_a_damaged_source_is_not_taken_again(folder, tmp_path, capsys):
 
 
 SHORT = {  # what there is too little of -> what is said
-    ("gguf", room, "free_space"): r"m: to convert \S+model takes about 0 MB there, and 0 MB are free; free some, or name another",
-    ("onnx", room, "free_space"): r"m: to convert \S+model takes about 1 MB there, and 1 MB are free; free some, or name another",
-    ("gguf", workers, "physical_memory"): r"model: .* about 0 MB of memory, and this machine has 0; convert it on a machine that",
-    ("onnx", workers, "physical_memory"): r"has 1; convert it on a machine that has more, or write it for llama.cpp: --target",
+    ("gguf", "disk"): r"m: to convert \S+model takes about 0 MB there, and 0 MB are free; free some, or name another",
+    ("onnx", "disk"): r"m: to convert \S+model takes about 1 MB there, and 1 MB are free; free some, or name another",
+    ("gguf", "memory"): r"model: .* about 0 MB of memory, and this machine has 0; convert it on a machine that",
+    ("onnx", "memory"): r"has 1; convert it on a machine that has more, or write it for llama.cpp: --target",
 }
 
 
-@pytest.mark.parametrize(("form", "module", "what"), SHORT)
-def test_too_little_room_is_said_before_anything_is_written(form, module, what, folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_too_little_room_is_said_before_anything_is_written(form, folder, tmp_path, monkeypatch, capsys):
     specs = [tensor.spec for tensor in stored_tensors(folder, json.loads((folder / "config.json").read_text())).values()]
     weights, most = sum(spec.size for spec in specs), max(spec.size for spec in specs)
-    least = {("gguf", room): 2 * weights, ("onnx", room): 6 * weights, ("gguf", workers): 8 * most}
-    needed = least.get((form, module), int(6.5 * weights))
-    monkeypatch.setattr(module, what, lambda *_: needed - 1)
+    needed = {"gguf": (2 * weights, 8 * most), "onnx": (6 * weights, int(6.5 * weights))}[form]
     pre = ("--tokenizer-pre", "gpt-2") if form == "gguf" else ()
     asked = ("convert", folder, "--format", form, "--out", tmp_path / "m", *pre)
-    assert run(*asked) == 2
-    line = capsys.readouterr().err
-    assert re.search(SHORT[form, module, what], line) and line.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(module, what, lambda *_: needed)
-    assert run(*asked) == 0
+    for what, less in (("disk", (1, 0)), ("memory", (0, 1)), ("nothing", (0, 0))):
+        disk, memory = (size - short for size, short in zip(needed, less, strict=True))
+        monkeypatch.setattr(room, "free_space", lambda *_, disk=disk: disk)
+        monkeypatch.setattr(workers, "physical_memory", lambda *_, memory=memory: memory)
+        if what == "nothing":
+            assert run(*asked) == 0
+            continue
+        assert run(*asked) == 2
+        line = capsys.readouterr().err
+        assert re.search(SHORT[form, what], line) and line.count("\n") == 1
+        assert not list(tmp_path.iterdir())
 
 
 def test_other_commands_name_the_one_that_converts(folder, tmp_path, capsys):
@@ -132,17 +121,21 @@ def test_what_cannot_be_is_said_before_anything_is_converted(folder, tmp_path, c
 
 
 def test_both_formats_are_made_and_gone_on_from(folder, tmp_path, capsys):
-    command = ("run", folder, "--out", tmp_path / "out", "--tokenizer-pre", "gpt-2", *CALIBRATION)
+    out = tmp_path / "out"
+    command = ("run", folder, "--out", out, "--tokenizer-pre", "gpt-2", *CALIBRATION)
     assert run(*command) == 0
     assert capsys.readouterr().out.count("checks hold") == 2
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"llama.cpp", "onnxruntime", "source.gguf", "source.onnx"}
+    assert {path.name for path in out.iterdir()} == {"llama.cpp", "onnxruntime", "source.gguf", "source.onnx"}
+    config = json.loads((out / "llama.cpp" / "store" / "plan.json").read_text())["config"]
+    assert config["token_weight"] == "gradient"
+    made = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()}
     assert run(*command) == 0
-    assert capsys.readouterr().out.count("taken as an earlier run") == 2
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == made
+    assert capsys.readouterr().out.count("taken as an earlier run of this command left it") == 2
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*") if path.is_file()} == made
+    assert run(*(word if word != "gpt-2" else "qwen2" for word in command)) == 2  # not replaced without --force
+    assert "source.gguf: exists already" in capsys.readouterr().err
     for source in ("source.gguf", "source.onnx"):  # each goes on by itself
-        again = ("run", tmp_path / "out" / source, "--out", tmp_path / "again", "--method", "rtn-oc", "--quiet")
-        assert run(*again) == 0
+        assert run("run", out / source, "--out", tmp_path / "again", "--method", "rtn-oc", "--quiet") == 0
 
 
 def test_an_architecture_is_checked_from_its_config_alone(tmp_path, capsys):

@@ -53,6 +53,10 @@ def test_what_a_method_needs_is_the_most_that_a_step_needs():
         "gptq": Need.HESSIAN,
         "quik": Need.HESSIAN,
         "cmpq": Need.HESSIAN,
+        "smoothquant": Need.HESSIAN,
+        "awq": Need.HESSIAN,
+        "outliertune": Need.HESSIAN,
+        "outlier-suppression": Need.HESSIAN,
         "norm-tweaking": Need.LEARNING,
         "omniquant": Need.LEARNING,
     }

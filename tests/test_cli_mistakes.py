@@ -25,6 +25,7 @@ COMMANDS = [  # the thing in question is {}
     ("quantize {} --out o", Wanted.SOURCE),
     ("run {} --out o", Wanted.SOURCE),
     ("sensitivity {} --out o", Wanted.SOURCE),
+    ("finetune {} --out o", Wanted.SOURCE),
     ("imatrix {} --out o", Wanted.SOURCE),
     ("eval a.gguf --source {}", Wanted.SOURCE),
     ("export gguf {} --out o", Wanted.STORE),

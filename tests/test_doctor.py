@@ -51,7 +51,11 @@ def test_all_is_there():
         ({"torch": "2.10.0"}, "torch", "2.10.0"),
         ({"mobius_onnx": "0.2"}, "mobius-onnx", "0.2, but <0.2,>=0.1 is needed"),
         ({"xllamacpp": "2026.10.11550"}, "xllamacpp", "2026.10.11550, but ==2026.10.11549 is needed"),
-        ({"torch": None}, "quantize, run, sensitivity, imatrix, convert", "needs torch; pip install 'adadim-edge[torch]'"),
+        (
+            {"torch": None},
+            "quantize, run, sensitivity, imatrix, finetune, convert",
+            "needs torch; pip install 'adadim-edge[torch]'",
+        ),
         ({"torch": None}, "export onnx, bundle DIR", "ready"),
         (
             {"torch": None, "xllamacpp": None},

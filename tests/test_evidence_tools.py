@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import compare_activation_predictions
 import compare_ggml_fit
 import compare_group_sizes
 import compare_predictions
@@ -64,6 +65,16 @@ def test_group_sizes(tmp_path, text, capsys):
     assert len(rows) == 2 * 3 * len(compare_group_sizes.LOSSES)
     assert all(float(rule) >= float(best) for *_, rule, best, _ in rows)
     assert any(float(row[-1].split()[0]) > 0 for row in rows)
+
+
+def test_activation_predictions(model, text, capsys, monkeypatch):
+    """Few bits of activations cost what is predicted, whatever the weights cost beside them."""
+    command = ["compare_activation_predictions.py", str(model), text, "--plans", "4", "--chunks", "1", *FROM_CALIBRATION, text]
+    monkeypatch.setattr(sys, "argv", command)
+    compare_activation_predictions.main(compare_activation_predictions.arguments())
+    rows = re.findall(r"^\| \d+: .+ \| ([\d.]+) \| ([\d.]+) \|$", capsys.readouterr().out, re.MULTILINE)
+    assert len(rows) == 4
+    assert all(abs(math.log(float(measured) / float(predicted))) < math.log(2) for predicted, measured in rows)
 
 
 def test_predictions(model, text, tmp_path, capsys, monkeypatch):

@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
 
+from tests.kept import once, shared_folder
 from tests.tiny import TEXT, make_tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -36,18 +36,15 @@ def run_blocks(page: Path, folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def after_readme(tmp_path_factory) -> Path:
-    """Where README's commands were typed: once, whichever of pytest's processes comes first."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "after_readme"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        flock(lock, LOCK_EX)
-        if not (folder / "printed").exists():
-            make_tiny_model(folder / "model", "qwen3", layers=1, head_dim=16, vocab=400)
-            (folder / "held-out.txt").write_text(TEXT * 6)
-            (folder / "tools").symlink_to(ROOT / "tools")
-            (folder / "printed").write_text(run_blocks(ROOT / "README.md", folder))
-    return folder
+    """Where README's commands were typed."""
+    return once(shared_folder(tmp_path_factory) / "after_readme", type_readme)
+
+
+def type_readme(folder: Path) -> None:
+    make_tiny_model(folder / "model", "qwen3", layers=1, head_dim=16, vocab=400)
+    (folder / "held-out.txt").write_text(TEXT * 6)
+    (folder / "tools").symlink_to(ROOT / "tools")
+    (folder / "printed").write_text(run_blocks(ROOT / "README.md", folder))
 
 
 def test_readme(after_readme):

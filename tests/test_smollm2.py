@@ -14,12 +14,17 @@ FETCH = Path(__file__).parent.parent / "tools" / "fetch_smollm2.py"
 PEAK_BYTES = 2 * 2**30
 
 
+def fetched() -> Path:
+    """Its GGUF, brought once."""
+    done = subprocess.run([sys.executable, FETCH], check=True, capture_output=True, text=True)
+    return Path(done.stdout.strip())
+
+
 @pytest.mark.slow
 def test_smollm2_through_both_writers_and_all_checks(tmp_path):
-    fetched = subprocess.run([sys.executable, FETCH], check=True, capture_output=True, text=True)
     code = "import sys; from exporter.cli.main import main; sys.exit(main(sys.argv[1:]))"
     options = ("--method", "rtn-ada", "--token-weight", "unit", "--calibration-tokens", "2048", "--quiet")
-    args = ["run", fetched.stdout.strip(), "--out", str(tmp_path / "out"), *options]
+    args = ["run", str(fetched()), "--out", str(tmp_path / "out"), *options]
     done = subprocess.run([sys.executable, "-c", code, *args], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for target in ("llama.cpp", "onnxruntime"):

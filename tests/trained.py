@@ -1,4 +1,5 @@
-"""A mixture of experts that is trained here, in a minute on one core: what random weights have not, experts of their own."""
+"""Models that are trained here: a mixture of experts, in a minute on one core, for what random weights have not, experts of their
+own; and a dense decoder, in seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from quantize.statistics.calibration import BUILTIN, held_out_text, load_text
-from tests.tiny import byte_level_bpe, write_tokenizer
+from tests.tiny import byte_level_bpe, tiny_tokenizer, write_tokenizer
 
 VOCAB, SEQUENCE, BATCH, STEPS, RATE = 1024, 128, 8, 400, 4e-3
 SIZES = {
@@ -25,6 +26,17 @@ SIZES = {
     "norm_topk_prob": True,
     "max_position_embeddings": 512,
 }
+DENSE = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+DENSE_STEPS, DENSE_SEQUENCE = 200, 64
 CHUNK, CHUNKS = 256, 20  # held-out tokens that the perplexity is of
 
 
@@ -49,12 +61,28 @@ def train(path: Path) -> float:
         return float(np.exp(np.mean([model(input_ids=chunk, labels=chunk).loss.item() for chunk in chunks])))
 
 
-def _learn(model: torch.nn.Module, ids: torch.Tensor) -> None:
+def train_dense(path: Path) -> Path:
+    """Write a Llama that has read the built-in calibration text; returns its folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path.mkdir()
+    write_tokenizer(path, DENSE["vocab_size"])
+    ids = torch.tensor(tiny_tokenizer(DENSE["vocab_size"]).encode(load_text(BUILTIN).text[: 1 << 18]).ids)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama", **DENSE, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    )
+    _learn(model, ids, DENSE_STEPS, DENSE_SEQUENCE)
+    model.save_pretrained(path)
+    return path
+
+
+def _learn(model: torch.nn.Module, ids: torch.Tensor, steps: int = STEPS, sequence: int = SEQUENCE) -> None:
     """Windows of I64[n] are drawn by a seed. Leaves the model as it is evaluated."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.1)
-    windows = ids.unfold(0, SEQUENCE, 1)
-    for drawn in torch.randint(len(windows), (STEPS, BATCH), generator=torch.Generator().manual_seed(0)):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
+    windows = ids.unfold(0, sequence, 1)
+    for drawn in torch.randint(len(windows), (steps, BATCH), generator=torch.Generator().manual_seed(0)):
         optimizer.zero_grad()
         model(input_ids=windows[drawn], labels=windows[drawn]).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -18,7 +18,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import ceil, floor
@@ -26,6 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from systems_activations import REAL, ROWS, Activated, activated_table
+from systems_activations import line as line_of
 from systems_claims import claims_table, what_pays
 
 from exporter.cli.advice import target_named
@@ -37,7 +38,7 @@ from quantize.store.outputs import new_file
 
 COMMAND = [sys.executable, "-m", "exporter.cli.main"]
 HEAD = (
-    "| row | bits | KL, nats/token | perplexity | same favourite | linears, bits | file, bits | file, MB | seconds | memory, MB |"
+    "| row | bits | KL, nats/token | perplexity | same favourite | linears, bits | file, bits | file, MB | CPU, s | memory, MB |"
 )
 MB = 1e6
 PLAIN = tuple(word for word in WORDS if not read_word(word).method.axes)  # a rounder and an axis
@@ -110,9 +111,9 @@ def every_case(widths: Sequence[float]) -> list[Case]:
     return list({case.key: case for case in every}.values())
 
 
-def cases(args: argparse.Namespace) -> list[Case]:
+def cases(args: argparse.Namespace) -> list[Case | Activated]:
     """The rows to be made. Raises SystemExit for a name of none."""
-    every = every_case(args.bits)
+    every: list[Case | Activated] = [*every_case(args.bits), *ROWS]
     unknown = set(args.only or ()) - {case.name for case in every}
     if unknown:
         known = ", ".join(dict.fromkeys(case.name for case in every))
@@ -121,8 +122,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def timed(*words: object) -> tuple[float, float]:
-    """Seconds and bytes of memory that one command takes at the most. Raises RuntimeError with what it says if it fails."""
-    start = time.perf_counter()
+    """Seconds of all cores and bytes of memory that one command takes. Raises RuntimeError with what it says if it fails."""
     child = subprocess.Popen(
         [*COMMAND, *map(str, words), "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -133,28 +133,32 @@ def timed(*words: object) -> tuple[float, float]:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(said.splitlines()[-1].removeprefix("adadim: error: ") if said else f"ended with {child.returncode}")
-    return time.perf_counter() - start, used.ru_maxrss * 1024.0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024.0
 
 
-def measured(args: argparse.Namespace, case: Case) -> dict[str, Any]:
+def measured(args: argparse.Namespace, case: Case | Activated) -> dict[str, Any]:
     """One row. What is refused, or fails, is its ``error``."""
-    kind = TARGETS[args.target].writer
+    target = case.target if isinstance(case, Activated) else args.target
+    kind = TARGETS[target].writer
     more = [] if args.calibration_tokens is None else ["--calibration-tokens", args.calibration_tokens]
     with TemporaryDirectory() as name:
         folder = Path(name)
         store, file, report = folder / "store", folder / ("model.gguf" if kind == "gguf" else "onnx"), folder / "eval.json"
-        options = ["--target", args.target, "--bits", case.bits, "--calibration", args.calibration, *more]
+        options = ["--target", target, "--bits", case.bits, "--calibration", args.calibration, *more]
         try:
             seconds, memory = timed("quantize", args.source, "--out", store, *options, "--method", *case.name.split())
             timed("export", kind, store, "--out", file)
-            against = ["--source", args.source, "--text", args.text, "--chunks", args.chunks, "--weights-only"]
-            timed("eval", file, *against, "--json", report)
+            against = ["--source", args.source, "--text", args.text, "--chunks", args.chunks, "--json", report, "--force"]
+            timed("eval", file, *against, "--weights-only")
+            found = json.loads(report.read_text())
+            if isinstance(case, Activated):
+                timed("eval", file, *against, *(() if case.activations == REAL else ("--activations", case.activations)))
+                found = {"alone": found["kld"], **json.loads(report.read_text())}
         except RuntimeError as error:
             return {"error": str(error).replace(name, "")}
-        found = json.loads(report.read_text())
         inspected = subprocess.run([*COMMAND, "inspect", str(file), "--json"], check=True, capture_output=True, text=True)
         totals = json.loads(inspected.stdout)["totals"]
-    kept = {key: found[key] for key in ("kld", "ppl", "source_ppl", "top1", "bytes")}
+    kept = {key: found[key] for key in ("kld", "alone", "ppl", "source_ppl", "top1", "bytes") if key in found}
     bits = {"bits_per_weight": totals["bits_per_weight"], "file_bits": 8 * found["bytes"] / totals["weights"]}
     return {**kept, **bits, "seconds": seconds, "memory": memory}
 
@@ -178,10 +182,12 @@ def page(args: argparse.Namespace, rows: Mapping[str, Row], command: str) -> str
     source = next((f" The source's perplexity is {row['source_ppl']:.3f}." for row in made.values()), "")
     told = f"Target `{args.target}`; KL on {args.chunks} chunks of 512 tokens, weights alone.{source}"
     counted = (
-        "Bits of linears: all that is stored of them, over their weights; of the file: all its bytes, over the model's weights."
+        "Bits of linears: all that is stored of them, over their weights; of the file: all its bytes, over the model's weights. "
+        "CPU: seconds of all cores together."
     )
     said = ["# Methods side by side", "", f"    {command}", "", f"{told} {counted}", "", *what_pays(made, plain)]
-    said += ["", *claims_table(made)]
+    activated = {one.key: rows[one.key] for one in ROWS if one.key in rows and "error" not in rows[one.key]}
+    said += ["", *claims_table({**made, **activated}), "", *activated_table(rows)]
     for method in {case.method["name"]: case.method for case in wanted}.values():
         said += ["", *section(method, [case for case in wanted if case.method == method], rows)]
     return "\n".join([*said, ""])
@@ -215,7 +221,8 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> None:
     for case in cases(args):
         if case.key not in known["rows"]:
             known["rows"][case.key] = measured(args, case)
-            print(line(case, known["rows"][case.key]), flush=True)
+            said = line_of(case, known["rows"][case.key]) if isinstance(case, Activated) else line(case, known["rows"][case.key])
+            print(said, flush=True)
             write(kept, json.dumps(known, indent=1))
     write(args.out, page(args, known["rows"], command))
 

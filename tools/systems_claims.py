@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from math import ceil
 from typing import Any, NamedTuple
 
+from systems_activations import DOWN_8, STATIC, TOKEN_4
+
 Row = Mapping[str, Any]
 
 SAME_SIZE = 1.001  # of two files: their graphs name things by words of different lengths
@@ -35,6 +37,7 @@ def _each(widths: Iterable[int], *claims: Claim) -> tuple[Claim, ...]:
     return tuple(claim.at(bits) for claim in claims for bits in widths)
 
 
+STATIC_8 = f"8 {STATIC}"  # both of 8 bits, the activations' scales known before
 ONE_SIZE = tuple(f"rtn-oc --symmetric --group-size {size} {{bits}}" for size in (64, 128, 256, "channel"))
 CLAIMS = (
     *_each(
@@ -61,6 +64,23 @@ CLAIMS = (
         Claim("omniquant", "than RTN", "omniquant {bits}", ("rtn-oc {bits}",)),
     ),
     *_each((2, 3, 4), Claim("finequant", "than the best single size of groups", "finequant {bits}", ONE_SIZE)),
+    *_each((3, 4), Claim("awq", "than RTN", "awq {bits}", ("rtn-oc {bits}",))),
+    Claim("smoothquant", "8 bits of both, than without its scales", f"smoothquant {STATIC_8}", (f"rtn-oc {STATIC_8}",)),
+    Claim(
+        "outlier-suppression", "8 bits of both, than SmoothQuant", f"outlier-suppression {STATIC_8}", (f"smoothquant {STATIC_8}",)
+    ),
+    Claim("outliertune", "8 bits of both, than SmoothQuant", f"outliertune {STATIC_8}", (f"smoothquant {STATIC_8}",)),
+    *(
+        Claim(
+            "duquant",
+            f"4 bits of both, than {said}",
+            f"duquant --rounder gptq 4 {TOKEN_4}",
+            (f"{rival} --rounder gptq 4 {TOKEN_4}",),
+        )
+        for said, rival in (("SmoothQuant", "smoothquant"), ("a Hadamard turn", "higgs"))
+    ),
+    Claim("quik", "4 bits of both, float columns, than none", f"quik 4 {DOWN_8}", (f"gptq-oc 4 {DOWN_8}",), equal=False),
+    Claim("quik", "4 bits of both, 8 of what ends an MLP, than 4", f"quik 4 {DOWN_8}", (f"quik 4 {TOKEN_4}",), equal=False),
 )
 
 

@@ -43,13 +43,13 @@ def _add_options(parser: OneLineParser) -> None:
 def bench_table(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each shape, number of threads and number of rows: how many times as fast as MatMulNBits."""
     variants = list(dict.fromkeys((row["grid"], row["bits"], row["axis"]) for row in rows))
-    head = "  ".join(f"{f'{grid}{bits} {axis}':>11}" for grid, bits, axis in variants)
+    head = "  ".join(f"{f'{grid}{bits} {axis}':>13}" for grid, bits, axis in variants)
     lines = [f"{'K x N':>12} threads rows  MatMulNBits  {head}"]
     cells: dict[tuple[int, ...], dict[tuple[str, int, str], dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["K"], row["N"], row["threads"], row["rows"]), {})[row["grid"], row["bits"], row["axis"]] = row
     for (k, n, threads, count), cell in cells.items():
         base = next(iter(cell.values()))["matmulnbits_seconds"]
-        ratios = "  ".join(f"{cell[variant]['ratio']:11.2f}" for variant in variants)
+        ratios = "  ".join(f"{cell[variant]['ratio']:13.2f}" for variant in variants)
         lines.append(f"{f'{k} x {n}':>12} {threads:7} {count:4} {base * 1e6:9.0f} us  {ratios}")
     return "\n".join(lines)

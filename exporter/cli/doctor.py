@@ -23,7 +23,7 @@ EXTRAS = {  # top-level module -> the extra that brings it
 }
 COMMANDS = {  # what is done -> the extras that it takes
     "quantize --effort fast --method rtn-oc, or by --imatrix": (),
-    "quantize, run, sensitivity, imatrix, convert": ("torch",),
+    "quantize, run, sensitivity, imatrix, finetune, convert": ("torch",),
     "export gguf, bundle FILE.gguf, bundle verify, inspect, methods, completion": (),
     "export onnx, bundle DIR": ("onnx",),
     "verify, eval, compare, check-architecture": ("torch", "onnx", "runtimes"),

@@ -20,6 +20,7 @@ from exporter.cli.bundle import VERIFY, bundle, verified_bundle
 from exporter.cli.completion import completion
 from exporter.cli.convert import convert_source
 from exporter.cli.doctor import doctor, requirements
+from exporter.cli.finetune import finetune_source
 from exporter.cli.methods import methods_report, methods_table
 from exporter.cli.options import build_parser
 from exporter.cli.process import finished, guarded, prepare_streams, quiet_libraries, say, warn
@@ -285,6 +286,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "doctor": _doctor,
     "completion": _completion,
     "convert": convert_source,
+    "finetune": finetune_source,
     "check-architecture": _check_architecture,
 }
 

@@ -14,6 +14,7 @@ from exporter.cli.compare import add_compare, add_eval, add_measured_text
 from exporter.cli.completion import add_completion
 from exporter.cli.convert import add_convert, add_converter
 from exporter.cli.data_options import DEFAULTS, add_data_options, add_max_slowdown, add_text_options
+from exporter.cli.finetune import add_finetune
 from exporter.cli.formats import add_export, add_gguf_options, add_onnx_options, add_split_size
 from exporter.cli.methods import add_methods
 from exporter.cli.parser import OneLineParser, Subparsers, add_common, command
@@ -66,6 +67,7 @@ def build_parser() -> OneLineParser:
         _add_run,
         _add_sensitivity,
         _add_imatrix,
+        add_finetune,
         add_convert,
         add_check_architecture,
     )

@@ -105,6 +105,9 @@ OPTIONS = (  # the first row that fits tells
     ),
     Row(_THREADS, "--threads", "use --threads {number}"),
     Row(_THREADS, "", "threads are set before the command: OMP_NUM_THREADS={number} {prog}"),
+    Row("--iters --iterations --n-iters --max-steps --num-steps", "--steps", "use --steps {number}"),
+    Row("--epochs --num-epochs", "--steps", "use --steps N, of one sequence each"),
+    Row("--lr", "--learning-rate", "use --learning-rate {any}"),
     Row(
         "--iters --iterations --n-iters --steps --max-steps --num-steps --epochs --num-epochs",
         "--block-steps",
@@ -202,6 +205,11 @@ COMMANDS = (  # {any} is the word after it
         "nothing is downloaded here; first: hf download {repo} --local-dir DIR, then adadim run DIR --out OUT",
     ),
     Row("upload push", "", "nothing is uploaded here: hf upload ORG/NAME DIR"),
+    Row(
+        "train fine-tune tune qat",
+        "",
+        "adadim finetune {model} --out DIR trains a model for inputs of few bits",
+    ),
     Row("calibrate", "", "every command that quantizes calibrates: adadim run {model} --out DIR --calibration FILE"),
     Row("plot html page", "", "adadim compare {file} --source MODEL --html FILE.html, or adadim report {file} --out FILE.html"),
     Row("plan size budget", "", "adadim quantize {model} --dry-run --target-size 105MB shows what fits a size"),

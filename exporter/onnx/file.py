@@ -24,7 +24,9 @@ from exporter.onnx.library import LIBRARY
 from exporter.onnx.plan import DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, OnnxAsked, OnnxOptions, OnnxPlan, plan_onnx
 from exporter.onnx.preflight import check_onnx
 from exporter.onnx.sums import reads_of
+from exporter.onnx.turns import turn_spans
 from exporter.targets import ONNX_TARGETS, check_target
+from quantize.block_turn import BlockTurn
 from quantize.errors import FileFormatError
 from quantize.onnx.reader import MODEL_FILE, parse_model
 from quantize.onnx.template import data_files
@@ -121,6 +123,11 @@ def _pour(plan: OnnxPlan, store: QuantizedStore, files: Mapping[str, BinaryIO]) 
         reads = store.reads(name)
         if reads is not None:
             put(reads_of(store.records[name]).name, 0, reads.astype("<i4").tobytes())
+        if plan.turns_before(name):
+            turn = store.turn(name)
+            assert isinstance(turn, BlockTurn), name
+            for span in turn_spans(name, turn):
+                put(*span)
     for name, value in plan.constants.items():
         put(name, 0, value.tobytes())
     assert written == plan.planned, (written, plan.planned)

@@ -36,7 +36,7 @@ from quantize.onnx.moe import experts_of
 from quantize.onnx.template import INSIDE, external
 from quantize.outside import LARGEST
 from quantize.store.seal import OPEN
-from quantize.store.tensors import QuantizedStore
+from quantize.store.tensors import QuantizedStore, TensorRecord
 from quantize.types import Array, Axis
 
 BODIES = {MATMUL: adadim_function, LEVELS: levels_function, ROTATE: rotate_function}
@@ -60,6 +60,10 @@ class OnnxPlan:
     def nbytes(self) -> int:
         """Of model.onnx and its data files."""
         return int(self.model.ByteSize()) + sum(self.layout.sizes.values())
+
+    def turns_before(self, name: str) -> bool:
+        """Whether that weight's tensors hold a turn that was found."""
+        return any(tensor.name == f"{name}.turn.order" for form in self.forms[name] for tensor in form.planned)
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,13 @@ def _assemble(
     return OnnxPlan(model, forms, layout, outside, sum(tensor.nbytes for tensor in planned))
 
 
+def _turn_to_json(record: TensorRecord) -> dict[str, object]:
+    """As a file says it, whose size has to be known before a turn is found."""
+    if record.found_turn is not None:
+        return {"found_turn": replace(record.found_turn, site="").to_json()}
+    return {} if record.turn is None else {"turn": record.turn.to_json()}
+
+
 def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halved: bool) -> dict[str, str]:
     """``adadim.tensors``, a JSON list of every weight matrix, ``adadim.*``, the store's header, and SEALS, still open."""
     tensors = []
@@ -217,9 +228,8 @@ def _metadata(store: QuantizedStore, forms: Mapping[str, tuple[Form, ...]], halv
         if record.grid is None:
             entry |= {"grid": record.dtype, "axis": str(Axis.PER_OC)}
         else:
-            turn = {} if record.turn is None else {"turn": record.turn.to_json()}
             activation = {} if record.activation is None else {"activation": record.activation.name}
-            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)} | turn | activation
+            entry |= grid_to_json(record.grid) | {"axis": str(record.axis)} | _turn_to_json(record) | activation
             if halved and "scale_dtype" in entry and entry["form"] != "split":
                 entry["scale_dtype"] = "float16"
         if record.inputs and weight_name(name) == name:

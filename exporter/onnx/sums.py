@@ -20,14 +20,17 @@ from quantize.store.tensors import TensorRecord
 
 @dataclass(frozen=True)
 class Summand:
-    """A part and where it stands in the graph; ``x``: the weight's input, which it takes channels of if it is not whole."""
+    """A part and where it stands in the graph; ``x``: the weight's input, which it takes channels of if it is not whole.
+    ``turning``: what turns that input, where this is the first that reads it turned so."""
 
     record: TensorRecord
     wire: Wire
     x: str
+    turning: tuple[Planned, ...] = ()
 
     def form(self, form: Form) -> Form:
         """Of its tensor, on ``wire``, with the channels that it reads taken before."""
+        form = replace(form, planned=(*form.planned, *self.turning))
         if not self.record.inputs:
             return form
         reads = reads_of(self.record)

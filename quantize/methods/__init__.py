@@ -10,7 +10,22 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from quantize.block import DividingStep, PlanStep, Step
-from quantize.methods import cmpq, finequant, gptq, higgs, norm_tweaking, omniquant, quik, rtn, search
+from quantize.methods import (
+    awq,
+    cmpq,
+    duquant,
+    finequant,
+    gptq,
+    higgs,
+    norm_tweaking,
+    omniquant,
+    outlier_suppression,
+    outliertune,
+    quik,
+    rtn,
+    search,
+    smoothquant,
+)
 from quantize.methods.around import Around
 from quantize.methods.method import Method
 from quantize.rounding import Rounder
@@ -21,9 +36,11 @@ from quantize.steps.learn_codes import LearnCodes
 from quantize.transforms import CORRECTIONS, TRANSFORMS
 from quantize.types import Axis
 
-METHODS: dict[str, Method] = {
-    module.METHOD.name: module.METHOD for module in (rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs, quik, cmpq)
-}
+MODULES = (
+    *(rtn, search, gptq, finequant, norm_tweaking, omniquant, higgs, quik, cmpq),
+    *(smoothquant, awq, outliertune, outlier_suppression, duquant),
+)
+METHODS: dict[str, Method] = {module.METHOD.name: module.METHOD for module in MODULES}
 BY_WORD: Mapping[str, Rounder] = {"nearest": rtn.METHOD.rounder, "gptq": gptq.METHOD.rounder}  # of ``Around.rounder``
 ROUNDERS = {name: method.rounder for name, method in METHODS.items()}
 AXES = {"oc": (Axis.PER_OC,), "ic": (Axis.PER_IC,), "ada": (Axis.PER_OC, Axis.PER_IC)}

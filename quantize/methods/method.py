@@ -9,9 +9,12 @@ from quantize.block import DividingStep, PlanStep, Step
 from quantize.rounding import Rounder
 from quantize.steps.columns import FloatColumns
 from quantize.steps.divide import MixWidths
+from quantize.steps.fold import ChangeBasis
 from quantize.steps.round import Round
+from quantize.steps.scale_channels import ScaleChannels
+from quantize.steps.turn_blocks import TurnBlocks
 from quantize.steps.tweak_norms import TweakNorms
-from quantize.types import Axis, Need
+from quantize.types import Axis, Need, Target
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Method:
 
     ``kind``: in the field's words. ``paper``: where it was published. ``axes``: those of a system, which goes by its own name;
     none where a word names them after the method, as gptq-ada. ``block_steps``: of learning, by default, if one of its steps
-    learns. ``grids``: its own grid of each width; where none, the target's. ``turns``: whether inputs are turned. ``rounders``:
+    learns. ``grids``: its own grid of each width; where none, the target's. ``turns``: whether inputs are turned by Hadamard
+    matrices. ``rounders``:
     words of the rounders that may round for it. ``generates``: it calibrates on a text that the source writes itself, by default.
     ``ours``: what in it the paper does not say, or says otherwise. ``simulated``: what of it no runtime does.
     """
@@ -85,9 +89,30 @@ class Method:
         return isinstance(self.divides, MixWidths)
 
     @property
+    def turn_blocks(self) -> bool:
+        """Whether inputs are turned in blocks, as data say."""
+        return any(isinstance(step, TurnBlocks) for step in self.steps)
+
+    def lacks_turns(self, target: Target) -> str | None:
+        """None if ``target`` turns inputs as it wants them, else the reason."""
+        if self.turns:
+            return target.lacks_turns
+        return target.lacks_block_turns if self.turn_blocks else None
+
+    @property
     def learns(self) -> bool:
         """Whether it has a step that does."""
         return any(step.needs is Need.LEARNING for step in self.steps)
+
+    @property
+    def folds(self) -> bool:
+        """Whether it changes a block's basis before it rounds."""
+        return any(isinstance(step, ChangeBasis | ScaleChannels) for step in self.steps)
+
+    @property
+    def sees_tokens(self) -> bool:
+        """Whether it has to know an input token by token, which torch alone shows."""
+        return any(isinstance(step, ScaleChannels | TurnBlocks) for step in self.steps)
 
     @property
     def moves_norms(self) -> bool:

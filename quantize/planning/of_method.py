@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from quantize.block_turn import FoundTurn, block_size
 from quantize.config import DEFAULT_BITS, GridSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.grids.levels import LEAST_GROUP, Levels
 from quantize.methods import METHODS, Method
 from quantize.transforms import CORRECTIONS
-from quantize.turn import Rotation
+from quantize.turn import LEAST, Rotation
 from quantize.types import Grid, Target, TensorPlan
 
 
@@ -44,7 +45,12 @@ def _check_one(method: Method, config: QuantizeConfig) -> None:
             f"{named}: moves weights after rounding, which goes with no {asked('float_columns', around.float_columns)}; "
             "drop one of the two"
         )
-    if method.turns and around.float_columns:
+    if method.folds and around.float_columns:
+        raise ConfigError(
+            f"{named}: scales channels, of which none may be kept before; drop it, or "
+            f"{asked('float_columns', around.float_columns)}"
+        )
+    if (method.turns or method.turn_blocks) and around.float_columns:
         raise ConfigError(
             f"{named}: turns inputs, after which no channel is louder than others to be kept; drop it, or "
             f"{asked('float_columns', around.float_columns)}"
@@ -56,8 +62,9 @@ def own_grid(method: Method, spec: GridSpec, target: Target) -> GridSpec:
 
     Raises ConfigError for a width without one, and for a target that does not hold what the method makes.
     """
-    if method.turns and target.lacks_turns is not None:
-        raise ConfigError(f"{asked('method', method.name)}: {target.lacks_turns}; choose another method")
+    lack = method.lacks_turns(target)
+    if lack is not None:
+        raise ConfigError(f"{asked('method', method.name)}: {lack}; choose another method")
     if spec.name is not None or not method.grids:
         return spec
     bits = int(spec.bits or DEFAULT_BITS)  # no fraction: those are of methods that mix widths
@@ -69,12 +76,14 @@ def own_grid(method: Method, spec: GridSpec, target: Target) -> GridSpec:
 
 def with_turn(plan: TensorPlan, seed: int) -> TensorPlan:
     """Of a method that turns inputs, and what is told where not all channels are turned together."""
-    if not METHODS[plan.method].turns or not plan.candidates:
+    method, channels = METHODS[plan.method], plan.shape[-1]
+    if not (method.turns or method.turn_blocks) or not plan.candidates:
         return plan
-    channels = plan.shape[-1]
-    turn = Rotation.of(channels, seed) if len(plan.shape) == 2 else None
+    turn = Rotation.of(channels, seed) if len(plan.shape) == 2 and method.turns else None
     if len(plan.shape) > 2:
         told = "its input is not turned: experts are multiplied by one node"
+    elif method.turn_blocks:
+        return _with_blocks(plan, channels)
     elif turn is None:
         told = f"its input is not turned: no Hadamard matrix is known for runs of its {channels} channels"
     elif turn.size < channels:
@@ -82,7 +91,18 @@ def with_turn(plan: TensorPlan, seed: int) -> TensorPlan:
         plan = replace(plan, candidates={axis: within(grid, turn) for axis, grid in plan.candidates.items()})
     else:
         return replace(plan, turn=turn)
-    return replace(plan, turn=turn, note=f"{plan.note}; {told}" if plan.note else told)
+    return _noting(replace(plan, turn=turn), told)
+
+
+def _with_blocks(plan: TensorPlan, channels: int) -> TensorPlan:
+    size = block_size(channels)
+    if FoundTurn(size).fits(channels):
+        return replace(plan, turn_blocks=size)
+    return _noting(plan, f"its input is not turned: no power of two from {LEAST} on divides its {channels} channels")
+
+
+def _noting(plan: TensorPlan, told: str) -> TensorPlan:
+    return replace(plan, note=f"{plan.note}; {told}" if plan.note else told)
 
 
 def within(grid: Grid, turn: Rotation) -> Grid:

@@ -20,6 +20,7 @@ from quantize.run.job import Job
 from quantize.statistics.calibration import SEQUENCE, Coverage, sequence_count
 from quantize.steps.fold import ChangeBasis, Correction
 from quantize.steps.learn_clips import LearnClips
+from quantize.steps.scale_channels import ScaleChannels
 from quantize.steps.tweak_norms import TweakNorms
 from quantize.store.writer import Report
 
@@ -56,7 +57,7 @@ def _transforms(job: Job) -> list[str]:
         step.name
         for method in methods
         for step in method.steps
-        if isinstance(step, ChangeBasis | Correction | LearnClips | TweakNorms)
+        if isinstance(step, ChangeBasis | Correction | LearnClips | ScaleChannels | TweakNorms)
     ]
     return list(dict.fromkeys([*job.config.around.transforms, *own]))
 

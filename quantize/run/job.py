@@ -113,7 +113,7 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     path, job = plan.config.data.imatrix, Job(source, plan)
     if isinstance(source, Template):
         check_template(source, plan.config, runs=path is None and job.runs_source)
-        _check_norms(source, plan)
+        _check_methods(source, plan)
     if path is None:
         return job
     for one in plan.tensors:
@@ -133,13 +133,18 @@ def make_job(source: Checkpoint, plan: ModelPlan) -> Job:
     return Job(source, plan, imatrix, imatrix.for_model(source.specs, linears))
 
 
-def _check_norms(source: Template, plan: ModelPlan) -> None:
-    """Raises ConfigError for a method that moves norms, of which torch's model is told nothing where the source is a template."""
-    for name in dict.fromkeys(one.method for one in plan.tensors if one.candidates and METHODS[one.method].moves_norms):
-        named = shown(source.config.model_type)
-        raise ConfigError(
-            f"{asked('method', name)}: {source.path}: the norms of {named} are not known by name; choose another method"
-        )
+def _check_methods(source: Template, plan: ModelPlan) -> None:
+    """Raises ConfigError for a method that asks more than is known where the source is a template."""
+    named, around = shown(source.config.model_type), plan.config.around
+    learned = [option for option in ("block_steps", "tune_steps") if getattr(around, option)]
+    for name in dict.fromkeys(one.method for one in plan.tensors if one.candidates):
+        method, where = METHODS[name], f"{asked('method', name)}: {source.path}"
+        if method.moves_norms:
+            raise ConfigError(f"{where}: the norms of {named} are not known by name; choose another method")
+        if method.sees_tokens:
+            raise ConfigError(f"{where}: {source.runtime} tells of {named} no single tokens; choose another method")
+        if method.folds and learned:
+            raise ConfigError(f"{where}: a block whose basis changes does not learn; give {asked(learned[0], 0)}")
 
 
 def calibration_text(job: Job) -> Text | None:

@@ -9,12 +9,14 @@ from typing import Any
 from quantize.activations import Activation
 from quantize.architecture.families import FoldSites
 from quantize.block import Block, Kit
+from quantize.block_turn import BlockTurn, FoundTurn
 from quantize.checkpoint.floats import from_f32
 from quantize.methods import METHODS, Around, after, before
 from quantize.model_config import part_name
 from quantize.steps.activations import ChooseActivation
 from quantize.steps.axis import ChooseAxis
 from quantize.store.tensors import Piece, TensorRecord
+from quantize.turn import Rotation
 from quantize.types import F32, Axis, Grid, InputStats, PartPlan, PlainTensor, TensorPlan
 from quantize.weight import Part
 
@@ -85,7 +87,7 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
     stored = block.stored(plan.name, rounded.tensor)
     if plan.name in block.beside:
         loss[str(axis)] = block.beside[plan.name].loss(stored.dense())
-    first, *others = weight_records(plan, axis, grid)
+    first, *others = weight_records(block.plans[plan.name], axis, grid)
     records = (
         replace(
             first,
@@ -102,7 +104,11 @@ def _pieces(block: Block, plan: TensorPlan) -> list[Piece]:
 def weight_records(plan: TensorPlan, axis: Axis, grid: Grid | None) -> list[TensorRecord]:
     """Of all that is stored of a tensor, the first on ``grid``; of what may round its input the first, before any was seen."""
     activation = next((Activation(word, scale=1.0) for word in plan.activations), None)
-    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, turn=plan.turn, activation=activation)
+    first = TensorRecord(plan.name, plan.shape, grid, plan.dtype, axis, note=plan.note, activation=activation)
+    if isinstance(plan.turn, Rotation):
+        first = replace(first, turn=plan.turn)
+    elif isinstance(plan.turn, BlockTurn) or plan.turn_blocks:
+        first = replace(first, found_turn=plan.turn.found if isinstance(plan.turn, BlockTurn) else FoundTurn(plan.turn_blocks))
     inputs = plan.shape[-1]
     kept = PartPlan(plan.float_columns, None)
     others = plan.parts[1:] or ([kept] if plan.float_columns else [])

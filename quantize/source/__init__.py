@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantize.source.curvature import measure_curvature
 from quantize.source.expert_inputs import ExpertInputs
+from quantize.source.finetune import Learner, Tails
 from quantize.source.generate import generate
 from quantize.source.model_student import ModelStudent
 from quantize.source.named import named_model, reads_gguf
@@ -16,9 +17,11 @@ from quantize.source.whole import build_model, greedy, logits, rotary_tables
 __all__ = [
     "BlockRun",
     "ExpertInputs",
+    "Learner",
     "ModelStudent",
     "NamedBlock",
     "Slope",
+    "Tails",
     "block_students",
     "build_model",
     "generate",

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from quantize.checkpoint import Checkpoint
 from quantize.progress import track
+from quantize.source.divergence import Divergence
 from quantize.source.freed import return_freed
 from quantize.source.named import named_model
-from quantize.source.whole import LOGIT_ROWS
 from quantize.types import F32, I64
 
 BATCH = 1  # sequences that go through the model together: what is kept for the way back outweighs the weights
@@ -35,7 +33,7 @@ class ModelStudent:
         self._named = named_model(source, tokens, paged=False, split=split)
         self._causal, self._learning = self._named.causal, set[str]()
         self._tokens = torch.from_numpy(np.ascontiguousarray(tokens))
-        self._head = self._causal.head.detach().clone()  # the source's, whatever is put
+        self._divergence = Divergence(self._causal, self._causal.head.detach().clone())  # the source's head, whatever is put
         for block in self._causal.blocks[::FORGETFUL]:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         with torch.no_grad():
@@ -80,39 +78,10 @@ class ModelStudent:
         return total
 
     def _forward(self, last: torch.Tensor, taught: torch.Tensor, count: int) -> float:
-        return self._divergence(last, taught, count, None)
+        return self._divergence.of(last, taught, count, None)
 
     def _backward(self, last: torch.Tensor, taught: torch.Tensor, count: int) -> float:
         gradient = torch.empty_like(last)
-        loss = self._divergence(last.detach(), taught, count, gradient)
+        loss = self._divergence.of(last.detach(), taught, count, gradient)
         last.backward(gradient)  # type: ignore[no-untyped-call]
         return loss
-
-    def _divergence(self, last: torch.Tensor, taught: torch.Tensor, count: int, gradient: torch.Tensor | None) -> float:
-        """Sum of KL(source, student) over tokens / ``count``; writes its gradient for ``last``, and adds the head's own."""
-        total, width = 0.0, last.shape[-1]
-        for start in range(0, last.shape[0] * last.shape[1], LOGIT_ROWS):
-            rows = slice(start, start + LOGIT_ROWS)
-            own, its = last.reshape(-1, width)[rows], taught.reshape(-1, width)[rows]
-            own = own.detach().requires_grad_(gradient is not None)
-            with torch.no_grad(), self._of_source():
-                source = log_softmax(self._causal.logits(its), -1)
-            logits = self._causal.logits(own)
-            student = log_softmax(logits.detach(), -1)
-            p = source.exp()
-            total += float((p * (source - student)).sum())
-            if gradient is not None:
-                logits.backward((student.exp_() - p) / count)  # type: ignore[no-untyped-call]
-                assert own.grad is not None
-                gradient.reshape(-1, width)[rows] = own.grad
-        return total / count
-
-    @contextmanager
-    def _of_source(self) -> Iterator[None]:
-        """In the block the head is the source's."""
-        parameter = self._causal.head
-        put, parameter.data = parameter.data, self._head
-        try:
-            yield
-        finally:
-            parameter.data = put

@@ -18,7 +18,7 @@ from quantize.block import Block, Kit, Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import CalibrationError, asked
 from quantize.progress import track
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import F32, Tensor
 from quantize.workers import in_threads
 
@@ -55,7 +55,7 @@ class TurnedKnobs:
     """Those of a tensor whose input is turned: what the student has is led back, its slopes are turned."""
 
     knobs: Knobs
-    turn: Rotation
+    turn: Turn
 
     @property
     def tensor(self) -> Tensor:
@@ -85,7 +85,7 @@ class TurnedKnobs:
         self.knobs.take_back()
 
 
-def led_back(knobs: Iterable[Knobs], turns: Mapping[str, Rotation]) -> list[Knobs]:
+def led_back(knobs: Iterable[Knobs], turns: Mapping[str, Turn]) -> list[Knobs]:
     """With those of turned tensors, by name, as a student wants them."""
     return [TurnedKnobs(one, turns[one.tensor.name]) if one.tensor.name in turns else one for one in knobs]
 

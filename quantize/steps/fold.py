@@ -13,7 +13,7 @@ from quantize.loss import output_loss
 from quantize.rounding import NEAREST
 from quantize.rounding.exact import exact
 from quantize.rounding.gptq import with_visits
-from quantize.transforms import CORRECTIONS, TRANSFORMS
+from quantize.transforms import CORRECTIONS, TRANSFORMS, Propose
 from quantize.types import Need
 from quantize.weight import turned, turned_back
 
@@ -23,16 +23,19 @@ APPLIED = "applied"  # key of a block's report
 
 @dataclass(frozen=True)
 class ChangeBasis:
-    """Of each place that the transform ``name`` knows, the candidate that pays, if any does."""
+    """Of each place that the transform ``name`` knows, the candidate that pays, if any does, and if it changes no linear but the
+    method's own. ``propose``: its candidates, where TRANSFORMS does not say them."""
 
     name: str
+    propose: Propose | None = None
     needs: Need = Need.HESSIAN
 
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step."""
         at = foldable(block)
-        found = [] if at is None else [best_fold(block, candidates, kit) for candidates in TRANSFORMS[self.name](block, at)]
-        folds = [fold for fold in found if fold is not None]
+        proposed = [] if at is None else (self.propose or TRANSFORMS[self.name])(block, at)
+        own = (candidates for candidates in proposed if set(names).issuperset(touched(block, candidates[0])))
+        folds = [fold for candidates in own if (fold := best_fold(block, candidates, kit)) is not None]
         for fold in folds:
             block = block.folded(fold)
         return block.reporting(APPLIED, self.name) if folds else block

@@ -82,7 +82,9 @@ def _scaled(block: Block, names: Sequence[str], student: Student, kit: Kit, sche
         return None
     factors = [started(site, block, kit) for site in sites]
     read = {
-        name: site.fold(factor).read[name].factor for site, factor in zip(sites, factors, strict=True) for name in site.readers
+        name: site.place.fold(factor).read[name].factor
+        for site, factor in zip(sites, factors, strict=True)
+        for name in site.place.readers
     }
     knobs = _begun(block, names, student, kit, read)
     own = {one.tensor.name: one for one in knobs}

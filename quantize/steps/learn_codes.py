@@ -20,7 +20,7 @@ from quantize.blocks import dequantize, from_rows, per_code, to_rows
 from quantize.errors import asked
 from quantize.float_params import floats_of, log_slopes, per_block, per_weight, with_floats
 from quantize.steps.descent import Descended, Schedule, descend, led_back, put_plain
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import F32, FINE_BITS, U8, Need, QuantizedTensor
 from quantize.weight import turned, weight_of
 
@@ -58,7 +58,7 @@ class LearnCodes:
 
 
 def learn_rounding(
-    rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit, turns: Mapping[str, Rotation] | None = None
+    rounded: Iterable[tuple[QuantizedTensor, F32]], student: Student, kit: Kit, turns: Mapping[str, Turn] | None = None
 ) -> Descended:
     """Tensors with other codes and scales, in their order; each comes with its F32[OC, IC] before rounding, turned already.
 

@@ -16,7 +16,7 @@ from quantize.block import Student
 from quantize.checkpoint.row_order import RowOrders
 from quantize.float_params import floats_of, log_slopes, with_floats
 from quantize.steps.descent import Descended, Schedule, descend, led_back
-from quantize.turn import Rotation
+from quantize.turn import Turn
 from quantize.types import F32, FINE_BITS, QuantizedTensor, Tensor
 from quantize.weight import weight_of
 
@@ -33,7 +33,7 @@ def tune(
     student: Student,
     orders: RowOrders,
     schedule: Schedule,
-    turns: Mapping[str, Rotation] | None = None,
+    turns: Mapping[str, Turn] | None = None,
 ) -> Descended:
     """Adam on the floats of ``tensors``; ``turns``: of their inputs, by name."""
     return descend(led_back((_Floats(tensor) for tensor in tensors), turns or {}), student, orders, schedule)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
+from quantize.block_turn import FoundTurn
 from quantize.grids.codebook import GgmlKCodebook
 from quantize.grids.ggml_k import GgmlKOffset
 from quantize.grids.int_affine import IntAffine
@@ -17,28 +18,34 @@ from quantize.outside import open_regular
 from quantize.types import F32, Array, Grid
 
 READS = "reads"  # of a part
+TURN = "turn."  # before the names of a turn's arrays
 MOST_HEADER = 1 << 16  # bytes of a tensor file's own header: it has a handful of arrays
 ELEMENTS: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
 Layout = tuple[np.dtype[Any], tuple[int, ...]]  # of an array
 
 
 class Held(NamedTuple):
-    """What plan.json says of a tensor's arrays. ``shape``: as stored. ``reads``: of a part, how many of how many channels."""
+    """What plan.json says of a tensor's arrays. ``shape``: as stored. ``reads``: of a part, how many of how many channels.
+    ``turn``: of a file that holds one, of how many input channels."""
 
     grid: Grid | None
     dtype: str
     shape: tuple[int, ...]
     reads: tuple[int, int] | None = None
+    turn: tuple[FoundTurn, int] | None = None
 
 
 def load_arrays(path: Path, held: Held) -> dict[str, Array]:
-    """Some stored rows of a tensor: each array as the grid has it, and no other; of a part READS, I32[n].
+    """Some stored rows of a tensor: each array as the grid has it, and no other; of a part READS, I32[n]; those of a turn behind
+    TURN, whose values nobody has looked at.
 
     Raises OSError and ValueError.
     """
     grid = held.grid
     expected: dict[str, Layout] = {"values": (ELEMENTS[held.dtype], held.shape)} if grid is None else _expected(grid, held.shape)
     beside: dict[str, Layout] = {} if held.reads is None else {READS: (np.dtype(np.int32), held.reads[:1])}
+    turn = {} if held.turn is None else _turn_layout(*held.turn)
+    beside |= turn
     layouts = {**expected, **beside}.values()
     most = MOST_HEADER + sum(kind.itemsize * int(np.prod(size, dtype=object)) for kind, size in layouts)
     with open_regular(path) as file:
@@ -50,6 +57,9 @@ def load_arrays(path: Path, held: Held) -> dict[str, Array]:
         raise ValueError(f"has {sorted(arrays)[:5]}, where {sorted({**expected, **beside})} should be")
     if held.reads is not None:
         _check_reads(arrays[READS], *held.reads)
+    for key, layout in turn.items():
+        if (arrays[key].dtype, arrays[key].shape) != layout:
+            raise ValueError(f"{key} is {arrays[key].dtype}{list(arrays[key].shape)}, not {layout[0]}{list(layout[1])}")
     for key, (kind, size_of) in expected.items():
         found = arrays[key]
         if (found.dtype, found.shape[1:]) != (kind, size_of[1:]) or not 0 < len(found) <= size_of[0]:
@@ -60,6 +70,11 @@ def load_arrays(path: Path, held: Held) -> dict[str, Array]:
     if len(rows) != 1:
         raise ValueError(f"its arrays have {sorted(rows)} rows, where all have as many")
     return arrays
+
+
+def _turn_layout(found: FoundTurn, channels: int) -> dict[str, Layout]:
+    matrix: Layout = np.dtype(np.float32), (found.size, found.size)
+    return {f"{TURN}first": matrix, f"{TURN}second": matrix, f"{TURN}order": (np.dtype(np.int32), (channels,))}
 
 
 def _check_reads(reads: Array, count: int, inputs: int) -> None:

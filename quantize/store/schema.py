@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from quantize.activations import ACTIVATIONS, Activation
+from quantize.block_turn import FoundTurn
 from quantize.blocks import matrix
 from quantize.errors import StoreError, shown
 from quantize.grids import GridJson
@@ -65,6 +66,23 @@ class TurnJson(msgspec.Struct):
             raise ValueError(f"shape {shape} {axis} and a turn of {self.size} input channels, which is not known here")
 
 
+class FoundTurnJson(msgspec.Struct):
+    """A turn of input channels in blocks. ``site``: the linear whose file in the store has its arrays; "" where that is still to
+    be made, and in a file for a runtime, where the graph tells."""
+
+    size: Size
+    site: TensorName = ""
+
+    def make(self) -> FoundTurn:
+        """What is known of the turn."""
+        return FoundTurn(self.size, self.site)
+
+    def check(self, shape: tuple[int, ...], axis: Axis) -> None:
+        """Raises ValueError for none of the input channels of a weight (OC, IC)."""
+        if len(shape) != 2 or axis is Axis.PER_IC or not self.make().fits(shape[1]):
+            raise ValueError(f"shape {shape} {axis} and a turn in blocks of {self.size} input channels, which is not known here")
+
+
 class ActivationJson(msgspec.Struct):
     """What rounds a linear's input."""
 
@@ -97,22 +115,32 @@ class QuantizedJson(GridJson, kw_only=True):
     sha256: list[Sha256] = msgspec.field(default_factory=list)
     inputs: Count = 0
     turn: TurnJson | None = None
+    found_turn: FoundTurnJson | None = None
     activation: ActivationJson | None = None
     activation_loss: dict[Word, Finite] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         grid = self.make()
         _check_part(self.inputs, self.shape, self.chunks)
-        if self.turn is not None:
-            self.turn.check(self.shape, self.axis)
-            if self.inputs:
-                raise ValueError(f"a turn of {self.turn.size} input channels of a part, which takes some of them")
+        check_turns(self.turn, self.found_turn, self.shape, self.axis)
+        turn = self.turn or self.found_turn
+        if turn is not None and self.inputs:
+            raise ValueError(f"a turn of {turn.size} input channels of a part, which takes some of them")
         if len(self.shape) != 2 and (len(self.shape) != 3 or self.axis is Axis.PER_IC):
             raise ValueError(f"shape {self.shape} on the grid {self.grid} {self.axis}, where two lengths are needed")
         rows, cols = matrix(self.shape) if self.axis is Axis.PER_OC else matrix(self.shape)[::-1]
         _check_chunks(self.chunks, rows)
         if grid.group_size > max(2 * cols, WIDEST):
             raise ValueError(f"group_size {grid.group_size} for groups that run along {cols} weights")
+
+
+def check_turns(turn: TurnJson | None, found: FoundTurnJson | None, shape: tuple[int, ...], axis: Axis) -> None:
+    """Raises ValueError for a turn that no input of a weight (OC, IC) has, and for two."""
+    if turn is not None and found is not None:
+        raise ValueError("two turns of the same input channels")
+    for one in (turn, found):
+        if one is not None:
+            one.check(shape, axis)
 
 
 def _check_chunks(chunks: int, rows: int) -> None:

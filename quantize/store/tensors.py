@@ -5,7 +5,8 @@
     STORE/plan.json                         header and one record per tensor, in model order
     STORE/assets/config.json, ...           small files of the source that the writers need, verbatim
     STORE/tensors/NAME.00000.safetensors    "codes" U8[rows, cols] and one entry per param, or "values";
-                                            of a part also "reads" I32[n]
+                                            of a part also "reads" I32[n]; of the first linear that reads an
+                                            input turned in blocks "turn.first", "turn.second", "turn.order"
 
 plan.json holds the sha256 of every other file and, as its last key, its own seal; what is read is checked against them.
 A tensor that is larger than a decoder block is cut into several files by stored rows, so nobody has to hold it whole.
@@ -14,17 +15,15 @@ A tensor that is larger than a decoder block is cut into several files by stored
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from safetensors import SafetensorError
-
 from quantize.activations import Activation
-from quantize.blocks import matrix
+from quantize.block_turn import FoundTurn
+from quantize.blocks import joined, matrix
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.checkpoint.template import SKELETON_ASSET
@@ -33,13 +32,12 @@ from quantize.gguf.container import parse_header
 from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, weight_name, with_ids_of
-from quantize.outside import sha256_of
 from quantize.store.agreement import disagreement
-from quantize.store.arrays import READS, Held, load_arrays
+from quantize.store.chunks import CHANGED, held_turn, read_chunk
 from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, read_record
 from quantize.store.seal import holds
-from quantize.turn import Rotation
-from quantize.types import Axis, Grid, PlainTensor, QuantizedTensor, Tensor
+from quantize.turn import Rotation, Turn
+from quantize.types import Axis, Grid, PlainTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight, divides
 
 if TYPE_CHECKING:
@@ -47,9 +45,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG_ASSET = "config.json"
-TENSORS = "tensors"  # the folder of their files
 SEAL = "sha256"  # key of plan.json
-CHANGED = "has changed since it was written: its sha256 is another"
 STRANGE = "is no part of the store"
 
 
@@ -57,8 +53,8 @@ STRANGE = "is no part of the store"
 class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
-    input channels, how many the weight has; else 0. ``turn``: of its input. ``activation``: what rounds that, where not the
-    runtime by itself; ``activation_loss``: in nats per token, of every word that was tried."""
+    input channels, how many the weight has; else 0. ``turn``: of its input, or ``found_turn``: in data. ``activation``: what
+    rounds that, where not the runtime by itself; ``activation_loss``: in nats per token, of every word that was tried."""
 
     name: str
     shape: tuple[int, ...]
@@ -72,6 +68,7 @@ class TensorRecord:
     sha256: tuple[str, ...] = ()
     inputs: int = 0
     turn: Rotation | None = None
+    found_turn: FoundTurn | None = None
     activation: Activation | None = None
     activation_loss: Mapping[str, float] = field(default_factory=dict)
 
@@ -107,10 +104,10 @@ class TensorRecord:
             out["dtype"] = self.dtype
         else:
             out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        turn = None if self.turn is None else self.turn.to_json()
-        activation = None if self.activation is None else self.activation.to_json()
-        rest: dict[str, Any] = {"inputs": self.inputs, "turn": turn, "activation": activation}
-        rest |= {"activation_loss": dict(self.activation_loss), "note": self.note, "sha256": list(self.sha256)}
+        of_input = {"turn": self.turn, "found_turn": self.found_turn, "activation": self.activation}
+        told = {key: value.to_json() for key, value in of_input.items() if value is not None}
+        rest: dict[str, Any] = {"inputs": self.inputs, **told, "activation_loss": dict(self.activation_loss)}
+        rest |= {"note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
     @classmethod
@@ -120,9 +117,9 @@ class TensorRecord:
         if isinstance(raw, PlainJson):
             return replace(record, dtype=raw.dtype)
         loss = {str(axis): loss for axis, loss in raw.loss.items()}
-        turn = None if raw.turn is None else raw.turn.make()
-        activation = None if raw.activation is None else raw.activation.make()
-        record = replace(record, turn=turn, activation=activation, activation_loss=raw.activation_loss)
+        of_input = {"turn": raw.turn, "found_turn": raw.found_turn, "activation": raw.activation}
+        made: dict[str, Any] = {key: value.make() for key, value in of_input.items() if value is not None}
+        record = replace(record, activation_loss=raw.activation_loss, **made)
         return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss)
 
 
@@ -245,8 +242,12 @@ class QuantizedStore:
         """All parts of a weight. Raises StoreError."""
         self.check_reads(name)
         record = self.records[name]
-        first = Part(self.read(name), self.reads(name), record.turn, record.activation)
+        first = Part(self.read(name), self.reads(name), self.turn(name), record.activation)
         return StoredWeight((first, *(read_chunk(self.path, record, 0) for record in self.beside(name))))
+
+    def turn(self, name: str) -> Turn | None:
+        """Of a weight's input. Raises StoreError."""
+        return held_turn(self.path, self.records[name], self.records)
 
     def check_reads(self, name: str) -> None:
         """Raises StoreError for parts of which no one reads all, if they do not read each input channel once."""
@@ -257,37 +258,3 @@ class QuantizedStore:
 
     def _misfit(self, name: str) -> StoreError:
         return StoreError(f"{self.path}: {name} is not of the shape {self.records[name].shape} of plan.json; quantize again")
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One tensor of chunks of its rows."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, PlainTensor):
-        return replace(first, values=np.concatenate([part.values for part in parts if isinstance(part, PlainTensor)]))
-    quantized = [part for part in parts if isinstance(part, QuantizedTensor)]
-    params = {key: np.concatenate([part.params[key] for part in quantized]) for key in first.params}
-    return replace(first, codes=np.concatenate([part.codes for part in quantized]), params=params)
-
-
-def read_chunk(store: Path, record: TensorRecord, index: int) -> Part:
-    """Some of a tensor's rows, or a part. Raises StoreError if the file is missing, damaged or has changed."""
-    path = store / TENSORS / file_name(record.name, index)
-    try:
-        if record.sha256 and record.sha256[index : index + 1] != (sha256_of(path),):
-            raise ValueError(CHANGED)
-        columns = (record.shape[1], record.inputs) if record.inputs else None
-        arrays = load_arrays(path, Held(record.grid, record.dtype, record.stored_shape, columns))
-        reads = arrays.pop(READS).astype(np.intp) if columns else None
-        if record.grid is None:
-            return Part(PlainTensor(record.name, arrays["values"], record.dtype), reads)
-        tensor = QuantizedTensor(record.name, arrays.pop("codes"), record.axis, record.grid, arrays)
-        return Part(tensor, reads, record.turn, record.activation)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({shown(error)}); quantize again") from error
-
-
-def file_name(name: str, chunk: int) -> str:
-    """Of some rows of a tensor."""
-    return f"{name}.{chunk:05d}.safetensors"

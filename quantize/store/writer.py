@@ -27,16 +27,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from quantize.block_turn import BlockTurn
+from quantize.blocks import joined
 from quantize.errors import OutputError, StoreError
 from quantize.kinds import STORE_MARK, is_store
 from quantize.model_config import weight_name
 from quantize.outside import LARGEST, Door, sha256_of
-from quantize.store.arrays import READS
+from quantize.store.arrays import READS, TURN
+from quantize.store.chunks import TENSORS, file_name, held_turn, holds_turn, read_chunk
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import Unfinished, check_folder
 from quantize.store.schema import read_record
 from quantize.store.seal import OPEN, closed
-from quantize.store.tensors import FORMAT, SEAL, TENSORS, Piece, TensorRecord, file_name, joined, read_chunk
+from quantize.store.tensors import FORMAT, SEAL, Piece, TensorRecord
 from quantize.types import PlainTensor
 from quantize.weight import Part, StoredWeight
 
@@ -103,6 +106,8 @@ class StoreWriter:
         arrays = {"values": tensor.values} if isinstance(tensor, PlainTensor) else {"codes": tensor.codes, **tensor.params}
         if part.reads is not None:
             arrays |= {READS: part.reads.astype(np.int32)}
+        if isinstance(part.turn, BlockTurn) and holds_turn(record, known.chunks):
+            arrays |= {f"{TURN}{key}": value for key, value in part.turn.arrays.items()}
         contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
         path = self._folder / TENSORS / file_name(record.name, known.chunks)
         try:
@@ -118,7 +123,8 @@ class StoreWriter:
 
     def _part_of(self, record: TensorRecord) -> Part:
         chunks = [read_chunk(self._folder, record, index) for index in range(record.chunks)]
-        return replace(chunks[0], weight=joined([chunk.weight for chunk in chunks]))
+        turn = held_turn(self._folder, record, self._records)
+        return replace(chunks[0], weight=joined([chunk.weight for chunk in chunks]), turn=turn)
 
     def pieces(self) -> Iterator[Piece]:
         """All that was added so far, every tensor whole, with its record as it was before it was cut."""

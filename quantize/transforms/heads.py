@@ -18,9 +18,9 @@ def shared(per_column: F32, at: Values) -> F32:
     return out
 
 
-def summed(per_column: F32, at: Values) -> F32:
-    """F32 of o's columns -> of v's rows, over the query heads that read them."""
-    out: F32 = per_column.reshape(at.kv_heads, -1, at.head_dim).sum(1).ravel()
+def over_heads(reduce: np.ufunc, per_column: F32, at: Values) -> F32:
+    """F32 of o's columns -> of v's rows, ``reduce``d over the query heads that read them."""
+    out: F32 = reduce.reduce(per_column.reshape(at.kv_heads, -1, at.head_dim), axis=1).ravel()
     return out
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from quantize.architecture.families import FoldSites
 from quantize.block import Block
 from quantize.fold import Basis, Fold
-from quantize.transforms.scales import channel_factors
+from quantize.transforms.scales import Factors, channel_factors
 from quantize.types import F32
 
 
@@ -17,9 +17,9 @@ def norm_fold(at: FoldSites, norm: str, factor: F32) -> Fold:
     return Fold({norm: basis}, dict.fromkeys(at.norms[norm], basis))
 
 
-def norm_scales(block: Block, at: FoldSites) -> Iterator[list[Fold]]:
+def norm_scales(block: Block, at: FoldSites, factors_of: Factors = channel_factors) -> Iterator[list[Fold]]:
     """Candidates for each of the two norms; linears that share their inputs share the scales."""
     for norm, linears in at.norms.items():
         importance = block.stats[linears[0]].importance
-        factors = channel_factors(importance, [block.tensors[name] for name in linears])
+        factors = factors_of(importance, [block.tensors[name] for name in linears])
         yield [norm_fold(at, norm, factor) for factor in factors]

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from quantize.block_turn import FoundTurn
 from quantize.errors import FileFormatError
 from quantize.grids import grid_to_json
 from quantize.model_config import weight_name
-from quantize.store.schema import TurnJson
+from quantize.store.schema import FoundTurnJson, TurnJson, check_turns
 from quantize.store.tensors import QuantizedStore
 from quantize.turn import Rotation
 from quantize.types import Axis
@@ -84,8 +85,8 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
         item, tensor = said[name], held[name]
         shape = {"form": tensor.form, "shape": list(tensor.shape)}
         checks.append(_check("what the tensors are", f"{key}: {name}", {part: item.get(part) for part in shape}, shape))
-        if "turn" in item or tensor.read_turn is not None:
-            said_turn = _turn(item.get("turn"), tensor.shape)
+        if "turn" in item or "found_turn" in item or tensor.read_turn is not None:
+            said_turn = _turn(item, tensor.shape)
             error = math.inf if said_turn is None else turn_difference(tensor.turn(), said_turn)
             checks.append(within("metadata = the turn's signs", f"{PREFIX}{key}: {name}", error, EXACT))
         if store is not None and name in store.records:
@@ -93,6 +94,13 @@ def _check_tensors(claimed: Any, folder: Path, store: QuantizedStore | None) -> 
             narrowed = halved and tensor.form != "split"
             checks.append(_check("store's", f"{key}: {name}", rest, _expected_tensor(store, name, narrowed)))
     return checks
+
+
+class _Turns(msgspec.Struct):
+    """What may be claimed of a weight's input."""
+
+    turn: TurnJson | None
+    found_turn: FoundTurnJson | None
 
 
 def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[str, Any]:
@@ -104,18 +112,21 @@ def _expected_tensor(store: QuantizedStore, name: str, narrowed: bool) -> dict[s
     grid = grid_to_json(record.grid)
     scales = {"scale_dtype": "float16"} if narrowed and "scale_dtype" in grid else {}
     turn = {} if record.turn is None else {"turn": record.turn.to_json()}
+    if record.found_turn is not None:
+        turn = {"found_turn": {"size": record.found_turn.size}}
     activation = {} if record.activation is None else {"activation": record.activation.name}
     return {**grid, **scales, "axis": str(record.axis), **turn, **activation, **inputs}
 
 
-def _turn(claimed: Any, shape: tuple[int, ...]) -> Rotation | None:  # noqa: ANN401 - JSON
+def _turn(item: Mapping[str, Any], shape: tuple[int, ...]) -> Rotation | FoundTurn | None:
     """What is claimed, None for what is no turn of such a weight's input."""
     try:
-        turn = msgspec.convert(claimed, TurnJson, strict=True)
-        turn.check(shape, Axis.PER_OC)
+        turn = msgspec.convert({key: item.get(key) for key in ("turn", "found_turn")}, _Turns, strict=True)
+        check_turns(turn.turn, turn.found_turn, shape, Axis.PER_OC)
     except (msgspec.ValidationError, ValueError):
         return None
-    return turn.make()
+    said = turn.turn or turn.found_turn
+    return None if said is None else said.make()
 
 
 def _json(text: str, where: str) -> Any:  # noqa: ANN401

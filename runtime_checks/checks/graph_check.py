@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from exporter.onnx.adadim_op import DOMAIN
+from exporter.onnx.plan import BODIES
 from quantize.checkpoint.onnx_template import OnnxTemplate
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.model_config import named
@@ -33,6 +35,7 @@ def check_graph(folder: Path, source: Checkpoint) -> list[Check]:
     return [
         *(check_against(graph, source) if isinstance(source, OnnxTemplate) else _check_tables(graph, source)),
         *_check_levels(graph.model),
+        *_check_bodies(graph.model),
         within("nodes that no output needs", ", ".join(dead[:3]) or "all", len(dead), EXACT),
         *(within("bytes between tensors that are not 0", name, count, EXACT) for name, count in _stray_bytes(graph).items()),
     ]
@@ -72,6 +75,13 @@ def _check_levels(model: onnx.ModelProto) -> list[Check]:
     expected = said if said is not None else next(iter(levels.values()), "0")
     other = [name for name, level in levels.items() if level != expected]
     return [within(f"accuracy level = {expected}", ", ".join(other[:3]) or "all", len(other), EXACT)]
+
+
+def _check_bodies(model: onnx.ModelProto) -> list[Check]:
+    """What computes our operators where the library is not loaded: a run with it sees nothing of them."""
+    held = {body.name: body for body in model.functions if body.domain == DOMAIN}
+    other = [name for name, body in held.items() if name not in BODIES or body != BODIES[name]()]
+    return [within("operators' bodies = the specification's", ", ".join(other) or "all", len(other), EXACT)] if held else []
 
 
 def _level(node: onnx.NodeProto) -> str:

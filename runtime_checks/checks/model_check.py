@@ -25,6 +25,9 @@ HALF_TOLERANCE = 0.01
 # measured .004 to .006 and .04 on a real model whose activations have large outliers.
 KL_TOLERANCE = 0.012
 TOP1_TOLERANCE = 0.06
+# Of what it costs that static scales round inputs. Where two runs differ in a last bit, a value soon falls to the next code, and
+# a few layers on they have nothing in common but how much they lose: .077 between them where one had lost .074.
+SPREAD = 1.5
 # Favourites that the reference itself holds this close (nats) are ties that 8-bit activations may break either way; they are
 # not counted, or a model with flat logits (a random one) would measure its ties and nothing else.
 TIE = 0.1
@@ -73,13 +76,12 @@ def check_model(path: Path, source: Checkpoint) -> list[Check]:
         checks.append(within("greedy tokens at accuracy level 0 = torch", path.name, error, tolerance))
         exact.close()
     reference.close()
-    simulating = exported.simulating_runner()
-    if simulating is not None:  # what scales that the file has cost is no error of its runtime
-        base = _logits(simulating, texts)
+    simulating, simulated = exported.simulating_runner(), None
+    if simulating is not None:
+        simulated = _distances(base, _logits(simulating, texts), labels)
         simulating.close()
     shipped = exported.runner(texts.shape[1])
-    against = "torch" if simulating is None else "its own graph, node by node"
-    checks += _check_distribution(path, base, _logits(shipped, texts), (against, labels))
+    checks += _check_distribution(path, _distances(base, _logits(shipped, texts), labels), simulated)
     if isinstance(shipped, OnnxRunner):
         sizes = check_genai_config(path, source.config)
         believed = all(check.ok for check in sizes)
@@ -106,13 +108,22 @@ def _check_logits(path: Path, base: F32, other: F32, tolerance: float) -> Check:
     return within("logits at accuracy level 0 = torch", path.name, error, tolerance)
 
 
-def _check_distribution(path: Path, base: F32, shipped: F32, told: tuple[str, I64]) -> list[Check]:
-    """``told``: what gave ``base``, and the tokens that follow."""
-    against, labels = told
-    scores = compare(base, shipped, labels)
+def _distances(base: F32, other: F32, labels: I64) -> tuple[float, float]:
+    """Mean KL divergence, and the share of decided favourites that change."""
+    scores = compare(base, other, labels)
     decided = scores.margin > TIE
-    changed = 1 - float(scores.agree[decided].mean()) if decided.any() else 0.0
+    return float(scores.kl.mean()), 1 - float(scores.agree[decided].mean()) if decided.any() else 0.0
+
+
+def _check_distribution(path: Path, shipped: tuple[float, float], simulated: tuple[float, float] | None) -> list[Check]:
+    """``simulated``: of a graph that rounds inputs by scales of its own, run node by node; what these cost is no error of the
+    runtime."""
+    kl, changed = shipped
+    beyond = ""
+    if simulated is not None:
+        kl, changed = (max(one - SPREAD * other, 0.0) for one, other in zip(shipped, simulated, strict=True))
+        beyond = f", beyond {SPREAD:g} times node by node's"
     return [
-        within(f"mean KL to {against}, as shipped", path.name, float(scores.kl.mean()), KL_TOLERANCE),
-        within("changed favourites, as shipped", path.name, changed, TOP1_TOLERANCE),
+        within(f"mean KL to torch, as shipped{beyond}", path.name, kl, KL_TOLERANCE),
+        within(f"changed favourites, as shipped{beyond}", path.name, changed, TOP1_TOLERANCE),
     ]

@@ -53,6 +53,10 @@ class OnnxParts:
         """Names of all nodes of that operator."""
         return {node.name for node in self._model.graph.node if node.op_type == operator}
 
+    def sites_ending(self, ending: str) -> set[str]:
+        """What stands before the roles in nodes' names, where it ends so."""
+        return {site for site in self._sites if site.endswith(ending)}
+
     def unused(self) -> list[str]:
         """Initializers that no output of the model is made from."""
         needed = set(self._results)

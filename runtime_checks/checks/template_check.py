@@ -18,7 +18,7 @@ from quantize.types import Array
 from runtime_checks.checks.experts_check import check_layer, layers_of
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
-from runtime_checks.reference.onnx_turn import turns
+from runtime_checks.reference.onnx_turn import before_turn, turns
 from runtime_checks.runtimes.onnx_runner import is_halved
 
 EXACT = 0.0  # nodes, values and sizes are as they were or they are not
@@ -95,7 +95,7 @@ def _check_site(graph: Graph, name: str, expected: onnx.NodeProto) -> Check:
 
 def _before_turn(graph: Graph, value: str) -> str:
     """What is turned, where a node turns it for several weights; else the value itself."""
-    return str(graph.producers[value].input[0]) if turns(graph, value) and graph.producers[value].input else value
+    return before_turn(graph, value) if turns(graph, value) else value
 
 
 def _is_constant(graph: Graph, value: str) -> bool:

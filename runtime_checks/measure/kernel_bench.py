@@ -1,10 +1,11 @@
-"""Times of the kernels of MatMulAdaDim and MatMulLevels on random weights, beside those of onnxruntime's 4-bit MatMulNBits."""
+"""Times of the kernels of MatMulAdaDim and MatMulLevels, of onnxruntime's 8-bit MatMulNBits and of its products of integers, on
+random weights, beside those of its 4-bit MatMulNBits."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,20 @@ from exporter.onnx.adadim_op import DOMAIN, VERSION, matmul_adadim
 from exporter.onnx.levels_op import matmul_levels
 from exporter.onnx.library import custom_op_path
 from exporter.onnx.matmul_nbits import CONTRIB, matmul_nbits
+from exporter.onnx.qdq import Inputs, static_linear
+from exporter.onnx.sums import Summand
 from exporter.onnx.tensors import Form, Planned, Wire
+from quantize.activations import Activation
+from quantize.blocks import one_group
 from quantize.grids import make_grid
 from quantize.grids.levels import Levels
 from quantize.progress import track
 from quantize.store.tensors import TensorRecord
-from quantize.types import F32, Axis
+from quantize.types import F32, FINE_BITS, Axis
 
 SHAPES = ((576, 1536), (2048, 2048), (2048, 5632), (4096, 11008))  # K, N
 LEVELS = {"lm": ((2, 3, 4), tuple(Axis)), "hg": ((2, 3), (Axis.PER_OC,))}  # bits of a weight, and where groups run
+NBITS, STATIC = "nbits", "qdq"  # onnxruntime's own, of 8 bits too, and integers by integers
 ROWS, BITS, GROUP_SIZE, ACCURACY_LEVEL = (1, 16, 128), (2, 3, 4, 8), 32, 4
 LEAST_ROUNDS = 5
 WIRE = Wire("x", "y")
@@ -48,8 +54,9 @@ def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterat
     K, N = shape
     variants = [("int", bits, axis) for bits in BITS for axis in Axis]
     variants += [(kind, bits, axis) for kind, (widths, axes) in LEVELS.items() for bits in widths for axis in axes]
+    variants += [(kind, FINE_BITS, Axis.PER_OC) for kind in (NBITS, STATIC)]
     forms = [matmul_nbits(record_of(shape, 4, Axis.PER_OC), WIRE, ACCURACY_LEVEL)]
-    forms += [_form(record_of(shape, bits, axis, kind)) for kind, bits, axis in variants]
+    forms += [_form(shape, *variant) for variant in variants]
     sessions = [form_session(form, K, threads) for form in forms]
     for rows in ROWS:
         x = np.random.default_rng(rows).normal(size=(rows, K)).astype(np.float32)
@@ -72,9 +79,22 @@ def _bench_shape(shape: tuple[int, int], threads: int, seconds: float) -> Iterat
             }
 
 
-def _form(record: TensorRecord) -> Form:
-    op = matmul_levels if isinstance(record.grid, Levels) else matmul_adadim
+def _form(shape: tuple[int, int], kind: str, bits: int, axis: Axis) -> Form:
+    if kind == STATIC:
+        return _static_form(shape)
+    record = record_of(shape, bits, axis, "int" if kind == NBITS else kind)
+    op = matmul_nbits if kind == NBITS else matmul_levels if isinstance(record.grid, Levels) else matmul_adadim
     return op(record, WIRE, ACCURACY_LEVEL)
+
+
+def _static_form(shape: tuple[int, int]) -> Form:
+    """A linear of K x N with what rounds its input."""
+    grid = make_grid("int", FINE_BITS, one_group(shape[0], GROUP_SIZE), symmetric=True)
+    record = TensorRecord("linear.weight", shape[::-1], grid, activation=Activation("a8-tensor", scale=0.02, zero_point=128))
+    inputs = Inputs()
+    part, rounding = inputs.before(Summand(record, WIRE, WIRE.x))
+    form = static_linear(record, part.wire)
+    return replace(form, nodes=[*rounding, *form.nodes], constants={**form.constants, **inputs.constants})
 
 
 def record_of(shape: tuple[int, int], bits: int, axis: Axis, kind: str = "int") -> TensorRecord:

@@ -7,7 +7,7 @@ What holds a weight is told by nodes, which are named ``<weight's name without .
     GatherBlockQuantized  the same codes and scales; zero points U8[rows, n_blocks], one in a byte
     MatMulAdaDim          docs/reference/matmul-adadim.md
     MatMulLevels          docs/reference/matmul-levels.md: ``levels.py``
-    RotateAdaDim          before a node with codes: ``onnx_turn.py``
+    RotateAdaDim          before a node with codes, or NAME.turned/... of ONNX's own: ``onnx_turn.py``
     DequantizeLinear      before a MatMul: ``onnx_qdq.py``
     QMoE                  two stacks of experts: ``onnx_stacks.py``
     Gather                of a part beside a weight, NAME.part1: the input channels that it reads

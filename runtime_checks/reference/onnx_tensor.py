@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime_checks.reference.decode import F32, U8, Array, DamagedFileError, decode_affine, decode_floats
 from runtime_checks.reference.onnx_qdq import OnnxInput
-from runtime_checks.reference.onnx_turn import OnnxTurn
+from runtime_checks.reference.onnx_turn import Turn
 
 ALL = slice(None)
 I64 = NDArray[np.int64]
@@ -58,7 +58,7 @@ class OnnxTensor:
     read_codes: Callable[[slice], OnnxCodes] | None = None
     read_floats: Callable[[], Array] | None = None
     read_channels: Callable[[], I64] | None = None  # of a part: the input channels of its columns
-    read_turn: Callable[[], OnnxTurn] | None = None  # of the input before it is multiplied
+    read_turn: Callable[[], Turn] | None = None  # of the input before it is multiplied
     accuracy_level: int = 0  # of the nodes with its codes: what they may do to their input
     read_input: Callable[[], OnnxInput] | None = None  # how that is rounded, where the graph says it
 
@@ -75,7 +75,7 @@ class OnnxTensor:
             raise DamagedFileError(f"{self.name} reads no {self.shape[1]} of {inputs} input channels")
         return found
 
-    def turn(self) -> OnnxTurn | None:
+    def turn(self) -> Turn | None:
         """How its input is turned. Raises DamagedFileError."""
         return None if self.read_turn is None else self.read_turn()
 

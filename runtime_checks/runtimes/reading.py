@@ -12,7 +12,7 @@ from quantize.types import F32
 from quantize.weight import Index
 from runtime_checks.reference.onnx_sum import OnnxWeight
 from runtime_checks.reference.onnx_tensor import OnnxTensor
-from runtime_checks.reference.onnx_turn import OnnxTurn
+from runtime_checks.reference.onnx_turn import Turn
 
 ROUNDING_LEVEL, ROUNDED_BITS = 4, 8  # what MatMulNBits reads, in blocks as long as its weights'
 STATIC = "a8-tensor"  # what QuantizeLinear does
@@ -35,7 +35,7 @@ class Reading:
 
     parts: tuple[CodedPart, ...] = (CodedPart(),)
     floats: tuple[Index, ...] = ()
-    turn: OnnxTurn | None = None
+    turn: Turn | None = None
     static: Activation | None = None
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,13 @@ from exporter.targets import TARGETS
 from quantize import open_checkpoint
 from quantize.llama_cpp.model import LlamaVocab
 from quantize.run.pipeline import quantize_checkpoint
-from quantize.template.onnx_convert import convert_onnx
-from tests.any_model import make_model
 from tests.apps.changes import MORE
 from tests.apps.desktop import check_greedy
 from tests.cases import config_of
 from tests.exporter.test_gguf_tokenizer import put_around
 from tests.exporter.test_verify_bundle import STRUCTURAL, sums_with
 from tests.native import built
-from tests.runtime_checks.made import Made, make, make_from
+from tests.runtime_checks.made import Made, make
 from tests.sent import traced
 from tests.stores import rtn_store
 from tests.tiny import make_tiny_model
@@ -99,11 +96,9 @@ def test_a_gguf_says_how_a_text_begins(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2"])
-def test_graphs_of_any_decoder(model_type, tmp_path):
+def test_graphs_of_any_decoder(model_type, kept, tmp_path):
     """Positions that are given, a cache that is not written in place, states of convolutions."""
-    model = make_model(tmp_path / "model", model_type, "float32")
-    convert_onnx(model, tmp_path / "source")
-    source, config = open_checkpoint(tmp_path / "source"), config_of("rtn-oc", bits=8)
+    source, config = open_checkpoint(kept.onnx(model_type, "float32")), config_of("rtn-oc", bits=8)
     file = write_onnx(quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime"]), tmp_path / "onnx")
     write_bundle(file, tmp_path / "bundle", BundleOptions("web", part_size=PART))
     done = run(tmp_path / "bundle", "--json")
@@ -193,13 +188,12 @@ def test_a_prompt_that_leaves_no_room(bundle):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["llama.cpp", "onnx-oc"])
-def test_smollm2(form, tmp_path):
-    fetched = subprocess.run([sys.executable, ROOT / "tools" / "fetch_smollm2.py"], check=True, capture_output=True, text=True)
-    made = make_from(open_checkpoint(Path(fetched.stdout.strip())), tmp_path, form)
-    write_bundle(made.file, tmp_path / "bundle", BundleOptions("web"))
+def test_smollm2(form, kept, tmp_path):
+    file = kept.smollm2(form)
+    write_bundle(file, tmp_path / "bundle", BundleOptions("web"))
     done = run(tmp_path / "bundle", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["prompt"] == desktop_prompt(made.file)
+    assert answer["prompt"] == desktop_prompt(file)
     assert len(answer["tokens"]) == COUNT
-    assert check_greedy(made.file, answer["prompt"], answer["tokens"]) > 0
+    assert check_greedy(file, answer["prompt"], answer["tokens"]) > 0

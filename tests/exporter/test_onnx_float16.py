@@ -24,13 +24,11 @@ from quantize.errors import ExportError
 from quantize.run.pipeline import quantize_checkpoint
 from quantize.statistics.calibration import CalibrationText
 from quantize.store.tensors import QuantizedStore
-from quantize.template.onnx_convert import convert_onnx
 from runtime_checks.checks.model_check import HALF_TOLERANCE, LOGITS_TOLERANCE
 from runtime_checks.checks.verify import verify
 from runtime_checks.measure.compare import compare_files
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
 from runtime_checks.runtimes.onnx_runner import OnnxRunner
-from tests.any_model import make_model
 from tests.cases import config_of
 from tests.stores import rtn_store
 from tests.tiny import TEXT, make_tiny_model
@@ -52,13 +50,11 @@ FORMS = {  # method and options: each way a weight is held
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3_text"])
-def source(request, tmp_path_factory):
+def source(request, kept, tmp_path_factory):
     """One of a family, and one that is a template."""
-    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "llama":
-        return open_checkpoint(make_tiny_model(folder / "model", dtype="BF16"))
-    convert_onnx(make_model(folder / "model", request.param), folder / "onnx")
-    return open_checkpoint(folder / "onnx", folder / "model")
+        return open_checkpoint(make_tiny_model(tmp_path_factory.mktemp("llama") / "model", dtype="BF16"))
+    return open_checkpoint(kept.onnx(request.param), kept.model(request.param))
 
 
 def made(source, path: Path, form: str, **more: object) -> QuantizedStore:

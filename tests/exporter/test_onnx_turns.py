@@ -25,7 +25,6 @@ from runtime_checks.checks.verify import steps_of, verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.reference.onnx_sum import whole_weights
-from tests.any_model import make_model
 from tests.cases import config_of, weight_of
 from tests.tiny import TEXT, make_tiny_model
 
@@ -248,13 +247,9 @@ def test_damage_is_one_line(source, written, tmp_path, damage, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_template_is_turned_too(tmp_path):
+def test_a_template_is_turned_too(kept, tmp_path):
     """Its q, k and v share an input, whatever they are called there."""
-    from quantize.template.onnx_convert import convert_onnx
-
-    model = make_model(tmp_path / "m", "gpt2")
-    convert_onnx(model, tmp_path / "template")
-    source = open_checkpoint(tmp_path / "template", model)
+    source = open_checkpoint(kept.onnx("gpt2"), kept.model("gpt2"))
     config = config_of("higgs", grid="int", rounder="gptq", calibration_tokens=1024)
     store = quantize_checkpoint(source, tmp_path / "s", config, ADADIM)
     folder = write_onnx(store, tmp_path / "onnx")

@@ -15,7 +15,6 @@ import torch
 from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.errors import CheckpointError, ConfigError
 from quantize.llama_cpp.children import run_logits
 from quantize.model_config import EMBEDDING, HEAD
@@ -27,7 +26,7 @@ from quantize.template import converter as pinned
 from quantize.template.convert import Converted, convert
 from quantize.template.converter import find_converter
 from runtime_checks.checks.verify import verify
-from tests.any_model import MODELS, gguf_template, make_model, order_of_rows
+from tests.any_model import MODELS, make_model, order_of_rows
 from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
@@ -41,19 +40,9 @@ LESS_EXACT = {
 }
 
 
-def converted(folder: Path, model_type: str, dtype: str = "float32") -> tuple[Path, Path]:
-    model = make_model(folder / "model", model_type, dtype)
-    convert(model, folder / "model.gguf", find_converter(), pre="gpt-2")
-    return model, folder / "model.gguf"
-
-
-def template(folder: Path, model_type: str) -> GgufTemplate:
-    return gguf_template(make_model(folder / "model", model_type, "float32"), folder)
-
-
 @pytest.mark.parametrize("model_type", MODELS)
-def test_llama_cpp_runs_what_the_converter_writes_as_torch_does(tmp_path, model_type):
-    source = template(tmp_path, model_type)
+def test_llama_cpp_runs_what_the_converter_writes_as_torch_does(kept, model_type):
+    source = kept.gguf(model_type)
     found = named_model(source, TOKENS)
     with torch.no_grad():
         taught = found.causal.logits(found.causal.hidden(torch.from_numpy(TOKENS[:1]))[0]).numpy()
@@ -71,9 +60,9 @@ def _matrices(found: named.Named) -> dict:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_found_by_content_or_by_name_is_the_same(tmp_path, model_type):
+def test_found_by_content_or_by_name_is_the_same(kept, model_type):
     """Rows of q and k lie in another order in the template of a llama."""
-    theirs = template(tmp_path, model_type)
+    theirs = kept.gguf(model_type)
     ours = open_checkpoint(theirs.twin)
     known, found = measure_curvature(ours, TOKENS, 7), measure_curvature(theirs, TOKENS, 7)
     order = {name: order_of_rows(ours.read(name), theirs.read(name)) for name in known.rows}
@@ -98,9 +87,9 @@ def test_found_by_content_or_by_name_is_the_same(tmp_path, model_type):
         np.testing.assert_allclose(slopes[1][name], slopes[0][name][rows], rtol=1e-3, atol=1e-6)
 
 
-def test_what_comes_after_the_head_counts(tmp_path):
+def test_what_comes_after_the_head_counts(kept):
     """Gemma 2 bends its logits: what an error of the head costs is less where they are large."""
-    source = template(tmp_path, "gemma2")
+    source = kept.gguf("gemma2")
     found = named_model(source, TOKENS)
     stats = measure_curvature(source, TOKENS, 0).tables[EMBEDDING]
     cap = 30.0
@@ -115,9 +104,9 @@ def test_what_comes_after_the_head_counts(tmp_path):
     np.testing.assert_allclose(rows[unseen], rows[unseen][0], rtol=1e-3)
 
 
-def test_only_tokens_are_looked_up_in_the_embedding(tmp_path):
+def test_only_tokens_are_looked_up_in_the_embedding(kept):
     """A GPT-2 looks positions up too, in a table as wide."""
-    source = template(tmp_path, "gpt2")
+    source = kept.gguf("gpt2")
     tokens = 300 + TOKENS % 99
     table = measure_curvature(source, tokens, 0).tables[EMBEDDING]
     found = named_model(source, tokens)
@@ -138,8 +127,8 @@ def test_two_tables_in_the_file_are_two_in_torch(tmp_path):
     assert {EMBEDDING, HEAD} == set(measure_curvature(source, TOKENS, 0).tables)
 
 
-def test_tensors_in_one_parameter_learn_apart(tmp_path):
-    source = template(tmp_path, "gpt2")
+def test_tensors_in_one_parameter_learn_apart(kept):
+    source = kept.gguf("gpt2")
     found = named_model(source, TOKENS, paged=False)
     joined = "model.layers.0.attn_qkv.weight"
     rows = found.rows[joined]
@@ -172,9 +161,8 @@ def test_rows_are_found_wherever_they_are():
     assert finder.find(np.concatenate([one[:3], one[:1] + 1]))[1] == 0.75
 
 
-def test_a_store_of_a_template_is_weighed_and_tuned(tmp_path):
-    model, gguf = converted(tmp_path, "smollm3", "bfloat16")
-    source = open_checkpoint(gguf, model)
+def test_a_store_of_a_template_is_weighed_and_tuned(kept, tmp_path):
+    source = kept.gguf("smollm3", "bfloat16")
     config = config_of("gptq-oc", grid="q4_0", token_weight="gradient", calibration_tokens=2048, tune_steps=8)
     store = quantize_checkpoint(source, tmp_path / "store", config, LLAMA)
     tuning = store.header["tuning"]
@@ -182,19 +170,18 @@ def test_a_store_of_a_template_is_weighed_and_tuned(tmp_path):
     assert all(0 < record.loss[str(record.axis)] < 1 for record in store.records.values() if record.loss)
 
 
-def test_factors_of_the_rotary_embedding_are_a_tensor_like_any_other(tmp_path):
-    model, gguf = converted(tmp_path, "apertus", "bfloat16")
-    source = open_checkpoint(gguf, model)
+def test_factors_of_the_rotary_embedding_are_a_tensor_like_any_other(kept, tmp_path):
+    source = kept.gguf("apertus", "bfloat16")
     assert "rope_freqs.weight" in source.specs
     store = quantize_checkpoint(source, tmp_path / "store", config_of("rtn-oc", grid="q4_0"), LLAMA)
     checks = verify(write_gguf(store, tmp_path / "out.gguf"), source, store)
     assert not [check for check in checks if not check.ok]
 
 
-def test_another_model_is_no_twin(tmp_path):
-    source = template(tmp_path, "smollm3")
-    other = make_model(tmp_path / "other", "olmo2", "float32")
-    with pytest.raises(CheckpointError, match=r"other: torch does not predict what llama.cpp does of .*nats a token apart.*unit"):
+def test_another_model_is_no_twin(kept, tmp_path):
+    source = kept.gguf("smollm3")
+    other = kept.model("olmo2", "float32")
+    with pytest.raises(CheckpointError, match=r"model: torch does not predict what llama.cpp does of .*nats a token apart.*unit"):
         measure_curvature(open_checkpoint(source.path, other), TOKENS, 0)
     shutil.copytree(source.twin, tmp_path / "near")
     _change(tmp_path / "near", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][3].mul_(1.001))
@@ -205,8 +192,8 @@ def test_another_model_is_no_twin(tmp_path):
         measure_curvature(open_checkpoint(source.path, tmp_path / "near"), TOKENS, 0)
 
 
-def test_another_vocabulary_is_no_twin(tmp_path, monkeypatch):
-    source = template(tmp_path, "smollm3")
+def test_another_vocabulary_is_no_twin(kept, tmp_path):
+    source = kept.gguf("smollm3")
     other = make_model(tmp_path / "other", "olmo2", "float32", vocab_size=408)
     with pytest.raises(CheckpointError, match=r"predicts 408 tokens in torch, and .*model.gguf 400 in llama.cpp"):
         measure_curvature(open_checkpoint(source.path, other), TOKENS, 0)
@@ -235,9 +222,9 @@ def _change(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return make_model(tmp_path_factory.mktemp("folder") / "model", "smollm3")
+@pytest.fixture
+def folder(kept) -> Path:
+    return kept.model("smollm3")
 
 
 def test_it_says_what_it_was_made_of(folder, tmp_path):

@@ -19,10 +19,8 @@ from quantize.checkpoint.template import Template
 from quantize.errors import ConfigError
 from quantize.gguf.names import to_gguf_name
 from quantize.run.pipeline import quantize_checkpoint
-from quantize.template.onnx_convert import convert_onnx
 from quantize.transforms import NAMES, TRANSFORMS
 from runtime_checks.checks.verify import verify
-from tests.any_model import gguf_template, make_model
 from tests.cases import config_of
 from tests.quantize.test_transforms import block_of
 
@@ -36,14 +34,12 @@ TARGET = {"gguf": "llama.cpp", "onnx": "onnxruntime"}
 
 
 @pytest.fixture(scope="module", params=[("gguf", word) for word in IN_GGUF] + [("onnx", word) for word in IN_ONNX], ids="-".join)
-def made(request, tmp_path_factory) -> tuple[str, Template]:
+def made(request, kept) -> tuple[str, Template]:
     """(model_type, template); families as templates too."""
-    (writer, model_type), folder = request.param, tmp_path_factory.mktemp("-".join(request.param))
-    model = make_model(folder / "model", model_type, "float32")
+    writer, model_type = request.param
     if writer == "onnx":
-        convert_onnx(model, folder / "onnx")
-        return model_type, OnnxTemplate(folder / "onnx", model)
-    return model_type, gguf_template(model, folder)
+        return model_type, OnnxTemplate(kept.onnx(model_type, "float32"), kept.model(model_type, "float32"))
+    return model_type, kept.gguf(model_type)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

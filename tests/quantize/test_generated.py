@@ -16,7 +16,6 @@ from quantize.source import build_model, generate, logits
 from quantize.statistics import generated
 from quantize.statistics.by_template import check_writes
 from quantize.statistics.calibration import SEQUENCE, calibration_data, other_data, planned_coverage, token_texts
-from tests.any_model import gguf_template, make_model
 from tests.tiny import make_tiny_model
 
 DATA = DataSpec(GENERATED, 2 * SEQUENCE)
@@ -66,8 +65,8 @@ def test_a_tokenizer_of_too_few_words_is_refused(source):
         generated.begin_words(np.array([word, 0]), source)
 
 
-def test_a_template_writes_where_torch_runs_it(tmp_path):
-    source = gguf_template(make_model(tmp_path / "model", "smollm3", "float32"), tmp_path)
+def test_a_template_writes_where_torch_runs_it(kept):
+    source = kept.gguf("smollm3")
     tokens, _ = calibration_data(replace(DATA, tokens=SEQUENCE), source)  # in the memory of one block
     assert tokens.shape == (1, SEQUENCE)
     alone = type(source)(source.path, *open_language_model(source.path))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from exporter.gguf.file import write_gguf
 from exporter.targets import TARGETS
 from quantize.checkpoint import open_checkpoint
-from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.row_order import RowOrders
 from quantize.effort import effort_for
 from quantize.errors import ConfigError
@@ -20,7 +17,7 @@ from quantize.source import block_students, measure_curvature, walk_blocks
 from quantize.steps.descent import put_folded
 from runtime_checks.checks.verify import verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
-from tests.any_model import gguf_template, make_model, order_of_rows
+from tests.any_model import order_of_rows
 from tests.cases import config_of
 from tests.quantize.test_transforms import block_of
 from tests.tiny import TEXT
@@ -31,13 +28,9 @@ EVERY = np.arange(4)
 RNG = np.random.default_rng(1)
 
 
-def template(folder: Path, model_type: str) -> GgufTemplate:
-    return gguf_template(make_model(folder / "model", model_type, "float32"), folder)
-
-
-def test_they_are_those_of_a_family(tmp_path):
+def test_they_are_those_of_a_family(kept):
     """The same losses and slopes as of blocks that are known by name; rows of q and k lie in another order there."""
-    theirs = template(tmp_path, "llama")
+    theirs = kept.gguf("llama")
     ours = open_checkpoint(theirs.twin)
     pairs = zip(walk_blocks(ours, TOKENS, "unit", 0, taught=True), block_students(theirs, TOKENS, "unit"), strict=True)
     for run, student in pairs:
@@ -55,9 +48,9 @@ def test_they_are_those_of_a_family(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "lfm2", "falcon_h1", "gpt2", "phi3"])
-def test_unchanged_they_give_what_the_model_gives(tmp_path, model_type):
+def test_unchanged_they_give_what_the_model_gives(kept, model_type):
     """Windows in some layers, convolutions, blocks that give tuples; a change in one is felt in the next."""
-    source = template(tmp_path, model_type)
+    source = kept.gguf(model_type)
     curvature = measure_curvature(source, TOKENS, 0)
     sizes = {index: (len(tokens), len(channels)) for index, (tokens, channels) in curvature.blocks.items()}
     assert sizes == dict.fromkeys(range(2), (TOKENS.size, 64))
@@ -71,8 +64,8 @@ def test_unchanged_they_give_what_the_model_gives(tmp_path, model_type):
     assert losses[0] == 0 and losses[1] > 1e-6
 
 
-def test_what_is_learned_is_nearer(tmp_path):
-    source = template(tmp_path, "gemma3_text")
+def test_what_is_learned_is_nearer(kept, tmp_path):
+    source = kept.gguf("gemma3_text")
     assert effort_for("best", source).around.block_steps == 30
     data = {"calibration_tokens": 8192, "grid": "q4_0"}
     plain = quantize_checkpoint(source, tmp_path / "plain", config_of("gptq-oc", **data), LLAMA)
@@ -84,17 +77,17 @@ def test_what_is_learned_is_nearer(tmp_path):
     assert near[1] < 1.05 * near[0]
 
 
-def test_norms_that_no_module_is_known_of_are_not_tweaked(tmp_path):
-    source = template(tmp_path, "gemma3_text")
+def test_norms_that_no_module_is_known_of_are_not_tweaked(kept, tmp_path):
+    source = kept.gguf("gemma3_text")
     with pytest.raises(ConfigError, match=r"method='norm-tweaking': .*the norms of gemma3 are not known by name"):
         quantize_checkpoint(source, tmp_path / "store", config_of("norm-tweaking", calibration_tokens=8192), LLAMA)
     assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "phi3"])
-def test_a_folded_block_is_put_though_torch_has_no_norms_by_name(tmp_path, model_type):
+def test_a_folded_block_is_put_though_torch_has_no_norms_by_name(kept, model_type):
     """What is stored makes no difference in the source's model: what reads a norm is put as the source's norm needs it."""
-    source = template(tmp_path, model_type)
+    source = kept.gguf(model_type)
     student = next(block_students(source, TOKENS, "unit"))
     block = block_of(source, 0)
     norms = {norm: block.tensors[norm] for norm in block.fold_sites.norms}
@@ -109,9 +102,9 @@ def test_a_folded_block_is_put_though_torch_has_no_norms_by_name(tmp_path, model
     assert student.loss(EVERY) < 1e-9
 
 
-def test_scales_of_channels_are_learned_of_any_architecture(tmp_path):
+def test_scales_of_channels_are_learned_of_any_architecture(kept, tmp_path):
     """And folded into the runtime's own file."""
-    source = template(tmp_path, "gemma3_text")
+    source = kept.gguf("gemma3_text")
     config = config_of("omniquant", grid="q4_1", block_steps=10, calibration_tokens=6144)
     store = quantize_checkpoint(source, tmp_path / "store", config, LLAMA)
     assert "1" in store.header["transforms"]["channel-scales"]

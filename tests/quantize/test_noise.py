@@ -23,7 +23,6 @@ from quantize.source.noise import Slope, fit_slope, noisy
 from quantize.statistics.calibration import RANDOM
 from quantize.statistics.measured import Measured
 from quantize.types import Axis, InputStats
-from tests.any_model import gguf_template, make_model
 from tests.cases import config_of
 from tests.tiny import make_tiny_model
 
@@ -61,10 +60,10 @@ def divergence(source, name, weight) -> float:
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 @torch.no_grad()
-def test_a_slope_is_what_the_whole_model_loses(source, kind, tmp_path):
+def test_a_slope_is_what_the_whole_model_loses(source, kind, kept):
     """Of a family, of a template in the memory of one block, and where blocks give tuples or weights lie transposed."""
     if kind != "llama":
-        source = gguf_template(make_model(tmp_path / "model", kind, "float32"), tmp_path)
+        source = kept.gguf(kind)
     found = measure_slopes(source, TOKENS, 5, [LEVEL])
     names = list(found)
     assert {EMBEDDING} <= set(names) and len(names) >= 2 * 4

@@ -21,6 +21,7 @@ from quantize.steps.channels import Channels, Site
 from quantize.steps.clips import Clips
 from quantize.steps.descent import judges_of, put_stored
 from quantize.steps.learn_clips import LearnClips
+from quantize.transforms.places import Place
 from quantize.types import Axis, TensorSpec
 from runtime_checks.checks.verify import verify
 from tests.cases import AXES, MIN_MAX_GRIDS, config_of, grid_id, grid_named, stats_of, weight_of
@@ -76,7 +77,7 @@ def test_both_ends_move_apart_from_one_another(end, sign):
 
 def site(*names):
     """Channels that these read, as a norm's."""
-    return Site(lambda factor: Fold({}, dict.fromkeys(names, Basis.scaled(factor))), names, lambda slope: slope, ())
+    return Site(Place(names, lambda factor: Fold({}, dict.fromkeys(names, Basis.scaled(factor)))), ())
 
 
 @pytest.mark.parametrize("name", ["int", "q4_1", "q4_0"])

@@ -192,14 +192,13 @@ def test_without_torch_s_model_experts_are_rounded_and_it_is_said(source, tmp_pa
     assert [line for line in poor if line.startswith(f"{DOWN}: 4 of 4 experts")] and store.records[DOWN].grid is not None
 
 
-def test_a_graph_that_computes_every_expert_is_known_by_what_each_sees(tmp_path, monkeypatch):
+def test_a_graph_that_computes_every_expert_is_known_by_what_each_sees(kept, tmp_path, monkeypatch):
     """As makers write it that know no MoE: a matrix for each expert, seen by all tokens."""
-    model = make_model(tmp_path / "model", "granitemoe")
+    model = kept.model("granitemoe")
     with monkeypatch.context() as without:
         without.setattr(onnx_convert, "PRODUCERS", {"mobius-gqa": PRODUCERS["mobius-gqa"]})
         convert_onnx(model, tmp_path / "dense")
-    convert_onnx(model, tmp_path / "stacks")
-    dense, stacks = (open_checkpoint(tmp_path / name, model) for name in ("dense", "stacks"))
+    dense, stacks = (open_checkpoint(path, model) for path in (tmp_path / "dense", kept.onnx("granitemoe")))
     for one, two in zip(template_blocks(dense, TOKENS, "unit"), template_blocks(stacks, TOKENS, "unit"), strict=True):
         known = one.stats[DOWN.replace("experts", "experts.3").replace("layers.1", f"layers.{one.index}")]
         stack = two.experts[DOWN.replace("layers.1", f"layers.{one.index}")]

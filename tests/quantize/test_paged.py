@@ -18,7 +18,6 @@ from quantize.errors import ConfigError
 from quantize.planning.memory import check_memory
 from quantize.source import ExpertInputs, block_students, curvature, expert_inputs, measure_curvature, named_blocks, paged
 from quantize.source.named import named_model
-from quantize.template.onnx_convert import convert_onnx
 from tests.any_model import gguf_template, make_model
 from tests.cases import config_of
 
@@ -76,11 +75,9 @@ def test_it_tells_what_the_whole_model_does(tmp_path, monkeypatch, model_type):
     assert max(one for key, one in found.items() if key.startswith("loss")) > 1e-6
 
 
-def test_experts_see_in_it_what_they_see_in_the_whole_model(tmp_path, monkeypatch):
+def test_experts_see_in_it_what_they_see_in_the_whole_model(kept, monkeypatch):
     """Of a graph that tells nothing of them."""
-    model = make_model(tmp_path / "model", "qwen3_moe")
-    convert_onnx(model, tmp_path / "onnx")
-    source = open_checkpoint(tmp_path / "onnx", model)
+    source = open_checkpoint(kept.onnx("granitemoe"), kept.model("granitemoe"))
     names = [name for name in source.specs if source.is_quantized(name)]
     some, stacks = ExpertInputs(source, TOKENS).of(names, unit=True)
     _whole(monkeypatch)

@@ -43,12 +43,6 @@ def test_a_gguf_holds_what_they_stand_for(model, tmp_path, kind):
     assert len(meant) == 14 and not missing(tmp_path / "model.gguf", meant)
 
 
-def test_so_does_an_onnx_folder_where_transformers_dequantizes(model, tmp_path):
-    meant = quantized(model, tmp_path / "fp8", "fp8")
-    convert_onnx(tmp_path / "fp8", tmp_path / "onnx")
-    assert not missing(tmp_path / "onnx", meant)
-
-
 def test_where_it_does_not_the_way_is_named(model, tmp_path):
     quantized(model, tmp_path / "gptq", "gptq")
     with pytest.raises(
@@ -59,10 +53,12 @@ def test_where_it_does_not_the_way_is_named(model, tmp_path):
 
 
 def test_run_takes_one(model, tmp_path, capsys):
-    """A family that is known by name, too; torch is not asked, which would run the codes."""
-    quantized(model, tmp_path / "fp8", "fp8")
+    """A family that is known by name, too; torch is not asked, which would run the codes. An ONNX folder, which transformers
+    dequantizes, holds what they stand for as well."""
+    meant = quantized(model, tmp_path / "fp8", "fp8")
     out = tmp_path / "out"
     command = ["run", str(tmp_path / "fp8"), "--out", str(out), "--tokenizer-pre", "gpt-2", "--effort", "fast", "--quiet"]
     assert main([*command, "--calibration-tokens", "512"]) == 0
     told = capsys.readouterr().out
     assert told.count("checks hold") == 2 and "NOT ok" not in told
+    assert not missing(out / "source.onnx", meant)

@@ -15,10 +15,10 @@ from quantize.template.verdicts import Verdicts
 from tests.any_model import make_model
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+@pytest.fixture
+def model(kept) -> Path:
     """Of which the last maker's graph is the first that computes what torch does."""
-    return make_model(tmp_path_factory.mktemp("model") / "model", "gemma3_text")
+    return kept.model("gemma3_text")
 
 
 @pytest.fixture
@@ -71,15 +71,18 @@ def test_a_refusal_is_given_again_with_what_was_measured(home, asked, tmp_path):
             convert_onnx(model, tmp_path / "onnx")
         said.append(str(error.value))
     assert said[0] == said[1] and len(asked) == 4
+    assert "onnxruntime-genai's builder: NotImplementedError" in said[0] and "\n" not in said[0]
     assert sorted(item.name for item in tmp_path.iterdir()) == ["home", "model"]
 
 
-def test_a_model_that_its_graph_is_not_of_is_refused_though_the_twin_was(model, home, tmp_path, monkeypatch):
+def test_a_model_that_its_graph_is_not_of_is_refused_though_the_twin_was(kept, model, asked, tmp_path, monkeypatch):
     """The weights of each are compared with torch's, whatever is remembered."""
-    convert_onnx(model, tmp_path / "onnx")
+    kept.onnx("gemma3_text")  # by which it is known
+    asked.clear()
     monkeypatch.setattr(onnx_convert, "MISPLACED", 0.0)
     with pytest.raises(NoGraphError, match=r"mobius-onnx: logits are .* apart"):
         convert_onnx(model, tmp_path / "again")
+    assert asked == ["build mobius", "logits"]
 
 
 DAMAGE = {

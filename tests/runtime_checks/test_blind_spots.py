@@ -331,6 +331,14 @@ def test_a_change_in_an_onnx_folder(made, tmp_path, name, with_store):
     assert misses(item, path, ("claims", "assets", "graph"), with_store)
 
 
+def test_a_changed_body_of_an_operator(made, tmp_path):
+    item = made("onnx-adadim")
+    path = copied(item, tmp_path)
+    assert not misses(item, path, ("graph",), False)
+    edit_graph(lambda model: model.functions[0].node.append(onnx.helper.make_node("Neg", ["Y"], ["Z"])))(path)
+    assert [check.name for check in misses(item, path, ("graph",), False)] == ["operators' bodies = the specification's"]
+
+
 @pytest.mark.parametrize("name", FOLDER_CLAIMS)
 def test_a_changed_claim_of_an_onnx_folder(made, tmp_path, name):
     item = made("onnx-oc")

@@ -32,10 +32,10 @@ def test_rows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(kernel_bench, "ROWS", (1, 16))
     assert main(["bench", "kernel", "--shape", "64x96", "--threads", "1", "--json", str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [list(row) for row in rows] == [KEYS] * 32
+    assert [list(row) for row in rows] == [KEYS] * 36
     assert {(row["K"], row["N"], row["threads"], row["accuracy_level"]) for row in rows} == {(64, 96, 1, 4)}
     both, one = ("per_oc", "per_ic"), ("per_oc",)
-    kinds = {"int": ((2, 3, 4, 8), both), "lm": ((2, 3, 4), both), "hg": ((2, 3), one)}
+    kinds = {"int": ((2, 3, 4, 8), both), "lm": ((2, 3, 4), both), "hg": ((2, 3), one), "nbits": ((8,), one), "qdq": ((8,), one)}
     assert {(row["grid"], row["bits"], row["axis"], row["rows"]) for row in rows} == {
         (grid, bits, axis, count)
         for grid, (widths, axes) in kinds.items()
