@@ -18,7 +18,7 @@ from quantize.checkpoint.row_order import RowOrders
 from quantize.fold import Fold
 from quantize.rounding import Rounder
 from quantize.turn import Turn
-from quantize.types import F32, Axis, AxisChoice, InputStats, Need, QuantizedTensor, Target, Tensor, TensorPlan
+from quantize.types import F32, Axis, InputStats, Need, QuantizedTensor, Target, Tensor, TensorPlan
 from quantize.weight import Part, StoredWeight
 
 
@@ -28,6 +28,14 @@ class Rounded(NamedTuple):
     tensor: QuantizedTensor
     rounder: str
     loss: float | None
+
+
+@dataclass(frozen=True)
+class AxisChoice:
+    """The axis that won and the loss of every candidate."""
+
+    axis: Axis
+    loss: Mapping[Axis, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,10 +160,8 @@ class Grid(Protocol):
         """What encode and decode use, F32[..., block_size // group_size] each."""
 
     def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
-        """The nearest code, elementwise; the four broadcast.
-
-        Where several weights along the last axis are encoded together, ``importance`` says what each matters.
-        """
+        """The nearest code, elementwise; the four broadcast. Where several weights along the last axis are encoded together,
+        ``importance`` says what each matters."""
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """The target's own formula, bit for bit, elementwise."""
@@ -200,14 +198,6 @@ class TensorPlan:
     turn: Turn | None = None
     turn_blocks: int = 0
     activations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class AxisChoice:
-    """The axis that won and the loss of every candidate."""
-
-    axis: Axis
-    loss: Mapping[Axis, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,5 +297,4 @@ class Target(Protocol):
         """Estimated seconds to multiply one row of activations, turned before."""
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
-        """By how many seconds a linear (OC, IC) takes longer where its input is rounded so, a word of ``activations``, than by
-        the fastest of them: for a row decoded, and one of a prompt."""
+        """Estimated seconds more, of a row decoded and one of a prompt, where the input is rounded so, a word of ACTIVATIONS."""

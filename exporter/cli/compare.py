@@ -39,7 +39,7 @@ def add_eval(commands: Subparsers) -> None:
         "--activations",
         metavar="WORD|PATTERN=WORD,...",
         help="with --weights-only, simulate inputs of the decoder blocks' linears rounded: a8, a6 or a4, -block32, -token or "
-        "-tensor, or file, as the file says (default: not rounded)",
+        "-tensor; file, as the file says; or clips:DIR, as `adadim finetune` learned it (default: not rounded)",
     )
     parser.add_argument("--json", type=file_path, metavar="FILE", help="write the result here (default: none)")
     add_common(parser)

@@ -56,4 +56,20 @@ class Activation:
         return {"name": self.name, **static}
 
 
-__all__ = ["ACTIVATIONS", "BITS", "BLOCK", "RUNTIMES", "Activation", "ActivationGrid", "Scope"]
+@dataclass(frozen=True)
+class Clipped:
+    """Learned ends, float32, of 2**bits values that are evenly spread from the one to the other: 0 need not be one of them."""
+
+    low: float
+    high: float
+    bits: int
+
+    def round(self, x: F32) -> F32:
+        """F32[..., IC] as ``adadim finetune`` trained with it."""
+        low, high = np.float32(self.low), np.float32(self.high)
+        steps, length = np.float32(2**self.bits - 1), high - low
+        rounded: F32 = np.rint((np.clip(x, low, high) - low) * (steps / length)) * (length / steps) + low
+        return rounded
+
+
+__all__ = ["ACTIVATIONS", "BITS", "BLOCK", "RUNTIMES", "Activation", "ActivationGrid", "Clipped", "Scope"]

@@ -10,13 +10,14 @@ from quantize.activations import ACTIVATIONS
 from quantize.errors import ConfigError, asked
 
 FILE = "file"  # as the file itself says
-WORDS = (*ACTIVATIONS, FILE)
+CLIPS = "clips:"  # before a folder that `adadim finetune` wrote
+WORDS = (*ACTIVATIONS, FILE, f"{CLIPS}DIR")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """``text`` as it was given. ``rest``: the word of WORDS for what no pattern matches; None: it is left as it is. ``patterns``:
-    of names without ``.weight``, as a shell has them, each with a word; the first that matches wins."""
+    """``text`` as it was given. ``rest``: the word, as WORDS has them, for what no pattern matches; None: it is left as it is.
+    ``patterns``: of names without ``.weight``, as a shell has them, each with a word; the first that matches wins."""
 
     text: str
     rest: str | None
@@ -28,7 +29,7 @@ class Rules:
         rest, patterns = None, list[tuple[str, str]]()
         for item in text.split(","):
             pattern, found, word = item.strip().rpartition("=")
-            if word not in WORDS:
+            if word not in (*ACTIVATIONS, FILE) and not (word.startswith(CLIPS) and word != CLIPS):
                 raise ConfigError(f"{asked('activations', text)}: '{word}' is none of {', '.join(WORDS)}")
             if found:
                 patterns.append((pattern, word))

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantize.block import Block, Kit
+from quantize.block import AxisChoice, Block, Kit
 from quantize.blocks import matrix
 from quantize.errors import CalibrationError
 from quantize.float_params import check_params
 from quantize.rounding import NEAREST
-from quantize.types import Axis, AxisChoice, Need
+from quantize.types import Axis, Need
 
 Losses = Mapping[Axis, float]
 TAKEN_BACK = "taken_back"  # key of a block's report

@@ -8,12 +8,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from quantize.activations import ACTIVATIONS, Activation
-from quantize.activations.rules import FILE, Rules
+from quantize.activations import ACTIVATIONS, Activation, Clipped
+from quantize.activations.rules import CLIPS, FILE, Rules
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.template import Template
-from quantize.errors import ConfigError, asked
+from quantize.errors import ConfigError, asked, listed
+from quantize.finetune import read_clips
 from quantize.model_config import ModelSizes, is_linear
 from runtime_checks.runtimes.decoded import DECODED, decoded_model
 from runtime_checks.runtimes.exported import open_exported
@@ -42,9 +43,22 @@ def roundings(path: Path, config: ModelSizes, rules: Rules) -> dict[str, Roundin
     out = {}
     for name in names:
         word = rules.word(name)
-        if word is not None:
+        if word is not None and word.startswith(CLIPS):
+            out[name.removesuffix(".weight")] = _clipped(name, word, weights.reading(name))
+        elif word is not None:
             out[name.removesuffix(".weight")] = _rounding(f"{path}: {name}", word, weights.reading(name), rules)
     return out
+
+
+def _clipped(name: str, word: str, reading: Reading) -> Rounding:
+    """As `adadim finetune` has learned it. Raises ConfigError."""
+    folder = Path(word.removeprefix(CLIPS))
+    held = read_clips(folder)
+    clip = held.clips.get(name)
+    if clip is None:
+        told = f"it has none for {name}, but for {listed(sorted(held.clips), 1)}; give that of this model"
+        raise ConfigError(f"{asked('activations', word)}: {told}")
+    return partial(reading.round, rounding=Clipped(clip.low, clip.high, held.bits).round)
 
 
 def _rounding(where: str, word: str, reading: Reading, rules: Rules) -> Rounding:

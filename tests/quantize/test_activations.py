@@ -36,6 +36,7 @@ SAMPLES = {
     "one token": outliers(1, 96),
     "outliers": outliers(300, 64),
     "ties": ties(),
+    "halves": np.array([[-127.5, 127.5, 0.5, 1.5, -0.5, -1.5, 2.5]], np.float32),  # of a range whose step is 1
     "zeros": np.zeros((3, 40), np.float32),
     "a token of zeros": np.stack([np.zeros(33, np.float32), outliers(1, 33)[0]]),
     "negative": -np.abs(outliers(4, 64)),

@@ -7,6 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from quantize.block import AxisChoice
 from quantize.blocks import dequantize
 from quantize.float_params import floats_of
 from quantize.grids import make_grid
@@ -18,7 +19,7 @@ from quantize.rounding.polish import visit_codes
 from quantize.rounding.refit import refit_floats
 from quantize.rounding.rtn import rtn
 from quantize.steps.axis import choose_axis, within_slowdown
-from quantize.types import Axis, AxisChoice, InputStats
+from quantize.types import Axis, InputStats
 from tests.cases import AXES, GRIDS, grid_id, stats_of, weight_of
 
 

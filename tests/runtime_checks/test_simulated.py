@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from exporter.cli.main import main
 from exporter.onnx.file import write_onnx
@@ -15,6 +17,7 @@ from quantize.activations import ACTIVATIONS, Activation
 from quantize.activations.rules import Rules
 from quantize.errors import ConfigError
 from quantize.model_config import EMBEDDING, HEAD
+from quantize.source.fake_quant import fake_quantize
 from quantize.turn import Rotation
 from runtime_checks.measure.evaluate import EvalOptions, evaluate
 from runtime_checks.reference.onnx_turn import OnnxTurn
@@ -145,9 +148,31 @@ def test_columns_of_a_file_that_are_floats(tmp_path):
     assert np.array_equal(floats, store.weight(f"{DOWN}.weight").parts[1].reads)
 
 
+def clips_of(folder: Path, names: list[str]) -> Path:
+    folder.mkdir()
+    clips = {name: {"low": -1.5, "high": 2.25} for name in names}
+    (folder / "activation_clips.json").write_text(json.dumps({"format": "adadim activation clips 1", "bits": 4, "clips": clips}))
+    return folder
+
+
+def test_learned_clips(gguf, tmp_path):
+    """What `adadim finetune` trains with, in torch."""
+    folder = clips_of(tmp_path / "clips", [f"{DOWN}.weight"])
+    rounding = roundings(gguf.file, gguf.source.config, Rules.parse(f"*.1.*.down_proj=clips:{folder}"))[DOWN]
+    expected = fake_quantize(torch.from_numpy(SAMPLE), torch.tensor([-1.5, 2.25]), 4)
+    np.testing.assert_allclose(rounding(SAMPLE), expected.numpy(), atol=1e-6)
+    with pytest.raises(
+        ConfigError, match=rf"it has none for model\.layers\.0\.self_attn\.q_proj\.weight, but for {DOWN}\.weight"
+    ):
+        roundings(gguf.file, gguf.source.config, Rules.parse(f"clips:{folder}"))
+    with pytest.raises(ConfigError, match=r"activation_clips\.json"):
+        roundings(gguf.file, gguf.source.config, Rules.parse(f"clips:{tmp_path}"))
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("clips:", "'clips:' is none of"),
         ("a5-token", "activations=.*a5-token.*: 'a5-token' is none of a8-block32, "),
         ("", "'' is none of"),
         ("a8-token,a4-token", "a8-token and a4-token are both for all"),
