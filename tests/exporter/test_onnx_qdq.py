@@ -24,6 +24,7 @@ from quantize import QuantizedStore, build_plan, open_checkpoint, quantize_check
 from quantize.activations import Activation
 from quantize.errors import ConfigError, ExportError, FileFormatError, StoreError
 from quantize.grids import make_grid
+from quantize.onnx.session import open_session
 from quantize.store.tensors import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 from runtime_checks.checks.verify import steps_of, verify
@@ -117,9 +118,9 @@ def test_full_range_codes_are_multiplied_exactly(oc, ic, level, tolerance, tmp_p
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Biases on q, k and v, and no length a power of two."""
+    """Biases on q, k and v, no length a power of two, and one of which MatMulNBits would make blocks of 64."""
     folder = tmp_path_factory.mktemp("qdq") / "m"
-    return open_checkpoint(make_tiny_model(folder, "qwen2", layers=2, hidden=96, heads=3, kv_heads=1, head_dim=32, ffn=80))
+    return open_checkpoint(make_tiny_model(folder, "qwen2", layers=2, hidden=96, heads=3, kv_heads=1, head_dim=32, ffn=192))
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,12 @@ def test_onnxruntime_multiplies_integers(store, written, tmp_path):
     ran = Counter(one.op_type for one in onnx.load(tmp_path / "ran.onnx", load_external_data=False).graph.node)
     assert ran["MatMulIntegerToFloat"] == len(static_names(store))
     assert (ran["DequantizeLinear"], ran["MatMul"]) == (0, 0)
+
+
+def test_node_by_node_nothing_is_fused(written):
+    for fused, level in ((True, LEVELS.ORT_ENABLE_ALL), (False, LEVELS.ORT_DISABLE_ALL)):
+        session = open_session(written / "model.onnx", written, fused=fused)
+        assert session.get_session_options().graph_optimization_level == level
 
 
 def test_what_is_written_verifies(source, store, written):
@@ -313,7 +320,7 @@ def test_plans(source, tmp_path):
     assert found["mlp.up_proj.weight"] == TARGET.activations == ("a8-tensor", "a8-block32")
     assert found["model.embed_tokens.weight"] == ()
     grids = {plan.candidates[Axis.PER_OC] for plan in plans if plan.activations}
-    assert grids == {make_grid("int", 8, 128, symmetric=True)}
+    assert grids == {make_grid("int", 8, size, symmetric=True) for size in (128, 256)}
     recipe = tmp_path / "r.toml"
     recipe.write_text('[[rule]]\nmatch = "*.mlp.*"\nbits = 4\n[[rule]]\nmatch = "*.o_proj"\ngroup_size = 32\n')
     found = activations(build_plan(source.specs, config_of("rtn-oc", recipe=recipe), TARGET))
