@@ -59,6 +59,34 @@ def test_a_tie_may_go_either_way():
     assert greedy_error(FixedRunner([3.0, 3.0 - 3e-5, 0.0]), np.zeros(2, np.int64), [1, 0]) < LOGITS_TOLERANCE
 
 
+def distances(base, shipped) -> tuple[float, float]:
+    return model_check._distances(base, shipped, np.zeros(len(base), np.int64))
+
+
+def checked(path, base, shipped):
+    return model_check._check_distribution(path, distances(base, shipped), None)
+
+
+def test_what_static_scales_cost_is_no_error(tmp_path):
+    """Half as much again as node by node, and no more: of one that is broken, too."""
+    base = 3 * RNG.standard_normal((64, 8)).astype(np.float32)
+    near, far = (distances(base, base + size * RNG.standard_normal(base.shape).astype(np.float32)) for size in (1.0, 9.0))
+    broken = base.copy()
+    broken[4, 2] = np.nan
+    verdicts = {
+        name: [check.ok for check in model_check._check_distribution(tmp_path, shipped, simulated)]
+        for name, shipped, simulated in (
+            ("as node by node", near, near),
+            ("but for it", near, None),
+            ("more", far, near),
+            ("broken", distances(base, broken), near),
+        )
+    }
+    assert verdicts["as node by node"] == [True, True]
+    assert verdicts["but for it"] == verdicts["more"] == [False, False]
+    assert not verdicts["broken"][0]
+
+
 def test_ties_are_no_changed_favourites(tmp_path):
     """Two thirds of the positions are ties, all of which flip; the third is decided and stays."""
     base = RNG.standard_normal((31, 8)).astype(np.float32)
@@ -66,10 +94,10 @@ def test_ties_are_no_changed_favourites(tmp_path):
     base[::3, 0] += 2 * TIE
     shipped = base.copy()
     shipped[:, 1] += 0.01
-    kl, changed = model_check._check_distribution(tmp_path, base, shipped, np.zeros(31, np.int64))
+    kl, changed = checked(tmp_path, base, shipped)
     assert kl.ok and changed.ok and changed.error == 0
     shipped[::3, 1] += 3 * TIE
-    kl, changed = model_check._check_distribution(tmp_path, base, shipped, np.zeros(31, np.int64))
+    kl, changed = checked(tmp_path, base, shipped)
     assert changed.error == 1 and not changed.ok
 
 
@@ -78,7 +106,7 @@ def test_logits_that_are_nan_are_a_miss(tmp_path):
     broken = base.copy()
     broken[4, 2] = np.nan
     assert not model_check._check_logits(tmp_path, base, broken, 1.0).ok
-    kl, _ = model_check._check_distribution(tmp_path, base, broken, np.zeros(9, np.int64))
+    kl, _ = checked(tmp_path, base, broken)
     assert not kl.ok
 
 
@@ -101,5 +129,5 @@ def test_three_times_the_divergence_of_rounded_activations_is_a_miss(tmp_path, n
     """llama.cpp and MatMulNBits leave .004 to .006; .005 and .03 here."""
     base = RNG.standard_normal((64, 500)).astype(np.float32) * 3
     shipped = base + noise * RNG.standard_normal(base.shape).astype(np.float32)
-    check = model_check._check_distribution(tmp_path, base, shipped, np.zeros(64, np.int64))[0]
+    check = checked(tmp_path, base, shipped)[0]
     assert 0.6 < check.error / (noise**2 / 2) < 1.4 and check.ok is ok
