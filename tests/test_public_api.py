@@ -43,9 +43,15 @@ def test_importing_pulls_in_no_runtime(name):
     assert out.strip() == "[]"
 
 
-def test_a_child_starts_with_what_it_needs():
+@pytest.mark.parametrize(
+    ("name", "dear"),
+    [
+        ("quantize.child", ("numpy", "quantize.grids", "quantize.checkpoint")),
+        ("quantize.checkpoint.tokenizing", ("gguf", "quantize.grids", "quantize.llama_cpp")),
+    ],
+)
+def test_a_child_starts_with_what_it_needs(name, dear):
     """Each check of a file starts several: none pays for grids and containers that it does not ask for."""
-    dear = ("numpy", "gguf", "quantize.grids", "quantize.checkpoint")
-    code = f"import quantize.child, sys; print([m for m in {dear} if m in sys.modules])"
+    code = f"import {name}, sys; print([m for m in {dear} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "[]"

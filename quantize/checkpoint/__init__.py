@@ -1,13 +1,10 @@
-"""Source models: a Hugging Face directory or a GGUF file."""
+"""Source models: a Hugging Face directory or a GGUF file. A kind's reader is imported when one is opened: a child process that
+knows a tokenizer alone needs none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from quantize.checkpoint.gguf_source import GgufCheckpoint, is_family
-from quantize.checkpoint.gguf_template import GgufTemplate
-from quantize.checkpoint.gguf_tensors import open_language_model
-from quantize.checkpoint.huggingface import HuggingFaceCheckpoint
 from quantize.checkpoint.protocol import Checkpoint
 from quantize.errors import CheckpointError, ConfigError, asked
 from quantize.foreign import TO_MERGE
@@ -34,13 +31,23 @@ def open_checkpoint(path: Path, twin: Path | None = None) -> Checkpoint:
     if twin is not None and not twin.is_file():  # a GGUF that transformers reads
         check_folder(twin)
     if is_template(path):
-        from quantize.checkpoint.onnx_template import OnnxTemplate  # imports onnx, which few need
+        from quantize.checkpoint.onnx_template import OnnxTemplate
 
         return OnnxTemplate(path, twin)
     if path.is_dir():
+        from quantize.checkpoint.huggingface import HuggingFaceCheckpoint
+
         check_folder(path)
         _check_alone(path, twin)
         return HuggingFaceCheckpoint(path)
+    return _open_gguf(path, twin)
+
+
+def _open_gguf(path: Path, twin: Path | None) -> Checkpoint:
+    from quantize.checkpoint.gguf_source import GgufCheckpoint, is_family
+    from quantize.checkpoint.gguf_template import GgufTemplate
+    from quantize.checkpoint.gguf_tensors import open_language_model
+
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or directory; {to_download(path) or MAKE[Wanted.SOURCE]}")
     if not path.is_file():  # a pipe would be waited for

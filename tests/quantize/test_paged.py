@@ -129,19 +129,17 @@ def test_what_lies_in_a_file_is_mapped(tmp_path):
     assert places and all(any(start <= place < stop for start, stop in ranges) for place in places)
 
 
-@pytest.mark.parametrize(
-    ("options", "mend"),
-    [({}, "token_weight='unit'"), ({"block_steps": 1, "token_weight": "unit", "calibration_tokens": 64}, "block_steps=0")],
-)
-def test_what_it_takes_is_known_before(tmp_path, monkeypatch, options, mend):
+def test_what_it_takes_is_known_before(tmp_path, monkeypatch):
     """Of 48 blocks far less than all weights; not of a GGUF, of which transformers makes floats of its own."""
-    source, config = template(tmp_path, "olmo2", num_hidden_layers=48), config_of(**options)
+    source = template(tmp_path, "olmo2", num_hidden_layers=48)
     size = 4 * sum(spec.size for spec in source.specs.values())
-    monkeypatch.setattr(workers, "physical_memory", lambda: size // 2)
-    check_memory(source, config)
-    with pytest.raises(ConfigError, match=rf"model.gguf: takes about \d+ GiB of memory, and this machine has \d+; give {mend}"):
-        check_memory(open_checkpoint(source.path), config)
     block = 4 * sum(spec.size for name, spec in source.specs.items() if ".layers.0." in name)
-    monkeypatch.setattr(workers, "physical_memory", lambda: size - 47 * block)
-    with pytest.raises(ConfigError, match=rf"give {mend}"):
+    learned = config_of(block_steps=1, token_weight="unit", calibration_tokens=64)
+    for config, mend in ((config_of(), "token_weight='unit'"), (learned, "block_steps=0")):
+        monkeypatch.setattr(workers, "physical_memory", lambda: size // 2)
         check_memory(source, config)
+        with pytest.raises(ConfigError, match=rf"model.gguf: takes about \d+ GiB .*, and this machine has \d+; give {mend}"):
+            check_memory(open_checkpoint(source.path), config)
+        monkeypatch.setattr(workers, "physical_memory", lambda: size - 47 * block)
+        with pytest.raises(ConfigError, match=rf"give {mend}"):
+            check_memory(source, config)
