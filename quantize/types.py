@@ -185,8 +185,7 @@ class TensorPlan:
     ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes. ``parts``: of which it
     is made instead, each of other input channels, those of the quietest first; the first is on the grid of the one candidate.
     None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it. ``turn_blocks``:
-    channels of a block where a step finds the turn in data; 0 where none does. ``activations``: words of ACTIVATIONS of which one
-    is to round what it reads; none: the runtime does as it does.
+    channels of a block, if a step finds one. ``activations``: words of ACTIVATIONS of which one is to round what it reads.
     """
 
     name: str
