@@ -179,12 +179,11 @@ class PartPlan:
 class TensorPlan:
     """What was decided for one tensor from its header alone.
 
-    ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of
-    ``dtype``. ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes.
-    ``parts``: of which it is made instead, each of other input channels, those of the quietest first; the first is on the grid of
-    the one candidate. None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it.
-    ``turn_blocks``: channels of a block where a step finds the turn in data; 0 where none does.
-    ``activations``: words of ACTIVATIONS of which one is to round what it reads; none: the runtime does as it does.
+    ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of ``dtype``.
+    ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes. ``parts``: of which it
+    is made instead, each of other input channels, those of the quietest first; the first is on the grid of the one candidate.
+    None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it. ``turn_blocks``:
+    channels of a block, if a step finds one. ``activations``: words of ACTIVATIONS of which one is to round what it reads.
     """
 
     name: str
@@ -276,8 +275,7 @@ class Target(Protocol):
 
     @property
     def lacks_turns(self) -> str | None:
-        """None if a weight's input may be turned by a ``Rotation`` before it is multiplied, else the reason, and what to take
-        instead."""
+        """None if a weight's input may be turned by a ``Rotation``, else the reason, and what to take instead."""
 
     @property
     def lacks_block_turns(self) -> str | None:

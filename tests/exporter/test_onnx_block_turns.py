@@ -20,6 +20,7 @@ from quantize import build_plan, open_checkpoint, quantize_checkpoint
 from quantize.planning.plan import ModelPlan
 from quantize.run.pipeline import planned_store
 from runtime_checks.checks.verify import steps_of, verify
+from runtime_checks.reference.decode import DamagedFileError
 from runtime_checks.reference.onnx import read_onnx
 from runtime_checks.reference.onnx_sum import whole_weights
 from tests.cases import config_of
@@ -208,7 +209,26 @@ DAMAGE = {
 }
 
 
+REFUSED = {
+    "an order with a channel twice": "does not take each of 160 channels once",
+    "an order of another length": r"has the shape \[159\], not \[160\]",
+    "blocks that do not fit": "turns 160 channels in blocks of 48",
+    "blocks of two sizes": r"has the shape \[16, 16\], not \[32, 32\]",
+    "no blocks": "turns 160 channels in blocks of 0",
+    "another operator": "turns an input, but not by Reshape, MatMul, Reshape, Gather",
+    "an input less": "turns an input, but not by",
+}
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
+def test_the_reference_refuses_it(written, tmp_path, damage):
+    folder = shutil.copytree(written, tmp_path / "onnx")
+    edited(folder, DAMAGE[damage])
+    with pytest.raises(DamagedFileError, match=REFUSED[damage]):
+        read_onnx(folder)[f"{LAYER}mlp.down_proj.weight"].turn()
+
+
+@pytest.mark.parametrize("damage", ["an order with a channel twice", "an input less"])
 def test_damage_is_one_line(source, written, tmp_path, damage, capsys):
     folder = shutil.copytree(written, tmp_path / "onnx")
     edited(folder, DAMAGE[damage])
