@@ -92,7 +92,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="Markdown file to write")
     parser.add_argument("--bits", type=widths, default=(2, 3, 4), help="(default: 2,3,4)")
     parser.add_argument("--target", type=target_named, choices=tuple(TARGETS), default="onnxruntime+adadim")
-    parser.add_argument("--only", type=lambda word: tuple(word.split(",")), help="rows by name (default: every one)")
+    parser.add_argument(
+        "--only", type=lambda word: tuple(word.split(",")), help="rows by name, or by name and width (default: every one)"
+    )
     parser.add_argument("--chunks", type=positive, default=16, help="of 512 tokens (default: 16)")
     return parser.parse_args()
 
@@ -114,11 +116,11 @@ def every_case(widths: Sequence[float]) -> list[Case]:
 def cases(args: argparse.Namespace) -> list[Case | Activated]:
     """The rows to be made. Raises SystemExit for a name of none."""
     every: list[Case | Activated] = [*every_case(args.bits), *ROWS]
-    unknown = set(args.only or ()) - {case.name for case in every}
+    unknown = set(args.only or ()) - {word for case in every for word in (case.name, case.key)}
     if unknown:
         known = ", ".join(dict.fromkeys(case.name for case in every))
         raise SystemExit(f"--only {','.join(sorted(unknown))}: no row of that name; there are {known}")
-    return [case for case in every if args.only is None or case.name in args.only]
+    return [case for case in every if args.only is None or not {case.name, case.key}.isdisjoint(args.only)]
 
 
 def timed(*words: object) -> tuple[float, float]:

@@ -36,7 +36,7 @@ class Activated(NamedTuple):
 
 
 ROWS = (
-    *(Activated(name, 8, REAL, STATIC) for name in (*FOLDS, "outliertune --rounder gptq")),
+    *(Activated(name, 8, REAL, STATIC) for name in FOLDS),
     *(Activated(name, 8, TOKEN_6) for name in ("rtn-oc", "smoothquant", "outlier-suppression", "duquant")),
     *(
         Activated(name, 4, TOKEN_4)
