@@ -63,3 +63,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'quantize' has no attribute {name!r}")
     return getattr(import_module(f"quantize.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]  # what documents the module asks for
