@@ -63,3 +63,8 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'quantize' has no attribute {name!r}")
     return getattr(import_module(f"quantize.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """For whoever lists what is here, as the site does."""
+    return sorted({*globals(), *__all__})
