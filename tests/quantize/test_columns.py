@@ -17,7 +17,7 @@ from quantize import Around, DataSpec, GridSpec, QuantizeConfig, dequantize, ope
 from quantize.block import Block, Kit
 from quantize.checkpoint.row_order import RowOrders
 from quantize.errors import ConfigError, StoreError
-from quantize.fold import Fold
+from quantize.fold import Basis, Fold
 from quantize.grids import make_grid
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
@@ -217,7 +217,7 @@ def test_the_loss_that_is_recorded_knows_what_float16_rounds(kit):
 def test_a_basis_is_not_changed_under_columns(kit):
     kept = FloatColumns()(block_of(), ["a", "b", "c"], kit)
     with pytest.raises(AssertionError, match="before columns are kept"):
-        kept.folded(Fold())
+        kept.folded(Fold(read={next(iter(kept.beside)): Basis.scaled(np.ones(1, np.float32))}))
 
 
 def test_everything_that_is_asked_for_is_in_the_header():

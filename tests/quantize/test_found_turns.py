@@ -193,5 +193,5 @@ def test_a_template_shows_no_inputs(tmp_path):
     model = make_model(tmp_path / "m", "gpt2")
     convert_onnx(model, tmp_path / "template")
     source = open_checkpoint(tmp_path / "template", model)
-    with pytest.raises(ConfigError, match=r"duquant'?: .*template: its runtime tells second moments of inputs"):
+    with pytest.raises(ConfigError, match=r"duquant'?: .*template: onnxruntime tells of gpt2 no single tokens; choose another"):
         quantize_checkpoint(source, tmp_path / "s", CONFIG, STOCK)
