@@ -171,7 +171,7 @@ def test_a_rule_for_bits_or_grid_inherits_neither(tmp_path, rule, grid):
         ("[[rule]\n", r"not TOML \(Expected"),
         ("x = " + "[" * 5000, "not TOML"),
         ("x = 1\nx = 2\n", "not TOML"),
-        ('[[rule]]\nmatch = "*"\nmethod = "awq"\n', "method 'awq'; choose one of rtn-oc"),
+        ('[[rule]]\nmatch = "*"\nmethod = "hqq"\n', "method 'hqq'; choose one of rtn-oc"),
         ('[[rule]]\nmatch = "*"\ngrid = "../x"\n', "grid '../x'; choose one of int, q4_0"),
         ('[[rule]]\nmatch = "*"\nscale_dtype = "f64"\n', "scale_dtype 'f64'; choose one of float16"),
         ('[[rule]]\nmatch = "*"\nbits = "four"\n', r"rule\[0\]\.bits is 'four': Expected int"),
@@ -207,7 +207,7 @@ def test_bad_recipes(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"method": "awq"}, "--method awq: choose one of"),
+        ({"method": "hqq"}, "--method hqq: choose one of"),
         ({"selection": "luck"}, "--selection luck"),
         ({"token_weight": "x"}, "--token-weight x"),
         ({"transforms": ("norm-scales", "spin")}, "--transforms spin: choose none, all or some of norm-scales, ffn-scales"),
