@@ -55,6 +55,7 @@ def test_what_a_method_needs_is_the_most_that_a_step_needs():
         "cmpq": Need.HESSIAN,
         "smoothquant": Need.HESSIAN,
         "awq": Need.HESSIAN,
+        "duquant": Need.HESSIAN,
         "outliertune": Need.HESSIAN,
         "outlier-suppression": Need.HESSIAN,
         "norm-tweaking": Need.LEARNING,
