@@ -22,7 +22,7 @@ from quantize.planning.allocation import Cost, allocate, smallest
 from quantize.planning.options import TABLES, quick_enough
 from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_method
 from quantize.planning.sensitivity import Sensitivity
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import Axis, TensorPlan
 
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -35,8 +35,9 @@ from quantize.grids import GRIDS, GridJson, grid_to_json
 from quantize.kinds import Kind, Wanted, is_store, kind_of, mistaken
 from quantize.model_config import is_linear, weight_name
 from quantize.outside import Count, Size
+from quantize.store.record import TensorRecord
 from quantize.store.schema import Dtype, FoundTurnJson, Shape, TensorName, TurnJson, Word, check_turns
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Axis
 
 if TYPE_CHECKING:

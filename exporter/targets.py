@@ -41,7 +41,8 @@ from quantize.grids import GRIDS
 from quantize.grids.int_affine import IntAffine, one_scale
 from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.grids.levels import Levels
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.record import TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.turn import Turn
 from quantize.types import Axis, Grid, RowOrder
 

@@ -39,7 +39,7 @@ from quantize.methods import ROUNDERS
 from quantize.model_config import is_linear
 from quantize.source.whole import build_model, logits
 from quantize.statistics.calibration import held_out_text, tokenize
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.turn import Rotation
 from quantize.types import F32, Array
 from runtime_checks.measure.kernel_bench import ACCURACY_LEVEL, ROWS, WIRE, form_session, interleaved, model_session, random_bytes

@@ -28,8 +28,9 @@ from quantize.model_config import HEAD, ModelConfig, named
 from quantize.progress import track
 from quantize.store.output_group import check_files, new_files
 from quantize.store.outputs import check_file, is_stream, new_file
+from quantize.store.record import TensorRecord
 from quantize.store.seal import OPEN, closed
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Axis, PlainTensor, QuantizedTensor
 
 DATA_SEAL, HEADER_SEAL = "adadim.sha256.data", "adadim.sha256.header"  # see docs/reference/gguf-adadim.md

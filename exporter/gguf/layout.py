@@ -15,7 +15,7 @@ from exporter.gguf.tokenizer import Metadata
 from quantize.errors import ExportError, asked
 from quantize.gguf.container import TensorInfo, Value, alignment_of, encode_header, encode_info, encode_values, padded
 from quantize.gguf.files import COUNT, NUMBER, TENSORS, TYPES
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 
 TARGET_KEY = "adadim.target"
 MAX_PARTS = 400  # each is open and locked until all are whole, and many systems let a process open 1,024 files

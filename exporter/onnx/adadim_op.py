@@ -13,7 +13,7 @@ from onnx import FunctionProto, TensorProto
 from exporter.onnx.tensors import Form, Planned, Span, Wire, as_type, node, planned_scale, site
 from exporter.onnx.tiles import pack_codes, pack_scales, pack_shared_zero_points, pack_zero_points
 from exporter.onnx_cost import tile_shapes
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 
 DOMAIN = "ai.adadim"

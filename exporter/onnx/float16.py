@@ -17,7 +17,8 @@ from quantize.blocks import per_code
 from quantize.checkpoint.floats import to_f32
 from quantize.errors import ExportError, asked
 from quantize.grids.int_affine import IntAffine
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.record import TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Array, PlainTensor, QuantizedTensor
 
 LIMIT = float(np.finfo(np.float16).max)

@@ -8,7 +8,7 @@ from functools import partial
 from onnx import NodeProto, TensorProto
 
 from exporter.onnx.tensors import Form, Planned, Span, Wire, as_type, node, site
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import PlainTensor, QuantizedTensor
 
 DATA_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16}

@@ -19,7 +19,7 @@ from exporter.onnx.tiles import pack_codes, pack_pairs, pack_scales
 from exporter.onnx_cost import tile_shapes
 from quantize.errors import ExportError
 from quantize.grids.levels import OWN, Levels
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import U8, Axis, QuantizedTensor
 
 OP_TYPE, FORM = "MatMulLevels", "matmul_levels"

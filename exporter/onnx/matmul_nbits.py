@@ -28,7 +28,7 @@ from exporter.onnx_cost import block_size, packed_size, stored_bits
 from quantize.activations import BLOCK
 from quantize.blocks import matrix
 from quantize.model_config import HEAD
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import FINE_BITS, Array, QuantizedTensor
 
 CONTRIB = "com.microsoft"

@@ -35,8 +35,9 @@ from quantize.model_config import EMBEDDING, HEAD, named, weight_name
 from quantize.onnx.moe import experts_of
 from quantize.onnx.template import INSIDE, external
 from quantize.outside import LARGEST
+from quantize.store.record import TensorRecord
 from quantize.store.seal import OPEN
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.types import Array, Axis
 
 BODIES = {MATMUL: adadim_function, LEVELS: levels_function, ROTATE: rotate_function}

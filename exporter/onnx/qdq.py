@@ -23,7 +23,7 @@ from exporter.onnx.sums import Summand
 from exporter.onnx.tensors import Form, Planned, Span, Wire, node, site
 from quantize.activations import Activation
 from quantize.errors import ExportError, asked
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import Array, QuantizedTensor
 
 MIDDLE = 128  # the code of 0 in a symmetric grid of bytes

@@ -20,7 +20,7 @@ from exporter.onnx.matmul_nbits import CONTRIB, Layout
 from exporter.onnx.tensors import Form, Planned, node, planned_scale, site, wide_scale
 from exporter.onnx_cost import packed_size, stack_bits, stack_block
 from quantize.onnx.moe import Experts, normalizes
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 
 ROUTER_WEIGHTS = 14  # the place of that input
 

@@ -30,7 +30,7 @@ from exporter.onnx.tensors import (
     wide_scale,
 )
 from exporter.onnx_cost import SPLIT_K_BLOCK, groups_per_mul, stored_bits
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import Array, QuantizedTensor
 
 

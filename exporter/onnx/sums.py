@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from onnx import NodeProto, TensorProto
 
 from exporter.onnx.tensors import Form, Planned, Wire, node, site
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 
 
 @dataclass(frozen=True)

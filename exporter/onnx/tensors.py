@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from quantize.grids.int_affine import IntAffine
 from quantize.grids.levels import Levels
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import U8, Array
 
 ITEM_BITS: dict[int, int] = {

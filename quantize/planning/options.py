@@ -16,7 +16,7 @@ from quantize.grids.int_affine import BITS
 from quantize.grids.levels import LEAST_GROUP, LEVEL_GRIDS
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.of_method import within
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.turn import Rotation
 from quantize.types import FINE_BITS, Axis, Grid, Target, TensorSpec
 

@@ -39,8 +39,8 @@ from quantize.rounding.rtn import rtn
 from quantize.statistics.by_template import check_gradients, check_passes
 from quantize.statistics.calibration import data_or_random, rank_poor
 from quantize.statistics.measured import Measured, Walk, blocks_of
+from quantize.store.record import TensorRecord
 from quantize.store.schema import CalibrationJson, Finite, SourceJson, Word, read_record
-from quantize.store.tensors import TensorRecord
 from quantize.turn import Rotation
 from quantize.types import F32, I64, Axis, InputStats, Target, TensorPlan
 from quantize.weight import turned

@@ -24,7 +24,8 @@ from quantize.run.task import weight_records
 from quantize.run.tuning import tuned, tuning_tokens
 from quantize.statistics.calibration import planned_coverage
 from quantize.statistics.measured import Measured
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.record import TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.store.writer import StoreWriter, write_headers
 from quantize.types import Axis, Target, TensorPlan
 

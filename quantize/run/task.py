@@ -15,7 +15,8 @@ from quantize.methods import METHODS, Around, after, before
 from quantize.model_config import part_name
 from quantize.steps.activations import ChooseActivation
 from quantize.steps.axis import ChooseAxis
-from quantize.store.tensors import Piece, TensorRecord
+from quantize.store.record import TensorRecord
+from quantize.store.tensors import Piece
 from quantize.turn import Rotation
 from quantize.types import F32, Axis, Grid, InputStats, PartPlan, PlainTensor, TensorPlan
 from quantize.weight import Part

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from quantize.architecture.families import expected_shapes
 from quantize.errors import shown
 from quantize.model_config import ModelSizes, is_linear, weight_name
+from quantize.store.record import TensorRecord
 from quantize.store.schema import PlanJson
-
-if TYPE_CHECKING:
-    from quantize.store.tensors import TensorRecord
 
 
 def disagreement(plan: PlanJson, records: list[TensorRecord], config: ModelSizes) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError
@@ -13,12 +12,10 @@ from quantize.block_turn import BlockTurn
 from quantize.errors import StoreError, shown
 from quantize.outside import sha256_of
 from quantize.store.arrays import READS, TURN, Held, load_arrays
+from quantize.store.record import TensorRecord
 from quantize.turn import Turn
 from quantize.types import PlainTensor, QuantizedTensor
 from quantize.weight import Part
-
-if TYPE_CHECKING:
-    from quantize.store.tensors import TensorRecord
 
 TENSORS = "tensors"  # the folder of their files
 CHANGED = "has changed since it was written: its sha256 is another"

@@ -15,29 +15,26 @@ A tensor that is larger than a decoder block is cut into several files by stored
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.activations import Activation
-from quantize.block_turn import FoundTurn
-from quantize.blocks import joined, matrix
+from quantize.blocks import joined
 from quantize.checkpoint.gguf_sizes import METADATA_ASSET, sizes_from_gguf
 from quantize.checkpoint.gguf_values import GgufValues
 from quantize.checkpoint.template import SKELETON_ASSET
 from quantize.errors import CheckpointError, StoreError, shown
 from quantize.gguf.container import parse_header
-from quantize.grids import grid_to_json
 from quantize.kinds import STORE_MARK, Wanted, is_store, mistaken
 from quantize.model_config import EMBEDDING, ModelConfig, ModelSizes, weight_name, with_ids_of
 from quantize.store.agreement import disagreement
 from quantize.store.chunks import CHANGED, held_turn, read_chunk
-from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlainJson, PlanJson, QuantizedJson, read_record
+from quantize.store.record import TensorRecord
+from quantize.store.schema import ASSET_DOOR, PLAN_DOOR, PlanJson, read_record
 from quantize.store.seal import holds
-from quantize.turn import Rotation, Turn
-from quantize.types import Axis, Grid, PlainTensor, Tensor
+from quantize.turn import Turn
+from quantize.types import PlainTensor, Tensor
 from quantize.weight import Index, Part, StoredWeight, divides
 
 if TYPE_CHECKING:
@@ -47,80 +44,6 @@ FORMAT = 1
 CONFIG_ASSET = "config.json"
 SEAL = "sha256"  # key of plan.json
 STRANGE = "is no part of the store"
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
-    of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
-    input channels, how many the weight has; else 0. ``turn``: of its input, or ``found_turn``: in data. ``activation``: what
-    rounds that, where not the runtime by itself; ``activation_loss``: in nats per token, of every word that was tried."""
-
-    name: str
-    shape: tuple[int, ...]
-    grid: Grid | None = None
-    dtype: str = "F32"
-    axis: Axis = Axis.PER_OC
-    rounder: str = ""
-    loss: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-    chunks: int = 0
-    sha256: tuple[str, ...] = ()
-    inputs: int = 0
-    turn: Rotation | None = None
-    found_turn: FoundTurn | None = None
-    activation: Activation | None = None
-    activation_loss: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def whole_shape(self) -> tuple[int, ...]:
-        """Of the weight that it is a part of."""
-        return (self.shape[0], self.inputs) if self.inputs else self.shape
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Of codes or values: transposed for PER_IC; codes of a stack of experts one below the other."""
-        if self.grid is not None:
-            rows, cols = matrix(self.shape)
-            return (rows, cols) if self.axis is Axis.PER_OC else (cols, rows)
-        return self.shape
-
-    def without_loss(self) -> TensorRecord:
-        """Of a chunk, whose loss is not the tensor's."""
-        return replace(self, loss={})
-
-    def longer(self, sha256: str) -> TensorRecord:
-        """With one chunk more, whose file has that digest."""
-        return replace(self, chunks=self.chunks + 1, sha256=(*self.sha256, sha256))
-
-    def uncut(self) -> TensorRecord:
-        """As before it was written."""
-        return replace(self, chunks=0, sha256=())
-
-    def to_json(self) -> dict[str, Any]:
-        """One JSON object; a plain tensor has no grid."""
-        out: dict[str, Any] = {"name": self.name, "shape": list(self.shape), "chunks": self.chunks}
-        if self.grid is None:
-            out["dtype"] = self.dtype
-        else:
-            out |= grid_to_json(self.grid) | {"axis": str(self.axis), "rounder": self.rounder, "loss": dict(self.loss)}
-        of_input = {"turn": self.turn, "found_turn": self.found_turn, "activation": self.activation}
-        told = {key: value.to_json() for key, value in of_input.items() if value is not None}
-        rest: dict[str, Any] = {"inputs": self.inputs, **told, "activation_loss": dict(self.activation_loss)}
-        rest |= {"note": self.note, "sha256": list(self.sha256)}
-        return out | {key: value for key, value in rest.items() if value}
-
-    @classmethod
-    def from_json(cls, raw: PlainJson | QuantizedJson) -> TensorRecord:
-        """The inverse of ``to_json``, of what ``read_record`` read."""
-        record = cls(raw.name, raw.shape, note=raw.note, chunks=raw.chunks, sha256=tuple(raw.sha256), inputs=raw.inputs)
-        if isinstance(raw, PlainJson):
-            return replace(record, dtype=raw.dtype)
-        loss = {str(axis): loss for axis, loss in raw.loss.items()}
-        of_input = {"turn": raw.turn, "found_turn": raw.found_turn, "activation": raw.activation}
-        made: dict[str, Any] = {key: value.make() for key, value in of_input.items() if value is not None}
-        record = replace(record, activation_loss=raw.activation_loss, **made)
-        return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss)
 
 
 Piece = tuple[Part, TensorRecord]

@@ -37,9 +37,10 @@ from quantize.store.arrays import READS, TURN
 from quantize.store.chunks import TENSORS, file_name, held_turn, holds_turn, read_chunk
 from quantize.store.output_place import PARTS
 from quantize.store.outputs import Unfinished, check_folder
+from quantize.store.record import TensorRecord
 from quantize.store.schema import read_record
 from quantize.store.seal import OPEN, closed
-from quantize.store.tensors import FORMAT, SEAL, Piece, TensorRecord
+from quantize.store.tensors import FORMAT, SEAL, Piece
 from quantize.types import PlainTensor
 from quantize.weight import Part, StoredWeight
 

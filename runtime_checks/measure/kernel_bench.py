@@ -24,7 +24,7 @@ from quantize.blocks import one_group
 from quantize.grids import make_grid
 from quantize.grids.levels import Levels
 from quantize.progress import track
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import F32, FINE_BITS, Axis
 
 SHAPES = ((576, 1536), (2048, 2048), (2048, 5632), (4096, 11008))  # K, N

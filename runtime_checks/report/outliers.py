@@ -16,7 +16,8 @@ from quantize.model_config import block_index, is_linear
 from quantize.progress import track
 from quantize.rounding.rtn import rtn
 from quantize.statistics.calibration import calibration_data
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.record import TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.types import F32, Axis, Grid
 
 CALIBRATION_TOKENS = 2048  # what an outlier channel is shows in a few sentences; a Hessian would need more

@@ -14,7 +14,7 @@ from exporter.onnx.tensors import Form
 from quantize import Axis, PlainTensor, QuantizedStore, QuantizedTensor, dequantize, open_checkpoint
 from quantize.blocks import to_blocks, to_rows
 from quantize.model_config import EMBEDDING, HEAD, ModelConfig
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.store.writer import StoreWriter
 from quantize.types import F32, Grid
 from quantize.weight import Part

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from exporter.onnx.adadim_op import adadim_function, matmul_adadim
 from exporter.onnx.tensors import Wire
 from quantize import Axis, dequantize, make_grid
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from tests.exporter.onnx_stores import one_node_model, rtn
 
 FLOAT_SUM = 1e-5  # two float32 summation orders over at most 100 products

@@ -15,7 +15,7 @@ from exporter.onnx.tiles import pack_pairs
 from exporter.onnx_cost import tile_bytes
 from quantize import Axis, QuantizedTensor, dequantize
 from quantize.errors import ExportError
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from tests.cases import LEVEL_GRIDS, grid_id
 from tests.exporter.onnx_stores import one_node_model, rtn
 

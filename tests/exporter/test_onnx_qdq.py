@@ -25,7 +25,7 @@ from quantize.activations import Activation
 from quantize.errors import ConfigError, ExportError, FileFormatError, StoreError
 from quantize.grids import make_grid
 from quantize.onnx.session import open_session
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 from quantize.types import Axis, QuantizedTensor
 from runtime_checks.checks.verify import steps_of, verify
 from runtime_checks.measure.evaluate import EvalOptions, evaluate

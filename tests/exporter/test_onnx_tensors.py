@@ -10,7 +10,7 @@ from exporter.onnx.split import split_form
 from exporter.onnx.tensors import Wire, pack_bits
 from exporter.onnx_cost import block_size, linear_bytes, linear_nodes, linear_seconds
 from quantize import Axis, make_grid
-from quantize.store.tensors import TensorRecord
+from quantize.store.record import TensorRecord
 
 ON_CONSTANTS = {"Cast", "Sub", "Mul zero", "Reshape zero", "Transpose", "Split scales", "Cast scale"}  # folded at load
 GOLDEN = [

@@ -21,8 +21,8 @@ from quantize.run.task import BlockTask, run_block
 from quantize.steps.activations import SHARES, ChooseActivation, Option, affordable, fit_static
 from quantize.steps.axis import ChooseAxis
 from quantize.steps.round import Round
+from quantize.store.record import TensorRecord
 from quantize.store.schema import PLAN_DOOR, read_record
-from quantize.store.tensors import TensorRecord
 from quantize.turn import Rotation
 from quantize.types import Axis, InputStats, RowOrder, TensorPlan
 from quantize.weight import weight_of as decoded

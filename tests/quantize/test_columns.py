@@ -25,7 +25,8 @@ from quantize.model_config import is_linear, part_name, weight_name
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.run.pipeline import planned_store
 from quantize.steps.columns import FloatColumns
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.record import TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.store.writer import StoreWriter
 from quantize.types import Axis, InputStats, PlainTensor, RowOrder, TensorPlan
 from quantize.weight import Part, weight_of

@@ -12,8 +12,9 @@ import pytest
 from quantize.errors import OutputError, StoreError
 from quantize.grids import make_grid
 from quantize.rounding.rtn import rtn
+from quantize.store.record import TensorRecord
 from quantize.store.schema import PLAN_DOOR, read_record
-from quantize.store.tensors import QuantizedStore, TensorRecord
+from quantize.store.tensors import QuantizedStore
 from quantize.store.writer import StoreWriter
 from quantize.types import Axis, PlainTensor, QuantizedTensor
 from quantize.weight import Part
