@@ -154,7 +154,12 @@ def measured(args: argparse.Namespace, case: Case | Activated) -> dict[str, Any]
             timed("eval", file, *against, "--weights-only")
             found = json.loads(report.read_text())
             if isinstance(case, Activated):
-                timed("eval", file, *against, *(() if case.activations == REAL else ("--activations", case.activations)))
+                timed(
+                    "eval",
+                    file,
+                    *against,
+                    *(() if case.activations == REAL else ("--weights-only", "--activations", case.activations)),
+                )
                 found = {"alone": found["kld"], **json.loads(report.read_text())}
         except RuntimeError as error:
             return {"error": str(error).replace(name, "")}
