@@ -16,6 +16,7 @@ import compare_sensitivities
 import compare_systems
 import compare_transforms
 import pytest
+from systems_activations import ROWS, activated_table
 from systems_claims import CLAIMS, LESS_AT_MORE, MORE_AT_LESS, claims_table, judged, what_pays
 
 from exporter.cli.main import main
@@ -158,6 +159,18 @@ def test_every_method_is_compared_and_a_refusal_is_a_row(model, text, tmp_path, 
     monkeypatch.setattr(sys, "argv", [*words, "--only", "higgs --grid hg4", "--bits", "4"])
     with pytest.raises(SystemExit, match="--only higgs --grid hg4: no row of that name; there are rtn-oc, "):
         compare_systems.cases(compare_systems.arguments())
+
+
+def test_rounded_activations_are_rows(model, text, tmp_path, monkeypatch):
+    """Simulated, and as the target has it; both beside what the weights alone lose."""
+    monkeypatch.setattr(sys, "argv", systems(model, text, tmp_path / "m.md", *FROM_CALIBRATION[:2]))
+    args, rows = compare_systems.arguments(), {}
+    for one in (one for one in ROWS if one.key in ("rtn-oc 4 a4-token", "rtn-oc 8 onnxruntime-w8a8")):
+        rows[one.key] = compare_systems.measured(args, one)
+        assert "error" not in rows[one.key], rows[one.key]
+        assert rows[one.key]["kld"] > rows[one.key]["alone"] > 0
+    made = [line for line in activated_table(rows) if line.startswith("| rtn-oc | ")]
+    assert [line.split(" | ")[1:3] for line in made] == [["8", "onnxruntime-w8a8"], ["4", "a4-token"]]
 
 
 def test_each_system_has_a_page_and_a_section_beside_the_others(monkeypatch):
