@@ -43,6 +43,7 @@ from runtime_checks.runtimes.runners import TorchRunner
 WIDTHS = (8, 4, 3, 2)  # of the int grid
 GROUP = 64
 FLOAT = "float"  # as it is
+SHARES = (-2.5, -0.5)  # powers of ten: how often a plan draws a site's grid, or a weight's width
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ def plans(known: Known, count: int, seed: int) -> list[Mixed]:
     rng, out = np.random.default_rng(seed), list[Mixed]()
     words, widths = [FLOAT, *ACTIVATIONS], [FLOAT, *map(str, WIDTHS)]
     for index in range(count):
-        dear, coarse = rng.uniform(0.05, 1.0, 2)
+        dear, coarse = 10.0 ** rng.uniform(*SHARES, 2)  # losses add up while they are small
         of_inputs, of_weights = dict[str, str](), dict[str, str]()
         for site in known.sites:
             word = str(rng.choice(words)) if rng.random() < dear else "a8-block32"
             of_inputs |= dict.fromkeys(site, word)
             of_weights |= {name: str(rng.choice(widths)) if rng.random() < coarse else "8" for name in site}
-        out.append(Mixed(f"{index}: {dear:.2f} of inputs, {coarse:.2f} of weights drawn", of_weights, of_inputs))
+        out.append(Mixed(f"{index}: {dear:.3f} of inputs, {coarse:.3f} of weights drawn", of_weights, of_inputs))
     return out
 
 
