@@ -34,7 +34,7 @@ from exporter.onnx_cost import (
     tile_bytes,
     turn_seconds,
 )
-from quantize.activations import ACTIVATIONS, BLOCK, RUNTIMES, Scope
+from quantize.activations import ACTIVATIONS, BLOCK, IN_BLOCKS, STATIC, Scope
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
@@ -49,7 +49,7 @@ from quantize.types import Axis, Grid, RowOrder
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
 LEVELS_TARGET = "onnxruntime+adadim"
-STATIC_TARGET, STATIC_ACTIVATIONS = "onnxruntime-w8a8", ("a8-tensor", RUNTIMES)
+STATIC_TARGET, STATIC_ACTIVATIONS = "onnxruntime-w8a8", (STATIC, IN_BLOCKS)
 # Where rows are no multiple of 256: the next larger block of 32, as llama-quantize chooses it.
 GGML_FALLBACKS = dict.fromkeys(("q2_k", "q3_k", "iq4_xs", *(grid.name for grid in LATTICE_GRIDS)), "iq4_nl") | {
     "q4_k": "q5_0",

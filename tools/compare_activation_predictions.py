@@ -16,22 +16,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from compare_predictions import divergence, rank_correlation
 from threadpoolctl import threadpool_limits
 
 from exporter.cli.values import positive
 from quantize import DataSpec, dequantize, open_checkpoint
-from quantize.activations import ACTIVATIONS, Activation
+from quantize.activations import ACTIVATIONS, IN_BLOCKS, Activation
 from quantize.checkpoint import Checkpoint
 from quantize.grids import make_grid
 from quantize.loss import activation_loss, output_loss
 from quantize.methods import ROUNDERS
 from quantize.progress import track
-from quantize.source import build_model, measure_curvature, walk_blocks
+from quantize.source import build_model, measure_curvature, round_inputs, walk_blocks
 from quantize.statistics.calibration import calibration_data, load_text
 from quantize.types import F32, Axis, InputStats
 from quantize.workers import in_threads
@@ -108,7 +106,7 @@ def plans(known: Known, count: int, seed: int) -> list[Mixed]:
         dear, coarse = 10.0 ** rng.uniform(*SHARES, 2)  # losses add up while they are small
         of_inputs, of_weights = dict[str, str](), dict[str, str]()
         for site in known.sites:
-            word = str(rng.choice(words)) if rng.random() < dear else "a8-block32"
+            word = str(rng.choice(words)) if rng.random() < dear else IN_BLOCKS
             of_inputs |= dict.fromkeys(site, word)
             of_weights |= {name: str(rng.choice(widths)) if rng.random() < coarse else "8" for name in site}
         out.append(Mixed(f"{index}: {dear:.3f} of inputs, {coarse:.3f} of weights drawn", of_weights, of_inputs))
@@ -124,19 +122,9 @@ def mixed_runner(source: Checkpoint, plan: Mixed, known: Known) -> TorchRunner:
 
     values = dict(zip(source.specs, in_threads(weight_of, source.specs), strict=True))
     model = build_model(source.config, values.__getitem__, source.tied)
-    for name, word in plan.inputs.items():
-        if word != FLOAT:
-            model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(rounding(known.fitted[name][word]))
+    rounded_ones = {name: known.fitted[name][word] for name, word in plan.inputs.items() if word != FLOAT}
+    round_inputs(model, {name.removesuffix(".weight"): one.round for name, one in rounded_ones.items()})
     return TorchRunner(model, DECODED)
-
-
-def rounding(activation: Activation) -> Any:  # noqa: ANN401 - torch has no name for it
-    """A hook for a module's input."""
-
-    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
-        return torch.from_numpy(activation.round(args[0].numpy())), *args[1:]
-
-    return hook
 
 
 def main(args: argparse.Namespace) -> None:

@@ -47,7 +47,7 @@ def methods_report() -> dict[str, list[dict[str, Any]]]:
             for name, target in TARGETS.items()
             if any(name in held[axis] for axis in axes)
             and not (method.leaves_parts and target.lacks_parts)
-            and not (method.lacks_turns(target))
+            and not method.lacks_turns(target)
         ]
         kind = f"{method.kind}, {_axes(axes)}"
         paper = method.paper if axes == (Axis.PER_OC,) else f"{method.paper}; AdaDim, arXiv 2309.15531"

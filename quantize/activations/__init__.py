@@ -5,7 +5,7 @@ A name is the bits and what shares a scale: ``a8-block32``, ``a8-token``, ``a8-t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ BITS = (8, 6, 4)
 ACTIVATIONS: dict[str, ActivationGrid] = {
     f"a{bits}-{kind.scope}": kind(bits) for bits in BITS for kind in (Blocks, Tokens, Whole)
 }
-RUNTIMES = "a8-block32"  # what MatMulNBits at accuracy level 4 and llama.cpp do by themselves
+STATIC = "a8-tensor"  # what QuantizeLinear does
+IN_BLOCKS = "a8-block32"  # what llama.cpp does by itself, and at level 4 MatMulNBits whose weights are in such blocks
+Rounding = Callable[[F32], F32]  # of F32[..., IC]
 
 
 @dataclass(frozen=True)
@@ -72,4 +74,4 @@ class Clipped:
         return rounded
 
 
-__all__ = ["ACTIVATIONS", "BITS", "BLOCK", "RUNTIMES", "Activation", "ActivationGrid", "Clipped", "Scope"]
+__all__ = ["ACTIVATIONS", "BITS", "BLOCK", "IN_BLOCKS", "STATIC", "Activation", "ActivationGrid", "Clipped", "Rounding", "Scope"]

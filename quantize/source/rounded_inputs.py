@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from quantize.types import F32
-
-Rounding = Callable[[F32], F32]
+from quantize.activations import Rounding
 
 
 def round_inputs(model: nn.Module, roundings: Mapping[str, Rounding]) -> None:

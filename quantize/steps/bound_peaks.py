@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from quantize.activations import Activation
+from quantize.activations import STATIC, Activation
 from quantize.block import Block, Kit
 from quantize.blocks import dequantize
 from quantize.fold import Fold
@@ -26,7 +26,6 @@ from quantize.transforms.places import Place, Places, ffn_places, norm_places, v
 from quantize.types import F32
 from quantize.workers import in_threads
 
-STATIC = "a8-tensor"  # how inputs are rounded
 THRESHOLDS = 40
 
 

@@ -19,6 +19,7 @@ from exporter.onnx.matmul_nbits import CONTRIB, matmul_nbits
 from exporter.onnx.qdq import Inputs, static_linear
 from exporter.onnx.sums import Summand
 from exporter.onnx.tensors import Form, Planned, Wire
+from quantize.activations import STATIC as STATIC_INPUT
 from quantize.activations import Activation
 from quantize.blocks import one_group
 from quantize.grids import make_grid
@@ -90,7 +91,7 @@ def _form(shape: tuple[int, int], kind: str, bits: int, axis: Axis) -> Form:
 def _static_form(shape: tuple[int, int]) -> Form:
     """A linear of K x N with what rounds its input."""
     grid = make_grid("int", FINE_BITS, one_group(shape[0], GROUP_SIZE), symmetric=True)
-    record = TensorRecord("linear.weight", shape[::-1], grid, activation=Activation("a8-tensor", scale=0.02, zero_point=128))
+    record = TensorRecord("linear.weight", shape[::-1], grid, activation=Activation(STATIC_INPUT, scale=0.02, zero_point=128))
     inputs = Inputs()
     part, rounding = inputs.before(Summand(record, WIRE, WIRE.x))
     form = static_linear(record, part.wire)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from quantize.activations import Activation
+from quantize.activations import STATIC, Activation, Rounding
 from quantize.activations.grids import Blocks
 from quantize.types import F32
 from quantize.weight import Index
@@ -15,8 +14,6 @@ from runtime_checks.reference.onnx_tensor import OnnxTensor
 from runtime_checks.reference.onnx_turn import Turn
 
 ROUNDING_LEVEL, ROUNDED_BITS = 4, 8  # what MatMulNBits reads, in blocks as long as its weights'
-STATIC = "a8-tensor"  # what QuantizeLinear does
-Rounding = Callable[[F32], F32]
 
 
 @dataclass(frozen=True, eq=False)

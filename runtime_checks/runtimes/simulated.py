@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from quantize.activations import ACTIVATIONS, Activation, Clipped
+from quantize.activations import ACTIVATIONS, Activation, Clipped, Rounding
 from quantize.activations.rules import CLIPS, FILE, Rules
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from quantize.finetune import read_clips
 from quantize.model_config import ModelSizes, is_linear
 from runtime_checks.runtimes.decoded import DECODED, decoded_model
 from runtime_checks.runtimes.exported import open_exported
-from runtime_checks.runtimes.reading import Reading, Rounding
+from runtime_checks.runtimes.reading import Reading
 from runtime_checks.runtimes.runners import Runner, TorchRunner
 
 
