@@ -16,7 +16,7 @@ import compare_sensitivities
 import compare_systems
 import compare_transforms
 import pytest
-from systems_activations import ROWS, activated_table
+from systems_activations import activated_table
 from systems_claims import CLAIMS, LESS_AT_MORE, MORE_AT_LESS, claims_table, judged, what_pays
 
 from exporter.cli.main import main
@@ -125,8 +125,9 @@ def systems(model, text, out, *more):
 def test_systems_are_compared_one_after_the_other(model, text, tmp_path, monkeypatch, capsys):
     """A second run makes what is missing and nothing else; what is refused is a row; other questions are not mixed in."""
     out, group = tmp_path / "methods.md", "rtn-oc --symmetric --group-size 128"
-    for only, bits in (("finequant", "4"), (f"finequant,{group}", "4,2")):
-        words = systems(model, text, out, "--only", only, "--bits", bits, "--target", "onnxruntime")
+    for only, bits in ((("finequant",), "4"), (("finequant", group), "4,2")):
+        named = [word for name in only for word in ("--only", name)]
+        words = systems(model, text, out, *named, "--bits", bits, "--target", "onnxruntime")
         monkeypatch.setattr(sys, "argv", words)
         compare_systems.main(compare_systems.arguments(), words[1:])
     made = re.findall(r"^\| ([^|]+) \| (\d) \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE)
@@ -155,19 +156,26 @@ def test_every_method_is_compared_and_a_refusal_is_a_row(model, text, tmp_path, 
     assert {"cmpq 2.5", "higgs --grid hg2 2", "higgs --rounder gptq --grid hg3 3"} < {case.key for case in every}
     assert {rival for claim in CLAIMS for rival in (claim.row, *claim.rivals)} < {case.key for case in every}
     refused = next(case for case in every if case.name == "rtn-ic")
-    assert "cannot hold per-IC groups" in compare_systems.line(refused, compare_systems.measured(args, refused))
+    assert "cannot hold per-IC groups" in compare_systems.line(refused, compare_systems.measured(args, [refused])[refused.key])
     monkeypatch.setattr(sys, "argv", [*words, "--only", "higgs --grid hg4", "--bits", "4"])
     with pytest.raises(SystemExit, match="--only higgs --grid hg4: no row of that name; there are rtn-oc, "):
         compare_systems.cases(compare_systems.arguments())
 
 
 def test_rounded_activations_are_rows(model, text, tmp_path, monkeypatch):
-    """Simulated, and as the target has it; both beside what the weights alone lose."""
+    """Simulated, and as the target has it; both beside what the weights alone lose. Several of one file, which is made once."""
     monkeypatch.setattr(sys, "argv", systems(model, text, tmp_path / "m.md", *FROM_CALIBRATION[:2]))
     args, rows = compare_systems.arguments(), {}
-    for one in (one for one in ROWS if one.key in ("rtn-oc 4 a4-token", "rtn-oc 8 onnxruntime-w8a8")):
-        rows[one.key] = compare_systems.measured(args, one)
-        assert "error" not in rows[one.key], rows[one.key]
+    wanted = [
+        one for one in compare_systems.cases(args) if one.key in ("rtn-oc 4", "rtn-oc 4 a4-token", "rtn-oc 8 onnxruntime-w8a8")
+    ]
+    files = compare_systems.of_one_file(args, wanted)
+    assert sorted(map(len, files)) == [1, 2]
+    for alike in files:
+        rows |= compare_systems.measured(args, alike)
+    assert not [row for row in rows.values() if "error" in row]
+    assert rows["rtn-oc 4 a4-token"]["alone"] == rows["rtn-oc 4"]["kld"] and "alone" not in rows["rtn-oc 4"]
+    for one in (one for one in wanted if one.key != "rtn-oc 4"):
         assert rows[one.key]["kld"] > rows[one.key]["alone"] > 0
     made = [line for line in activated_table(rows) if line.startswith("| rtn-oc | ")]
     assert [line.split(" | ")[1:3] for line in made] == [["8", "onnxruntime-w8a8"], ["4", "a4-token"]]

@@ -7,7 +7,7 @@ half of each chunk of TEXT. Rows are kept in OUT.json beside OUT as they are mad
 of all of them, whatever ``--only`` made. What is refused is a row too. From the rows follow what pays, and whether what the
 papers say holds (``systems_claims.py``).
 
-usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out OUT.md [--bits 2,3,4] [--target T] [--only ROW,ROW]
+usage: compare_systems.py SOURCE TEXT --calibration TEXT2 --out OUT.md [--bits 2,3,4] [--target T] [--only ROW]...
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import ceil, floor
 from pathlib import Path
@@ -41,6 +41,7 @@ HEAD = (
     "| row | bits | KL, nats/token | perplexity | same favourite | linears, bits | file, bits | file, MB | CPU, s | memory, MB |"
 )
 MB = 1e6
+TOLD = ("kld", "alone", "ppl", "source_ppl", "top1", "bytes")  # of what `adadim eval` says
 PLAIN = tuple(word for word in WORDS if not read_word(word).method.axes)  # a rounder and an axis
 PAGES = Path(__file__).parent.parent / "docs" / "methods"
 ONNX_ALONE = {"--float-columns", "--group-size"}
@@ -93,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=widths, default=(2, 3, 4), help="(default: 2,3,4)")
     parser.add_argument("--target", type=target_named, choices=tuple(TARGETS), default="onnxruntime+adadim")
     parser.add_argument(
-        "--only", type=lambda word: tuple(word.split(",")), help="rows by name, or by name and width (default: every one)"
+        "--only", action="append", metavar="ROW", help="by name, or by name and width; may be repeated (default: every one)"
     )
     parser.add_argument("--chunks", type=positive, default=16, help="of 512 tokens (default: 16)")
     return parser.parse_args()
@@ -119,7 +120,7 @@ def cases(args: argparse.Namespace) -> list[Case | Activated]:
     unknown = set(args.only or ()) - {word for case in every for word in (case.name, case.key)}
     if unknown:
         known = ", ".join(dict.fromkeys(case.name for case in every))
-        raise SystemExit(f"--only {','.join(sorted(unknown))}: no row of that name; there are {known}")
+        raise SystemExit(f"--only {' --only '.join(sorted(unknown))}: no row of that name; there are {known}")
     return [case for case in every if args.only is None or not {case.name, case.key}.isdisjoint(args.only)]
 
 
@@ -138,36 +139,47 @@ def timed(*words: object) -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024.0
 
 
-def measured(args: argparse.Namespace, case: Case | Activated) -> dict[str, Any]:
-    """One row. What is refused, or fails, is its ``error``."""
-    target = case.target if isinstance(case, Activated) else args.target
+def target_for(args: argparse.Namespace, case: Case | Activated) -> str:
+    """Of its file."""
+    return case.target if isinstance(case, Activated) else str(args.target)
+
+
+def measured(args: argparse.Namespace, alike: Sequence[Case | Activated]) -> dict[str, dict[str, Any]]:
+    """By key the rows of one file. What is refused, or fails, is their ``error``."""
+    first, target = alike[0], target_for(args, alike[0])
     kind = TARGETS[target].writer
     more = [] if args.calibration_tokens is None else ["--calibration-tokens", args.calibration_tokens]
     with TemporaryDirectory() as name:
         folder = Path(name)
         store, file, report = folder / "store", folder / ("model.gguf" if kind == "gguf" else "onnx"), folder / "eval.json"
-        options = ["--target", target, "--bits", case.bits, "--calibration", args.calibration, *more]
+        options = ["--target", target, "--bits", first.bits, "--calibration", args.calibration, *more]
         try:
-            seconds, memory = timed("quantize", args.source, "--out", store, *options, "--method", *case.name.split())
+            seconds, memory = timed("quantize", args.source, "--out", store, *options, "--method", *first.name.split())
             timed("export", kind, store, "--out", file)
             against = ["--source", args.source, "--text", args.text, "--chunks", args.chunks, "--json", report, "--force"]
             timed("eval", file, *against, "--weights-only")
-            found = json.loads(report.read_text())
-            if isinstance(case, Activated):
-                timed(
-                    "eval",
-                    file,
-                    *against,
-                    *(() if case.activations == REAL else ("--weights-only", "--activations", case.activations)),
-                )
-                found = {"alone": found["kld"], **json.loads(report.read_text())}
+            alone, rows = json.loads(report.read_text()), dict[str, dict[str, Any]]()
+            for case in alike:
+                rows[case.key] = alone
+                if isinstance(case, Activated):
+                    how = () if case.activations == REAL else ("--weights-only", "--activations", case.activations)
+                    timed("eval", file, *against, *how)
+                    rows[case.key] = {**json.loads(report.read_text()), "alone": alone["kld"]}
         except RuntimeError as error:
-            return {"error": str(error).replace(name, "")}
+            return {case.key: {"error": str(error).replace(name, "")} for case in alike}
         inspected = subprocess.run([*COMMAND, "inspect", str(file), "--json"], check=True, capture_output=True, text=True)
         totals = json.loads(inspected.stdout)["totals"]
-    kept = {key: found[key] for key in ("kld", "alone", "ppl", "source_ppl", "top1", "bytes") if key in found}
-    bits = {"bits_per_weight": totals["bits_per_weight"], "file_bits": 8 * found["bytes"] / totals["weights"]}
-    return {**kept, **bits, "seconds": seconds, "memory": memory}
+    bits = {"bits_per_weight": totals["bits_per_weight"], "file_bits": 8 * alone["bytes"] / totals["weights"]}
+    made = {**bits, "seconds": seconds, "memory": memory}
+    return {key: {**{name: row[name] for name in TOLD if name in row}, **made} for key, row in rows.items()}
+
+
+def of_one_file(args: argparse.Namespace, wanted: Iterable[Case | Activated]) -> list[list[Case | Activated]]:
+    """Those that are measured of the same file, together."""
+    files = dict[tuple[str, float, str], list[Case | Activated]]()
+    for case in wanted:
+        files.setdefault((case.name, case.bits, target_for(args, case)), []).append(case)
+    return list(files.values())
 
 
 def line(case: Case, row: Row) -> str:
@@ -215,7 +227,7 @@ def section(method: Row, own: Sequence[Case], rows: Mapping[str, Row]) -> list[s
 
 
 def main(args: argparse.Namespace, words: Sequence[str]) -> None:
-    """Make the rows that are missing, one at a time, and the page."""
+    """Make the rows that are missing, one file at a time, and the page."""
     kept = args.out.with_name(args.out.name + ".json")
     asked = {key: str(getattr(args, key)) for key in ("source", "text", "calibration", "calibration_tokens", "target", "chunks")}
     if args.out.exists() and not kept.exists():
@@ -225,12 +237,12 @@ def main(args: argparse.Namespace, words: Sequence[str]) -> None:
         raise SystemExit(f"{kept}: has rows of another command, {known['asked']}; name another --out, or remove it")
     whole = [word for before, word in pairwise(["", *words]) if "--only" not in (before, word.partition("=")[0])]
     command = shlex.join(["python", "tools/compare_systems.py", *whole])
-    for case in cases(args):
-        if case.key not in known["rows"]:
-            known["rows"][case.key] = measured(args, case)
-            said = line_of(case, known["rows"][case.key]) if isinstance(case, Activated) else line(case, known["rows"][case.key])
-            print(said, flush=True)
-            write(kept, json.dumps(known, indent=1))
+    for alike in of_one_file(args, (case for case in cases(args) if case.key not in known["rows"])):
+        rows = measured(args, alike)
+        for case in alike:
+            print(line_of(case, rows[case.key]) if isinstance(case, Activated) else line(case, rows[case.key]), flush=True)
+        known["rows"] |= rows
+        write(kept, json.dumps(known, indent=1))
     write(args.out, page(args, known["rows"], command))
 
 

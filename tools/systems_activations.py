@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 Row = Mapping[str, Any]
 
 STATIC = "onnxruntime-w8a8"
-TURNS, STOCK = "onnxruntime+adadim", "onnxruntime"
+TURNS = "onnxruntime+adadim"
 REAL = "as the target has it"
 TOKEN_4, TOKEN_6 = "a4-token", "a6-token"
 DOWN_8 = f"{TOKEN_4},*.down_proj=a8-token"
@@ -50,9 +50,8 @@ ROWS = (
             "duquant --rounder gptq",
         )
     ),
-    Activated("quik", 4, TOKEN_4, STOCK),
-    *(Activated(name, 4, DOWN_8, STOCK) for name in ("quik", "gptq-oc")),
-    *(Activated(name, 4, DOWN_8) for name in ("higgs --rounder gptq", "duquant --rounder gptq")),
+    Activated("quik", 4, TOKEN_4),
+    *(Activated(name, 4, DOWN_8) for name in ("quik", "gptq-oc", "higgs --rounder gptq", "duquant --rounder gptq")),
 )
 
 
