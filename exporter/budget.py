@@ -10,15 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from exporter.file_size import at_least
-from exporter.onnx_cost import gather_bytes
+from exporter.onnx_cost import SECONDS_PER_BYTE, gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
+from quantize.activations import IN_BLOCKS
 from quantize.checkpoint import Checkpoint
 from quantize.config import GridSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked
 from quantize.gguf.container import padded
 from quantize.methods import read_word
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.planning.allocation import Cost, allocate, smallest
+from quantize.planning.allocation import Cost, allocate, allocate_in_time, smallest
 from quantize.planning.options import TABLES, quick_enough
 from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_method
 from quantize.planning.sensitivity import Sensitivity
@@ -79,7 +80,7 @@ class Allocator:
         costs = [[Cost(self._bytes(record), record.loss[record.axis]) for record in records] for records in options]
 
         def attempt(allowed: int) -> _Attempt:
-            choice = allocate(costs, max(allowed, smallest(costs)))
+            choice = self._choice(options, costs, max(allowed, smallest(costs)))
             picked = [costs[tensor][i] for tensor, i in enumerate(choice)]
             plan = self._model_plan([options[tensor][i] for tensor, i in enumerate(choice)])
             return _Attempt(plan, self.file_size(plan), sum(cost.bytes for cost in picked), sum(cost.loss for cost in picked))
@@ -121,6 +122,23 @@ class Allocator:
                 out[name] = [*held, TensorRecord(name, spec.shape, dtype=as_floats(spec).dtype, loss={Axis.PER_OC: 0.0})]
         return out
 
+    def _choice(self, options: list[list[TensorRecord]], costs: list[list[Cost]], budget: int) -> list[int]:
+        """Where a scale of the input is quicker than what the runtime does, seconds count too."""
+        if not self.target.activations:
+            return allocate(costs, budget)
+        seconds = [[self._seconds(record) for record in records] for records in options]
+        return allocate_in_time(costs, seconds, budget, self.config.max_slowdown)
+
+    def _seconds(self, record: TensorRecord) -> float:
+        """Estimated, of a linear and one row decoded and one of a prompt; embedding and head are left out."""
+        if record.name in TABLES:
+            return 0.0
+        if record.grid is None:
+            return SECONDS_PER_BYTE * FLOAT_BYTES["F32"] * record.shape[0] * record.shape[1]
+        word = IN_BLOCKS if record.activation is None else record.activation.name
+        decoded = self.target.decode_cost(record.grid, record.axis, record.shape)
+        return decoded + self.target.rounding_cost(word, record.shape)
+
     def _bytes(self, record: TensorRecord) -> int:
         """In the file, padding and graph included as far as they are the tensor's own."""
         shape = (record.shape[0], record.shape[1])
@@ -143,7 +161,10 @@ class Allocator:
         for record in chosen:
             grids = {} if record.grid is None else {record.axis: record.grid}
             own = table_method(record.grid, self.config) if record.name in TABLES and record.grid is not None else method
-            plans[record.name] = TensorPlan(record.name, record.shape, grids, own, record.dtype, turn=record.turn)
+            words = () if record.activation is None else (record.activation.name,)
+            plans[record.name] = TensorPlan(
+                record.name, record.shape, grids, own, record.dtype, turn=record.turn, activations=words
+            )
         return ModelPlan(self.config, self.target, list(plans.values()))
 
 

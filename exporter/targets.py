@@ -6,9 +6,7 @@
 | gguf-adadim         | ggml blocks                   | ggml blocks of the transposed weight                       |
 | onnxruntime         | one MatMulNBits               | one MatMulNBits per group of output channels (split form)  |
 | onnxruntime+adadim  | one MatMulAdaDim, MatMulLevels| one MatMulAdaDim, MatMulLevels for single levels           |
-| onnxruntime-w8a8    | MatMul between QuantizeLinear | no: a MatMul of integers has one scale an output channel   |
-|                     | and DequantizeLinear, or one  |                                                            |
-|                     | MatMulNBits                   |                                                            |
+| onnxruntime-w8a8    | MatMul of QDQ, or MatMulNBits | no: a MatMul of integers has one scale an output channel   |
 
 Turned inputs: by a Rotation onnxruntime+adadim alone (RotateAdaDim), by a BlockTurn both of ONNX. Stacks of experts: in ONNX one
 QMoE of two of them, PER_OC alone.
@@ -17,6 +15,7 @@ QMoE of two of them, PER_OC alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from exporter.onnx_cost import (
@@ -26,6 +25,7 @@ from exporter.onnx_cost import (
     SECONDS_PER_WEIGHT_IN_BLOCKS,
     SMALLEST_STACK_BLOCK,
     STATIC_NODES,
+    block_size,
     linear_bytes,
     linear_nodes,
     linear_seconds,
@@ -34,7 +34,8 @@ from exporter.onnx_cost import (
     tile_bytes,
     turn_seconds,
 )
-from quantize.activations import ACTIVATIONS, BLOCK, IN_BLOCKS, STATIC, Scope
+from quantize.activations import ACTIVATIONS, BLOCK, IN_BLOCKS, STATIC, Rounding, Scope
+from quantize.activations.grids import Blocks
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
 from quantize.grids import GRIDS
@@ -44,7 +45,7 @@ from quantize.grids.levels import Levels
 from quantize.store.record import TensorRecord
 from quantize.store.tensors import QuantizedStore
 from quantize.turn import Turn
-from quantize.types import Axis, Grid, RowOrder
+from quantize.types import FINE_BITS, Axis, Grid, RowOrder
 
 GGML_DEFAULT_GRIDS = {2: "q2_k", 3: "q3_k", 4: "q4_0", 5: "q5_0", 8: "q8_0"}
 GGML_BLOCK = 32
@@ -132,6 +133,9 @@ class GgufTarget:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
         assert turn is None, self.lacks_turns
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
+
+    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> None:
+        """No plan weighs what llama.cpp does."""
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
         """llama.cpp rounds as it does."""
@@ -225,6 +229,12 @@ class OnnxTarget:
         if self.split:
             return linear_seconds(grid, axis, matrix(shape)) + own
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE + own
+
+    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Rounding | None:
+        """To bytes in blocks as long as MatMulNBits' own, at accuracy level 4."""
+        if not self.activations:
+            return None
+        return partial(Blocks(FINE_BITS, block_size(grid, shape[-1])).round, params={})
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
         """Blocks of activations want a scale of the weights for each, and in a prompt longer than integers of one scale."""

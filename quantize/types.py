@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.activations import Rounding
 from quantize.formula import Formula
 from quantize.inputs import Inputs
 from quantize.turn import Turn
@@ -227,8 +228,7 @@ class QuantizedTensor:
     @property
     def shape(self) -> tuple[int, int]:
         """(OC, IC), whatever the axis."""
-        rows, cols = self.codes.shape
-        return (rows, cols) if self.axis is Axis.PER_OC else (cols, rows)
+        return self.codes.shape[:: 1 if self.axis is Axis.PER_OC else -1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,8 +270,7 @@ class Target(Protocol):
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """Words of ACTIVATIONS of which each linear of a decoder block that is bytes under one scale a row takes one; () where
-        the runtime does as it does. The first is the one whose bytes a plan counts."""
+        """Words of ACTIVATIONS for linears that are bytes under one scale a row: the first has the bytes that plans count."""
 
     @property
     def lacks_turns(self) -> str | None:
@@ -293,6 +292,9 @@ class Target(Protocol):
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Turn | None = None) -> float:
         """Estimated seconds to multiply one row of activations, turned before."""
+
+    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Rounding | None:
+        """What the runtime does to F32[..., IC] before such a weight multiplies it, where plans weigh that; else None."""
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
         """Estimated seconds more, of a row decoded and one of a prompt, where the input is rounded so, a word of ACTIVATIONS."""

@@ -82,11 +82,6 @@ def size_plans(
     check_free(config)
     source = measured.source
     target, size = TARGETS[target_name], partial(planned_size, args, source)
-    if target.activations:
-        raise ConfigError(
-            f"--target {target_name}: what its file takes follows from data, not from a size that is asked for; drop the size, "
-            "or choose --target onnxruntime"
-        )
     if args.sensitivity is None:
         Allocator(source, config, target, possible(source, target, config), size).plan(min(goals))  # before the work
         sensitivity = measure_sensitivity(measured, config, target)

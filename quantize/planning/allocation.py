@@ -1,4 +1,5 @@
-"""One option for each tensor: the least total loss within a number of bytes, exactly (a multiple-choice knapsack).
+"""One option for each tensor: the least total loss within a number of bytes, exactly (a multiple-choice knapsack);
+and within a number of seconds too, by a price of them.
 
 A price per byte bounds every choice within the budget: ``sum(loss) >= sum(min(loss + price * bytes)) - price * budget``. At
 the price of the last step that a greedy answer takes, this bound lies close below that answer. So one tensor after another
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+DOUBLINGS, PRICES = 40, 1000  # of a price of a second until it is enough; of it, how finely it is found
 ROUNDING = 1e-12  # of what is added up: sums in another order must not cut off the best choice
 
 
@@ -48,6 +50,40 @@ def allocate(options: Sequence[Costs], budget: int) -> list[int]:
     room = limit - sum(min(values.values()) for values in priced)
     near = [[i for i, value in values.items() if value - min(values.values()) <= room] for values in priced]
     return _search(options, near, (budget, price, limit))
+
+
+def allocate_in_time(options: Sequence[Costs], seconds: Sequence[Sequence[float]], budget: int, slowdown: float) -> list[int]:
+    """``allocate`` that takes no more than ``slowdown`` times the ``seconds`` of the quickest choice within ``budget`` bytes.
+
+    By the least price of a second that comes to that, within a part in a thousand: no other choice as quick loses less, but for
+    those that lie between two prices.
+    """
+
+    def at(price: float, worth: float = 1.0) -> tuple[list[int], float]:
+        priced = [
+            [Cost(cost.bytes, worth * cost.loss + price * own) for cost, own in zip(costs, times, strict=True)]
+            for costs, times in zip(options, seconds, strict=True)
+        ]
+        choice = allocate(priced, budget)
+        return choice, sum(times[i] for times, i in zip(seconds, choice, strict=True))
+
+    quickest, least = at(1.0, worth=0.0)
+    bound = slowdown * least * (1 + ROUNDING)
+    choice, taken = at(0.0)
+    if taken <= bound:
+        return choice
+    low, high, best = 0.0, sum(max(cost.loss for cost in costs) for costs in options) / taken, quickest
+    for _ in range(DOUBLINGS):
+        choice, taken = at(high)
+        if taken <= bound:
+            best = choice
+            break
+        low, high = high, 2 * high
+    while high - low > high / PRICES:
+        price = (low + high) / 2
+        choice, taken = at(price)
+        low, high, best = (low, price, choice) if taken <= bound else (price, high, best)
+    return best
 
 
 def _undominated(costs: Costs) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a tensor may become where a file's size decides: grids on axes, and levels of turned weights.
+"""What a tensor may become where a file's size decides: grids on axes, levels of turned weights, products of integers.
 
 Levels are made for weights of a normal distribution, which turned ones look like (arXiv 2411.17525): a scale a row is enough.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
+from quantize.activations import ACTIVATIONS, Activation
 from quantize.blocks import one_group
 from quantize.checkpoint import Checkpoint
-from quantize.config import TABLE_BITS
+from quantize.config import GROUP_SIZES, TABLE_BITS
 from quantize.grids import BLOCK_GRIDS, make_grid
-from quantize.grids.int_affine import BITS
+from quantize.grids.int_affine import BITS, one_scale
 from quantize.grids.levels import LEAST_GROUP, LEVEL_GRIDS
-from quantize.model_config import EMBEDDING, HEAD
+from quantize.model_config import EMBEDDING, HEAD, block_index
 from quantize.planning.of_method import within
 from quantize.store.record import TensorRecord
 from quantize.turn import Rotation
@@ -44,7 +45,7 @@ def options_of(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord
     for grid, axis in fitting:
         most[like(grid, axis)] = max(most.get(like(grid, axis), 0), grid.bits)
     plain = [TensorRecord(spec.name, shape, grid, axis=axis) for grid, axis in fitting if grid.bits == most[like(grid, axis)]]
-    return plain + turned_options(spec, target, seed)
+    return [one for one in plain if not _static(one, target)] + turned_options(spec, target, seed) + static_options(spec, target)
 
 
 def turned_options(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord]:
@@ -57,6 +58,25 @@ def turned_options(spec: TensorSpec, target: Target, seed: int) -> list[TensorRe
     if turn.size < shape[1]:
         grids = [within(grid, turn) for grid in grids]
     return [TensorRecord(spec.name, shape, grid, turn=turn) for grid in grids if _fits(grid, Axis.PER_OC, shape, target)]
+
+
+def static_options(spec: TensorSpec, target: Target) -> list[TensorRecord]:
+    """Of a linear (OC, IC) whose input ``target`` rounds by a scale that its file has: bytes under one scale a row. The scale of
+    the input is none before data."""
+    shape = (spec.shape[0], spec.shape[1])
+    grid = make_grid("int", FINE_BITS, one_group(shape[1], GROUP_SIZES[0]), symmetric=True)
+    made = [
+        TensorRecord(spec.name, shape, grid, activation=Activation(word, scale=1.0))
+        for word in target.activations
+        if ACTIVATIONS[word].static
+    ]
+    return [one for one in made if _static(one, target)]
+
+
+def _static(option: TensorRecord, target: Target) -> bool:
+    """Whether its input is rounded by a scale that the file has."""
+    static = any(ACTIVATIONS[word].static for word in target.activations) and block_index(option.name) is not None
+    return static and option.grid is not None and one_scale(option.grid, option.shape[1])
 
 
 def _fits(grid: Grid, axis: Axis, shape: tuple[int, int], target: Target) -> bool:
@@ -82,10 +102,19 @@ def option_problem(record: TensorRecord, source: Checkpoint, target: Target, kno
     lack = target.lacks(grid, record.axis) or target.refuses(grid, record.axis, shape)
     if turn is not None:
         lack = lack or target.lacks_turns or _turn_problem(record, turn)
+    lack = lack or _activation_problem(record, target)
     if lack is not None:
         return f"{record.name}: {lack}"
     own = (grid, record.axis, turn)
     return f"{record.name} has an option twice" if any((o.grid, o.axis, o.turn) == own for o in known) else None
+
+
+def _activation_problem(record: TensorRecord, target: Target) -> str | None:
+    held = record.activation
+    if not _static(record, target):
+        return None if held is None else f"target {target.name} rounds the input of no such weight to {held.name}"
+    known = [word for word in target.activations if ACTIVATIONS[word].static]
+    return None if held is not None and held.name in known else f"it does not say its input's {' or '.join(known)}"
 
 
 def _turn_problem(record: TensorRecord, turn: Rotation) -> str | None:

@@ -1,8 +1,9 @@
 """What each option of each tensor does to the model's output: the losses that an allocation weighs against bytes.
 
-An option is a grid and an axis that the target holds for the tensor's shape. Its loss is the KL divergence in nats per token
-that rounding this one tensor is predicted to add (``output_loss``), by round-to-nearest with searched params on a sample of
-the rows. Losses of tensors add up (arXiv 2411.17525, the linearity theorem). Measured once, and kept in a JSON file::
+An option is a grid and an axis that the target holds for the tensor's shape, some with a turn or a scale of the input. Its loss
+is the KL divergence in nats per token that rounding this one tensor is predicted to add (``output_loss``), by round-to-nearest
+with searched params on a sample of the rows; and rounding its input, where files have scales of inputs. Losses of tensors add up
+(arXiv 2411.17525, the linearity theorem). Measured once, and kept in a JSON file::
 
     {"format", "source": {"name", "sha256"}, "target", "calibration", "tensors": [a store's record with "loss", ...]}
 
@@ -14,7 +15,7 @@ squared error; the file has the slopes too, as "noise".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.activations import ACTIVATIONS
 from quantize.block import as_multiplied
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
-from quantize.config import MOST_NOISE, QuantizeConfig
-from quantize.errors import ConfigError, listed, shown
+from quantize.config import MOST_NOISE, NOISE, QuantizeConfig
+from quantize.errors import ConfigError, asked, listed, shown
 from quantize.kinds import readable
-from quantize.loss import output_loss
+from quantize.loss import activation_loss, output_loss
 from quantize.outside import Door
 from quantize.planning.memory import check_backward
 from quantize.planning.options import TABLES, option_problem, options_of, quick_enough, turned_options
@@ -39,6 +41,7 @@ from quantize.rounding.rtn import rtn
 from quantize.statistics.by_template import check_gradients, check_passes
 from quantize.statistics.calibration import data_or_random, rank_poor
 from quantize.statistics.measured import Measured, Walk, blocks_of
+from quantize.steps.activations import Tried, tried
 from quantize.store.record import TensorRecord
 from quantize.store.schema import CalibrationJson, Finite, SourceJson, Word, read_record
 from quantize.turn import Rotation
@@ -148,6 +151,9 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     if not noise_levels:
         check_passes(source, config.data)
     tokens, coverage = data_or_random(config.data, source)
+    if noise_levels and target.activations:
+        told = f"noise in weights does not say what target {target.name} loses by rounding what they read"
+        raise ConfigError(f"{asked('by', NOISE)}: {told}; leave it out")
     options = _Options(source, target, config)
     noise, poor = None, list[str]()
     if noise_levels:
@@ -166,8 +172,10 @@ def _by_curvature(options: _Options, measured: Measured, tokens: I64) -> list[st
     for run in track(blocks_of(source, tokens, curvature, walk), "sensitivity", source.config.num_layers):
         poor += rank_poor(run.stats, run.sites)
         turned = options.turned(run.stats)
-        for name, stats in run.stats.items():
-            options.measure(name, _sample(source.read(name), stats), turned[name])
+        samples = {name: _sample(source.read(name), stats) for name, stats in run.stats.items()}
+        options.fit_inputs(run.sites, samples)
+        for name, sample in samples.items():
+            options.measure(name, sample, turned[name])
     for name, stats in curvature.tables.items():
         options.measure(name, _sample_table(source, name, stats), stats)
     return poor
@@ -202,6 +210,14 @@ class _Options:
     target: Target
     config: QuantizeConfig
     found: dict[str, list[TensorRecord]] = field(default_factory=dict)
+    inputs: dict[str, Mapping[str, Tried]] = field(default_factory=dict)  # of a linear, by word: what rounds its input
+
+    def fit_inputs(self, sites: Iterable[tuple[str, ...]], samples: Mapping[str, _Sample]) -> None:
+        """Scales that a file has of inputs, one for all linears of a site. Raises CalibrationError."""
+        words = [word for word in self.target.activations if ACTIVATIONS[word].static]
+        for site in sites if words else ():
+            found = tried(words, {name: samples[name][0] for name in site}, {name: samples[name][1] for name in site})
+            self.inputs.update(dict.fromkeys(site, found))
 
     def turned(self, stats: Mapping[str, InputStats]) -> Mapping[str, InputStats]:
         """Of inputs as the options turn them, once for all linears that share one; as they are where none does."""
@@ -221,8 +237,21 @@ class _Options:
                 if option.turn not in made:
                     made[option.turn] = _turned_sample(sample, option.turn, turned)
                 loss = worth * _loss_of(option, *made[option.turn])
+                rounded, more = self._rounded(option, sample)
                 if np.isfinite(loss):  # not where the weights overflow a float16 scale
-                    found.append(replace(option, loss={str(option.axis): loss}))
+                    found.append(replace(rounded, loss={str(option.axis): loss + more}))
+
+    def _rounded(self, option: TensorRecord, sample: _Sample) -> tuple[TensorRecord, float]:
+        """With what rounds its input, and the loss by that: a scale of the file, or what the runtime does by itself."""
+        assert option.grid is not None
+        if option.activation is not None:
+            found = self.inputs[option.name][option.activation.name]
+            return replace(option, activation=found.held), found.losses[option.name]
+        rounding = None if option.name in TABLES else self.target.rounds(option.grid, option.shape)
+        rows, known = sample
+        if rounding is None or known.inputs is None:
+            return option, 0.0
+        return option, activation_loss(rows, rounding(known.inputs.sample), known)
 
 
 def _turned_sample(sample: _Sample, turn: Rotation | None, stats: InputStats) -> _Sample:

@@ -7,7 +7,7 @@ least.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from quantize.block import Block, Kit, as_multiplied
 from quantize.errors import CalibrationError
 from quantize.inputs import Inputs
 from quantize.loss import activation_loss
+from quantize.turn import Turn
 from quantize.types import F32, InputStats, Need
 from quantize.weight import weight_of
 from quantize.workers import in_threads
@@ -32,6 +33,13 @@ class Option(NamedTuple):
     seconds: float
 
 
+class Tried(NamedTuple):
+    """What rounds an input, and by name what that costs each linear that reads it, in nats a token."""
+
+    held: Activation
+    losses: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class _Site:
     """Linears that read the same value, by name: F32[OC, IC] as it is multiplied, what is known of it, and seconds of a row that
@@ -42,25 +50,9 @@ class _Site:
     seconds: float
     more: Mapping[str, float]
 
-    def tried(self) -> dict[str, tuple[Activation, dict[str, float]]]:
-        """By word what rounds the input, and the loss of each linear. Raises CalibrationError."""
-        name, stats = next(iter(self.stats.items()))
-        if stats.inputs is None:
-            told = "nothing was seen of its input, token by token, so nothing says how to round it"
-            raise CalibrationError(f"{name}: {told}; quantize the original model, with a text")
-        found = {}
-        try:
-            for word in self.more:
-                if ACTIVATIONS[word].static:
-                    held = fit_static(word, stats.inputs, self.weights, self.stats)
-                else:
-                    held = Activation.fitted(word, stats.inputs.sample)
-                found[word] = held, losses(held, self.weights, self.stats)
-            if not np.isfinite([loss for _, of_word in found.values() for loss in of_word.values()]).all():
-                raise ValueError("what rounding them costs overflows")
-        except ValueError as error:
-            raise CalibrationError(f"{name}: its inputs on the calibration text: {error}; does the source itself run?") from error
-        return found
+    def tried(self) -> dict[str, Tried]:
+        """By word. Raises CalibrationError."""
+        return tried(self.more, self.weights, self.stats)
 
 
 @dataclass(frozen=True)
@@ -72,17 +64,41 @@ class ChooseActivation:
     def __call__(self, block: Block, names: Collection[str], kit: Kit) -> Block:
         """See Step. Raises CalibrationError for inputs of which no token was kept, or none that a scale fits."""
         sites = [_site(block, site, kit) for site in _sites(block, names)]
-        tried = in_threads(_Site.tried, sites)
+        found = in_threads(_Site.tried, sites)
         options = [
-            {word: Option(sum(loss.values()), site.seconds + site.more[word]) for word, (_, loss) in words.items()}
-            for site, words in zip(sites, tried, strict=True)
+            {word: Option(sum(one.losses.values()), site.seconds + site.more[word]) for word, one in words.items()}
+            for site, words in zip(sites, found, strict=True)
         ]
         activations, loss = dict(block.activations), dict(block.activation_loss)
-        for site, words, word in zip(sites, tried, affordable(options, kit.max_slowdown), strict=True):
+        for site, words, word in zip(sites, found, affordable(options, kit.max_slowdown), strict=True):
             for name in site.weights:
-                activations[name] = words[word][0]
-                loss[name] = {other: found[name] for other, (_, found) in words.items()}
+                activations[name] = words[word].held
+                loss[name] = {other: one.losses[name] for other, one in words.items()}
         return replace(block, activations=activations, activation_loss=loss)
+
+
+def tried(words: Iterable[str], weights: Mapping[str, F32], stats: Mapping[str, InputStats]) -> dict[str, Tried]:
+    """By word of ACTIVATIONS what rounds the input that F32[OC, IC] ``weights`` share, fitted to the sample in their ``stats``.
+
+    Raises CalibrationError where no sample was kept, or none that a scale fits, and for losses that overflow.
+    """
+    name, first = next(iter(stats.items()))
+    if first.inputs is None:
+        told = "nothing was seen of its input, token by token, so nothing says how to round it"
+        raise CalibrationError(f"{name}: {told}; quantize the original model, with a text")
+    found = {}
+    try:
+        for word in words:
+            if ACTIVATIONS[word].static:
+                held = fit_static(word, first.inputs, weights, stats)
+            else:
+                held = Activation.fitted(word, first.inputs.sample)
+            found[word] = Tried(held, losses(held, weights, stats))
+        if not np.isfinite([loss for one in found.values() for loss in one.losses.values()]).all():
+            raise ValueError("what rounding them costs overflows")
+    except ValueError as error:
+        raise CalibrationError(f"{name}: its inputs on the calibration text: {error}; does the source itself run?") from error
+    return found
 
 
 def losses(held: Activation, weights: Mapping[str, F32], stats: Mapping[str, InputStats]) -> dict[str, float]:
@@ -146,23 +162,22 @@ def affordable(options: Sequence[Mapping[str, Option]], max_slowdown: float) -> 
 
 
 def _sites(block: Block, names: Collection[str]) -> Iterator[tuple[str, ...]]:
-    """Linears that read the same value, turned or not, and whose plans leave its rounding open."""
+    """Linears that read the same value, turned or not, and whose plans leave its rounding open between the same words."""
     known = {name for site in block.sites for name in site}
     for site in (*block.sites, *((name,) for name in names if name not in known)):
-        open_ones = [name for name in site if name in names and block.plans[name].activations]
-        turns = [block.plans[name].turn for name in open_ones]
-        for turn in dict.fromkeys(turns):
-            yield tuple(name for name in open_ones if block.plans[name].turn == turn)
+        alike = dict[tuple[Turn | None, tuple[str, ...]], list[str]]()
+        for name in site:
+            if name in names and block.plans[name].activations:
+                alike.setdefault((block.plans[name].turn, block.plans[name].activations), []).append(name)
+        yield from map(tuple, alike.values())
 
 
 def _site(block: Block, site: tuple[str, ...], kit: Kit) -> _Site:
     plans = [block.plans[name] for name in site]
     weights = {name: weight_of(block.rounded[name].tensor) for name in site}
-    words = [word for word in plans[0].activations if all(word in plan.activations for plan in plans)]
-    assert words, f"{site}: no word for all that read one input"
     tensors = [block.rounded[name].tensor for name in site]
     pairs = list(zip(plans, tensors, strict=True))
     seconds = sum(kit.target.decode_cost(tensor.grid, tensor.axis, plan.shape, plan.turn) for plan, tensor in pairs)
-    more = {word: sum(kit.target.rounding_cost(word, plan.shape) for plan in plans) for word in words}
+    more = {word: sum(kit.target.rounding_cost(word, plan.shape) for plan in plans) for word in plans[0].activations}
     stats = as_multiplied({name: block.stats[name] for name in site}, block.plans)
     return _Site(weights, stats, seconds, more)

@@ -27,8 +27,8 @@ MODELS = {  # a width that 256 divides, widths that 32 does not divide, a head o
     "odd": {"hidden": 96, "heads": 3, "kv_heads": 1, "ffn": 80, "vocab": 331, "dtype": "BF16"},
     "untied": {"tied": False, "ffn": 128, "dtype": "F16", "kv_heads": 4},
 }
-SIZED = [name for name, target in TARGETS.items() if not target.activations]  # bytes do not follow from what inputs are
-CASES = [(model, target) for model in MODELS for target in SIZED]
+CASES = [(model, target) for model in MODELS for target in TARGETS]
+STATIC = "onnxruntime-w8a8"
 MODELS["wide"] = {"ffn": 576, "layers": 1}
 
 CALIBRATION = {"text": "none", "sha256": "0" * 64, "tokens": 512, "sequence": 512, "rank_poor": []}
@@ -113,6 +113,38 @@ def test_turned_levels_are_taken_where_they_are_better(made, tmp_path):
     assert all(isinstance(record.grid, Levels) for record in turned.values())
     assert size == budget_of(tmp_path)["bytes"]
     assert run("verify", tmp_path / "file", "--store", tmp_path / "store", "--source", model, "--quiet") == 0
+
+
+def test_scales_of_inputs_are_taken_where_they_are_better(made, tmp_path):
+    """Of some readers of an input, and not of others."""
+    model, file = made("even", STATIC)
+    raw, better = json.loads(file.read_text()), tmp_path / "better.json"
+    for one in raw["tensors"]:
+        wanted = one["name"].endswith(("q_proj.weight", "v_proj.weight", "up_proj.weight"))
+        worth = 1e-6 if wanted and "activation" in one else 1 if "activation" not in one else 1e3
+        one["loss"] = {axis: worth * loss for axis, loss in one["loss"].items()}
+    better.write_text(json.dumps(raw))
+    options = ("--target-bpw", "12", "--max-slowdown", "100", "--calibration-tokens", "512")
+    size = write(model, better, STATIC, tmp_path, *options)
+    records = QuantizedStore(tmp_path / "store").records.values()
+    held = {record.name: record.activation for record in records if record.activation is not None}
+    assert {name.split(".")[-2] for name in held} == {"q_proj", "v_proj", "up_proj"}
+    assert {one.name for one in held.values()} == {"a8-tensor"}
+    assert held["model.layers.0.self_attn.q_proj.weight"] == held["model.layers.0.self_attn.v_proj.weight"]
+    assert size == budget_of(tmp_path)["bytes"]
+    assert run("verify", tmp_path / "file", "--store", tmp_path / "store", "--source", model, "--quiet") == 0
+
+
+def test_seconds_are_spent_on_inputs_rounded_in_blocks(made, tmp_path):
+    """As many as are allowed."""
+    model, file = made("even", STATIC)
+    kept = {}
+    for bound in ("1", "1.5", "100"):
+        options = ("--target-bpw", "12", "--max-slowdown", bound, "--calibration-tokens", "512")
+        assert quantize(model, file, STATIC, "--out", tmp_path / bound, *options) == 0
+        store = QuantizedStore(tmp_path / bound)
+        kept[bound] = store.header["budget"]["predicted_kl"]
+    assert kept["1"] > kept["1.5"] >= kept["100"]
 
 
 def test_a_dry_run_says_what_the_store_will_hold_and_writes_nothing(made, tmp_path, capsys):

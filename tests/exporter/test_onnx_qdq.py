@@ -356,13 +356,6 @@ def test_per_ic_is_lacking(source):
         build_plan(source.specs, config_of("rtn-ic"), TARGET)
 
 
-def test_a_size_is_refused(source, tmp_path, capsys):
-    command = ["quantize", str(source.path), "--target", TARGET.name, "--target-size", "1MB", "--out", str(tmp_path / "s")]
-    assert main(command) == 2
-    assert "--target onnxruntime-w8a8: what its file takes follows from data" in capsys.readouterr().err
-    assert not (tmp_path / "s").exists()
-
-
 def test_an_imatrix_is_refused(source, tmp_path, capsys):
     command = ["quantize", str(source.path), "--target", TARGET.name, "--imatrix", str(tmp_path / "i.gguf")]
     assert main([*command, "--out", str(tmp_path / "s"), "--method", "rtn-oc"]) == 2

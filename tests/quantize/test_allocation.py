@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from quantize.planning.allocation import Cost, _hull, allocate, smallest
+from quantize.planning.allocation import Cost, _hull, allocate, allocate_in_time, smallest
 
 
 def random_options(rng, tensors, most, top):
@@ -61,6 +61,30 @@ def test_as_many_tensors_as_a_model_has(share):
     assert size <= budget
     assert loss == pytest.approx(least_loss(options, budget), rel=1e-9)
     assert choice == allocate(options, budget)
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 1.2, 1.6, 9.0])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_choice_that_is_as_quick_loses_less(seed, slowdown):
+    rng = np.random.default_rng(seed)
+    options = random_options(rng, int(rng.integers(2, 6)), 5, 40)
+    seconds = [[float(second) for second in rng.uniform(1, 4, len(costs))] for costs in options]
+    every = list(product(*(range(len(costs)) for costs in options)))
+
+    def taken(choice):
+        return sum(times[i] for times, i in zip(seconds, choice, strict=True))
+
+    for budget in rng.integers(smallest(options), smallest(options) + 60, 4):
+        within = [choice for choice in every if total(options, choice)[0] <= budget]
+        quickest = min(map(taken, within))
+        found = allocate_in_time(options, seconds, int(budget), slowdown)
+        size, loss = total(options, found)
+        assert size <= budget and taken(found) <= slowdown * quickest * (1 + 1e-9)
+        assert not [one for one in within if total(options, one)[1] < loss - 1e-9 and taken(one) < taken(found) - 1e-9]
+        quick = min(within, key=lambda choice: (taken(choice), total(options, choice)[1]))
+        assert loss <= total(options, quick)[1] + 1e-9
+        if taken(allocate(options, int(budget))) <= slowdown * quickest:
+            assert found == allocate(options, int(budget))
 
 
 def test_room_for_everything_takes_the_least_loss_of_each_and_no_byte_more():

@@ -103,6 +103,15 @@ def test_the_loss_is_that_of_the_outputs():
     assert activation_loss(weight, rounded, stats) == pytest.approx(total, rel=1e-5)
 
 
+def test_readers_of_one_input_may_be_rounded_differently():
+    """Where a file's size has decided so."""
+    block = block_of()
+    words = dict(zip(NAMES, (("a8-tensor",), ("a8-block32",), ("a8-tensor",)), strict=True))
+    plans = {name: replace(plan, activations=words[name]) for name, plan in block.plans.items()}
+    done = chosen(replace(block, plans=plans))
+    assert {name: held.name for name, held in done.activations.items()} == {name: word for name, (word,) in words.items()}
+
+
 def test_a_turned_input_is_rounded_as_it_is_multiplied():
     turn = Rotation(64, 0)
     done = chosen(block_of(("a4-token",), (turn, None, turn)))

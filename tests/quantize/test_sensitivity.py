@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from exporter.targets import TARGETS
+from quantize.activations.grids import Blocks
 from quantize.architecture.families import LINEARS
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.grids import make_grid
-from quantize.loss import output_loss
+from quantize.loss import activation_loss, output_loss
 from quantize.methods import ROUNDERS
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning import sensitivity
@@ -30,7 +32,7 @@ from tests.tiny import make_tiny_model
 
 CONFIG = config_of(calibration_tokens=512)
 UNBOUND = replace(CONFIG, max_slowdown=1000.0)  # a turn costs more than a tiny linear
-ADADIM = TARGETS["onnxruntime+adadim"]
+ADADIM, STATIC = TARGETS["onnxruntime+adadim"], TARGETS["onnxruntime-w8a8"]
 Q, V, DOWN = (f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"))
 
 
@@ -131,6 +133,8 @@ def test_fewer_rows_stand_for_all():
 @pytest.mark.parametrize("noise_levels", [0, 2])
 def test_levels_of_turned_weights_are_options_where_a_target_turns_inputs(source, noise_levels):
     for target in TARGETS.values():
+        if noise_levels and target.activations:
+            continue
         found = measure_sensitivity(Measured(source), UNBOUND, target, noise_levels)
         turned = {option for options in found.options.values() for option in map(turned_of, options) if option is not None}
         linears = {key for key, spec in source.specs.items() if len(spec.shape) == 2 and key not in (EMBEDDING, HEAD)}
@@ -188,3 +192,51 @@ def test_a_turn_is_read_as_it_was_measured_and_no_other_is(source, tmp_path):
     file.write_text(json.dumps(raw | {"target": "onnxruntime", "tensors": [plain]}))
     with pytest.raises(ConfigError, match="target onnxruntime turns no input of a linear"):
         read_sensitivity(file, source, TARGETS["onnxruntime"])
+
+
+def test_a_rounded_input_counts_as_it_is_rounded(source):
+    """By a scale that the file has, one an input, or in blocks as long as the weights'."""
+    from quantize.source import measure_curvature, walk_blocks
+
+    found = measure_sensitivity(Measured(source), CONFIG, STATIC)
+    tokens, _ = calibration_data(CONFIG.data, source)
+    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
+    known = {name: stats for run in runs for name, stats in run.stats.items()}
+    scales = {}
+    for name in (Q, V, DOWN):
+        weight, stats, seen = source.read(name), known[name], known[name].inputs.sample
+        words = {None if one.activation is None else one.activation.name for one in found.options[name]}
+        assert words == {None, "a8-tensor"}
+        for option in found.options[name]:
+            rounded = dequantize(ROUNDERS["rtn"](name, weight, option.grid, option.axis, stats))
+            blocks = partial(Blocks(8, min(option.grid.group_size, weight.shape[1])).round, params={})
+            held = blocks(seen) if option.activation is None else option.activation.round(seen)
+            more = activation_loss(weight, held, stats)
+            assert more > 0
+            assert option.loss[Axis.PER_OC] == pytest.approx(output_loss(weight, rounded, stats) + more, rel=1e-4)
+        scales[name] = next(one.activation for one in found.options[name] if one.activation is not None)
+    assert scales[Q] == scales[V] != scales[DOWN]
+    assert not [one for name in (EMBEDDING, HEAD) for one in found.options[name] if one.activation is not None]
+
+
+def test_a_scale_of_an_input_is_read_as_it_was_measured_and_no_other_is(source, tmp_path):
+    file, found = tmp_path / "file.json", measure_sensitivity(Measured(source), CONFIG, STATIC)
+    file.write_bytes(found.to_json())
+    assert read_sensitivity(file, source, STATIC) == found
+    raw = json.loads(found.to_json())
+    static = next(one for one in raw["tensors"] if "activation" in one)
+    for changed, words in (
+        (static | {"group_size": 32}, "rounds the input of no such weight to a8-tensor"),
+        ({key: value for key, value in static.items() if key != "activation"}, "it does not say its input's a8-tensor"),
+        (static | {"activation": {"name": "a8-block32"}}, "it does not say its input's a8-tensor"),
+        (static | {"activation": {"name": "a8-tensor", "scale": 0.0}}, "are none of a8-tensor"),
+        (static | {"name": HEAD, "shape": list(source.specs[HEAD].shape)}, "rounds the input of no such weight"),
+    ):
+        file.write_text(json.dumps(raw | {"tensors": [changed]}))
+        with pytest.raises(ConfigError, match=words):
+            read_sensitivity(file, source, STATIC)
+
+
+def test_noise_in_weights_says_nothing_of_inputs(source):
+    with pytest.raises(ConfigError, match="does not say what target onnxruntime-w8a8 loses by rounding what they read"):
+        measure_sensitivity(Measured(source), CONFIG, STATIC, 1)
