@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from exporter.file_size import at_least
-from exporter.onnx_cost import SECONDS_PER_BYTE, gather_bytes
+from exporter.onnx_cost import COLUMNS_NODES, SECONDS_PER_BYTE, columns_bytes, gather_bytes
 from exporter.targets import GgufTarget, OnnxTarget
 from quantize.activations import IN_BLOCKS
 from quantize.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from quantize.gguf.container import padded
 from quantize.methods import read_word
 from quantize.model_config import EMBEDDING, HEAD
 from quantize.planning.allocation import Cost, allocate, allocate_in_time, smallest
+from quantize.planning.columns import may_keep
 from quantize.planning.options import TABLES, quick_enough
 from quantize.planning.plan import ModelPlan, as_floats, build_plan, table_method
 from quantize.planning.sensitivity import Sensitivity
@@ -110,14 +111,16 @@ class Allocator:
     def _options(self) -> dict[str, list[TensorRecord]]:
         """What each tensor may become, floats of the source among them."""
         given = {EMBEDDING: self.config.embedding, HEAD: self.config.head}
-        axes, out = read_word(self.config.method).axes, {}
+        axes, columns, out = read_word(self.config.method).axes, may_keep(self.config), {}
         for name, spec in self.source.specs.items():
             if len(spec.shape) == 2 and given.get(name) is None:
                 known = self.sensitivity.options.get(name, [])  # none where no grid fits
                 held = [
                     record
                     for record in known
-                    if (name in TABLES or record.axis in axes) and quick_enough(record, self.target, self.config.max_slowdown)
+                    if (name in TABLES or record.axis in axes)
+                    and (columns or not record.float_columns)
+                    and quick_enough(record, self.target, self.config.max_slowdown)
                 ]
                 out[name] = [*held, TensorRecord(name, spec.shape, dtype=as_floats(spec).dtype, loss={Axis.PER_OC: 0.0})]
         return out
@@ -147,6 +150,8 @@ class Allocator:
         stored = self.target.stored_bytes(record.grid, record.axis, shape)
         if isinstance(self.target, OnnxTarget):
             stored += NODE_BYTES * self.target.nodes(record.grid, record.axis, shape)
+            if record.float_columns:
+                stored += columns_bytes(record.float_columns, shape) + NODE_BYTES * COLUMNS_NODES
             if record.name == EMBEDDING:
                 stored += gather_bytes(record.grid, shape, tied=HEAD not in self.source.specs)
         return padded(stored, ALIGNMENT)
@@ -162,9 +167,8 @@ class Allocator:
             grids = {} if record.grid is None else {record.axis: record.grid}
             own = table_method(record.grid, self.config) if record.name in TABLES and record.grid is not None else method
             words = () if record.activation is None else (record.activation.name,)
-            plans[record.name] = TensorPlan(
-                record.name, record.shape, grids, own, record.dtype, turn=record.turn, activations=words
-            )
+            plan = TensorPlan(record.name, record.shape, grids, own, record.dtype, float_columns=record.float_columns)
+            plans[record.name] = replace(plan, turn=record.turn, activations=words)
         return ModelPlan(self.config, self.target, list(plans.values()))
 
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from exporter.targets import TARGETS, GgufTarget, OnnxTarget, target_of
+from exporter.made_for import target_of
+from exporter.targets import TARGETS, GgufTarget, OnnxTarget
 from exporter.writers import writer_at
 from quantize.checkpoint.gguf_config import ARCHITECTURES
 from quantize.checkpoint.gguf_source import check_gguf_model

@@ -31,6 +31,7 @@ TILE, BLOCK = 16, 32  # output and input channels that MatMulAdaDim's kernels ta
 
 RUNNING_SCALE_BYTES = 4  # onnxruntime widens scales when it loads them
 
+COLUMNS_NODES = 3  # of input channels in float16: Gather and MatMul of them, and the Sum with what the codes give
 STATIC_NODES = 2  # that run for a linear of static activations: QuantizeLinear, which others share, and MatMulIntegerToFloat
 
 SECONDS_PER_BYTE = 5.3e-11
@@ -117,6 +118,16 @@ def static_bytes(shape: tuple[int, int]) -> int:
     """Bytes of a linear of static activations: a byte a weight, and a float32 scale an output channel."""
     oc, ic = shape
     return oc * (ic + RUNNING_SCALE_BYTES)
+
+
+def columns_bytes(count: int, shape: tuple[int, int]) -> int:
+    """Bytes of ``count`` input channels of a linear (OC, IC) in float16, and of their numbers."""
+    return count * (2 * shape[0] + 4)
+
+
+def columns_seconds(count: int, shape: tuple[int, int]) -> float:
+    """Estimated seconds to multiply those of one row of activations: in float32."""
+    return SECONDS_PER_BYTE * RUNNING_SCALE_BYTES * count * shape[0] + SECONDS_PER_NODE * COLUMNS_NODES
 
 
 def _linear_bytes(grid: Grid, axis: Axis, shape: tuple[int, int], per_scale: int) -> int:

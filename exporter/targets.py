@@ -26,6 +26,7 @@ from exporter.onnx_cost import (
     SMALLEST_STACK_BLOCK,
     STATIC_NODES,
     block_size,
+    columns_seconds,
     linear_bytes,
     linear_nodes,
     linear_seconds,
@@ -37,13 +38,11 @@ from exporter.onnx_cost import (
 from quantize.activations import ACTIVATIONS, BLOCK, IN_BLOCKS, STATIC, Rounding, Scope
 from quantize.activations.grids import Blocks
 from quantize.blocks import matrix
-from quantize.errors import ConfigError, ExportError, StoreError, asked, shown
+from quantize.errors import ConfigError, asked
 from quantize.grids import GRIDS
 from quantize.grids.int_affine import IntAffine, one_scale
 from quantize.grids.lattice import LATTICE_GRIDS
 from quantize.grids.levels import Levels
-from quantize.store.record import TensorRecord
-from quantize.store.tensors import QuantizedStore
 from quantize.turn import Turn
 from quantize.types import FINE_BITS, Axis, Grid, RowOrder
 
@@ -133,6 +132,11 @@ class GgufTarget:
         """Estimated seconds to multiply one row of activations: the bytes that are read."""
         assert turn is None, self.lacks_turns
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape)
+
+    def columns_cost(self, count: int, shape: tuple[int, ...]) -> float:
+        """Of none."""
+        assert not count, self.lacks_parts
+        return 0.0
 
     def rounds(self, grid: Grid, shape: tuple[int, ...]) -> None:
         """No plan weighs what llama.cpp does."""
@@ -230,6 +234,10 @@ class OnnxTarget:
             return linear_seconds(grid, axis, matrix(shape)) + own
         return SECONDS_PER_BYTE * self.stored_bytes(grid, axis, shape) + SECONDS_PER_NODE + own
 
+    def columns_cost(self, count: int, shape: tuple[int, ...]) -> float:
+        """Gather, MatMul and Sum."""
+        return columns_seconds(count, matrix(shape)) if count else 0.0
+
     def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Rounding | None:
         """To bytes in blocks as long as MatMulNBits' own, at accuracy level 4."""
         if not self.activations:
@@ -264,37 +272,3 @@ TARGETS: dict[str, GgufTarget | OnnxTarget] = {
 GGUF_TARGETS, ONNX_TARGETS = (
     tuple(name for name, target in TARGETS.items() if target.writer == word) for word in ("gguf", "onnx")
 )
-
-
-def target_of(store: QuantizedStore) -> GgufTarget | OnnxTarget:
-    """What the store was made for. Raises StoreError for a name that is none of ``TARGETS``, or a tensor that it cannot hold."""
-    target = TARGETS.get(store.target)
-    if target is None:
-        told = f"target '{shown(store.target)}' in plan.json is not one of {', '.join(TARGETS)}"
-        raise StoreError(f"{store.path}: {told}; quantize again")
-    for record in store.records.values():
-        reason = target.lacks_parts if record.inputs else None
-        reason = reason or (target.lacks_turns if record.turn is not None else None)
-        reason = reason or (target.lacks_block_turns if record.found_turn is not None else None)
-        if record.grid is not None:
-            reason = reason or target.lacks(record.grid, record.axis)
-            reason = reason or target.refuses(record.grid, record.axis, record.shape) or _strange_activation(record, target)
-        if reason is not None:
-            raise StoreError(f"{store.path}: {record.name}: {reason}; plan.json is damaged, quantize again")
-    return target
-
-
-def _strange_activation(record: TensorRecord, target: GgufTarget | OnnxTarget) -> str | None:
-    held = record.activation
-    if held is None or (held.name in target.activations and record.grid and one_scale(record.grid, record.shape[-1])):
-        return None
-    return f"target {target.name} rounds the input of no such weight to {held.name}"
-
-
-def check_target(store: QuantizedStore, allowed: tuple[str, ...]) -> None:
-    """Raises ExportError for a store that was made for another writer, whose grids and row order are not this one's."""
-    if target_of(store).name not in allowed:
-        raise ExportError(
-            f"{store.path}: was quantized for target {store.target}, not for {' or '.join(allowed)}; write it with "
-            f"`adadim export {TARGETS[store.target].writer}`, or quantize again with {asked('target', allowed[0])}"
-        )

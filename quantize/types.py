@@ -161,8 +161,7 @@ class Grid(Protocol):
         """What encode and decode use, F32[..., block_size // group_size] each."""
 
     def encode(self, x: F32, scale: F32, zero: F32, importance: F32 | None = None) -> U8:
-        """The nearest code, elementwise; the four broadcast. Where several weights along the last axis are encoded together,
-        ``importance`` says what each matters."""
+        """The nearest code, elementwise; all broadcast. ``importance``: of weights along the last axis that share a code."""
 
     def decode(self, codes: U8, scale: F32, zero: F32) -> F32:
         """The target's own formula, bit for bit, elementwise."""
@@ -180,11 +179,10 @@ class PartPlan:
 class TensorPlan:
     """What was decided for one tensor from its header alone.
 
-    ``candidates``: the grid for every axis that fits; more than one means that AdaDim chooses; none means floats of ``dtype``.
-    ``method`` is a key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes. ``parts``: of which it
-    is made instead, each of other input channels, those of the quietest first; the first is on the grid of the one candidate.
-    None where one part reads all. ``turn``: of the input channels, before rounding; only PER_OC goes with it. ``turn_blocks``:
-    channels of a block, if a step finds one. ``activations``: words of ACTIVATIONS of which one is to round what it reads.
+    ``candidates``: the grid for every axis that fits; of several AdaDim chooses; none means floats of ``dtype``. ``method``:
+    key of METHODS. ``float_columns``: input channels that float16 keeps beside the codes. ``parts``: of which it is made instead,
+    each of other input channels, the quietest first; the first is on the grid of the one candidate. ``turn``: of the input, only
+    PER_OC goes with it. ``turn_blocks``: channels of a block, if a step finds one. ``activations``: words, one rounds the input.
     """
 
     name: str
@@ -281,8 +279,7 @@ class Target(Protocol):
         """The same of a ``BlockTurn``, which takes no operator of its own."""
 
     def refuses(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> str | None:
-        """None if a weight (OC, IC) or a stack [experts, OC, IC] fits where nothing is lacking, else the reason with the numbers
-        and what would fit."""
+        """None if a weight (OC, IC) or a stack [experts, OC, IC] fits where nothing is lacking, else why not, and what would."""
 
     def fallback(self, grid: Grid, axis: Axis, shape: tuple[int, ...]) -> Grid | None:
         """The next grid that fits where ``grid`` does not; None means floats."""
@@ -292,6 +289,9 @@ class Target(Protocol):
 
     def decode_cost(self, grid: Grid, axis: Axis, shape: tuple[int, ...], turn: Turn | None = None) -> float:
         """Estimated seconds to multiply one row of activations, turned before."""
+
+    def columns_cost(self, count: int, shape: tuple[int, ...]) -> float:
+        """Estimated seconds more of a row, where float16 keeps so many input channels of a weight (OC, IC) beside its codes."""
 
     def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Rounding | None:
         """What the runtime does to F32[..., IC] before such a weight multiplies it, where plans weigh that; else None."""

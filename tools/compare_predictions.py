@@ -26,7 +26,7 @@ from exporter.writers import writer_of
 from quantize import DataSpec, QuantizeConfig, dequantize, open_checkpoint
 from quantize.checkpoint import Checkpoint
 from quantize.checkpoint.row_order import RowOrders
-from quantize.methods import ROUNDERS
+from quantize.methods import ROUNDERS, Around
 from quantize.planning.options import TABLES
 from quantize.planning.plan import ModelPlan
 from quantize.planning.sensitivity import Sensitivity, read_sensitivity
@@ -99,7 +99,9 @@ class Planner:
     def _uniform(self, goal: int) -> list[Case]:
         """For each grid that all linears can have, the tables' grid that comes nearest to the size; nearest first."""
         options = self.allocator.sensitivity.options
-        held = {name: {(one.axis, one.grid): one for one in records} for name, records in options.items()}
+        held = {
+            name: {(one.axis, one.grid): one for one in records if not one.float_columns} for name, records in options.items()
+        }
         linears, tables = ([name for name in held if (name in TABLES) == wanted] for wanted in (False, True))
         best: dict[object, Case] = {}
         for linear, table in product(held[linears[0]], held[tables[0]]):
@@ -202,7 +204,8 @@ def scatter(cases: Sequence[Case], measured: Sequence[float]) -> str:
 def main(args: argparse.Namespace) -> None:
     """Print the table, and draw it."""
     source, target = open_checkpoint(args.model), TARGETS[args.target]
-    config = QuantizeConfig("search-ada", data=DataSpec(args.calibration, args.calibration_tokens))
+    around = Around(float_columns=0)  # which decoded weights in torch have not
+    config = QuantizeConfig("search-ada", data=DataSpec(args.calibration, args.calibration_tokens), around=around)
     chunks = text_chunks(source, load_text(args.text).text, EvalOptions(chunks=args.chunks))
     sensitivity = read_sensitivity(args.sensitivity, source, target)
     allocator = Allocator(source, config, target, sensitivity, lambda plan: planned_size(source, plan))

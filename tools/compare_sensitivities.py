@@ -26,6 +26,7 @@ from exporter.file_size import size_of_bits
 from exporter.targets import TARGETS
 from quantize import DataSpec, QuantizeConfig, open_checkpoint
 from quantize.checkpoint import Checkpoint
+from quantize.methods import Around
 from quantize.planning.options import TABLES
 from quantize.planning.plan import ModelPlan
 from quantize.planning.sensitivity import Sensitivity, read_sensitivity
@@ -42,7 +43,8 @@ def losses(sensitivity: Sensitivity) -> dict[str, dict[Option, float]]:
     """Nats a token, of each option of each tensor."""
     found: dict[str, dict[Option, float]] = {}
     for name, records in sensitivity.options.items():
-        found[name] = {(one.axis, one.grid): one.loss[one.axis] for one in records if one.grid is not None}
+        held = [one for one in records if not one.float_columns]
+        found[name] = {(one.axis, one.grid): one.loss[one.axis] for one in held if one.grid is not None}
     return found
 
 
@@ -103,7 +105,8 @@ def label(key: tuple[str, float]) -> str:
 def main(args: argparse.Namespace) -> None:
     """Print both tables."""
     source, target = open_checkpoint(args.model), TARGETS[args.target]
-    config = QuantizeConfig("search-ada", data=DataSpec(args.calibration, args.calibration_tokens))
+    around = Around(float_columns=0)  # which decoded weights in torch have not
+    config = QuantizeConfig("search-ada", data=DataSpec(args.calibration, args.calibration_tokens), around=around)
     files = {path.stem: read_sensitivity(path, source, target) for path in args.sensitivity}
     plans, sizes = dict[tuple[str, float], ModelPlan](), dict[tuple[str, float], int]()
     for bits in args.bits:

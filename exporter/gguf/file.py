@@ -15,7 +15,8 @@ from gguf import GGMLQuantizationType
 from exporter.gguf.blocks import block_type, pack_blocks
 from exporter.gguf.layout import TARGET_KEY, Part, Planned, lay_out
 from exporter.gguf.metadata import build_metadata
-from exporter.targets import GGUF_TARGETS, TARGETS, check_target
+from exporter.made_for import check_target
+from exporter.targets import GGUF_TARGETS, TARGETS
 from quantize.architecture.families import expected_shapes
 from quantize.checkpoint.floats import to_f32
 from quantize.checkpoint.gguf_source import ROPE_FREQS

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Unpack
 
+from exporter.made_for import check_target
 from exporter.onnx.float16 import check_float16
 from exporter.onnx.genai import write_genai_files
 from exporter.onnx.genai_tokenizer import TOKENIZER_FILES
@@ -25,7 +26,7 @@ from exporter.onnx.plan import DATA_SEAL, FILES_SEAL, GRAPH_SEAL, PRODUCER, Onnx
 from exporter.onnx.preflight import check_onnx
 from exporter.onnx.sums import reads_of
 from exporter.onnx.turns import turn_spans
-from exporter.targets import ONNX_TARGETS, check_target
+from exporter.targets import ONNX_TARGETS
 from quantize.block_turn import BlockTurn
 from quantize.errors import FileFormatError
 from quantize.onnx.reader import MODEL_FILE, parse_model

@@ -89,10 +89,10 @@ def rounders_of(around: Around) -> dict[str, Rounder]:
     return {name: method_of(name, around).rounder for name in METHODS}
 
 
-def before(around: Around) -> list[Step]:
-    """What comes before any method's own steps."""
+def before(around: Around, keeps_columns: bool = False) -> list[Step]:
+    """What comes before any method's own steps; ``keeps_columns``: whether some plan does, whatever ``around`` says."""
     steps: list[Step] = [ChangeBasis(name) for name in TRANSFORMS if name in around.transforms]
-    steps += [FloatColumns()] if around.float_columns else []
+    steps += [FloatColumns()] if keeps_columns or around.float_columns else []
     return [*steps, ChooseByScope()] if around.by_scope else steps
 
 

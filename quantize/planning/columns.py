@@ -6,8 +6,9 @@ import math
 from dataclasses import replace
 
 from quantize.block import Division
+from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError, asked
-from quantize.methods import METHODS, Method
+from quantize.methods import METHODS, Method, read_word
 from quantize.steps.divide import kept_columns
 from quantize.types import Target, TensorPlan
 
@@ -22,6 +23,14 @@ def with_columns(plan: TensorPlan, wanted: Division, target: Target) -> TensorPl
     if target.lacks_parts is not None:
         raise ConfigError(f"{asked('float_columns', columns)}: {target.lacks_parts}")
     return replace(plan, float_columns=kept_columns(plan, columns, wanted.hidden))
+
+
+def may_keep(config: QuantizeConfig) -> bool:
+    """Whether a target size may give linears columns that float16 keeps: nothing moves weights or turns inputs afterwards, and
+    nobody asked for none."""
+    method, around = read_word(config.method).method, config.around
+    moves = around.mends_of_parts or method.learns or method.folds or method.turns or method.turn_blocks
+    return around.float_columns is None and not moves
 
 
 def widest(bits: float | None) -> int | None:

@@ -6,6 +6,7 @@ Levels are made for weights of a normal distribution, which turned ones look lik
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 
 from quantize.activations import ACTIVATIONS, Activation
@@ -23,6 +24,7 @@ from quantize.types import FINE_BITS, Axis, Grid, Target, TensorSpec
 
 TABLES = (EMBEDDING, HEAD)
 INT_GROUPS = (32, 64, 128)
+FLOAT_COLUMNS = (1, 4, 16)
 
 
 def options_of(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord]:
@@ -45,7 +47,17 @@ def options_of(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord
     for grid, axis in fitting:
         most[like(grid, axis)] = max(most.get(like(grid, axis), 0), grid.bits)
     plain = [TensorRecord(spec.name, shape, grid, axis=axis) for grid, axis in fitting if grid.bits == most[like(grid, axis)]]
-    return [one for one in plain if not _static(one, target)] + turned_options(spec, target, seed) + static_options(spec, target)
+    plain = [one for one in plain if not _static(one, target)]
+    return plain + column_options(plain, target) + turned_options(spec, target, seed) + static_options(spec, target)
+
+
+def column_options(plain: Iterable[TensorRecord], target: Target) -> list[TensorRecord]:
+    """Of linears of few bits per output channel, some input channels in float16 beside the codes of the others; per input channel
+    outliers are by themselves as it is."""
+    if target.lacks_parts is not None or target.activations:
+        return []
+    few = [one for one in plain if one.axis is Axis.PER_OC and one.name not in TABLES and one.grid and one.grid.bits < FINE_BITS]
+    return [replace(one, float_columns=count) for one, count in product(few, FLOAT_COLUMNS) if 2 * count <= one.shape[1]]
 
 
 def turned_options(spec: TensorSpec, target: Target, seed: int) -> list[TensorRecord]:
@@ -84,11 +96,12 @@ def _fits(grid: Grid, axis: Axis, shape: tuple[int, int], target: Target) -> boo
 
 
 def quick_enough(option: TensorRecord, target: Target, max_slowdown: float) -> bool:
-    """Whether axis and turn keep this tensor, and so its layer, within that many times the decoding time of PER_OC."""
+    """Whether axis, turn and columns in float16 keep this tensor, and so its layer, within so many times the time of PER_OC."""
     assert option.grid is not None
     shape = (option.shape[0], option.shape[1])
     plain = target.decode_cost(option.grid, Axis.PER_OC, shape)
-    return target.decode_cost(option.grid, option.axis, shape, option.turn) <= max_slowdown * plain
+    beside = target.columns_cost(option.float_columns, shape)
+    return target.decode_cost(option.grid, option.axis, shape, option.turn) + beside <= max_slowdown * plain
 
 
 def option_problem(record: TensorRecord, source: Checkpoint, target: Target, known: Iterable[TensorRecord]) -> str | None:
@@ -102,11 +115,12 @@ def option_problem(record: TensorRecord, source: Checkpoint, target: Target, kno
     lack = target.lacks(grid, record.axis) or target.refuses(grid, record.axis, shape)
     if turn is not None:
         lack = lack or target.lacks_turns or _turn_problem(record, turn)
-    lack = lack or _activation_problem(record, target)
+    lack = lack or _activation_problem(record, target) or _columns_problem(record, target)
     if lack is not None:
         return f"{record.name}: {lack}"
-    own = (grid, record.axis, turn)
-    return f"{record.name} has an option twice" if any((o.grid, o.axis, o.turn) == own for o in known) else None
+    own = (grid, record.axis, turn, record.float_columns)
+    twice = any((o.grid, o.axis, o.turn, o.float_columns) == own for o in known)
+    return f"{record.name} has an option twice" if twice else None
 
 
 def _activation_problem(record: TensorRecord, target: Target) -> str | None:
@@ -115,6 +129,16 @@ def _activation_problem(record: TensorRecord, target: Target) -> str | None:
         return None if held is None else f"target {target.name} rounds the input of no such weight to {held.name}"
     known = [word for word in target.activations if ACTIVATIONS[word].static]
     return None if held is not None and held.name in known else f"it does not say its input's {' or '.join(known)}"
+
+
+def _columns_problem(record: TensorRecord, target: Target) -> str | None:
+    if not record.float_columns:
+        return None
+    if record.name in TABLES or record.turn is not None or record.activation is not None or target.activations:
+        return "float16 keeps input channels of linears alone, whose input is neither turned nor rounded"
+    if record.float_columns >= record.shape[1]:
+        return f"float16 keeps {record.float_columns} of {record.shape[1]} input channels, which leaves none"
+    return target.lacks_parts
 
 
 def _turn_problem(record: TensorRecord, turn: Rotation) -> str | None:

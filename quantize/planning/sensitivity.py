@@ -15,46 +15,33 @@ squared error; the file has the slopes too, as "noise".
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from quantize.activations import ACTIVATIONS
-from quantize.block import as_multiplied
-from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
 from quantize.config import MOST_NOISE, NOISE, QuantizeConfig
 from quantize.errors import ConfigError, asked, listed, shown
 from quantize.kinds import readable
-from quantize.loss import activation_loss, output_loss
+from quantize.loss import output_loss
 from quantize.outside import Door
 from quantize.planning.memory import check_backward
-from quantize.planning.options import TABLES, option_problem, options_of, quick_enough, turned_options
+from quantize.planning.option_losses import OptionLosses, sample_of, sample_table
+from quantize.planning.options import TABLES, option_problem, options_of, quick_enough
 from quantize.progress import track
-from quantize.rounding.exact import exact
-from quantize.rounding.rtn import rtn
 from quantize.statistics.by_template import check_gradients, check_passes
 from quantize.statistics.calibration import data_or_random, rank_poor
 from quantize.statistics.measured import Measured, Walk, blocks_of
-from quantize.steps.activations import Tried, tried
 from quantize.store.record import TensorRecord
 from quantize.store.schema import CalibrationJson, Finite, SourceJson, Word, read_record
-from quantize.turn import Rotation
-from quantize.types import F32, I64, Axis, InputStats, Target, TensorPlan
-from quantize.weight import turned
+from quantize.types import I64, InputStats, Target
 
 FORMAT = 1
 DOOR = Door(ConfigError, "make it with `adadim sensitivity`")
-RUN = 256  # rows taken together, so that the groups of both axes are whole
-SAMPLE = 1 << 17  # weights of a linear that are rounded, about
-WORDS_SAMPLE = 1 << 18  # weights of a sample that are rounded on a grid of words, about
-TABLE_ROWS = 2048
-_Sample = tuple[F32, InputStats]  # rows of a weight, and the statistics in which they stand for all
 
 
 class NoiseJson(msgspec.Struct, frozen=True):
@@ -154,7 +141,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     if noise_levels and target.activations:
         told = f"noise in weights does not say what target {target.name} loses by rounding what they read"
         raise ConfigError(f"{asked('by', NOISE)}: {told}; leave it out")
-    options = _Options(source, target, config)
+    options = OptionLosses(source, target, config)
     noise, poor = None, list[str]()
     if noise_levels:
         noise = _by_noise(options, tokens, noise_levels)
@@ -164,7 +151,7 @@ def measure_sensitivity(measured: Measured, config: QuantizeConfig, target: Targ
     return Sensitivity(about, target.name, replace(coverage, rank_poor=tuple(poor)).to_json(), options.found, noise)
 
 
-def _by_curvature(options: _Options, measured: Measured, tokens: I64) -> list[str]:
+def _by_curvature(options: OptionLosses, measured: Measured, tokens: I64) -> list[str]:
     """Fills ``options``; what ``rank_poor`` says."""
     source, data, poor = measured.source, options.config.data, list[str]()
     curvature = measured.curvature(tokens, data.seed)
@@ -172,16 +159,16 @@ def _by_curvature(options: _Options, measured: Measured, tokens: I64) -> list[st
     for run in track(blocks_of(source, tokens, curvature, walk), "sensitivity", source.config.num_layers):
         poor += rank_poor(run.stats, run.sites)
         turned = options.turned(run.stats)
-        samples = {name: _sample(source.read(name), stats) for name, stats in run.stats.items()}
+        samples = {name: sample_of(source.read(name), stats) for name, stats in run.stats.items()}
         options.fit_inputs(run.sites, samples)
         for name, sample in samples.items():
             options.measure(name, sample, turned[name])
     for name, stats in curvature.tables.items():
-        options.measure(name, _sample_table(source, name, stats), stats)
+        options.measure(name, sample_table(source, name, stats), stats)
     return poor
 
 
-def _by_noise(options: _Options, tokens: I64, count: int) -> NoiseJson:
+def _by_noise(options: OptionLosses, tokens: I64, count: int) -> NoiseJson:
     """Fills ``options``; every weight of a tensor matters like the others."""
     from quantize.source import measure_slopes
 
@@ -190,7 +177,7 @@ def _by_noise(options: _Options, tokens: I64, count: int) -> NoiseJson:
     for name, slope in track(slopes.items(), "sensitivity"):
         outputs, inputs = source.specs[name].shape
         alike = InputStats(np.ones(inputs, np.float32), tokens.size, np.ones(outputs, np.float32))
-        rows, known = _sample_table(source, name, alike) if name in TABLES else _sample(source.read(name), alike)
+        rows, known = sample_table(source, name, alike) if name in TABLES else sample_of(source.read(name), alike)
         energy = output_loss(rows, np.zeros_like(rows), known)
         turned = options.turned({name: alike})[name]
         options.measure(name, (rows, known), turned, slope.value / energy if energy else 0.0)
@@ -200,99 +187,3 @@ def _by_noise(options: _Options, tokens: I64, count: int) -> NoiseJson:
         tuple(name for name, slope in slopes.items() if slope.below),
         tuple(name for name, slope in slopes.items() if slope.straight < count),
     )
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What is found of each tensor."""
-
-    source: Checkpoint
-    target: Target
-    config: QuantizeConfig
-    found: dict[str, list[TensorRecord]] = field(default_factory=dict)
-    inputs: dict[str, Mapping[str, Tried]] = field(default_factory=dict)  # of a linear, by word: what rounds its input
-
-    def fit_inputs(self, sites: Iterable[tuple[str, ...]], samples: Mapping[str, _Sample]) -> None:
-        """Scales that a file has of inputs, one for all linears of a site. Raises CalibrationError."""
-        words = [word for word in self.target.activations if ACTIVATIONS[word].static]
-        for site in sites if words else ():
-            found = tried(words, {name: samples[name][0] for name in site}, {name: samples[name][1] for name in site})
-            self.inputs.update(dict.fromkeys(site, found))
-
-    def turned(self, stats: Mapping[str, InputStats]) -> Mapping[str, InputStats]:
-        """Of inputs as the options turn them, once for all linears that share one; as they are where none does."""
-        plans = dict[str, TensorPlan]()
-        for name in stats:
-            spec = self.source.specs[name]
-            turn = next((one.turn for one in turned_options(spec, self.target, self.config.data.seed)), None)
-            plans[name] = TensorPlan(name, spec.shape, turn=turn)
-        return as_multiplied(stats, plans)
-
-    def measure(self, name: str, sample: _Sample, turned: InputStats, worth: float = 1.0) -> None:
-        """Every option of ``name``, on a ``sample`` of its rows that stands for all; ``turned``: of its input as the options turn
-        it; ``worth``: nats for each unit of loss."""
-        spec, found, made = self.source.specs[name], self.found.setdefault(name, []), dict[Rotation | None, _Sample]()
-        for option in options_of(spec, self.target, self.config.data.seed):
-            if quick_enough(option, self.target, self.config.max_slowdown):
-                if option.turn not in made:
-                    made[option.turn] = _turned_sample(sample, option.turn, turned)
-                loss = worth * _loss_of(option, *made[option.turn])
-                rounded, more = self._rounded(option, sample)
-                if np.isfinite(loss):  # not where the weights overflow a float16 scale
-                    found.append(replace(rounded, loss={str(option.axis): loss + more}))
-
-    def _rounded(self, option: TensorRecord, sample: _Sample) -> tuple[TensorRecord, float]:
-        """With what rounds its input, and the loss by that: a scale of the file, or what the runtime does by itself."""
-        assert option.grid is not None
-        if option.activation is not None:
-            found = self.inputs[option.name][option.activation.name]
-            return replace(option, activation=found.held), found.losses[option.name]
-        rounding = None if option.name in TABLES else self.target.rounds(option.grid, option.shape)
-        rows, known = sample
-        if rounding is None or known.inputs is None:
-            return option, 0.0
-        return option, activation_loss(rows, rounding(known.inputs.sample), known)
-
-
-def _turned_sample(sample: _Sample, turn: Rotation | None, stats: InputStats) -> _Sample:
-    rows, known = sample
-    return sample if turn is None else (turned(rows, turn), replace(known, hessian=stats.hessian, visit=None))
-
-
-def _loss_of(option: TensorRecord, rows: F32, stats: InputStats) -> float:
-    """Of rounding a sample to nearest."""
-    name, grid, axis = option.name, option.grid, option.axis
-    assert grid is not None
-    some, known = _fewer(rows, stats) if grid.formula.dims > 1 and axis is Axis.PER_OC else (rows, stats)
-    return output_loss(some, dequantize(exact(name, some, grid, axis) or rtn(name, some, grid, axis, known)), known)
-
-
-def _sample(weight: F32, stats: InputStats) -> _Sample:
-    """Evenly spread runs of rows, and the statistics in which they stand for all rows."""
-    runs = -(-len(weight) // RUN)
-    count = min(runs, max(1, round(SAMPLE / (RUN * weight.shape[1]))))
-    starts = [RUN * int((i + 0.5) * runs / count) for i in range(count)]
-    return _standing(weight, stats, np.concatenate([np.arange(start, min(start + RUN, len(weight))) for start in starts]))
-
-
-def _fewer(weight: F32, stats: InputStats) -> _Sample:
-    """Of a large sample some rows: words are slow to fit."""
-    return _standing(weight, stats, np.arange(0, len(weight), max(1, weight.size // WORDS_SAMPLE)))
-
-
-def _standing(weight: F32, stats: InputStats, rows: NDArray[np.intp]) -> _Sample:
-    """Some rows, and the statistics in which they stand for all."""
-    assert stats.row_weight is not None
-    own = stats.row_weight[rows]
-    scale = stats.row_weight.sum() / max(own.sum(), np.finfo(np.float32).tiny)
-    return weight[rows], replace(stats, row_weight=own * scale)
-
-
-def _sample_table(source: Checkpoint, name: str, stats: InputStats) -> _Sample:
-    """Rows drawn in proportion to their weights, which are as uneven as the words of a text."""
-    assert stats.row_weight is not None
-    upto = np.cumsum(stats.row_weight, dtype=np.float64)
-    steps = (np.arange(TABLE_ROWS) + 0.5) * (upto[-1] / TABLE_ROWS)
-    rows, drawn = np.unique(np.searchsorted(upto, steps), return_counts=True)
-    weight = np.concatenate([source.read_rows(name, int(row), int(row) + 1) for row in rows])
-    return weight, replace(stats, row_weight=(drawn * (upto[-1] / TABLE_ROWS)).astype(np.float32))

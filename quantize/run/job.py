@@ -85,7 +85,7 @@ class Job:
         """Whether statistics are needed that no importance matrix gives: some step needs them, or a choice does."""
         methods = {plan.method for plan in self.plan.tensors if plan.candidates}
         wanted = steps_of(methods, replace(self.config.around, selection=BY_HESSIAN))
-        chooses = self.chooses or any(plan.activations for plan in self.plan.tensors)
+        chooses = self.chooses or any(plan.activations or plan.float_columns for plan in self.plan.tensors)
         return self.imatrix is None and (chooses or max(step.needs for step in wanted) > Need.WEIGHTS)
 
     @property

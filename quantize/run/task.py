@@ -51,7 +51,7 @@ def run_block(task: BlockTask, kit: Kit) -> Result:
     """Raises PlanError for scales that overflow the file's dtype, CalibrationError for losses that do."""
     plans = {plan.name: plan for plan in task.plans if plan.candidates}
     block = Block(plans, task.tensors, task.stats, task.sites, task.fold_sites)
-    for step in before(task.around):
+    for step in before(task.around, any(plan.float_columns for plan in plans.values())):
         block = step(block, list(plans), kit)
     names = {method: [name for name, plan in plans.items() if plan.method == method] for method in METHODS}
     present = [method.rounding_by(kit.rounders[method.name]) for method in METHODS.values() if names[method.name]]

@@ -35,6 +35,12 @@ class Kept:
     columns: Index
     absorb: F32
 
+    def others(self) -> F32:
+        """F32[OC, IC] of the other channels, zeros in those that are kept."""
+        weight = self.weight.copy()
+        weight[:, self.columns] = 0
+        return weight
+
     def stored(self, name: str, rounded: Tensor) -> StoredWeight:
         """See Beside. Raises PlanError for what float16 does not hold."""
         wanted: F32 = np.subtract(self.weight, weight_of(rounded)) @ self.absorb
@@ -56,13 +62,11 @@ class FloatColumns:
         """See Step."""
         tensors, stats, beside = dict(block.tensors), dict(block.stats), dict[str, Kept]()
         for site in _sites(block, names):
-            columns, first = _loudest(block, site, kit), block.stats[site[0]]
-            absorb, rest = absorbed(first.hessian, columns)
+            columns = _loudest(block, site, kit)
+            absorb, rest = absorbed(block.stats[site[0]].hessian, columns)
             for name in site:
                 beside[name] = Kept(block.tensors[name], block.stats[name], columns, absorb)
-                tensors[name] = block.tensors[name].copy()
-                tensors[name][:, columns] = 0
-                stats[name] = replace(block.stats[name], hessian=rest, visit=None)
+                tensors[name], stats[name] = beside[name].others(), replace(block.stats[name], hessian=rest, visit=None)
         return replace(block, tensors=tensors, stats=stats, beside=beside)
 
 
@@ -77,11 +81,13 @@ def in_float16(part: str, values: F32) -> PlainTensor:
 
 
 def _sites(block: Block, names: Collection[str]) -> Iterator[tuple[str, ...]]:
-    """Of linears that keep columns."""
+    """Of linears that keep as many columns."""
     for site in block.sites:
-        keeping = tuple(name for name in site if name in names and block.plans[name].float_columns)
-        if keeping:
-            yield keeping
+        alike = dict[int, list[str]]()
+        for name in site:
+            if name in names and block.plans[name].float_columns:
+                alike.setdefault(block.plans[name].float_columns, []).append(name)
+        yield from map(tuple, alike.values())
 
 
 def _loudest(block: Block, site: tuple[str, ...], kit: Kit) -> Index:
@@ -90,11 +96,20 @@ def _loudest(block: Block, site: tuple[str, ...], kit: Kit) -> Index:
     for name in site:
         weight, stats, grids = block.tensors[name], block.stats[name], block.plans[name].candidates
         axis = next(iter(grids))
-        error = np.square(weight - dequantize(kit.rounders[NEAREST](name, weight, grids[axis], axis, None)))
-        rows = np.ones(len(weight), np.float32) if stats.row_weight is None else stats.row_weight
-        total += rows @ error
-    cost = total * block.stats[site[0]].importance
-    return np.sort(np.argsort(-cost, kind="stable")[: block.plans[site[0]].float_columns])
+        total += harm(weight, dequantize(kit.rounders[NEAREST](name, weight, grids[axis], axis, None)), stats)
+    return loudest(total, block.plans[site[0]].float_columns)
+
+
+def harm(weight: F32, rounded: F32, stats: InputStats) -> F32:
+    """F32[IC]: what the errors of each input channel of F32[OC, IC] cost by themselves."""
+    rows = np.ones(len(weight), np.float32) if stats.row_weight is None else stats.row_weight
+    cost: F32 = (rows @ np.square(weight - rounded)) * stats.importance
+    return cost
+
+
+def loudest(cost: F32, count: int) -> Index:
+    """So many channels of F32[IC] that cost most, in rising order."""
+    return np.sort(np.argsort(-cost, kind="stable")[:count])
 
 
 def absorbed(hessian: F32, columns: Index) -> tuple[F32, F32]:

@@ -20,7 +20,8 @@ class TensorRecord:
     """What plan.json says of one tensor. ``grid`` None: floats of ``dtype``. ``loss``: every axis that was tried. ``sha256``:
     of each chunk's file; none in stores of before there were any. ``inputs``: of a part that reads ``shape[1]`` of a weight's
     input channels, how many the weight has; else 0. ``turn``: of its input, or ``found_turn``: in data. ``activation``: what
-    rounds that, where not the runtime by itself; ``activation_loss``: in nats per token, of every word that was tried."""
+    rounds that, where not the runtime by itself; ``activation_loss``: in nats per token, of every word that was tried.
+    ``float_columns``: of what a tensor may become, the input channels that float16 would keep beside it."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,6 +38,7 @@ class TensorRecord:
     found_turn: FoundTurn | None = None
     activation: Activation | None = None
     activation_loss: Mapping[str, float] = field(default_factory=dict)
+    float_columns: int = 0
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -73,6 +75,7 @@ class TensorRecord:
         of_input = {"turn": self.turn, "found_turn": self.found_turn, "activation": self.activation}
         told = {key: value.to_json() for key, value in of_input.items() if value is not None}
         rest: dict[str, Any] = {"inputs": self.inputs, **told, "activation_loss": dict(self.activation_loss)}
+        rest["float_columns"] = self.float_columns
         rest |= {"note": self.note, "sha256": list(self.sha256)}
         return out | {key: value for key, value in rest.items() if value}
 
@@ -85,5 +88,5 @@ class TensorRecord:
         loss = {str(axis): loss for axis, loss in raw.loss.items()}
         of_input = {"turn": raw.turn, "found_turn": raw.found_turn, "activation": raw.activation}
         made: dict[str, Any] = {key: value.make() for key, value in of_input.items() if value is not None}
-        record = replace(record, activation_loss=raw.activation_loss, **made)
+        record = replace(record, activation_loss=raw.activation_loss, float_columns=raw.float_columns, **made)
         return replace(record, grid=raw.make(), axis=raw.axis, rounder=raw.rounder, loss=loss)

@@ -118,6 +118,7 @@ class QuantizedJson(GridJson, kw_only=True):
     found_turn: FoundTurnJson | None = None
     activation: ActivationJson | None = None
     activation_loss: dict[Word, Finite] = msgspec.field(default_factory=dict)
+    float_columns: Count = 0
 
     def __post_init__(self) -> None:
         grid = self.make()

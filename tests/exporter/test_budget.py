@@ -115,6 +115,31 @@ def test_turned_levels_are_taken_where_they_are_better(made, tmp_path):
     assert run("verify", tmp_path / "file", "--store", tmp_path / "store", "--source", model, "--quiet") == 0
 
 
+def test_channels_in_float16_are_taken_where_they_are_better(made, tmp_path):
+    """Different numbers of them by readers of one input. Not beside what moves weights afterwards, nor if none are asked for."""
+    model, file = made("even", "onnxruntime")
+    raw, better = json.loads(file.read_text()), tmp_path / "better.json"
+    wanted = {"q_proj": 4, "v_proj": 1, "down_proj": 16}
+    for one in raw["tensors"]:
+        own = wanted.get(one["name"].split(".")[-2])
+        worth = 1 if "float_columns" not in one else 1e-6 if one["float_columns"] == own else 1e6
+        one["loss"] = {axis: worth * loss for axis, loss in one["loss"].items()}
+    better.write_text(json.dumps(raw))
+    options = ("--target-bpw", "10", "--max-slowdown", "100", "--calibration-tokens", "512")
+    size = write(model, better, "onnxruntime", tmp_path, *options)
+    assert size == budget_of(tmp_path)["bytes"]
+    assert kept_columns(tmp_path) == wanted
+    assert run("verify", tmp_path / "file", "--store", tmp_path / "store", "--source", model, "--quiet") == 0
+    for other in (("--float-columns", "0"), ("--tune-steps", "1")):
+        write(model, better, "onnxruntime", tmp_path / other[0], *options, *other)
+        assert kept_columns(tmp_path / other[0]) == {}
+
+
+def kept_columns(out):
+    records = QuantizedStore(out / "store").records.values()
+    return {record.name.split(".")[-3]: record.shape[1] for record in records if record.inputs}
+
+
 def test_scales_of_inputs_are_taken_where_they_are_better(made, tmp_path):
     """Of some readers of an input, and not of others."""
     model, file = made("even", STATIC)

@@ -12,21 +12,26 @@ import pytest
 from exporter.targets import TARGETS
 from quantize.activations.grids import Blocks
 from quantize.architecture.families import LINEARS
+from quantize.block import Block, Kit
 from quantize.blocks import dequantize
 from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.row_order import RowOrders
 from quantize.config import QuantizeConfig
 from quantize.errors import ConfigError
 from quantize.grids import make_grid
 from quantize.loss import activation_loss, output_loss
 from quantize.methods import ROUNDERS
 from quantize.model_config import EMBEDDING, HEAD
-from quantize.planning import sensitivity
+from quantize.planning import option_losses
 from quantize.planning.options import options_of, turned_options
 from quantize.planning.sensitivity import measure_sensitivity, read_sensitivity
 from quantize.statistics.calibration import calibration_data
 from quantize.statistics.measured import Measured
+from quantize.steps.axis import ChooseAxis
+from quantize.steps.columns import FloatColumns
+from quantize.steps.round import Round
 from quantize.turn import Rotation
-from quantize.types import Axis, InputStats, TensorSpec
+from quantize.types import Axis, InputStats, RowOrder, TensorPlan, TensorSpec
 from tests.cases import config_of, weight_of
 from tests.tiny import make_tiny_model
 
@@ -42,7 +47,8 @@ def source(tmp_path_factory):
 
 
 def losses(found, name):
-    return {(option.grid.name, option.grid.bits, option.axis): option.loss[option.axis] for option in found.options[name]}
+    held = (option for option in found.options[name] if not option.float_columns)
+    return {(option.grid.name, option.grid.bits, option.axis): option.loss[option.axis] for option in held}
 
 
 def test_every_tensor_that_may_be_quantized_has_its_options(source):
@@ -78,7 +84,7 @@ def test_the_loss_is_that_of_rounding_the_tensor(source):
 def test_a_sample_of_the_rows_tells_nearly_the_same(source, monkeypatch):
     whole = measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"])
     for key, value in (("RUN", 32), ("SAMPLE", 32 * 64), ("TABLE_ROWS", 96)):
-        monkeypatch.setattr(sensitivity, key, value)
+        monkeypatch.setattr(option_losses, key, value)
     sampled = measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"])
     assert losses(sampled, Q) != losses(whole, Q)
     for names in ([EMBEDDING], [HEAD], set(whole.options) - {EMBEDDING, HEAD}):
@@ -122,7 +128,7 @@ def test_a_source_larger_than_memory_is_refused_before_any_work(source, monkeypa
 def test_fewer_rows_stand_for_all():
     weight = weight_of((512, 1024))
     stats = InputStats(np.ones(1024, np.float32), 9, np.random.default_rng(0).uniform(0.5, 2, 512).astype(np.float32))
-    fewer, known = sensitivity._fewer(weight, stats)
+    fewer, known = option_losses._fewer(weight, stats)
     assert np.array_equal(fewer, weight[::2])
     assert known.row_weight.sum() == pytest.approx(stats.row_weight.sum(), rel=1e-5)
     noise = np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
@@ -240,3 +246,55 @@ def test_a_scale_of_an_input_is_read_as_it_was_measured_and_no_other_is(source, 
 def test_noise_in_weights_says_nothing_of_inputs(source):
     with pytest.raises(ConfigError, match="does not say what target onnxruntime-w8a8 loses by rounding what they read"):
         measure_sensitivity(Measured(source), CONFIG, STATIC, 1)
+
+
+def test_channels_in_float16_are_options_where_a_graph_adds_parts(source):
+    for target in TARGETS.values():
+        found = measure_sensitivity(Measured(source), UNBOUND, target)
+        kept = {(one.name, one.grid.bits, one.float_columns) for options in found.options.values() for one in options}
+        columns = {(name, bits, count) for name, bits, count in kept if count}
+        adds = target.lacks_parts is None and not target.activations
+        linears = set(found.options) - {EMBEDDING, HEAD}
+        bits = {bits for name, bits, _ in kept if name == Q and bits < 8}
+        assert columns == ({(name, own, count) for name in linears for own in bits for count in (1, 4, 16)} if adds else set())
+
+
+def test_the_loss_beside_channels_in_float16_is_that_of_both(source):
+    """As a store then has them: what float16 keeps absorbs what rounding does to the others."""
+    from quantize.source import measure_curvature, walk_blocks
+
+    found = measure_sensitivity(Measured(source), UNBOUND, TARGETS["onnxruntime"])
+    tokens, _ = calibration_data(CONFIG.data, source)
+    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
+    known = {name: stats for run in runs for name, stats in run.stats.items()}
+    for name in (V, DOWN):
+        by_count = {}
+        for option in (one for one in found.options[name] if one.grid.bits == 2 and one.grid.group_size == 32):
+            if option.axis is Axis.PER_OC:
+                by_count[option.float_columns] = option.loss[Axis.PER_OC]
+        assert by_count[0] > by_count[1] > by_count[4] > by_count[16] > 0
+        weight, stats = source.read(name), known[name]
+        plan = TensorPlan(name, weight.shape, {Axis.PER_OC: make_grid("int", 2, 32)}, float_columns=4)
+        block = Block({name: plan}, {name: weight}, {name: stats}, ((name,),))
+        kit = Kit(TARGETS["onnxruntime"], RowOrders(source.config, RowOrder.HF), ROUNDERS, 1.5)
+        for step in (FloatColumns(), Round(ROUNDERS["search"]), ChooseAxis()):
+            block = step(block, [name], kit)
+        stored = block.stored(name, block.rounded[name].tensor).dense()
+        assert by_count[4] == pytest.approx(output_loss(weight, stored, stats), rel=0.2)
+
+
+def test_channels_in_float16_are_read_as_they_were_measured_and_no_others_are(source, tmp_path):
+    target = TARGETS["onnxruntime"]
+    file, found = tmp_path / "file.json", measure_sensitivity(Measured(source), UNBOUND, target)
+    file.write_bytes(found.to_json())
+    assert read_sensitivity(file, source, target) == found
+    raw = json.loads(found.to_json())
+    kept = next(one for one in raw["tensors"] if one.get("float_columns") == 4)
+    for changed, words in (
+        (kept | {"float_columns": 64}, "float16 keeps 64 of 64 input channels, which leaves none"),
+        (kept | {"name": HEAD, "shape": list(source.specs[HEAD].shape)}, "keeps input channels of linears alone"),
+        (kept, "has an option twice"),
+    ):
+        file.write_text(json.dumps(raw | {"tensors": [kept, changed]}))
+        with pytest.raises(ConfigError, match=words):
+            read_sensitivity(file, source, target)

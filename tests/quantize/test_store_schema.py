@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from exporter.targets import target_of
+from exporter.made_for import target_of
 from quantize.errors import StoreError
 from quantize.store.tensors import QuantizedStore
 from tests.stores import rtn_store, unseal

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from exporter.cli.main import main
-from exporter.targets import TARGETS, target_of
+from exporter.made_for import target_of
+from exporter.targets import TARGETS
 from quantize import build_plan, open_checkpoint, quantize_checkpoint
 from quantize.block import Block, Kit, as_multiplied
 from quantize.blocks import dequantize
