@@ -26,11 +26,11 @@ def with_columns(plan: TensorPlan, wanted: Division, target: Target) -> TensorPl
 
 
 def may_keep(config: QuantizeConfig) -> bool:
-    """Whether a target size may give linears columns that float16 keeps: nothing moves weights or turns inputs afterwards, and
-    nobody asked for none."""
+    """Whether a target size may give linears columns that float16 keeps: the source runs, nothing moves weights or turns inputs
+    afterwards, and nobody asked for none."""
     method, around = read_word(config.method).method, config.around
     moves = around.mends_of_parts or method.learns or method.folds or method.turns or method.turn_blocks
-    return around.float_columns is None and not moves
+    return around.float_columns is None and config.data.imatrix is None and not moves
 
 
 def widest(bits: float | None) -> int | None:

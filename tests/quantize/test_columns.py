@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from quantize.grids import make_grid
 from quantize.loss import output_loss
 from quantize.methods import ROUNDERS
 from quantize.model_config import is_linear, part_name, weight_name
+from quantize.planning.columns import may_keep
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.run.pipeline import planned_store
 from quantize.steps.columns import FloatColumns
@@ -303,3 +304,20 @@ def test_a_store_gives_whole_weights(source, tmp_path):
     expected[:, store.reads(part.name)] += weight_of(store.read(part.name))
     np.testing.assert_array_equal(whole.dense(), expected)
     assert store.reads(DOWN) is None and store.beside("model.norm.weight") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "may"),
+    [
+        (config_of("gptq-oc"), True),
+        (config_of("rtn-oc"), True),
+        (config_of("gptq-oc", float_columns=0), False),
+        (config_of("gptq-oc", tune_steps=1), False),
+        (config_of("omniquant"), False),
+        (config_of("smoothquant"), False),
+        (config_of("higgs"), False),
+        (replace(config_of("rtn-oc"), data=DataSpec(imatrix=Path("i.gguf"))), False),
+    ],
+)
+def test_a_target_size_may_keep_columns_where_nothing_moves_weights_afterwards(config, may):
+    assert may_keep(config) is may
