@@ -28,7 +28,7 @@ from runtime_checks.runtimes.runners import Runner
 
 
 class Case(NamedTuple):
-    """A file. ``slowdown``: of inputs, that may be rounded in blocks; all are by a scale in the file at 1."""
+    """A file. ``slowdown``: the most that inputs rounded in blocks may cost; all have a scale in the file at 1."""
 
     target: str
     method: str
@@ -41,7 +41,7 @@ class Case(NamedTuple):
         """In the table."""
         if self.group != CHANNEL:
             return f"{self.method}, groups of {self.group}"
-        return f"{self.method}, inputs static within {self.slowdown:g} times the time of all static"
+        return f"{self.method}, `--max-slowdown {self.slowdown:g}`" if self.slowdown > 1 else f"{self.method}, every input static"
 
 
 CHANNEL = "channel"
