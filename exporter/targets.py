@@ -15,7 +15,6 @@ QMoE of two of them, PER_OC alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 
 from exporter.onnx_cost import (
@@ -35,7 +34,7 @@ from exporter.onnx_cost import (
     tile_bytes,
     turn_seconds,
 )
-from quantize.activations import ACTIVATIONS, BLOCK, IN_BLOCKS, STATIC, Rounding, Scope
+from quantize.activations import ACTIVATIONS, BLOCK, IN_BLOCKS, STATIC, Scope
 from quantize.activations.grids import Blocks
 from quantize.blocks import matrix
 from quantize.errors import ConfigError, asked
@@ -238,11 +237,9 @@ class OnnxTarget:
         """Gather, MatMul and Sum."""
         return columns_seconds(count, matrix(shape)) if count else 0.0
 
-    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Rounding | None:
+    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Blocks | None:
         """To bytes in blocks as long as MatMulNBits' own, at accuracy level 4."""
-        if not self.activations:
-            return None
-        return partial(Blocks(FINE_BITS, block_size(grid, shape[-1])).round, params={})
+        return Blocks(FINE_BITS, block_size(grid, shape[-1])) if self.activations else None
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
         """Blocks of activations want a scale of the weights for each, and in a prompt longer than integers of one scale."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.activations import Rounding
+from quantize.activations import ActivationGrid
 from quantize.formula import Formula
 from quantize.inputs import Inputs
 from quantize.turn import Turn
@@ -293,8 +293,8 @@ class Target(Protocol):
     def columns_cost(self, count: int, shape: tuple[int, ...]) -> float:
         """Estimated seconds more of a row, where float16 keeps so many input channels of a weight (OC, IC) beside its codes."""
 
-    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> Rounding | None:
-        """What the runtime does to F32[..., IC] before such a weight multiplies it, where plans weigh that; else None."""
+    def rounds(self, grid: Grid, shape: tuple[int, ...]) -> ActivationGrid | None:
+        """What the runtime by itself rounds the input of such a weight to, where plans weigh that; else None."""
 
     def rounding_cost(self, activation: str, shape: tuple[int, ...]) -> float:
         """Estimated seconds more, of a row decoded and one of a prompt, where the input is rounded so, a word of ACTIVATIONS."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.activations import ACTIVATIONS
+from quantize.activations import ACTIVATIONS, ActivationGrid
 from quantize.block import as_multiplied
 from quantize.blocks import dequantize
 from quantize.checkpoint import Checkpoint
@@ -62,27 +62,31 @@ class OptionLosses:
         """Every option of ``name``, on a ``sample`` of its rows that stands for all; ``turned``: of its input as the options turn
         it; ``worth``: nats for each unit of loss."""
         spec, found, made = self.source.specs[name], self.found.setdefault(name, []), dict[Rotation | None, Sample]()
-        beside = _Beside(sample)
+        beside, seen = _Beside(sample), dict[ActivationGrid, float]()
         for option in options_of(spec, self.target, self.config.data.seed):
             if quick_enough(option, self.target, self.config.max_slowdown):
                 if option.turn not in made:
                     made[option.turn] = _turned_sample(sample, option.turn, turned)
                 loss = worth * (_loss_of(option, *made[option.turn]) if not option.float_columns else beside.loss(option))
-                rounded, more = self._rounded(option, sample)
+                rounded, more = self._rounded(option, sample, seen)
                 if np.isfinite(loss):  # not where the weights overflow a float16 scale
                     found.append(replace(rounded, loss={str(option.axis): loss + more}))
 
-    def _rounded(self, option: TensorRecord, sample: Sample) -> tuple[TensorRecord, float]:
-        """With what rounds its input, and the loss by that: a scale of the file, or what the runtime does by itself."""
+    def _rounded(self, option: TensorRecord, sample: Sample, seen: dict[ActivationGrid, float]) -> tuple[TensorRecord, float]:
+        """With what rounds its input, and the loss by that: a scale of the file, or what the runtime does by itself, which is
+        looked up in ``seen``."""
         assert option.grid is not None
         if option.activation is not None:
             found = self.inputs[option.name][option.activation.name]
             return replace(option, activation=found.held), found.losses[option.name]
-        rounding = None if option.name in TABLES else self.target.rounds(option.grid, option.shape)
-        rows, known = sample
-        if rounding is None or known.inputs is None:
+        grid = None if option.name in TABLES else self.target.rounds(option.grid, option.shape)
+        if grid is None:
             return option, 0.0
-        return option, activation_loss(rows, rounding(known.inputs.sample), known)
+        if grid not in seen:
+            rows, known = sample
+            assert known.inputs is not None, "no sample of the input was kept"
+            seen[grid] = activation_loss(rows, grid.round(known.inputs.sample, {}), known)
+        return option, seen[grid]
 
 
 def _turned_sample(sample: Sample, turn: Rotation | None, stats: InputStats) -> Sample:

@@ -51,6 +51,22 @@ def losses(found, name):
     return {(option.grid.name, option.grid.bits, option.axis): option.loss[option.axis] for option in held}
 
 
+def statistics(source):
+    """Of every linear's input, on the text of CONFIG."""
+    from quantize.source import measure_curvature, walk_blocks
+
+    tokens, _ = calibration_data(CONFIG.data, source)
+    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
+    return {name: stats for run in runs for name, stats in run.stats.items()}
+
+
+def read_back(found, file, source, target):
+    """What the file has, which is all of it."""
+    file.write_bytes(found.to_json())
+    assert read_sensitivity(file, source, target) == found
+    return json.loads(found.to_json())
+
+
 def test_every_tensor_that_may_be_quantized_has_its_options(source):
     found = measure_sensitivity(Measured(source), CONFIG, TARGETS["gguf-adadim"])
     assert set(found.options) == {
@@ -69,12 +85,8 @@ def test_every_tensor_that_may_be_quantized_has_its_options(source):
 
 
 def test_the_loss_is_that_of_rounding_the_tensor(source):
-    from quantize.source import measure_curvature, walk_blocks
-
     found = losses(measure_sensitivity(Measured(source), CONFIG, TARGETS["llama.cpp"]), Q)
-    tokens, _ = calibration_data(CONFIG.data, source)
-    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
-    stats = next(run.stats[Q] for run in runs if Q in run.stats)
+    stats = statistics(source)[Q]
     for (name, bits, axis), loss in found.items():
         grid = make_grid(name, bits, 32)
         rounded = dequantize(ROUNDERS["rtn"](Q, source.read(Q), grid, axis, stats))
@@ -164,12 +176,8 @@ def turned_of(option):
 
 
 def test_the_loss_of_a_turned_option_is_that_of_the_turned_input(source):
-    from quantize.source import measure_curvature, walk_blocks
-
     found = measure_sensitivity(Measured(source), UNBOUND, ADADIM)
-    tokens, _ = calibration_data(CONFIG.data, source)
-    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
-    known = {name: stats for run in runs for name, stats in run.stats.items()}
+    known = statistics(source)
     for name in (Q, V, DOWN):
         weight, stats = source.read(name), known[name]
         for option in (one for one in found.options[name] if one.turn is not None):
@@ -181,9 +189,7 @@ def test_the_loss_of_a_turned_option_is_that_of_the_turned_input(source):
 
 def test_a_turn_is_read_as_it_was_measured_and_no_other_is(source, tmp_path):
     file, found = tmp_path / "file.json", measure_sensitivity(Measured(source), UNBOUND, ADADIM)
-    file.write_bytes(found.to_json())
-    assert read_sensitivity(file, source, ADADIM) == found
-    raw = json.loads(found.to_json())
+    raw = read_back(found, file, source, ADADIM)
     turned = next(one for one in raw["tensors"] if "turn" in one)
     for name, turn, words in (
         (turned["name"], {"size": 32, "seed": 0}, "64 input channels are turned in runs of 64, not of 32"),
@@ -202,12 +208,8 @@ def test_a_turn_is_read_as_it_was_measured_and_no_other_is(source, tmp_path):
 
 def test_a_rounded_input_counts_as_it_is_rounded(source):
     """By a scale that the file has, one an input, or in blocks as long as the weights'."""
-    from quantize.source import measure_curvature, walk_blocks
-
     found = measure_sensitivity(Measured(source), CONFIG, STATIC)
-    tokens, _ = calibration_data(CONFIG.data, source)
-    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
-    known = {name: stats for run in runs for name, stats in run.stats.items()}
+    known = statistics(source)
     scales = {}
     for name in (Q, V, DOWN):
         weight, stats, seen = source.read(name), known[name], known[name].inputs.sample
@@ -227,9 +229,7 @@ def test_a_rounded_input_counts_as_it_is_rounded(source):
 
 def test_a_scale_of_an_input_is_read_as_it_was_measured_and_no_other_is(source, tmp_path):
     file, found = tmp_path / "file.json", measure_sensitivity(Measured(source), CONFIG, STATIC)
-    file.write_bytes(found.to_json())
-    assert read_sensitivity(file, source, STATIC) == found
-    raw = json.loads(found.to_json())
+    raw = read_back(found, file, source, STATIC)
     static = next(one for one in raw["tensors"] if "activation" in one)
     for changed, words in (
         (static | {"group_size": 32}, "rounds the input of no such weight to a8-tensor"),
@@ -261,12 +261,8 @@ def test_channels_in_float16_are_options_where_a_graph_adds_parts(source):
 
 def test_the_loss_beside_channels_in_float16_is_that_of_both(source):
     """As a store then has them: what float16 keeps absorbs what rounding does to the others."""
-    from quantize.source import measure_curvature, walk_blocks
-
     found = measure_sensitivity(Measured(source), UNBOUND, TARGETS["onnxruntime"])
-    tokens, _ = calibration_data(CONFIG.data, source)
-    runs = walk_blocks(source, tokens, measure_curvature(source, tokens, CONFIG.data.seed), 0)
-    known = {name: stats for run in runs for name, stats in run.stats.items()}
+    known = statistics(source)
     for name in (V, DOWN):
         by_count = {}
         for option in (one for one in found.options[name] if one.grid.bits == 2 and one.grid.group_size == 32):
@@ -286,9 +282,7 @@ def test_the_loss_beside_channels_in_float16_is_that_of_both(source):
 def test_channels_in_float16_are_read_as_they_were_measured_and_no_others_are(source, tmp_path):
     target = TARGETS["onnxruntime"]
     file, found = tmp_path / "file.json", measure_sensitivity(Measured(source), UNBOUND, target)
-    file.write_bytes(found.to_json())
-    assert read_sensitivity(file, source, target) == found
-    raw = json.loads(found.to_json())
+    raw = read_back(found, file, source, target)
     kept = next(one for one in raw["tensors"] if one.get("float_columns") == 4)
     for changed, words in (
         (kept | {"float_columns": 64}, "float16 keeps 64 of 64 input channels, which leaves none"),
