@@ -1,4 +1,4 @@
-"""Second moments of inputs, measured by a runtime itself as it runs its own file: whatever the model, without torch.
+"""Second moments and a sample of inputs, measured by a runtime itself as it runs its own file: whatever the model, without torch.
 
 The runtime runs in a child process, which one of its assertions would end; the moments lie in files between the two. Where those
 of all weights would not fit into memory, the text passes several times, for some of the weights each.
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from quantize.child import Child
 from quantize.errors import CalibrationError
+from quantize.inputs import Inputs, Sampler
 from quantize.types import F32, I64
 from quantize.workers import in_threads
 
-COUNTS, WEIGHTS = "counts.npy", "weights{}.npy"
+COUNTS, WEIGHTS, INPUTS = "counts.npy", "weights{}.npy", "inputs{}.npz"
 
 
 class Product(NamedTuple):
@@ -47,10 +48,12 @@ class Text(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Of a site. ``squares`` F32[experts or 1, IC, IC], the mean of x xT over the tokens that it has seen, ``tokens`` of them."""
+    """Of a site. ``squares`` F32[experts or 1, IC, IC], the mean of x xT over the tokens that it has seen, ``tokens`` of them;
+    ``inputs``: some of them, where no stack reads them."""
 
     squares: F32
     tokens: I64
+    inputs: Inputs | None = None
 
 
 class Watched(Protocol):
@@ -79,15 +82,22 @@ def measure_in(child: Child, opened: Opened, products: Sequence[Product], text: 
     counts, found = np.load(folder / COUNTS), dict[int, Moments]()
     for row, site in enumerate(dict.fromkeys(product.site for product in products)):
         squares: F32 = np.load(folder / f"{site}.npy", "r")
-        found[site] = Moments(squares, counts[row, : len(squares)])
+        found[site] = Moments(squares, counts[row, : len(squares)], _read_inputs(folder / INPUTS.format(site)))
     return found
+
+
+def _read_inputs(path: Path) -> Inputs | None:
+    if not path.is_file():
+        return None
+    with np.load(path) as held:
+        return Inputs(**held)
 
 
 def _measure(opened: Opened, products: list[Product], unit: bool, folder: Path) -> None:
     tokens = np.load(folder / "tokens.npy")
     first = {product.site: product for product in reversed(products)}
     weights = {site: np.load(file) for site in first if (file := folder / WEIGHTS.format(site)).is_file()}
-    sums = {product.weight: _Sum(product, unit, weights.get(site)) for site, product in first.items()}
+    sums = {product.weight: _Sum(product, tokens.size, unit, weights.get(site)) for site, product in first.items()}
     wanted = [product.weight for product in products if product.weight in sums]
     with opened(tokens.shape[1], wanted) as model:
         for sequence in tokens:
@@ -99,14 +109,17 @@ def _measure(opened: Opened, products: list[Product], unit: bool, folder: Path) 
         own = sums[name]
         counts[row, : len(own.tokens)] = own.tokens
         np.save(folder / f"{own.product.site}.npy", own.squares / np.maximum(own.tokens, 1)[:, None, None].astype(np.float32))
+        if own.sampler is not None:
+            np.savez(folder / INPUTS.format(own.product.site), **vars(own.sampler.inputs()))
     np.save(folder / COUNTS, counts)
 
 
 class _Sum:
-    """Of x xT over tokens, for each expert; what was seen waits for ``add``."""
+    """Of x xT over ``total`` tokens, for each expert, and some of the tokens; what was seen waits for ``add``."""
 
-    def __init__(self, product: Product, unit: bool, weights: F32 | None = None) -> None:
+    def __init__(self, product: Product, total: int, unit: bool, weights: F32 | None = None) -> None:
         self.product, self._unit, self._weights = product, unit, weights
+        self.sampler = None if product.experts else Sampler(total)
         self.tokens = np.zeros(max(1, product.experts), np.int64)
         self.squares = np.zeros((0, 0, 0), np.float32)
         self._x, self._ids = list[F32](), list[NDArray[np.int32]]()
@@ -137,10 +150,16 @@ class _Sum:
             raise CalibrationError(
                 f"{self.product.weight}: its inputs on the calibration text overflow float32; does the source itself run?"
             )
+        seen = int(self.tokens[expert])
         if self._unit:
-            x = x / np.sqrt(np.maximum(norms, np.float32(1e-20)))
+            norms = np.maximum(norms, np.float32(1e-20))
+            weight, scaled = 1 / norms, x / np.sqrt(norms)
         elif self._weights is not None:
-            seen = int(self.tokens[expert])
-            x = x * np.sqrt(self._weights[seen : seen + len(x), None])
-        self.squares[expert] += x.T @ x
+            weight = self._weights[seen : seen + len(x), None]
+            scaled = x * np.sqrt(weight)
+        else:
+            weight, scaled = np.ones_like(norms), x
+        if self.sampler is not None:
+            self.sampler.see(x, weight[:, 0])
+        self.squares[expert] += scaled.T @ scaled
         self.tokens[expert] += len(x)

@@ -110,11 +110,6 @@ class Method:
         return any(isinstance(step, ChangeBasis | ScaleChannels) for step in self.steps)
 
     @property
-    def sees_tokens(self) -> bool:
-        """Whether it has to know an input token by token, which torch alone shows."""
-        return any(isinstance(step, ScaleChannels | TurnBlocks) for step in self.steps)
-
-    @property
     def moves_norms(self) -> bool:
         """Whether it has to know a block's norms."""
         return any(isinstance(step, TweakNorms) for step in self.steps)

@@ -141,8 +141,6 @@ def _check_methods(source: Template, plan: ModelPlan) -> None:
         method, where = METHODS[name], f"{asked('method', name)}: {source.path}"
         if method.moves_norms:
             raise ConfigError(f"{where}: the norms of {named} are not known by name; choose another method")
-        if method.sees_tokens:
-            raise ConfigError(f"{where}: {source.runtime} tells of {named} no single tokens; choose another method")
         if method.folds and learned:
             raise ConfigError(f"{where}: a block whose basis changes does not learn; give {asked(learned[0], 0)}")
 

@@ -17,6 +17,7 @@ from quantize.checkpoint.huggingface import is_quantized
 from quantize.checkpoint.template import Template
 from quantize.config import BUILTIN, GENERATED, DataSpec, QuantizeConfig
 from quantize.errors import ConfigError, asked, shown
+from quantize.inputs import SAMPLE
 from quantize.model_config import block_index
 from quantize.moments import Moments, Product, Text
 from quantize.statistics.experts import ExpertStats
@@ -192,10 +193,12 @@ def _by_expert(run: TemplateRun, seen: Sequence[Seen], stacks: Mapping[str, Mome
     """With each expert known by its own tokens; one that saw few by its channels' squares alone."""
     known = {name: one for one in seen for name in one.names}
     own = {id(one): ExpertStats(one.moment[None], np.array([one.tokens])).of(0) for one in seen}
-    stats = {name: own[id(known[name])] if name in known else stats for name, stats in run.stats.items()}
+    stats = {  # a sample of what an expert could have seen
+        name: replace(own[id(known[name])], inputs=stats.inputs) if name in known else stats for name, stats in run.stats.items()
+    }
     shared = (tuple(name for name in names if name not in known) for names in run.sites)
     sites = (*(names for names in shared if names), *(tuple(one.names) for one in seen))
-    experts = {name: ExpertStats(*moments) for name, moments in stacks.items()}
+    experts = {name: ExpertStats(one.squares, one.tokens) for name, one in stacks.items()}
     return replace(run, stats=stats, sites=sites, experts={**run.experts, **experts})
 
 
@@ -223,9 +226,10 @@ def _by_block(source: Template) -> dict[int, list[Product]]:
 
 
 def _moments_size(source: Template, products: Sequence[Product]) -> int:
-    """Bytes."""
+    """Bytes, with the sample of each input."""
     sites = dict(enumerate(products)) if source.hides_experts else {product.site: product for product in products}
-    return sum(4 * max(1, one.experts) * source.specs[one.weight].shape[-1] ** 2 for one in sites.values())
+    channels = [(one.experts, source.specs[one.weight].shape[-1]) for one in sites.values()]
+    return sum(4 * count * (experts * count if experts else count + SAMPLE) for experts, count in channels)
 
 
 def _passes(source: Template, by_block: Mapping[int, list[Product]], most: int) -> Iterator[list[int]]:
@@ -243,7 +247,8 @@ def _passes(source: Template, by_block: Mapping[int, list[Product]], most: int) 
 
 def _block(source: Template, index: int, products: Sequence[Product], moments: Mapping[int, Moments]) -> TemplateRun:
     plain = [product for product in products if not product.experts]
-    stats = {site: InputStats(np.array(moments[site].squares[0]), int(moments[site].tokens[0])) for site in _sites(plain)}
+    seen = {site: moments[site] for site in _sites(plain)}
+    stats = {site: InputStats(np.array(one.squares[0]), int(one.tokens[0]), inputs=one.inputs) for site, one in seen.items()}
     sites = tuple(tuple(one.weight for one in plain if one.site == site) for site in stats)
     experts = {
         product.weight: ExpertStats(moments[product.site].squares, moments[product.site].tokens)

@@ -18,13 +18,14 @@ from quantize.types import Array
 from runtime_checks.checks.experts_check import check_layer, layers_of
 from runtime_checks.measure.results import Check, within
 from runtime_checks.reference.graph import Graph
-from runtime_checks.reference.onnx_turn import before_turn, turns
+from runtime_checks.reference.onnx_qdq import ROUNDED, before_rounding, rounds
+from runtime_checks.reference.onnx_turn import TURNED, before_turn, turns
 from runtime_checks.runtimes.onnx_runner import is_halved
 
 EXACT = 0.0  # nodes, values and sizes are as they were or they are not
 TABLES = ("cos_cache", "sin_cache")  # endings of what is cut to the exported context
 OURS = ("com.microsoft", "ai.adadim")  # domains that a file may import beside its template's
-PARTS = (".sum", ".part", ".turned")  # after a weight's name, of the nodes that hold it with others
+PARTS = (".sum", ".part", TURNED, ROUNDED)  # after a weight's name, of the nodes that hold it with others
 
 
 def check_against(graph: Graph, source: OnnxTemplate) -> list[Check]:
@@ -87,14 +88,15 @@ def _check_site(graph: Graph, name: str, expected: onnx.NodeProto) -> Check:
     made = {value for node in own for value in node.output}
     read = {value for node in own for value in node.input if value} - made
     x = expected.input[1] if expected.op_type == "Gather" else expected.input[0]
-    given = {_before_turn(graph, value) for value in read if value not in graph.initializers and not _is_constant(graph, value)}
+    given = {_before(graph, value) for value in read if value not in graph.initializers and not _is_constant(graph, value)}
     strange = given ^ {x}
     wanted = expected.output[0] not in made
     return within("reads and makes what the source's does", name, len(strange) + int(wanted), EXACT)
 
 
-def _before_turn(graph: Graph, value: str) -> str:
-    """What is turned, where a node turns it for several weights; else the value itself."""
+def _before(graph: Graph, value: str) -> str:
+    """What is rounded or turned, where nodes do that for several weights; else the value itself."""
+    value = before_rounding(graph, value) if rounds(graph, value) else value
     return before_turn(graph, value) if turns(graph, value) else value
 
 

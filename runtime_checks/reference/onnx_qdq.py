@@ -20,6 +20,7 @@ from runtime_checks.reference.decode import F32, U8
 from runtime_checks.reference.graph import Graph
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+ROUNDED = ".rounded"  # ends the part of a node's name before its role
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,38 @@ def arrays_of(graph: Graph, decoding: onnx.NodeProto) -> tuple[U8, F32, U8]:
     return codes, scale.astype(np.float32), zero
 
 
+def rounds(graph: Graph, value: str) -> bool:
+    """Whether nodes that round make ``value``."""
+    node = graph.producers.get(value)
+    return node is not None and node.name.endswith(f"{ROUNDED}/{DEQUANTIZE}")
+
+
+def before_rounding(graph: Graph, value: str) -> str:
+    """What is rounded. Raises DamagedFileError."""
+    coding, _ = _rounding(graph, value)
+    return str(coding.input[0])
+
+
 def input_of(graph: Graph, value: str) -> OnnxInput:
     """What rounds a value on the way to a product. Raises DamagedFileError where nothing does."""
-    decoding = graph.producers.get(value)
-    coding = graph.producers.get(decoding.input[0]) if decoding is not None and decoding.op_type == DEQUANTIZE else None
-    if decoding is None or coding is None or coding.op_type != QUANTIZE:
-        raise graph.damaged(f"{value[:80]}, which integers multiply, is not rounded")
-    for node in (coding, decoding):
-        _check(graph, node)
+    coding, decoding = _rounding(graph, value)
     if list(coding.input[1:]) != list(decoding.input[1:]):
         raise graph.damaged(f"{coding.name[:80]} and {decoding.name[:80]} have different scales")
     scale, zero = graph.fitted(coding.input[1], (), "f"), graph.fitted(coding.input[2], (), "u")
     if not scale > 0 or not np.isfinite(scale):
         raise graph.damaged(f"{coding.name[:80]} has the scale {scale}")
     return OnnxInput(coding.name, np.float32(scale), int(zero))
+
+
+def _rounding(graph: Graph, value: str) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """The nodes that code and decode it."""
+    decoding = graph.producers.get(value)
+    coding = graph.producers.get(decoding.input[0]) if decoding is not None and decoding.op_type == DEQUANTIZE else None
+    if decoding is None or coding is None or coding.op_type != QUANTIZE:
+        raise graph.damaged(f"{value[:80]}, which integers multiply, is not rounded")
+    for node in (coding, decoding):
+        _check(graph, node)
+    return coding, decoding
 
 
 def _check(graph: Graph, node: onnx.NodeProto, **wanted: int) -> None:

@@ -12,6 +12,7 @@ from gguf import GGUFReader
 
 from exporter.targets import TARGETS
 from exporter.writers import WRITERS
+from quantize import open_checkpoint
 from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.checkpoint.onnx_template import OnnxTemplate
@@ -19,6 +20,8 @@ from quantize.checkpoint.template import Template
 from quantize.errors import ConfigError
 from quantize.gguf.names import to_gguf_name
 from quantize.run.pipeline import quantize_checkpoint
+from quantize.source import walk_blocks
+from quantize.statistics.by_template import template_blocks
 from quantize.transforms import NAMES, TRANSFORMS
 from runtime_checks.checks.verify import verify
 from tests.cases import config_of
@@ -91,6 +94,54 @@ def test_what_is_rounded_in_another_basis_verifies(made, tmp_path):
     checks = verify(out, source, store)
     assert not [check for check in checks if not check.ok]
     assert "decoded path = source's, but for rounding" in {check.name for check in checks}
+
+
+@pytest.mark.parametrize("weigh", ["unit", "none"])
+def test_its_runtime_shows_the_tokens_that_torch_does(kept, weigh):
+    tokens = np.random.default_rng(1).integers(3, 400, (11, 64))  # every other token is kept
+    named, source = open_checkpoint(kept.model("llama", "float32")), kept.gguf("llama")
+    for one, other in zip(walk_blocks(named, tokens, weigh, 0), template_blocks(source, tokens, weigh), strict=True):
+        assert one.stats.keys() == other.stats.keys()
+        for name, stats in one.stats.items():
+            expected, found = stats.inputs, other.stats[name].inputs
+            scale = np.abs(expected.sample).max()
+            assert len(found.sample) == 11 * 64 // 2
+            for field in ("sample", "low", "high"):
+                np.testing.assert_allclose(getattr(found, field), getattr(expected, field), rtol=0, atol=1e-4 * scale)
+            np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "outliertune", "outlier-suppression"])
+def test_channels_are_scaled_by_what_its_runtime_shows(made, method, tmp_path):
+    model_type, source = made
+    config = config_of(method, bits=4, group_size=32, token_weight="unit")
+    store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS[TARGET[source.writer]])
+    (places,) = store.header["transforms"].values()
+    assert set(places) == {"0" if (model_type, method) == ("olmo2", "smoothquant") else "1"}  # no norm before a linear
+    checks = verify(WRITERS[source.writer].write(store, tmp_path / f"model.{source.writer}"), source, store)
+    assert checks and all(check.ok for check in checks)
+
+
+@pytest.mark.parametrize("model_type", IN_ONNX)
+def test_inputs_of_a_graph_get_static_scales(kept, model_type, tmp_path):
+    source = OnnxTemplate(kept.onnx(model_type, "float32"), kept.model(model_type, "float32"))
+    config = config_of("outliertune", token_weight="unit", max_slowdown=1.0)
+    store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime-w8a8"])
+    held = {record.activation.name for record in store.records.values() if record.activation}
+    assert "a8-tensor" in held
+    out = WRITERS["onnx"].write(store, tmp_path / "onnx")
+    checks = verify(out, source, store)
+    assert checks and all(check.ok for check in checks)
+    model = onnx.load(out / "model.onnx", load_external_data=False)
+    coded = [node for node in model.graph.node if node.name.endswith("mlp.down_proj.rounded/QuantizeLinear")]
+    coded[0].input[0], coded[1].input[0] = coded[1].input[0], coded[0].input[0]
+    onnx.save(model, out / "model.onnx")
+    missed = {
+        check.tensor
+        for check in verify(out, source, store)
+        if check.name == "reads and makes what the source's does" and not check.ok
+    }
+    assert missed == {f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)}
 
 
 def test_a_folded_block_does_not_learn(made, tmp_path):

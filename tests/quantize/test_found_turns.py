@@ -13,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from exporter.cli.main import main
 from exporter.targets import TARGETS
+from exporter.writers import WRITERS
 from quantize import build_plan, open_checkpoint, quantize_checkpoint
 from quantize.errors import ConfigError, StoreError
 from quantize.store.tensors import QuantizedStore
+from runtime_checks.checks.verify import verify
 from tests.any_model import make_model
 from tests.cases import config_of
 from tests.stores import reseal
@@ -187,11 +189,13 @@ def test_a_size_does_not_weigh_turns(source, tmp_path, capsys):
     assert "turns inputs, which a target size does not weigh" in capsys.readouterr().err
 
 
-def test_a_template_shows_no_inputs(tmp_path):
+def test_inputs_of_a_template_are_turned(tmp_path):
     from quantize.template.onnx_convert import convert_onnx
 
-    model = make_model(tmp_path / "m", "gpt2")
+    model = make_model(tmp_path / "m", "gpt2", "float32")
     convert_onnx(model, tmp_path / "template")
     source = open_checkpoint(tmp_path / "template", model)
-    with pytest.raises(ConfigError, match=r"duquant'?: .*template: onnxruntime tells of gpt2 no single tokens; choose another"):
-        quantize_checkpoint(source, tmp_path / "s", CONFIG, STOCK)
+    found = quantize_checkpoint(source, tmp_path / "s", config_of("duquant", group_size=32, token_weight="unit"), STOCK)
+    assert all(found.turn(name) is not None for name, record in found.records.items() if name.startswith(LAYER) and record.grid)
+    checks = verify(WRITERS["onnx"].write(found, tmp_path / "onnx"), source, found)
+    assert checks and all(check.ok for check in checks)
