@@ -12,7 +12,12 @@ import make_reference
 import pytest
 
 from exporter.cli.options import build_parser
+from exporter.cli.size import model_plan
+from exporter.cli.spelling import quantize_config
+from quantize import open_checkpoint
+from quantize.statistics.measured import Measured
 from tests.prose import CODE, FENCED, command_lines, paragraphs, sentences, words
+from tests.test_smollm2 import fetched
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -91,6 +96,15 @@ def test_lines_that_are_run_parse(page):
     for kind, lines in FENCED.findall(page.read_text(encoding="utf-8")):
         for line in command_lines(f"{kind}\n{lines}```\n") if kind == "```sh" else ():
             build_parser().parse_args(line)
+
+
+@pytest.mark.parametrize("page", [page for page in STYLED if page.parent.name == "methods"], ids=_id)
+def test_what_pages_of_methods_quantize_fits_their_model(page):
+    source = open_checkpoint(fetched())
+    for line in command_lines(page.read_text(encoding="utf-8")):
+        if line[:2] == ["quantize", "$MODEL"]:
+            args = build_parser().parse_args(line)
+            assert model_plan(args, quantize_config(args, source), Measured(source), args.target).tensors
 
 
 def test_readme_is_short():

@@ -199,7 +199,10 @@ def page(args: argparse.Namespace, rows: Mapping[str, Row], command: str) -> str
     made = {case.key: rows[case.key] for case in wanted if case.key in rows and "error" not in rows[case.key]}
     plain = {case.key for case in wanted if case.name in PLAIN}
     source = next((f" The source's perplexity is {row['source_ppl']:.3f}." for row in made.values()), "")
-    told = f"Target `{args.target}`; KL on {args.chunks} chunks of 512 tokens, weights alone.{source}"
+    told = (
+        f"Model and texts are those of [accuracy.md](evidence/accuracy.md#what-is-measured), which takes more of both. "
+        f"Target `{args.target}`; KL on {args.chunks} chunks of 512 tokens, weights alone.{source}"
+    )
     counted = (
         "Bits of linears: all that is stored of them, over their weights; of the file: all its bytes, over the model's weights. "
         "CPU: seconds of all cores together."
@@ -222,7 +225,9 @@ def section(method: Row, own: Sequence[Case], rows: Mapping[str, Row]) -> list[s
         held.setdefault(", ".join(case.targets), []).append(f"`{case.name}`")
     targets = [f"- {', '.join(dict.fromkeys(names))}: {where}" for where, names in held.items()]
     made = [line(case, rows[case.key]) for case in own if case.key in rows]
-    table = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *made] if made else ["Not measured."]
+    elsewhere = any(one.name.split()[0] == name for one in ROWS if one.key in rows)
+    lacking = "Weights alone: not measured. See [rounded activations](#rounded-activations)." if elsewhere else "Not measured."
+    table = [HEAD, "|" + "---|" * (HEAD.count("|") - 1), *made] if made else [lacking]
     return [f"## {name}", "", told[0].upper() + told[1:], "", "Targets:", "", *targets, "", *table]
 
 

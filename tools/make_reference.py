@@ -120,8 +120,13 @@ def _facts(target: GgufTarget | OnnxTarget) -> list[tuple[str, str]]:
         ("per-OC", _held(target, Axis.PER_OC)),
         ("per-IC", _held(target, Axis.PER_IC)),
         ("`--bits`", " ".join([held + ".", *([UNLIKE[target.name]] if target.name in UNLIKE else [])])),
-        ("groups, unless `--group-size` or the grid says otherwise", str(target.default_group_size)),
+        ("groups, unless `--group-size` or the grid says otherwise", _groups(target)),
     ]
+
+
+def _groups(target: GgufTarget | OnnxTarget) -> str:
+    other = f"; {target.default_group_size} where other bits are asked for"
+    return f"a channel{other}" if target.activations else str(target.default_group_size)
 
 
 def _default(target: GgufTarget | OnnxTarget, bits: int) -> str | None:

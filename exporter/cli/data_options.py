@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from exporter.cli.values import file_path, file_size, text_path, whole
+from exporter.targets import STATIC_TARGET
 from quantize.config import BUILTIN, GENERATED, TOKEN_WEIGHTS, QuantizeConfig
 from quantize.methods.around import SELECTIONS
 
@@ -44,13 +45,14 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
 
 
 def add_max_slowdown(group: argparse._ArgumentGroup) -> None:
-    """Of axes that take longer to decode."""
+    """Of axes that take longer to decode, and of inputs that are rounded in blocks."""
     group.add_argument(
         "--max-slowdown",
         type=float,
         metavar="X",
         default=DEFAULTS.max_slowdown,
-        help="how much slower than all per-OC AdaDim may make decoding (default: %(default)s)",
+        help="how many times as long as the quickest choice a layer may take: all per-OC, on "
+        f"{STATIC_TARGET} every input static (default: %(default)s)",
     )
 
 

@@ -22,7 +22,7 @@ from exporter.cli.report import add_report
 from exporter.cli.size import add_size_options
 from exporter.cli.values import file_path, group_size, positive, transform_names, whole, width, widths
 from exporter.cli.words import START
-from exporter.targets import TARGETS
+from exporter.targets import STATIC_TARGET, TARGETS
 from quantize import transforms
 from quantize.config import (
     CURVATURE,
@@ -157,7 +157,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         choices=ROUNDER_WORDS,
         help="what rounds in a system that leaves that open, as higgs (default: the system's own)",
     )
-    told = f"5 on ggml grids only; cmpq: any fraction, as 2.5 (default: {DEFAULT_BITS})"
+    told = f"5 on ggml grids only; cmpq: any fraction, as 2.5 (default: {DEFAULT_BITS}, {STATIC_TARGET} 8)"
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
     else:
@@ -170,9 +170,11 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         type=group_size,
         metavar="N",
         default=DEFAULTS.grid.group_size,
-        help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX, channel for lm and hg grids)",
+        help="16, 32, 64, 128, 256 or channel, the whole one (default: 32 for GGUF, 64 for ONNX, "
+        f"channel for lm and hg grids and {STATIC_TARGET})",
     )
-    group.add_argument("--symmetric", action="store_true", help="no zero points (default: asymmetric on the int grid)")
+    zeros = f"no zero points (default: asymmetric on the int grid, but for {STATIC_TARGET})"
+    group.add_argument("--symmetric", action="store_true", help=zeros)
     group.add_argument(
         "--scale-dtype", choices=SCALE_DTYPES, default=SCALE_DTYPES[0], help="scales of the int grid (default: %(default)s)"
     )
