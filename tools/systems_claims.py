@@ -135,7 +135,7 @@ def what_pays(rows: Mapping[str, Row], plain: Collection[str]) -> list[str]:
         "## What to take",
         "",
         "The best plain row of each width that was measured (a rounder and an axis, no option). What *pays* loses less in a file "
-        "no larger. What does not pay loses as much or more in one no smaller. The others are of another size. In parentheses, KL.",
+        "no larger. What does not pay loses as much or more in one no smaller. The others have another size. In parentheses: KL.",
         "",
         "| bits | best plain row | pays | does not pay | less loss, larger | more loss, smaller |",
         "|---|---|---|---|---|---|",
