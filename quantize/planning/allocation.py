@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-DOUBLINGS, PRICES = 40, 1000  # of a price of a second until it is enough; of it, how finely it is found
+DOUBLINGS, PRICES = 40, 1000  # of a price of a second until it is enough, and halvings; of it, how finely it is found
 ROUNDING = 1e-12  # of what is added up: sums in another order must not cut off the best choice
 
 
@@ -79,7 +79,9 @@ def allocate_in_time(options: Sequence[Costs], seconds: Sequence[Sequence[float]
             best = choice
             break
         low, high = high, 2 * high
-    while high - low > high / PRICES:
+    for _ in range(DOUBLINGS):  # of options that lose alike the quicker one is taken at any price, however small
+        if high - low <= high / PRICES:
+            break
         price = (low + high) / 2
         choice, taken = at(price)
         low, high, best = (low, price, choice) if taken <= bound else (price, high, best)

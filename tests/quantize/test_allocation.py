@@ -87,6 +87,13 @@ def test_no_choice_that_is_as_quick_loses_less(seed, slowdown):
             assert found == allocate(options, int(budget))
 
 
+def test_of_options_that_lose_alike_the_quicker_one_is_taken():
+    """At any price of a second, however small: no search for the least one ends by itself."""
+    options = [[Cost(4, 0.0), Cost(4, 1.0), Cost(5, 0.0)], [Cost(3, 0.5), Cost(3, 1.5)]]
+    assert allocate_in_time(options, [[9.0, 1.0, 2.0], [1.0, 1.0]], 9, 1.5) == [2, 0]
+    assert allocate_in_time([[Cost(1, 0.0), Cost(2, 0.0)]], [[2.0, 1.0]], 2, 1.0) == [1]
+
+
 def test_room_for_everything_takes_the_least_loss_of_each_and_no_byte_more():
     options = [[Cost(9, 0.0), Cost(4, 1.0), Cost(6, 0.0)], [Cost(5, 2.0)]]
     assert allocate(options, 100) == [2, 0]
