@@ -65,7 +65,12 @@ def test_defaults_stand_in_help(capsys):
     with pytest.raises(SystemExit):
         main(["quantize", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("(default: the effort's)", "(default: 4)", "32 for GGUF, 64 for ONNX", "(default: 8 bits of the target)"):
+    for part in (
+        "(default: the effort's)",
+        "(default: 4, onnxruntime-w8a8 8)",
+        "32 for GGUF, 64 for ONNX",
+        "(default: 8 bits of the target)",
+    ):
         assert part in text
 
 

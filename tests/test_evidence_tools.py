@@ -10,6 +10,7 @@ from pathlib import Path
 
 import compare_activation_predictions
 import compare_ggml_fit
+import compare_ggml_words
 import compare_group_sizes
 import compare_predictions
 import compare_sensitivities
@@ -45,6 +46,26 @@ def test_ggml_fit(model, capsys):
     _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
     assert [row[0] for row in rows] == list(BLOCK_GRIDS)
     assert all(0.1 < float(row[2]) < 1.05 for row in rows)
+
+
+def test_ggml_words(tmp_path, text, capsys, monkeypatch):
+    wide = make_tiny_model(tmp_path / "wide", layers=1, hidden=256, heads=8, kv_heads=4, head_dim=32, ffn=256)
+    command = [
+        "compare_ggml_words.py",
+        str(wide),
+        text,
+        "--out",
+        str(tmp_path / "out"),
+        "--types",
+        "iq2_s,iq3_s",
+        "--chunks",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--chunks", "1", *FROM_CALIBRATION, text])
+    compare_ggml_words.main(compare_ggml_words.arguments())
+    _, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines())
+    assert [row[0] for row in rows] == ["iq2_s", "iq3_s"]
+    assert all(0 < float(row[2]) < float(row[1]) for row in rows)
 
 
 def test_transforms(model, text, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from quantize.checkpoint.gguf_template import GgufTemplate
 from quantize.checkpoint.gguf_tensors import open_language_model
 from quantize.errors import AdaDimError, CheckpointError, ConfigError, ExportError
 from quantize.gguf.container import TensorInfo, Value, ValueType, encode_header, parse_header
+from quantize.inputs import SAMPLE
 from quantize.llama_cpp.children import find_products
 from quantize.planning.plan import ModelPlan, build_plan
 from quantize.planning.sensitivity import measure_sensitivity
@@ -158,7 +159,7 @@ def test_a_bound_on_memory_changes_the_passes_and_no_byte(moe, tmp_path, monkeyp
     passes, made, digests = list[list[int]](), list[dict[str, bytes]](), set[str]()
     real = by_template._passes
     monkeypatch.setattr(by_template, "_passes", lambda *args: (passes.append(some) or some for some in real(*args)))
-    for size in (1 << 20, 1 << 30):
+    for size in (1 << 21, 1 << 30):
         config = config_of("gptq-oc", grid="q4_0", max_memory=size, **TOKENS)
         store = quantize_checkpoint(moe, tmp_path / str(size), config, LLAMA).path
         made.append({path.name: path.read_bytes() for path in store.rglob("*") if path.is_file()})
@@ -169,7 +170,8 @@ def test_a_bound_on_memory_changes_the_passes_and_no_byte(moe, tmp_path, monkeyp
 
 def test_less_memory_than_a_block_needs_is_refused_with_what_it_needs(moe, tmp_path, capsys):
     text = ("--calibration-tokens", "512", "--quiet")
-    needed = 4 * 4 * (2 * HIDDEN**2 + EXPERTS * (HIDDEN**2 + EXPERT_FFN**2))  # qkv, o; gate with up, down; a quarter is theirs
+    dense = 2 * HIDDEN * (HIDDEN + SAMPLE)  # qkv, o
+    needed = 4 * 4 * (dense + EXPERTS * (HIDDEN**2 + EXPERT_FFN**2))  # gate with up, down; a quarter is theirs
     for command in ("imatrix", "quantize"):
         asked = [command, str(moe.path), "--out", str(tmp_path / command), *text]
         assert main([*asked, "--max-memory", f"{needed - 1}B"]) == 2
