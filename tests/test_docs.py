@@ -15,6 +15,7 @@ from exporter.cli.options import build_parser
 from exporter.cli.size import model_plan
 from exporter.cli.spelling import quantize_config
 from quantize import open_checkpoint
+from quantize.checkpoint import Checkpoint
 from quantize.statistics.measured import Measured
 from tests.prose import CODE, FENCED, command_lines, paragraphs, sentences, words
 from tests.test_smollm2 import fetched
@@ -98,13 +99,17 @@ def test_lines_that_are_run_parse(page):
             build_parser().parse_args(line)
 
 
+@pytest.fixture(scope="module")
+def smollm2() -> Checkpoint:
+    return open_checkpoint(fetched())
+
+
 @pytest.mark.parametrize("page", [page for page in STYLED if page.parent.name == "methods"], ids=_id)
-def test_what_pages_of_methods_quantize_fits_their_model(page):
-    source = open_checkpoint(fetched())
+def test_what_pages_of_methods_quantize_fits_their_model(page, smollm2):
     for line in command_lines(page.read_text(encoding="utf-8")):
         if line[:2] == ["quantize", "$MODEL"]:
             args = build_parser().parse_args(line)
-            assert model_plan(args, quantize_config(args, source), Measured(source), args.target).tensors
+            assert model_plan(args, quantize_config(args, smollm2), Measured(smollm2), args.target).tensors
 
 
 def test_readme_is_short():

@@ -50,17 +50,7 @@ def test_ggml_fit(model, capsys):
 
 def test_ggml_words(tmp_path, text, capsys, monkeypatch):
     wide = make_tiny_model(tmp_path / "wide", layers=1, hidden=256, heads=8, kv_heads=4, head_dim=32, ffn=256)
-    command = [
-        "compare_ggml_words.py",
-        str(wide),
-        text,
-        "--out",
-        str(tmp_path / "out"),
-        "--types",
-        "iq2_s,iq3_s",
-        "--chunks",
-        "1",
-    ]
+    command = ["compare_ggml_words.py", str(wide), text, "--out", str(tmp_path / "out"), "--types", "iq2_s,iq3_s"]
     monkeypatch.setattr(sys, "argv", [*command, "--chunks", "1", *FROM_CALIBRATION, text])
     compare_ggml_words.main(compare_ggml_words.arguments())
     _, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines())

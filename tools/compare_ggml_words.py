@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import gguf
-import numpy as np
 
 from exporter.cli.values import positive
 from exporter.targets import TARGETS
@@ -26,7 +25,7 @@ from quantize import open_checkpoint
 from quantize.checkpoint.row_order import RowOrders
 from quantize.gguf.names import to_gguf_name
 from quantize.grids.lattice import LATTICE_GRIDS
-from quantize.types import F32
+from quantize.statistics.imatrix import read_imatrix
 from runtime_checks.runtimes.ggml_quantizer import ggml_quantize
 
 COMMAND = [sys.executable, "-m", "exporter.cli.main"]
@@ -72,22 +71,14 @@ def theirs(args: argparse.Namespace, kind: str, file: Path) -> Path:
     source = open_checkpoint(args.source)
     orders = RowOrders(source.config, TARGETS["llama.cpp"].row_order)
     named = {to_gguf_name(name): name for name in source.specs}
-    rows = importance(args.out / "imatrix.gguf")
+    known = read_imatrix(args.out / "imatrix.gguf").entries
     with other.open("r+b") as out:
         for tensor in gguf.GGUFReader(file).tensors:
             if tensor.tensor_type == gguf.GGMLQuantizationType[kind.upper()]:
                 weight = orders.to_target(named[tensor.name], source.read(named[tensor.name]))
                 out.seek(int(tensor.data_offset))
-                out.write(ggml_quantize(kind.upper(), weight, rows[tensor.name]).tobytes())
+                out.write(ggml_quantize(kind.upper(), weight, known[tensor.name].squares).tobytes())
     return other
-
-
-def importance(path: Path) -> dict[str, F32]:
-    """Of an importance matrix in GGUF: mean squares of each tensor's inputs, F32[IC], as llama-quantize divides them."""
-    held = {tensor.name: np.array(tensor.data, np.float32).ravel() for tensor in gguf.GGUFReader(path).tensors}
-    ends = ".in_sum2", ".counts"
-    names = [name.removesuffix(ends[0]) for name in held if name.endswith(ends[0])]
-    return {name: held[name + ends[0]] / held[name + ends[1]] for name in names}
 
 
 def calibration(args: argparse.Namespace) -> tuple[object, ...]:

@@ -200,7 +200,7 @@ def page(args: argparse.Namespace, rows: Mapping[str, Row], command: str) -> str
     plain = {case.key for case in wanted if case.name in PLAIN}
     source = next((f" The source's perplexity is {row['source_ppl']:.3f}." for row in made.values()), "")
     told = (
-        f"Model and texts are those of [accuracy.md](evidence/accuracy.md#what-is-measured), which takes more of both. "
+        "In this project's page model and texts are those of [accuracy.md](evidence/accuracy.md#what-is-measured). "
         f"Target `{args.target}`; KL on {args.chunks} chunks of 512 tokens, weights alone.{source}"
     )
     counted = (

@@ -39,6 +39,7 @@ from quantize.grids import GRIDS
 from quantize.grids.int_affine import SCALE_DTYPES
 from quantize.methods import WORDS
 from quantize.methods.around import ROUNDER_WORDS
+from quantize.types import FINE_BITS
 
 DEFAULT_TARGET = "llama.cpp"
 TARGET_HELP = "gguf means llama.cpp, onnx onnxruntime"
@@ -157,7 +158,7 @@ def _add_grid_options(group: argparse._ArgumentGroup, several: bool) -> None:
         choices=ROUNDER_WORDS,
         help="what rounds in a system that leaves that open, as higgs (default: the system's own)",
     )
-    told = f"5 on ggml grids only; cmpq: any fraction, as 2.5 (default: {DEFAULT_BITS}, {STATIC_TARGET} 8)"
+    told = f"5 on ggml grids only; cmpq: any fraction, as 2.5 (default: {DEFAULT_BITS}, {STATIC_TARGET} {FINE_BITS})"
     if several:
         group.add_argument("--bits", dest="widths", type=widths, metavar="N[,N]", help=f"2, 3, 4, 5, 8, or several; {told}")
     else:

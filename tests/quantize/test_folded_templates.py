@@ -41,8 +41,12 @@ def made(request, kept) -> tuple[str, Template]:
     """(model_type, template); families as templates too."""
     writer, model_type = request.param
     if writer == "onnx":
-        return model_type, OnnxTemplate(kept.onnx(model_type, "float32"), kept.model(model_type, "float32"))
+        return model_type, _graph(kept, model_type)
     return model_type, kept.gguf(model_type)
+
+
+def _graph(kept, model_type: str) -> OnnxTemplate:
+    return OnnxTemplate(kept.onnx(model_type, "float32"), kept.model(model_type, "float32"))
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -124,7 +128,7 @@ def test_channels_are_scaled_by_what_its_runtime_shows(made, method, tmp_path):
 
 @pytest.mark.parametrize("model_type", IN_ONNX)
 def test_inputs_of_a_graph_get_static_scales(kept, model_type, tmp_path):
-    source = OnnxTemplate(kept.onnx(model_type, "float32"), kept.model(model_type, "float32"))
+    source = _graph(kept, model_type)
     config = config_of("outliertune", token_weight="unit", max_slowdown=1.0)
     store = quantize_checkpoint(source, tmp_path / "store", config, TARGETS["onnxruntime-w8a8"])
     held = {record.activation.name for record in store.records.values() if record.activation}
